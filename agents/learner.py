@@ -1,0 +1,187 @@
+"""One gradient step on a Q-network: weights, target weights, optimizer.
+
+The learner knows no episode and no game: it is given states, actions and targets.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from agents.networks import build_network
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """The network and how it follows its targets."""
+
+    network: str = "nature"
+    """Q-network: nature or dueling. Flat observations get a hidden layer for the convolutions."""
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    """adam, or the centred RMSProp of DQN 2015 with its epsilon inside the root."""
+    learning_rate: float = 1e-4
+    """Step size of the optimizer."""
+    optimizer_epsilon: float = 1e-5
+    """Added to the denominator (adam) or inside the root (rmsprop)."""
+    loss_reduction: Literal["mean", "sum"] = "mean"
+    """How the Huber losses of a minibatch are joined."""
+    target_sync_updates: int = 1_000
+    """Updates between two copies of the online weights to the target network."""
+
+
+class CenteredRMSProp(torch.optim.Optimizer):
+    """RMSProp of Graves 2013 (eq. 38-40) without momentum, as in DQN 2015 and EBU.
+
+    m <- rho m + (1 - rho) g;  v <- rho v + (1 - rho) g^2;  w <- w - lr g / sqrt(v - m^2 + eps)
+
+    torch's own RMSprop adds epsilon outside the root, which is another step size altogether.
+    """
+
+    def __init__(
+        self, parameters: Iterable[Tensor], *, lr: float, rho: float = 0.95, epsilon: float = 0.01
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "rho": rho, "epsilon": epsilon})
+        for group in self.param_groups:
+            for weight in group["params"]:
+                self.state[weight] = {
+                    "mean": torch.zeros_like(weight),
+                    "square": torch.zeros_like(weight),
+                }
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Take one step on the gradients as they stand."""
+        for group in self.param_groups:
+            weights = list(group["params"])
+            gradients = [weight.grad for weight in weights]
+            means = [self.state[weight]["mean"] for weight in weights]
+            squares = [self.state[weight]["square"] for weight in weights]
+            torch._foreach_lerp_(means, gradients, 1 - group["rho"])
+            torch._foreach_mul_(squares, group["rho"])
+            torch._foreach_addcmul_(squares, gradients, gradients, 1 - group["rho"])
+            variances = torch._foreach_addcmul(squares, means, means, -1.0)
+            # Rounding can leave a variance a little below zero; epsilon covers it.
+            torch._foreach_add_(variances, group["epsilon"])
+            torch._foreach_sqrt_(variances)
+            torch._foreach_addcdiv_(weights, gradients, variances, -group["lr"])
+
+
+class Learner:
+    """A Q-network, its target network and its optimizer.
+
+    | argument | meaning |
+    | --- | --- |
+    | stack, frame_shape | states are (B, stack, *frame_shape), uint8 or float32 |
+    | num_actions | number of actions A |
+    | precision | float32, or bfloat16 for the network's arithmetic (weights, targets and losses |
+    | | stay float32) |
+    | rng | draws the initial weights |
+    """
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        *,
+        stack: int,
+        frame_shape: tuple[int, ...],
+        num_actions: int,
+        device: torch.device,
+        precision: str,
+        rng: np.random.Generator,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.updates = 0
+        self._autocast = torch.autocast(
+            device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
+        )
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        self.online, self.target = (
+            build_network(
+                config.network,
+                stack=stack,
+                frame_shape=frame_shape,
+                num_actions=num_actions,
+                generator=generator,
+            ).to(device)
+            for _ in range(2)
+        )
+        self.target.requires_grad_(False)
+        self.sync_target()
+        weights = list(self.online.parameters())
+        self.optimizer: torch.optim.Optimizer
+        if config.optimizer == "rmsprop":
+            self.optimizer = CenteredRMSProp(
+                weights, lr=config.learning_rate, epsilon=config.optimizer_epsilon
+            )
+        else:
+            self.optimizer = torch.optim.Adam(
+                weights, lr=config.learning_rate, eps=config.optimizer_epsilon, fused=True
+            )
+
+    @torch.no_grad()
+    def values(self, states: Tensor) -> Tensor:
+        """Online action values (B, A) float32 of states (B, stack, *frame_shape)."""
+        return self._forward(self.online, states)
+
+    @torch.no_grad()
+    def target_values(self, states: Tensor) -> Tensor:
+        """The target network's action values (B, A) float32 of states (B, stack, *frame_shape)."""
+        return self._forward(self.target, states)
+
+    def update(self, states: Tensor, actions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one gradient step of the Huber loss (delta 1) between Q(s, a) and the targets.
+
+        | argument | shape, dtype |
+        | --- | --- |
+        | states | (B, stack, *frame_shape) |
+        | actions | (B,) int64 |
+        | targets | (B,) float32 |
+
+        Returns the loss () and the values Q(s, a) (B,) before the step, on the device.
+        """
+        values = self._forward(self.online, states).gather(1, actions[:, None]).squeeze(1)
+        loss = functional.huber_loss(values, targets, reduction=self.config.loss_reduction)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.updates += 1
+        if self.updates % self.config.target_sync_updates == 0:
+            self.sync_target()
+        return loss.detach(), values.detach()
+
+    @torch.no_grad()
+    def sync_target(self) -> None:
+        """Copy the online weights to the target network."""
+        torch._foreach_copy_(list(self.target.parameters()), list(self.online.parameters()))
+
+    def _forward(self, network: nn.Module, states: Tensor) -> Tensor:
+        with self._autocast:
+            values: Tensor = network(states)
+        return values.float()
+
+    def state_dict(self) -> dict[str, Any]:
+        names = [name for name, _ in self.online.named_parameters()]
+        slots = self.optimizer.state_dict()["state"]
+        return {
+            "updates": self.updates,
+            "online": dict(self.online.state_dict()),
+            "target": dict(self.target.state_dict()),
+            "optimizer": {names[index]: dict(slot) for index, slot in slots.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.updates = state["updates"]
+        self.online.load_state_dict(state["online"])
+        self.target.load_state_dict(state["target"])
+        whole = self.optimizer.state_dict()
+        whole["state"] = {
+            index: state["optimizer"][name]
+            for index, (name, _) in enumerate(self.online.named_parameters())
+            if name in state["optimizer"]
+        }
+        self.optimizer.load_state_dict(whole)

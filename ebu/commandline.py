@@ -1,0 +1,70 @@
+"""From dataclasses to flags, from errors to one clear line."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+import tyro
+
+from ebu.errors import EbuError, UsageError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def parse(
+    config_type: type[ConfigT],
+    args: Sequence[str],
+    *,
+    default: ConfigT | None = None,
+    prog: str,
+    description: str,
+) -> ConfigT:
+    """Fill a dataclass from command-line flags; nested dataclasses give flat flags.
+
+    Raises `UsageError` with one line when a flag is unknown or its value does not fit.
+    `--help` prints and exits with 0.
+    """
+    complaint = io.StringIO()
+    extra = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                config_type,
+                prog=prog,
+                description=description,
+                args=list(args),
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+                **extra,
+            )
+    except SystemExit as exit_:
+        if exit_.code in (0, None):
+            raise
+        raise UsageError(_one_line(complaint.getvalue(), prog)) from None
+
+
+def _one_line(box: str, prog: str) -> str:
+    """The words of an error drawn in a box, without the box."""
+    lines = [re.sub(r"[─│╭╮╰╯├┤]+", " ", line).strip() for line in box.splitlines()]
+    words = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
+    return f"{re.sub(r' +', ' ', words)} (see {prog} --help)"
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command and exit: 0 or what it returns, 2 for usage, 1 for failure.
+
+    Errors a user can act on are printed as one line on standard error.
+    """
+    try:
+        code = main()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except EbuError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(1)
+    sys.exit(code or 0)

@@ -1,0 +1,238 @@
+"""Playing games to score an agent, and the statistics of scores."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import scipy.stats
+import torch
+from torch import Tensor
+
+from ebu.frames import FrameStack
+from ebu.interfaces import VectorEnvironment
+
+CONFIDENCE = 0.95
+
+
+class Act(Protocol):
+    """`Agent.act`: actions (N,) int64 and their probabilities (N,) for stacks of N environments."""
+
+    def __call__(
+        self,
+        stacks: Tensor,
+        *,
+        epsilon: float,
+        rng: np.random.Generator,
+        forced_random: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Games played to their end, those of one environment after those of the one before it.
+
+    | field | shape, dtype | meaning |
+    | --- | --- | --- |
+    | returns | (G,) float64 | raw score of each game |
+    | lengths_frames | (G,) int64 | frames the agent played: agent steps × frames per step |
+    | capped | (G,) bool | ended by the time limit; counted like any other game |
+    | environments | (G,) int64 | the environment that played the game |
+    | starts, stops | (G,) int64 | the game's actions are `actions[environment][start:stop]` |
+    | actions | N arrays (steps,) int64 | everything sent to each environment after its reset, up to
+      the end of its last game: with its seed, all that it takes to play its games again |
+    """
+
+    returns: np.ndarray
+    lengths_frames: np.ndarray
+    capped: np.ndarray
+    environments: np.ndarray
+    starts: np.ndarray
+    stops: np.ndarray
+    actions: list[np.ndarray]
+
+    @property
+    def best_game(self) -> int:
+        """Index of the game with the highest return, the first of several."""
+        return int(self.returns.argmax())
+
+
+def evaluate(
+    act: Act,
+    env: VectorEnvironment,
+    *,
+    episodes: int,
+    epsilon: float,
+    rng: np.random.Generator,
+    random_start_actions: int = 0,
+    device: torch.device | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation | None:
+    """Reset N environments and play `episodes` games in them, each to its end.
+
+    Every environment plays a quota of games fixed beforehand. The first games to finish, whoever
+    plays them, would be the short ones, and in most games those are the bad ones.
+
+    | argument | meaning |
+    | --- | --- |
+    | act | chooses the actions, see `Act` |
+    | epsilon | share of random actions |
+    | rng | draws the exploration; nothing else is drawn |
+    | random_start_actions | the first actions of every game that are random whatever epsilon |
+    | device | where the stacks are kept; the CPU if not given |
+    | should_stop | asked before every step; once it says yes, nothing is returned |
+    | progress | called with the number of finished games when it has grown |
+
+    Raises ValueError with fewer than one game for each environment.
+    """
+    num_envs = env.num_envs
+    if episodes < num_envs:
+        raise ValueError(f"{num_envs} environments cannot share {episodes} games")
+    frame_dtype = torch.from_numpy(np.empty(0, env.frame_dtype)).dtype
+    stack = FrameStack(
+        num_envs, env.frame_shape, frame_dtype, env.stack, device or torch.device("cpu")
+    )
+    games_left = np.full(num_envs, episodes // num_envs)
+    games_left[: episodes % num_envs] += 1
+
+    returns = np.zeros(num_envs, dtype=np.float64)
+    starts = np.zeros(num_envs, dtype=np.int64)
+    games: list[list[tuple[float, bool, int, int]]] = [[] for _ in range(num_envs)]
+    sent: list[np.ndarray] = []
+
+    step = env.reset()
+    stacks = stack.push(step.frames, step.started)
+    while games_left.any():
+        if should_stop is not None and should_stop():
+            return None
+        # Environments that have played their games go on being stepped, and are ignored.
+        playing = games_left > 0
+        forced = len(sent) - starts < random_start_actions
+        actions = np.zeros(num_envs, dtype=np.int64)
+        actions[playing], _ = act(
+            stacks if playing.all() else stacks[torch.from_numpy(playing).to(stacks.device)],
+            epsilon=epsilon,
+            rng=rng,
+            forced_random=forced[playing],
+        )
+        env.send(actions)
+        sent.append(actions)
+        step = env.recv()
+        stacks = stack.push(step.frames, step.started)
+
+        returns += step.rewards
+        returns[step.started] = 0
+        starts[step.started] = len(sent)
+        for j in np.flatnonzero((step.terminated | step.truncated) & playing):
+            games[j].append((returns[j], bool(step.truncated[j]), starts[j], len(sent)))
+            games_left[j] -= 1
+            if progress is not None:
+                progress(episodes - int(games_left.sum()))
+
+    played = [(*game, j) for j, of_one in enumerate(games) for game in of_one]
+    scores, capped, first, last, environments = zip(*played, strict=True)
+    by_environment = np.stack(sent, axis=1)
+    return Evaluation(
+        returns=np.array(scores, dtype=np.float64),
+        lengths_frames=(np.array(last) - np.array(first)) * env.frames_per_step,
+        capped=np.array(capped, dtype=bool),
+        environments=np.array(environments, dtype=np.int64),
+        starts=np.array(first, dtype=np.int64),
+        stops=np.array(last, dtype=np.int64),
+        actions=[by_environment[j, : of_one[-1][3]].copy() for j, of_one in enumerate(games)],
+    )
+
+
+def summarise(
+    evaluation: Evaluation,
+    *,
+    random_score: float | None = None,
+    human_score: float | None = None,
+    human_table: str | None = None,
+) -> dict[str, Any]:
+    """Describe an evaluation in JSON values.
+
+    | key | meaning |
+    | --- | --- |
+    | games, capped_games | all games, and those ended by the time limit |
+    | mean, median, deviation | of the raw scores; deviation: None for a single game |
+    | interval_95 | [low, high] for the mean by Student's t; None for a single game |
+    | frames, mean_length_frames | frames the agent played, in all and per game |
+    | human_normalised, human_table | the mean as a share of the way from random to human play and
+      the table whose scores were used; None without reference scores |
+    """
+    returns = evaluation.returns
+    mean = float(returns.mean())
+    interval = mean_interval(returns)
+    normalised = None
+    if random_score is not None and human_score is not None:
+        normalised = human_normalised(mean, random_score, human_score)
+    return {
+        "games": len(returns),
+        "capped_games": int(evaluation.capped.sum()),
+        "mean": mean,
+        "median": float(np.median(returns)),
+        "deviation": float(returns.std(ddof=1)) if len(returns) > 1 else None,
+        "interval_95": None if interval is None else list(interval),
+        "frames": int(evaluation.lengths_frames.sum()),
+        "mean_length_frames": float(evaluation.lengths_frames.mean()),
+        "human_normalised": normalised,
+        "human_table": None if normalised is None else human_table,
+    }
+
+
+def mean_interval(
+    scores: np.ndarray, *, confidence: float = CONFIDENCE
+) -> tuple[float, float] | None:
+    """Student's t interval (low, high) of the mean of scores (n,); None for fewer than two.
+
+    Scores that are all equal give an interval of that one value. Not a bootstrap: with the ten or
+    thirty games of an evaluation those come out too narrow.
+    """
+    if len(scores) < 2:
+        return None
+    mean = float(np.mean(scores))
+    error = float(np.std(scores, ddof=1)) / len(scores) ** 0.5
+    half = float(scipy.stats.t.ppf((1 + confidence) / 2, len(scores) - 1)) * error
+    return mean - half, mean + half
+
+
+def human_normalised(score: float, random: float, human: float) -> float:
+    """0 for the score of random play, 1 for that of the human (Mnih et al. 2015, in shares)."""
+    if human == random:
+        raise ValueError(f"random and human score are both {random}: nothing to normalise by")
+    return (score - random) / (human - random)
+
+
+def interquartile_mean(scores: np.ndarray) -> float:
+    """Mean of the middle half of all scores, of any shape (Agarwal et al. 2021)."""
+    return float(scipy.stats.trim_mean(scores, proportiontocut=0.25, axis=None))
+
+
+def stratified_bootstrap_interval(
+    scores: np.ndarray,
+    statistic: Callable[[np.ndarray], float],
+    rng: np.random.Generator,
+    *,
+    resamples: int = 2_000,
+    confidence: float = CONFIDENCE,
+) -> tuple[float, float]:
+    """Percentile interval (low, high) of a statistic over runs of several games with several seeds.
+
+    | argument | shape | meaning |
+    | --- | --- | --- |
+    | scores | (games, seeds) | normalised score of every run |
+    | statistic | (games, seeds) → float | for instance `interquartile_mean` |
+
+    Each game is a stratum: its seeds are drawn anew with replacement, the games stay
+    (Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice").
+    """
+    games, seeds = scores.shape
+    rows = np.arange(games)[:, None]
+    statistics = [
+        statistic(scores[rows, rng.integers(seeds, size=(games, seeds))]) for _ in range(resamples)
+    ]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(statistics, [tail, 1 - tail])
+    return float(low), float(high)

@@ -1,0 +1,73 @@
+"""How much memory is free, so that what does not fit is refused before it is allocated."""
+
+import os
+from pathlib import Path
+
+import torch
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on the device, or None where nobody says.
+
+    On the host: the smallest of what the kernel calls available and what the control
+    groups of this process leave.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    limits = [_kernel(Path("/proc/meminfo")), *_control_groups(Path("/"))]
+    known = [limit for limit in limits if limit is not None]
+    if known:
+        return max(0, min(known))
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _kernel(meminfo: Path) -> int | None:
+    try:
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _control_groups(root: Path) -> list[int]:
+    """What each control group above this process leaves (versions 1 and 2)."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    left = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            mount, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            mount = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        # Inside a container the group's path may not exist under the mount; its root does.
+        path = mount / group.lstrip("/")
+        for directory in [path, *path.parents]:
+            if not directory.is_relative_to(mount):
+                break
+            amount = _group_leaves(directory, *names)
+            if amount is not None:
+                left.append(amount)
+    return left
+
+
+def _group_leaves(directory: Path, limit_name: str, usage_name: str) -> int | None:
+    try:
+        limit = int((directory / limit_name).read_text())  # "max" is no number: no limit
+        usage = int((directory / usage_name).read_text())
+        statistics = (directory / "memory.stat").read_text().split()
+    except (OSError, ValueError):
+        return None
+    # File pages that nobody has touched lately are given back when memory is short.
+    fields = dict(zip(statistics[::2], statistics[1::2], strict=False))
+    return limit - usage + int(fields.get("inactive_file", 0))

@@ -1,0 +1,130 @@
+"""The frames of a replay memory on disk: chunks of one stream's frames, compressed.
+
+A chunk holds consecutive frames of one stream. Each frame but the first is stored as the
+exclusive or with the one before it, byte by byte: most of a game's picture stands still,
+so most bytes become zero. `frames.zst` is one Zstandard frame after the other, each with
+its checksum; `frames.json` says what lies where.
+"""
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zstandard
+from torch import Tensor
+
+from ebu.errors import EbuError
+
+_DATA = "frames.zst"
+_INDEX = "frames.json"
+_FORMAT = "ebu-replay-frames-1"
+_LEVEL = 1
+# Bytes of a chunk before compression: large enough to compress well, small enough that
+# the few in flight are nothing beside the memory itself.
+_CHUNK_BYTES = 2 << 20
+
+
+def write_frames(directory: Path, ring: Tensor, first: int, end: int) -> None:
+    """Write the frames of steps first to end − 1, which lie in slots step mod L.
+
+    ring: (L, N, *frame_shape). Needs little memory whatever the size of the ring.
+    """
+    chunks = list(_chunks(ring, first, end))
+    sizes: list[int] = []
+    workers = max(1, min(8, os.cpu_count() or 1))
+    with (
+        (directory / _DATA).open("wb") as file,
+        ThreadPoolExecutor(workers, thread_name_prefix="replay-frames") as pool,
+    ):
+        in_flight: deque[Future[bytes]] = deque()
+        try:
+            for chunk in chunks:
+                in_flight.append(pool.submit(_compress, ring, *chunk))
+                if len(in_flight) > 2 * workers:
+                    sizes.append(file.write(in_flight.popleft().result()))
+            while in_flight:
+                sizes.append(file.write(in_flight.popleft().result()))
+        finally:
+            for future in in_flight:
+                future.cancel()
+    index = {
+        "format": _FORMAT,
+        **_layout(ring, first, end),
+        "chunks": [[*chunk, size] for chunk, size in zip(chunks, sizes, strict=True)],
+    }
+    (directory / _INDEX).write_text(json.dumps(index))
+
+
+def read_frames(directory: Path, ring: Tensor, first: int, end: int) -> None:
+    """Fill the ring with what `write_frames` wrote for the same steps.
+
+    EbuError if files are missing, short, altered, or of another memory or another step.
+    """
+    try:
+        index = json.loads((directory / _INDEX).read_text())
+        if index["format"] != _FORMAT:
+            raise ValueError(f"format {index['format']}")
+        for key, value in _layout(ring, first, end).items():
+            if index[key] != value:
+                raise ValueError(f"{key} is {index[key]}, expected {value}")
+        chunks = index["chunks"]
+        if [tuple(chunk[:3]) for chunk in chunks] != list(_chunks(ring, first, end)):
+            raise ValueError("its list of chunks is not whole")
+        with (directory / _DATA).open("rb") as file:
+            for stream, step, count, size in chunks:
+                data = file.read(size)
+                if len(data) != size:
+                    raise ValueError(f"{_DATA} is too short")
+                _decompress(data, ring, stream, step, count)
+            if file.read(1):
+                raise ValueError(f"{_DATA} is too long")
+    except (OSError, ValueError, KeyError, TypeError, zstandard.ZstdError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise EbuError(f"the replay frames in {directory} cannot be read: {reason}") from error
+
+
+def _chunks(ring: Tensor, first: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(stream, first step, number of frames) of every chunk, stream by stream."""
+    frame_bytes = ring[0, 0].numel() * ring.element_size()
+    frames = max(1, _CHUNK_BYTES // frame_bytes)
+    for stream in range(ring.shape[1]):
+        for step in range(first, end, frames):
+            yield stream, step, min(frames, end - step)
+
+
+def _layout(ring: Tensor, first: int, end: int) -> dict[str, Any]:
+    return {
+        "ring_length": ring.shape[0],
+        "num_streams": ring.shape[1],
+        "frame_shape": list(ring.shape[2:]),
+        "frame_dtype": str(ring.dtype),
+        "first_step": first,
+        "end_step": end,
+    }
+
+
+def _compress(ring: Tensor, stream: int, step: int, count: int) -> bytes:
+    slots = torch.arange(step, step + count, device=ring.device) % ring.shape[0]
+    frames = ring[slots, stream].cpu().reshape(count, -1).numpy().view(np.uint8)
+    changes = frames.copy()
+    np.bitwise_xor(frames[1:], frames[:-1], out=changes[1:])
+    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+    return compressor.compress(changes)
+
+
+def _decompress(data: bytes, ring: Tensor, stream: int, step: int, count: int) -> None:
+    raw = zstandard.ZstdDecompressor().decompress(data)
+    expected = count * ring[0, 0].numel() * ring.element_size()
+    if len(raw) != expected:
+        raise ValueError(f"a chunk holds {len(raw)} bytes, expected {expected}")
+    changes = np.frombuffer(raw, np.uint8).reshape(count, -1)
+    frames = np.bitwise_xor.accumulate(changes, axis=0)
+    slots = torch.arange(step, step + count, device=ring.device) % ring.shape[0]
+    values = torch.from_numpy(frames).view(ring.dtype).view(count, *ring.shape[2:])
+    ring[slots, stream] = values.to(ring.device)

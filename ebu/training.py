@@ -1,0 +1,367 @@
+"""The loop: act, learn, append; logs, evaluations and checkpoints in between."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebu.checkpoint import Checkpoint, save_checkpoint
+from ebu.frames import FrameStack
+from ebu.interfaces import VectorEnvironment, VectorStep
+from ebu.monitoring import Monitor, Progress
+from ebu.replay import EpisodicReplay
+from ebu.schedules import ExplorationConfig, epsilon_at
+
+RECENT_GAMES = 100
+"""Games over which the recent return is averaged (Machado et al. 2018)."""
+
+
+class Agent(Protocol):
+    """What the loop asks of an agent."""
+
+    target_seconds: float
+
+    def act(
+        self,
+        stacks: Tensor,
+        *,
+        epsilon: float,
+        rng: np.random.Generator,
+        forced_random: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+    def learn(self, replay: EpisodicReplay, updates: int) -> None: ...
+    def metrics(self) -> dict[str, float]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The rhythm of a run."""
+
+    updates_per_step: float
+    learning_starts: int
+    life_loss_ends_segment: bool
+    log_every_frames: int
+    eval_every_frames: int
+    checkpoint_minutes: float
+
+
+class Interval:
+    """Something due whenever another `every` frames have been played; 0 means never."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.next = every
+
+    def due(self, frames: int) -> bool:
+        return self.every > 0 and frames >= self.next
+
+    def done(self, frames: int) -> None:
+        self.next = (frames // self.every + 1) * self.every
+
+
+class Games:
+    """Returns and lengths of the games in N environments, as they are played and as they end."""
+
+    def __init__(self, num_envs: int) -> None:
+        self.steps = np.zeros(num_envs, dtype=np.int64)
+        self._returns = np.zeros(num_envs)
+        self._clipped = np.zeros(num_envs)
+        self._finished: list[list[float]] = []
+        self.recent: deque[float] = deque(maxlen=RECENT_GAMES)
+
+    def add(self, step: VectorStep) -> None:
+        """Count one step of every environment."""
+        played = ~step.started
+        self.steps[step.started] = 0
+        self.steps += played
+        self._returns += step.rewards
+        self._clipped += np.clip(step.rewards, -1, 1)
+        for j in np.flatnonzero(step.terminated | step.truncated):
+            row = [float(self._returns[j]), float(self._clipped[j]), float(self.steps[j])]
+            self._finished.append(row)
+            self.recent.append(row[0])
+            self._returns[j] = self._clipped[j] = 0
+
+    def metrics(self, frames_per_step: int) -> dict[str, float]:
+        """Means over the games that ended since the last call; nothing if none did."""
+        if not self._finished:
+            return {}
+        returns, clipped, steps = np.mean(self._finished, axis=0)
+        games = len(self._finished)
+        self._finished = []
+        return {
+            "train/episode_return": float(returns),
+            "train/episode_return_clipped": float(clipped),
+            "train/episode_length_frames": float(steps) * frames_per_step,
+            "train/games": float(games),
+            "train/return_last_100_games": float(np.mean(self.recent)),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "steps": self.steps,
+            "returns": self._returns,
+            "clipped": self._clipped,
+            "finished": self._finished,
+            "recent": list(self.recent),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        self._returns, self._clipped = state["returns"], state["clipped"]
+        self._finished = state["finished"]
+        self.recent = deque(state["recent"], maxlen=RECENT_GAMES)
+
+
+class Trainer:
+    """Trains one agent in N environments.
+
+    | argument | meaning |
+    | --- | --- |
+    | rng | draws the exploration |
+    | evaluate | called with (frames, should_stop); returns the record with its "mean", or None if |
+    | | it was told to stop |
+    | run_dir | checkpoints go to checkpoints/, the best evaluated weights to best/ |
+    | lock | the run directory's open lock file, held until `close` |
+
+    Everything that changes during a run is in `state_dict`, the frames of the replay memory
+    excepted, which a checkpoint holds as files of their own.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        *,
+        env: VectorEnvironment,
+        replay: EpisodicReplay,
+        agent: Agent,
+        exploration: ExplorationConfig,
+        rng: np.random.Generator,
+        monitor: Monitor,
+        evaluate: Callable[[int, Callable[[], bool]], dict[str, Any] | None],
+        run_dir: Path,
+        lock: IO[str],
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.env = env
+        self.replay = replay
+        self.agent = agent
+        self.exploration = exploration
+        self.rng = rng
+        self.monitor = monitor
+        self.evaluate = evaluate
+        self.run_dir = run_dir
+        self.stop_requested = False
+        self._lock = lock
+
+        self.agent_steps = 0
+        self.updates = 0
+        self._learning_steps = 0
+        self._best: float | None = None
+        self._started = False
+        self._games = Games(env.num_envs)
+        dtype = torch.from_numpy(np.empty(0, env.frame_dtype)).dtype
+        self._stack = FrameStack(env.num_envs, env.frame_shape, dtype, env.stack, device)
+        self._log_interval = Interval(config.log_every_frames)
+        self._eval_interval = Interval(config.eval_every_frames)
+        self._seconds: dict[str, float] = {}
+        self._speed_mark = (time.perf_counter(), 0, 0)
+
+    @property
+    def frames(self) -> int:
+        """Emulator frames played so far."""
+        return self.agent_steps * self.env.frames_per_step
+
+    @property
+    def epsilon(self) -> float:
+        return epsilon_at(self.exploration, self.agent_steps, self.config.learning_starts)
+
+    def run(self, until_frames: int, progress: Progress | None = None) -> bool:
+        """Train until `until_frames` frames have been played or `stop_requested` is set.
+
+        Saves a checkpoint on the way whenever the clock says so, and at the end. Returns whether
+        the run got there.
+        """
+        if not self._started:
+            self._receive(self.env.reset(), None, None)
+            self._started = True
+        self._speed_mark = (time.perf_counter(), self.frames, self.updates)
+        last_saved = time.monotonic()
+        while True:
+            if self._log_interval.due(self.frames):
+                self._log()
+            if self._eval_interval.due(self.frames):
+                self._evaluate(progress)
+            if self.stop_requested or self.frames >= until_frames:
+                break
+            if time.monotonic() - last_saved >= self.config.checkpoint_minutes * 60:
+                self.save()
+                last_saved = time.monotonic()
+            self._step()
+            if progress is not None:
+                recent = float(np.mean(self._games.recent)) if self._games.recent else None
+                progress.update(self.frames, episode_return=recent, epsilon=self.epsilon)
+        self.save()
+        return self.frames >= until_frames
+
+    def _step(self) -> None:
+        """One step of every environment; the learner works while the emulators do."""
+        clock = time.perf_counter()
+        actions, probabilities = self.agent.act(
+            self._stack.stacks,
+            epsilon=self.epsilon,
+            rng=self.rng,
+            forced_random=self._games.steps < self.exploration.random_start_actions,
+        )
+        self.env.send(actions)
+        clock = self._lap("acting", clock)
+        self.agent.learn(self.replay, self._updates_due())
+        clock = self._lap("learning", clock)
+        step = self.env.recv()
+        clock = self._lap("emulator_wait", clock)
+        self._receive(step, actions, probabilities)
+        self._lap("storing", clock)
+
+    def _receive(
+        self, step: VectorStep, actions: np.ndarray | None, probabilities: np.ndarray | None
+    ) -> None:
+        num_envs = self.env.num_envs
+        terminated = step.terminated
+        if self.config.life_loss_ends_segment:
+            terminated = terminated | step.life_lost
+        self.replay.append(
+            step.frames,
+            np.zeros(num_envs, np.int64) if actions is None else actions,
+            step.rewards,
+            terminated,
+            step.truncated & ~terminated,
+            step.started,
+            np.ones(num_envs, np.float32) if probabilities is None else probabilities,
+        )
+        self._stack.push(step.frames, step.started)
+        self._games.add(step)
+        played = num_envs - int(step.started.sum())
+        self.agent_steps += played
+        # Updates missed until learning starts and a segment exists are not made up.
+        past_start = self.agent_steps - self.config.learning_starts
+        if past_start > 0 and self.replay.num_segments > 0:
+            self._learning_steps += min(played, past_start)
+
+    def _updates_due(self) -> int:
+        # The small term lets a rate such as 0.1 reach whole updates despite its rounding.
+        owed = int(self._learning_steps * self.config.updates_per_step + 1e-6) - self.updates
+        self.updates += owed
+        return owed
+
+    def _log(self) -> None:
+        metrics = self._games.metrics(self.env.frames_per_step)
+        metrics |= {
+            "train/epsilon": self.epsilon,
+            "train/agent_steps": float(self.agent_steps),
+            "train/updates": float(self.updates),
+        }
+        metrics |= self.agent.metrics()
+        metrics |= {f"replay/{name}": value for name, value in self.replay.statistics().items()}
+        self.monitor.scalars(self.frames, metrics)
+
+        before, frames, updates = self._speed_mark
+        self._speed_mark = (time.perf_counter(), self.frames, self.updates)
+        seconds = self._speed_mark[0] - before
+        self._seconds["target_passes"] = self.agent.target_seconds
+        self.agent.target_seconds = 0.0
+        speed = {f"speed/share_{name}": part / seconds for name, part in self._seconds.items()}
+        speed["speed/frames_per_second"] = (self.frames - frames) / seconds
+        speed["speed/updates_per_second"] = (self.updates - updates) / seconds
+        self.monitor.speed(self.frames, speed)
+        self._seconds = {}
+        self._log_interval.done(self.frames)
+
+    def _evaluate(self, progress: Progress | None) -> None:
+        clock = time.perf_counter()
+        record = self.evaluate(self.frames, lambda: self.stop_requested)
+        self._lap("evaluation", clock)
+        if record is None:
+            return
+        if self._best is None or record["mean"] > self._best:
+            self._best = record["mean"]
+            state = {"agent": self.agent.state_dict(), "frames": self.frames}
+            save_checkpoint(self.run_dir / "best", self._checkpoint_name(), state, keep=1)
+        self.monitor.evaluation(self.frames, record)
+        self._eval_interval.done(self.frames)
+        if progress is not None:
+            progress.write(
+                f"{self.frames:,} frames: mean {record['mean']:.2f} of {record['games']} games"
+            )
+
+    def save(self) -> Path:
+        """Write a checkpoint; changes nothing in the run."""
+        clock = time.perf_counter()
+        path = save_checkpoint(
+            self.run_dir / "checkpoints",
+            self._checkpoint_name(),
+            self.state_dict(),
+            writers=[self.replay.write_frames],
+            logs=self.monitor.sync(),
+        )
+        self._lap("checkpoints", clock)
+        return path
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint of a run with the same settings."""
+        self.load_state_dict(checkpoint.state)
+        self.replay.read_frames(checkpoint.directory)
+
+    def close(self) -> None:
+        """Close the environments and the logs and let the run directory go."""
+        self.env.close()
+        self.monitor.close()
+        self._lock.close()
+
+    def _checkpoint_name(self) -> str:
+        return f"frames-{self.frames:012d}"
+
+    def _lap(self, name: str, clock: float) -> float:
+        now = time.perf_counter()
+        self._seconds[name] = self._seconds.get(name, 0.0) + now - clock
+        return now
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "frames": self.frames,
+            "agent_steps": self.agent_steps,
+            "updates": self.updates,
+            "learning_steps": self._learning_steps,
+            "next_log": self._log_interval.next,
+            "next_evaluation": self._eval_interval.next,
+            "best": self._best,
+            "rng": self.rng.bit_generator.state,
+            "games": self._games.state_dict(),
+            "stack": self._stack.state_dict(),
+            "agent": self.agent.state_dict(),
+            "env": self.env.state_dict(),
+            "replay": self.replay.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._started = True
+        self.agent_steps = state["agent_steps"]
+        self.updates = state["updates"]
+        self._learning_steps = state["learning_steps"]
+        self._log_interval.next = state["next_log"]
+        self._eval_interval.next = state["next_evaluation"]
+        self._best = state["best"]
+        self.rng.bit_generator.state = state["rng"]
+        self._games.load_state_dict(state["games"])
+        self._stack.load_state_dict(state["stack"])
+        self.agent.load_state_dict(state["agent"])
+        self.env.load_state_dict(state["env"])
+        self.replay.load_state_dict(state["replay"])

@@ -1,0 +1,150 @@
+"""AtariVector: N Atari games in ale-py's native vector environment."""
+
+import weakref
+from typing import Any
+
+import ale_py
+import numpy as np
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.vector import AutoresetMode
+
+from envs.games import canonical_game
+from envs.vector import JournaledVector, Outcome
+from envs.watchdog import Watchdog
+
+FRAME_SKIP = 4  # emulator frames per step: the action is repeated, the last two are maxed
+FRAME_SIDE = 84
+PATIENCE_SECONDS = 60  # a step takes milliseconds; the emulator does not come back from a fault
+
+
+class AtariVector(JournaledVector):
+    """N games of one Atari title: 84×84 grey frames, raw rewards, lives and game over told apart.
+
+    | argument | meaning |
+    | --- | --- |
+    | game | a ROM id or any form `canonical_game` knows |
+    | seed | non-negative; environment j gets seeds derived from it |
+    | repeat_action_probability | sticky actions: 0 or Machado et al. (2018)'s 0.25 |
+    | full_action_space | all 18 actions instead of those the game uses |
+    | noop_max | each game starts with 0..noop_max no-ops, uniformly |
+    | max_frames_per_game | emulator frames, no-ops not counted; then `truncated` |
+    | num_threads | emulator threads, 0: one per core; changes no result |
+    | reseed_every_frames | frames of all environments together between two seeded resets of one |
+
+    A game is over when the emulator says so. A lost life is a drop of its counter within one game,
+    to 0 included, since in some games (Atlantis, Bank Heist, Wizard of Wor) play goes on at 0; a
+    gained life is none. Ten games count no lives and never report one.
+    """
+
+    frame_shape: tuple[int, ...] = (FRAME_SIDE, FRAME_SIDE)
+    frame_dtype: np.dtype[Any] = np.dtype(np.uint8)
+    stack = 4
+    frames_per_step = FRAME_SKIP
+
+    def __init__(
+        self,
+        game: str,
+        num_envs: int,
+        *,
+        seed: int,
+        repeat_action_probability: float = 0.0,
+        full_action_space: bool = False,
+        noop_max: int = 0,
+        max_frames_per_game: int = 108_000,
+        num_threads: int = 0,
+        reseed_every_frames: int = 2_500_000,
+    ) -> None:
+        game = canonical_game(game)
+        _check_at_least(num_envs, 1, "num_envs")
+        _check_at_least(seed, 0, "seed")
+        _check_at_least(noop_max, 0, "noop_max")
+        _check_at_least(max_frames_per_game, 1, "max_frames_per_game")
+        _check_at_least(num_threads, 0, "num_threads")
+        _check_at_least(reseed_every_frames, 1, "reseed_every_frames")
+        if not 0.0 <= repeat_action_probability <= 1.0:
+            raise ValueError(
+                f"repeat_action_probability must be in [0, 1], got {repeat_action_probability}"
+            )
+        self._native = AtariVectorEnv(
+            game,
+            num_envs,
+            # Another batch size would return rows in the order in which threads finish.
+            batch_size=num_envs,
+            num_threads=num_threads,
+            max_num_frames_per_episode=max_frames_per_game,
+            repeat_action_probability=repeat_action_probability,
+            full_action_space=full_action_space,
+            autoreset_mode=AutoresetMode.NEXT_STEP,
+            img_height=FRAME_SIDE,
+            img_width=FRAME_SIDE,
+            grayscale=True,
+            # Stacking is the replay memory's and the agent's: every recv would copy the stack.
+            stack_num=1,
+            frameskip=FRAME_SKIP,
+            maxpool=True,
+            # The emulator draws from 0..noop_max - 1.
+            noop_max=noop_max + 1 if noop_max else 0,
+            # Resets the whole game at a lost life: later lives would never be played.
+            episodic_life=False,
+            # Misses the lost life after which `lives` is 0 and the game goes on.
+            life_loss_info=False,
+            reward_clipping=False,
+            use_fire_reset=False,
+        )
+        steps = -(-reseed_every_frames // (FRAME_SKIP * num_envs))
+        super().__init__(
+            num_envs=num_envs,
+            num_actions=len(self._native.ale.get_action_set()),
+            seed=seed,
+            reseed_after_steps=steps,
+            identity={
+                "kind": "atari",
+                "game": game,
+                "num_envs": num_envs,
+                "seed": seed,
+                "repeat_action_probability": float(repeat_action_probability),
+                "full_action_space": bool(full_action_space),
+                "noop_max": noop_max,
+                "max_frames_per_game": max_frames_per_game,
+                "reseed_every_frames": reseed_every_frames,
+            },
+            engine=f"ale-py {ale_py.__version__}",
+        )
+        self._watchdog = Watchdog(f"the emulator of {game}", PATIENCE_SECONDS)
+        weakref.finalize(self, self._watchdog.stop)
+        self._strengths = np.ones(num_envs, dtype=np.float32)
+
+    def _reset(self, mask: np.ndarray, seeds: list[int]) -> Outcome:
+        frames, info = self._native.reset(
+            seed=np.array(seeds, dtype=np.int64), options={"reset_mask": mask}
+        )
+        return Outcome(
+            frames=frames[:, 0],
+            rewards=np.zeros(self.num_envs, dtype=np.float32),
+            terminated=np.zeros(self.num_envs, dtype=bool),
+            truncated=np.zeros(self.num_envs, dtype=bool),
+            lives=info["lives"],
+        )
+
+    def _start(self, actions: np.ndarray, active: np.ndarray) -> None:
+        self._native.ale.send(actions, self._strengths)
+
+    def _collect(self) -> Outcome:
+        with self._watchdog:
+            frames, rewards, terminated, truncated, info = self._native.ale.recv()
+        return Outcome(
+            frames=frames[:, 0],
+            rewards=rewards.astype(np.float32),
+            terminated=terminated,
+            truncated=truncated & ~terminated,
+            lives=info["lives"],
+        )
+
+    def _close(self) -> None:
+        self._watchdog.stop()
+        del self._native
+
+
+def _check_at_least(value: int, least: int, name: str) -> None:
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -1,0 +1,136 @@
+"""Atari games by the names people type, the usual sets of games, and reference scores."""
+
+import csv
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from ale_py import roms
+
+# The emulator refuses to play these alone, and takes the process with it.
+TWO_PLAYER_GAMES = ("combat", "joust", "maze_craze", "warlords")
+
+# Titles whose ROM id is not the title without its spaces and signs.
+_TITLES = {
+    "montezumasrevenge": "montezuma_revenge",
+    "jamesbond007": "jamesbond",
+    "pitfallii": "pitfall2",
+    "atlantisii": "atlantis2",
+}
+
+
+class UnknownGameError(ValueError):
+    """No such game; the one-line message names the nearest ones."""
+
+
+@dataclass(frozen=True)
+class ReferenceScores:
+    """Published raw scores of one game; None where there is none.
+
+    | field | source |
+    | --- | --- |
+    | random, human_nature2015, dqn_200m | Mnih et al. (2015), extended data table 2 |
+    | human_57table | the human scores of the later tables of 57 games |
+    | dqn_adam_10m, rainbow_10m, iqn_10m | published learning curves at 10M frames, sticky actions |
+    """
+
+    random: float | None
+    human_nature2015: float | None
+    human_57table: float | None
+    dqn_200m: float | None
+    dqn_adam_10m: float | None
+    rainbow_10m: float | None
+    iqn_10m: float | None
+
+    def human(self, table: str) -> float | None:
+        """The human score of a table, `nature2015` or `57table`. Raises ValueError otherwise."""
+        if table == "nature2015":
+            return self.human_nature2015
+        if table == "57table":
+            return self.human_57table
+        raise ValueError(f"unknown human table {table!r}: nature2015 or 57table")
+
+
+def _read_table() -> dict[str, dict[str, str]]:
+    text = resources.files("envs").joinpath("atari57.csv").read_text(encoding="utf-8")
+    return {row["game"]: row for row in csv.DictReader(text.splitlines())}
+
+
+_TABLE = _read_table()
+
+ALL57: tuple[str, ...] = tuple(sorted(_TABLE))
+PAPER49: tuple[str, ...] = tuple(game for game in ALL57 if _TABLE[game]["in_paper49"] == "1")
+# Aitchison, Sweetser, Hutter (2023): the five games that best predict the median over all 57.
+ATARI5: tuple[str, ...] = ("battle_zone", "double_dunk", "name_this_game", "phoenix", "qbert")
+
+
+def reference_scores(game: str) -> ReferenceScores | None:
+    """The published scores of a game, None for one outside the 57. Raises UnknownGameError."""
+    row = _TABLE.get(canonical_game(game))
+    if row is None:
+        return None
+    fields = ReferenceScores.__dataclass_fields__
+    return ReferenceScores(**{name: float(row[name]) if row[name] else None for name in fields})
+
+
+def canonical_game(name: str) -> str:
+    """The ROM id of a game named as a ROM id, a title or a Gymnasium id.
+
+    `pong`, `Pong`, `ALE/Pong-v5`, `PongNoFrameskip-v4`, `PongDeterministic-v4`, `Q*bert`,
+    `Ms. Pac-Man`, `Up'n Down` … Only the game is taken from an id: frame skip, sticky actions and
+    observations are the protocol's. Raises UnknownGameError, also for ids of observations from
+    memory (`Pong-ram-v4`) and for games that need two players.
+    """
+    key = _key(name)
+    game = games_by_key().get(_TITLES.get(key, "").replace("_", "") or key)
+    if game in TWO_PLAYER_GAMES:
+        raise UnknownGameError(f"{game} needs two players; an agent cannot play it alone")
+    if game is not None:
+        return game
+    if key.endswith("ram") and key[:-3] in games_by_key():
+        raise UnknownGameError(
+            f"{name!r} observes the console's memory, which is not supported; "
+            f"{games_by_key()[key[:-3]]!r} observes the screen"
+        )
+    raise UnknownGameError(f"unknown game {shown(name)}{did_you_mean(nearest_games(name))}")
+
+
+def nearest_games(name: str) -> list[str]:
+    """Up to three ROM ids whose names are like `name`, the nearest first."""
+    keys = [key for key, game in games_by_key().items() if game not in TWO_PLAYER_GAMES]
+    return [games_by_key()[key] for key in difflib.get_close_matches(_key(name)[:80], keys)]
+
+
+def did_you_mean(names: Iterable[str]) -> str:
+    """`: did you mean a, b or c?`, or where to look when there are no names."""
+    names = list(names)
+    if not names:
+        return ": nothing is called anything like it"
+    listed = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return f": did you mean {listed}?"
+
+
+def shown(name: str) -> str:
+    """A name quoted for a message: on one line, and not longer than one."""
+    quoted = repr(name)
+    return quoted if len(quoted) <= 80 else quoted[:76] + "...'"
+
+
+@cache
+def games_by_key() -> dict[str, str]:
+    """Every ROM id by its letters and digits alone."""
+    return {game.replace("_", ""): game for game in sorted(roms.get_all_rom_ids())}
+
+
+def _key(name: str) -> str:
+    name = name.strip().lower()
+    name = re.sub(r"^ale/", "", name)
+    # Only the versions Atari ids have: `Blackjack-v1` is Gymnasium's card game, not the cartridge.
+    name = re.sub(r"-v[045]$", "", name)
+    if re.search(r"-v\d+$", name):
+        return name
+    letters = re.sub(r"[^a-z0-9]", "", name)
+    return re.sub(r"(noframeskip|deterministic)$", "", letters)

@@ -1,0 +1,375 @@
+"""N environments stepped together, and how they come back after a restart.
+
+No emulator here can save its state. But each environment's state is a function of the seed of its
+last seeded reset and of the actions since then: the `Journal` keeps both, `state_dict` writes them
+down, and `load_state_dict` plays them back. To bound the journal, an environment is seeded anew
+from time to time, always at a natural end of a game: no game is ever cut for bookkeeping.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+
+class ReplayMismatchError(RuntimeError):
+    """Playing a journal back did not lead to the state that was saved."""
+
+
+class VectorStep(NamedTuple):
+    """One step of N environments; row j belongs to environment j.
+
+    The row after the end of a game is the first frame of the next one: `started` is set, the
+    action sent for it was ignored, its reward is 0 and no other flag is set.
+    """
+
+    frames: np.ndarray  # (N, *frame_shape) frame_dtype: the newest frame of each environment
+    rewards: np.ndarray  # (N,) float32: raw, never clipped
+    terminated: np.ndarray  # (N,) bool: the game is over
+    truncated: np.ndarray  # (N,) bool: the game was cut by its time limit; never with terminated
+    life_lost: np.ndarray  # (N,) bool: the counter of lives dropped, and the game is not over
+    started: np.ndarray  # (N,) bool: first frame of a new game
+
+
+class VectorEnvironment(Protocol):
+    """What `make_vector` returns; `send` and `recv` are the two halves of a step."""
+
+    @property
+    def num_envs(self) -> int: ...
+    @property
+    def num_actions(self) -> int: ...
+    @property
+    def frame_shape(self) -> tuple[int, ...]: ...
+    @property
+    def frame_dtype(self) -> np.dtype[Any]: ...
+    @property
+    def stack(self) -> int: ...
+    @property
+    def frames_per_step(self) -> int: ...
+    def reset(self) -> VectorStep: ...
+    def send(self, actions: np.ndarray) -> None: ...
+    def recv(self) -> VectorStep: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Outcome(NamedTuple):
+    """What the environments answer, before games and lives are told apart."""
+
+    frames: np.ndarray  # (N, *frame_shape)
+    rewards: np.ndarray  # (N,) float32
+    terminated: np.ndarray  # (N,) bool
+    truncated: np.ndarray  # (N,) bool
+    lives: np.ndarray  # (N,) integer
+
+
+def environment_seed(seed: int, environment: int, seedings: int) -> int:
+    """The seed of an environment's seeded reset number `seedings`: in [1, 2**31 - 1].
+
+    Emulators take a signed 32-bit seed, read negative ones as "no seed" and some of them 0 as
+    "the clock", so both are left out.
+    """
+    word = np.random.SeedSequence((seed, environment, seedings)).generate_state(1, np.uint32)[0]
+    return 1 + int(word) % (2**31 - 1)
+
+
+def checked_actions(actions: np.ndarray, num_envs: int, num_actions: int) -> np.ndarray:
+    """A private int64 copy of `actions`, or a one-line ValueError.
+
+    An emulator handed an action it does not know never answers again, so nothing unchecked may
+    reach it.
+    """
+    actions = np.asarray(actions)
+    if actions.shape != (num_envs,):
+        raise ValueError(f"actions must have shape ({num_envs},), got {actions.shape}")
+    if actions.dtype.kind not in "iu":
+        raise ValueError(f"actions must be integers, got {actions.dtype}")
+    if not ((actions >= 0) & (actions < num_actions)).all():
+        raise ValueError(f"actions must be in 0..{num_actions - 1}, got {actions.tolist()}")
+    return actions.astype(np.int64)
+
+
+class Journal:
+    """The actions of N environments since each one's last seeded reset, one byte each.
+
+    All environments step together, so the journal is one table of (steps, N): environment j's part
+    begins at row `starts[j]`. Rows before every environment's start are dropped.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        self._table = np.zeros((1024, num_envs), dtype=np.uint8)
+        self._rows = 0
+        self.starts = np.zeros(num_envs, dtype=np.int64)
+        self.seedings = np.zeros(num_envs, dtype=np.int64)  # seeded resets so far
+
+    @property
+    def actions(self) -> np.ndarray:
+        """(rows, N) uint8; row t of environment j is its own only from `starts[j]` on."""
+        return self._table[: self._rows]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) int64: steps since each environment's last seeded reset."""
+        return self._rows - self.starts
+
+    def append(self, actions: np.ndarray) -> None:
+        """Add one step's actions, (N,) in 0..255."""
+        if self._rows == len(self._table):
+            self._make_room()
+        self._table[self._rows] = actions
+        self._rows += 1
+
+    def seeded(self, mask: np.ndarray) -> None:
+        """The environments of `mask`, (N,) bool, have just had a seeded reset."""
+        self.starts[mask] = self._rows
+        self.seedings[mask] += 1
+
+    def _make_room(self) -> None:
+        dropped = int(self.starts.min())
+        kept = self._table[dropped : self._rows]
+        if len(kept) > len(self._table) // 2:
+            self._table = np.zeros((2 * len(self._table), self._table.shape[1]), dtype=np.uint8)
+        self._table[: len(kept)] = kept
+        self._rows = len(kept)
+        self.starts -= dropped
+
+    def state_dict(self) -> dict[str, Any]:
+        dropped = int(self.starts.min())
+        return {
+            "actions": self._table[dropped : self._rows].copy(),
+            "starts": self.starts - dropped,
+            "seedings": self.seedings.copy(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        actions = np.asarray(state["actions"], dtype=np.uint8)
+        self._rows = len(actions)
+        self._table = np.zeros((max(1024, 2 * self._rows), actions.shape[1]), dtype=np.uint8)
+        self._table[: self._rows] = actions
+        self.starts = np.array(state["starts"], dtype=np.int64)
+        self.seedings = np.array(state["seedings"], dtype=np.int64)
+
+
+class JournaledVector(ABC):
+    """The part that all vector environments share: games, lives, seeds, journal and restore.
+
+    A subclass says how to reset, start and collect its environments. `identity` holds everything
+    that decides what the environments do, as JSON values; a saved state is only accepted by an
+    object with the same identity. `engine` names the version of what runs the environments: it is
+    not compared, only told when a restore fails.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_envs: int,
+        num_actions: int,
+        seed: int,
+        reseed_after_steps: int,
+        identity: dict[str, Any],
+        engine: str,
+    ) -> None:
+        if not 1 <= num_actions <= 256:
+            raise ValueError(f"{identity['game']} has {num_actions} actions; 1 to 256 can be kept")
+        self.num_envs = num_envs
+        self.num_actions = num_actions
+        self._seed = seed
+        self._reseed_after_steps = reseed_after_steps
+        self._identity = identity
+        self._engine = engine
+        self._journal = Journal(num_envs)
+        self._sent: np.ndarray | None = None
+        self._last: Outcome | None = None  # None: before the first reset
+        self._closed = False
+        # Kept only to recognise the state again after a restore.
+        self._reward_sums = np.zeros(num_envs, dtype=np.float64)
+
+    @abstractmethod
+    def _reset(self, mask: np.ndarray, seeds: list[int]) -> Outcome:
+        """Seeded reset of the environments of `mask`, from scratch; the others stay untouched.
+
+        Rewards and flags of the reset rows are 0; only frames and lives of the others are read.
+        """
+
+    @abstractmethod
+    def _start(self, actions: np.ndarray, active: np.ndarray) -> None:
+        """Begin a step with valid `actions`, (N,) int64; `active` ones matter, others may idle.
+
+        An environment whose game ended in the step before is reset without a seed instead.
+        """
+
+    @abstractmethod
+    def _collect(self) -> Outcome:
+        """Finish the step begun by `_start`."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Release what the environments hold."""
+
+    def reset(self) -> VectorStep:
+        """Start new games everywhere, each environment from a seed of its own."""
+        self._check_idle("reset")
+        mask = np.ones(self.num_envs, dtype=bool)
+        self._last = self._seeded_reset(mask)
+        return self._step_of(self._last, np.zeros(self.num_envs, dtype=bool), mask)
+
+    def send(self, actions: np.ndarray) -> None:
+        """Start one step: `actions` (N,) of any integer dtype, each in 0..num_actions - 1.
+
+        Raises ValueError for anything else, before it reaches an environment.
+        """
+        self._check_idle("send")
+        if self._last is None:
+            raise RuntimeError("send before reset: call reset first")
+        checked = checked_actions(actions, self.num_envs, self.num_actions)
+        self._start(checked, self._all)
+        self._sent = checked
+
+    def recv(self) -> VectorStep:
+        """Finish the step that `send` began."""
+        if self._sent is None or self._last is None:
+            raise RuntimeError("recv without send: call send first")
+        before = self._last
+        after = self._collect()
+        self._journal.append(self._sent)
+        self._sent = None
+        self._reward_sums += after.rewards
+        started = before.terminated | before.truncated
+        if started.any():
+            due = started & (self._journal.lengths >= self._reseed_after_steps)
+            if due.any():
+                fresh = self._seeded_reset(due)
+                after = after._replace(frames=fresh.frames, lives=fresh.lives)
+        self._last = after
+        life_lost = (after.lives < before.lives) & ~after.terminated & ~started
+        return self._step_of(after, life_lost, started)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue bit for bit, at any moment between `recv` and `send`."""
+        self._check_idle("state_dict")
+        if self._last is None:
+            return {"identity": dict(self._identity), "engine": self._engine, "journal": None}
+        return {
+            "identity": dict(self._identity),
+            "engine": self._engine,
+            "journal": self._journal.state_dict(),
+            "reached": _summary(self._last, self._reward_sums),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Come back to a saved state by playing its journal back.
+
+        Raises ValueError if the state belongs to other environments and ReplayMismatchError if
+        the end of the journal is not the state that was saved.
+        """
+        self._check_idle("load_state_dict")
+        self._check_identity(state["identity"])
+        if state["journal"] is None:
+            self._journal = Journal(self.num_envs)
+            self._last = None
+            return
+        self._journal.load_state_dict(state["journal"])
+        self._last = self._play_back()
+        self._check_reached(state)
+
+    def close(self) -> None:
+        """Release the environments; may be called more than once."""
+        if not self._closed:
+            self._closed = True
+            self._close()
+
+    @property
+    def _all(self) -> np.ndarray:
+        return np.ones(self.num_envs, dtype=bool)
+
+    def _seeds_of(self, mask: np.ndarray, seedings: np.ndarray) -> list[int]:
+        return [
+            environment_seed(self._seed, int(j), int(seedings[j])) for j in np.flatnonzero(mask)
+        ]
+
+    def _seeded_reset(self, mask: np.ndarray) -> Outcome:
+        outcome = self._reset(mask, self._seeds_of(mask, self._journal.seedings))
+        self._journal.seeded(mask)
+        self._reward_sums[mask] = 0.0
+        return outcome
+
+    def _play_back(self) -> Outcome:
+        # In lockstep, so that every thread has work: an environment with a short journal idles
+        # (with its own older actions, which are valid ones) until its seeded reset is due.
+        starts = self._journal.starts
+        seedings = self._journal.seedings - 1
+        outcome = self._reset(self._all, self._seeds_of(self._all, seedings))
+        self._reward_sums[:] = 0.0
+        resets = {int(row) for row in starts}
+        for row in range(len(self._journal.actions) + 1):
+            if row in resets:
+                mask = starts == row
+                if row > 0:
+                    fresh = self._reset(mask, self._seeds_of(mask, seedings))
+                    outcome = _with_fresh(outcome, fresh, mask)
+                    self._reward_sums[mask] = 0.0
+                active = starts <= row
+            if row < len(self._journal.actions):
+                self._start(self._journal.actions[row].astype(np.int64), active)
+                outcome = self._collect()
+                self._reward_sums += outcome.rewards
+        return outcome
+
+    def _check_idle(self, what: str) -> None:
+        if self._closed:
+            raise RuntimeError(f"{what} after close: the environments are gone")
+        if self._sent is not None:
+            raise RuntimeError(f"{what} between send and recv: call recv first")
+
+    def _check_identity(self, saved: dict[str, Any]) -> None:
+        keys = sorted(self._identity.keys() | saved.keys())
+        differing = [
+            f"{key} {saved.get(key)!r} saved, {self._identity.get(key)!r} here"
+            for key in keys
+            if saved.get(key) != self._identity.get(key)
+        ]
+        if differing:
+            raise ValueError(f"the saved environments are not these: {'; '.join(differing)}")
+
+    def _check_reached(self, state: dict[str, Any]) -> None:
+        assert self._last is not None
+        saved, reached = state["reached"], _summary(self._last, self._reward_sums)
+        for key, value in reached.items():
+            same = np.asarray(saved[key]) == np.asarray(value)
+            if not same.all():
+                environment = int(np.flatnonzero(~same)[0])
+                self._last = None
+                raise ReplayMismatchError(
+                    f"environment {environment} of {self._identity['game']} did not come back to "
+                    f"its saved state: its {key.replace('_', ' ')} differ (saved with "
+                    f"{state['engine']}, this is {self._engine}); continue on the kind of machine "
+                    "and with the versions the run was started with"
+                )
+
+    @staticmethod
+    def _step_of(outcome: Outcome, life_lost: np.ndarray, started: np.ndarray) -> VectorStep:
+        frames, rewards, terminated, truncated, _ = outcome
+        return VectorStep(frames, rewards, terminated, truncated, life_lost, started)
+
+
+def _with_fresh(outcome: Outcome, fresh: Outcome, mask: np.ndarray) -> Outcome:
+    return Outcome(
+        frames=fresh.frames,
+        rewards=np.where(mask, np.float32(0.0), outcome.rewards),
+        terminated=outcome.terminated & ~mask,
+        truncated=outcome.truncated & ~mask,
+        lives=fresh.lives,
+    )
+
+
+def _summary(outcome: Outcome, reward_sums: np.ndarray) -> dict[str, Any]:
+    """What a restored state is recognised by: one entry for each environment in each value."""
+    return {
+        "frames": [hashlib.sha256(frame.tobytes()).hexdigest() for frame in outcome.frames],
+        "lives": outcome.lives.astype(np.int64),
+        "game_over_flags": outcome.terminated.copy(),
+        "time_limit_flags": outcome.truncated.copy(),
+        "rewards": reward_sums.copy(),
+    }

@@ -1,0 +1,435 @@
+"""Which games are counted, what is known about each, and the statistics over them."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebu.evaluation import (
+    Evaluation,
+    evaluate,
+    human_normalised,
+    interquartile_mean,
+    mean_interval,
+    stratified_bootstrap_interval,
+    summarise,
+)
+
+
+class Step(NamedTuple):
+    frames: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    life_lost: np.ndarray
+    started: np.ndarray
+
+
+class Scripted:
+    """Games of given lengths in which every step earns 1, whatever is played.
+
+    The frame of a step is [number of the game, step in the game], counted from 1. Negative
+    lengths are games cut by the time limit. An environment repeats its last game for ever.
+    """
+
+    num_actions, stack, frames_per_step = 3, 3, 4
+    frame_shape, frame_dtype = (2,), np.dtype(np.float32)
+
+    def __init__(self, lengths: Sequence[Sequence[int]]) -> None:
+        self.lengths = lengths
+        self.num_envs = len(lengths)
+        self.received: list[np.ndarray] = []
+
+    def reset(self) -> Step:
+        self.game = np.zeros(self.num_envs, dtype=int)
+        self.step = np.full(self.num_envs, -1)
+        return self._row(np.ones(self.num_envs, dtype=bool))
+
+    def _length(self, j: int) -> int:
+        return self.lengths[j][min(self.game[j], len(self.lengths[j]) - 1)]
+
+    def _row(self, started: np.ndarray) -> Step:
+        self.step = np.where(started, 0, self.step + 1)
+        lengths = np.array([self._length(j) for j in range(self.num_envs)])
+        self.over = self.step == np.abs(lengths)
+        none = np.zeros(self.num_envs, dtype=bool)
+        frames = np.stack([self.game + 1, self.step + 1], axis=1).astype(np.float32)
+        rewards = (~started).astype(np.float32)
+        return Step(
+            frames, rewards, self.over & (lengths > 0), self.over & (lengths < 0), none, started
+        )
+
+    def send(self, actions: np.ndarray) -> None:
+        assert actions.shape == (self.num_envs,)
+        assert actions.dtype == np.int64
+        self.received.append(actions)
+
+    def recv(self) -> Step:
+        self.game = self.game + self.over
+        return self._row(self.over.copy())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Player:
+    """Draws every action at random and remembers what it was shown."""
+
+    def __init__(self) -> None:
+        self.stacks: list[torch.Tensor] = []
+        self.forced: list[np.ndarray] = []
+        self.epsilons: set[float] = set()
+
+    def __call__(
+        self,
+        stacks: torch.Tensor,
+        *,
+        epsilon: float,
+        rng: np.random.Generator,
+        forced_random: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        assert forced_random is not None
+        assert forced_random.shape == (len(stacks),)
+        self.stacks.append(stacks.clone())
+        self.forced.append(forced_random)
+        self.epsilons.add(epsilon)
+        actions = rng.integers(3, size=len(stacks))
+        return actions, np.full(len(stacks), 1 / 3, dtype=np.float32)
+
+
+def play(env: Scripted, episodes: int, **options: Any) -> Evaluation:
+    """Evaluate a random player; an evaluation that nobody stops."""
+    rng = np.random.default_rng(0)
+    played = evaluate(
+        options.pop("act", Player()), env, episodes=episodes, epsilon=0.1, rng=rng, **options
+    )
+    assert played is not None
+    return played
+
+
+def evaluation_of(returns: Sequence[float], capped: Sequence[bool] | None = None) -> Evaluation:
+    """Games with these returns, of 400 frames each."""
+    zeros = np.zeros(len(returns), dtype=np.int64)
+    return Evaluation(
+        returns=np.array(returns, dtype=np.float64),
+        lengths_frames=zeros + 400,
+        capped=np.array(capped or [False] * len(returns)),
+        environments=zeros,
+        starts=zeros,
+        stops=zeros + 100,
+        actions=[zeros],
+    )
+
+
+def test_short_games_are_not_favoured() -> None:
+    # While environment 1 plays one game of 50 steps, environment 0 could finish twelve of 3.
+    evaluation = play(Scripted([[3], [50]]), 4)
+    assert evaluation.returns.tolist() == [3, 3, 50, 50]
+    assert evaluation.environments.tolist() == [0, 0, 1, 1]
+    assert evaluation.lengths_frames.tolist() == [12, 12, 200, 200]
+
+
+def test_games_that_do_not_divide_go_to_the_first_environments() -> None:
+    evaluation = play(Scripted([[2], [2], [2]]), 5)
+    assert evaluation.environments.tolist() == [0, 0, 1, 1, 2]
+
+
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 6), min_size=4, max_size=4), min_size=1, max_size=4),
+    extra=st.integers(0, 9),
+)
+def test_every_environment_plays_its_first_games(lengths: list[list[int]], extra: int) -> None:
+    episodes = min(len(lengths) + extra, 4 * len(lengths))
+    evaluation = play(Scripted(lengths), episodes)
+    quotas = np.bincount(evaluation.environments, minlength=len(lengths))
+    assert quotas.sum() == episodes
+    assert quotas.max() - quotas.min() <= 1
+    expected = [
+        length for row, quota in zip(lengths, quotas, strict=True) for length in row[:quota]
+    ]
+    assert evaluation.returns.tolist() == expected
+
+
+def test_capped_games_count_like_any_other() -> None:
+    evaluation = play(Scripted([[-5, 2, -7]]), 3)
+    assert evaluation.returns.tolist() == [5, 2, 7]
+    assert evaluation.capped.tolist() == [True, False, True]
+
+
+def test_the_actions_of_each_game_are_found_among_all_that_were_sent() -> None:
+    env = Scripted([[3, 2], [4, 9]])
+    evaluation = play(env, 4)
+    # Between two games lies one ignored action, answered by the first frame of the next.
+    assert evaluation.starts.tolist() == [0, 4, 0, 5]
+    assert evaluation.stops.tolist() == [3, 6, 4, 14]
+    assert [len(actions) for actions in evaluation.actions] == [6, 14]
+    sent = np.stack(env.received, axis=1)
+    assert all(
+        (actions == sent[j, : len(actions)]).all() for j, actions in enumerate(evaluation.actions)
+    )
+
+
+def test_replaying_the_actions_gives_the_return() -> None:
+    lengths = [[3, 2, 8], [4, 9, 1]]
+    evaluation = play(Scripted(lengths), 6)
+    best = evaluation.best_game
+    assert evaluation.returns[best] == 9
+    j = int(evaluation.environments[best])
+    env = Scripted([lengths[j]])
+    env.reset()
+    rewards = []
+    for action in evaluation.actions[j][: evaluation.stops[best]]:
+        env.send(np.array([action]))
+        rewards.append(float(env.recv().rewards[0]))
+    assert sum(rewards[evaluation.starts[best] :]) == 9
+
+
+def test_the_first_of_equal_games_is_the_best() -> None:
+    assert evaluation_of([1, 5, 5, 2]).best_game == 1
+
+
+def test_stacks_hold_zeros_before_a_game_and_never_the_game_before() -> None:
+    player = Player()
+    play(Scripted([[2, 2]]), 2, act=player)
+    stacks = torch.cat(player.stacks)[:, :, 0]  # the game's number in each frame of the stack
+    assert stacks.tolist() == [[0, 0, 1], [0, 1, 1], [1, 1, 1], [0, 0, 2], [0, 2, 2]]
+
+
+def test_stacks_are_of_the_frames_dtype() -> None:
+    player = Player()
+    play(Scripted([[2]]), 1, act=player, device=torch.device("cpu"))
+    assert {(stacks.dtype, stacks.device.type) for stacks in player.stacks} == {
+        (torch.float32, "cpu")
+    }
+
+
+def test_the_first_actions_of_every_game_are_random_on_request() -> None:
+    player = Player()
+    play(Scripted([[4, 3]]), 2, act=player, random_start_actions=2)
+    forced = np.concatenate(player.forced).tolist()
+    # The fifth action is the ignored one between the games.
+    assert forced == [True, True, False, False, False, True, True, False]
+    assert player.epsilons == {0.1}
+
+
+def test_no_action_is_random_unasked() -> None:
+    player = Player()
+    play(Scripted([[4, 3]]), 2, act=player)
+    assert not np.concatenate(player.forced).any()
+
+
+def test_environments_that_are_done_need_no_actions() -> None:
+    player = Player()
+    env = Scripted([[2], [5]])
+    play(env, 2, act=player)
+    assert [len(stacks) for stacks in player.stacks] == [2, 2, 1, 1, 1]
+    assert [actions[0] for actions in env.received[2:]] == [0, 0, 0]
+    assert player.stacks[-1][0, :, 1].tolist() == [3, 4, 5]
+
+
+def test_progress_is_the_number_of_finished_games() -> None:
+    finished: list[int] = []
+    play(Scripted([[2], [5]]), 5, progress=finished.append)
+    assert finished == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("steps", [0, 7])
+def test_a_stopped_evaluation_returns_nothing(steps: int) -> None:
+    env = Scripted([[5]])
+    answers = iter([False] * steps + [True])
+    stopped = evaluate(
+        Player(),
+        env,
+        episodes=3,
+        epsilon=0.1,
+        rng=np.random.default_rng(0),
+        should_stop=lambda: next(answers),
+    )
+    assert stopped is None
+    assert len(env.received) == steps
+
+
+@pytest.mark.parametrize("episodes", [-1, 0, 2])
+def test_each_environment_needs_a_game(episodes: int) -> None:
+    with pytest.raises(ValueError, match=f"3 environments cannot share {episodes} games"):
+        play(Scripted([[1], [1], [1]]), episodes)
+
+
+def test_the_same_generator_gives_the_same_games() -> None:
+    first, second = (play(Scripted([[30, 4], [7, 9]]), 4) for _ in range(2))
+    assert all((a == b).all() for a, b in zip(first.actions, second.actions, strict=True))
+
+
+def test_small_rewards_are_summed_in_double_precision() -> None:
+    class Tenths(Scripted):
+        def recv(self) -> Step:
+            step = super().recv()
+            return step._replace(
+                rewards=step.rewards * np.float32(2**24 + 1 if self.step[0] == 1 else 1)
+            )
+
+    # In float32, 16777216 + 1 is 16777216.
+    assert play(Tenths([[3]]), 1).returns.tolist() == [float(2**24) + 2]
+
+
+def test_a_summary_by_hand() -> None:
+    summary = summarise(
+        evaluation_of([1, 2, 3, 6], [False, True, False, False]),
+        random_score=1.0,
+        human_score=5.0,
+        human_table="nature2015",
+    )
+    # Deviation √((4 + 1 + 0 + 9) / 3) = 2.16025; Student's t with three degrees of freedom is
+    # 3.18245 at 97.5 %; 3.18245 · 2.16025 / √4 = 3.43744.
+    assert summary.pop("deviation") == pytest.approx(2.160247)
+    assert summary.pop("interval_95") == pytest.approx([3 - 3.437435, 3 + 3.437435], rel=1e-6)
+    assert summary == {
+        "games": 4,
+        "capped_games": 1,
+        "mean": 3.0,
+        "median": 2.5,
+        "frames": 1600,
+        "mean_length_frames": 400.0,
+        "human_normalised": 0.5,
+        "human_table": "nature2015",
+    }
+
+
+def test_a_summary_of_one_game_claims_no_interval() -> None:
+    summary = summarise(evaluation_of([7]))
+    assert summary["mean"] == summary["median"] == 7
+    assert summary["deviation"] is None
+    assert summary["interval_95"] is None
+
+
+def test_equal_games_have_an_interval_of_one_point() -> None:
+    summary = summarise(evaluation_of([21.0] * 10))
+    assert summary["deviation"] == 0
+    assert summary["interval_95"] == [21, 21]
+
+
+@pytest.mark.parametrize("human_score", [None, 3.0])
+def test_no_table_is_named_without_both_reference_scores(human_score: float | None) -> None:
+    summary = summarise(evaluation_of([1, 2]), human_score=human_score, human_table="nature2015")
+    assert summary["human_normalised"] is None
+    assert summary["human_table"] is None
+
+
+@pytest.mark.parametrize("returns", [[1.5], [2, 2], [1, 2, 4]])
+def test_a_summary_is_strict_json(returns: list[float]) -> None:
+    summary = summarise(evaluation_of(returns), random_score=0, human_score=1, human_table="t")
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
+    # 2,000 intervals of 10 normal scores: 95 % cover; outside [0.932, 0.967] once in 2,000 times.
+    rng = np.random.default_rng(1)
+    covered = 0
+    for scores in rng.normal(3.0, 2.0, size=(2_000, 10)):
+        interval = mean_interval(scores)
+        assert interval is not None
+        covered += interval[0] <= 3.0 <= interval[1]
+    assert 0.932 <= covered / 2_000 <= 0.967
+
+
+@pytest.mark.parametrize(
+    ("score", "random", "human", "expected"),
+    [
+        (30.5, 1.7, 30.5, 1.0),
+        (1.7, 1.7, 30.5, 0.0),
+        (-20.7, -20.7, 14.6, 0.0),
+        (5.0, 0.0, 2.0, 2.5),
+        # Skiing: fewer seconds are better, all scores are negative.
+        (-10_717.25, -17_098.1, -4_336.4, 0.5),
+    ],
+)
+def test_human_normalised_by_hand(
+    score: float, random: float, human: float, expected: float
+) -> None:
+    assert human_normalised(score, random, human) == pytest.approx(expected)
+
+
+def test_equal_reference_scores_normalise_nothing() -> None:
+    with pytest.raises(ValueError, match=r"both 3\.0"):
+        human_normalised(1.0, 3.0, 3.0)
+
+
+def test_the_interquartile_mean_by_hand() -> None:
+    # Of eight scores the two lowest and the two highest are left out.
+    scores = np.array([[100.0, 1.0, 3.0, -50.0], [2.0, 4.0, 900.0, 0.0]])
+    assert interquartile_mean(scores) == pytest.approx((1 + 2 + 3 + 4 - 0) / 4)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.randoms(use_true_random=False))
+def test_the_interquartile_mean_knows_no_order_and_stays_inside(
+    scores: list[float], random: Any
+) -> None:
+    shuffled = scores.copy()
+    random.shuffle(shuffled)
+    middle = interquartile_mean(np.array(scores))
+    assert middle == pytest.approx(interquartile_mean(np.array(shuffled)))
+    assert min(scores) - 1e-6 <= middle <= max(scores) + 1e-6
+
+
+def test_the_bootstrap_draws_seeds_anew_and_keeps_every_game() -> None:
+    # Two games on different levels: a resample that mixed them would move far from 50.
+    scores = np.array([[0.0, 0.0, 0.0], [100.0, 100.0, 100.0]])
+    interval = stratified_bootstrap_interval(
+        scores, lambda s: float(s.mean()), np.random.default_rng(0)
+    )
+    assert interval == (50.0, 50.0)
+
+
+def test_the_bootstrap_of_two_seeds_by_hand() -> None:
+    # The mean of two draws from {0, 1} is 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4.
+    rng = np.random.default_rng(0)
+    means: list[float] = []
+
+    def statistic(resample: np.ndarray) -> float:
+        means.append(float(resample.mean()))
+        return means[-1]
+
+    scores = np.array([[0.0, 1.0]])
+    assert stratified_bootstrap_interval(scores, statistic, rng, resamples=4_000) == (0.0, 1.0)
+    counts = [means.count(value) for value in (0.0, 0.5, 1.0)]
+    # A sampler that does this fails once in 1,000 times (and the seed is fixed).
+    assert scipy.stats.chisquare(counts, [1_000, 2_000, 1_000]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    "statistic", [interquartile_mean, lambda s: float(s.mean())], ids=["iqm", "mean"]
+)
+def test_the_bootstrap_covers_as_often_as_it_says(statistic: Any) -> None:
+    # Five games, 20 seeds. With so many seeds percentile intervals cover a little less than they
+    # promise (resampling n values loses 1/n of their variance): about 94 %, of 300 repetitions
+    # less than 90 % or more than 98.5 % about once in 400 times.
+    levels = np.array([0.2, 0.8, 1.0, 1.1, 3.0])[:, None]
+    rng = np.random.default_rng(2)
+    truth = statistic(levels + rng.normal(0, 0.2, size=(5, 100_000)))
+    covered = 0
+    for _ in range(300):
+        scores = levels + rng.normal(0, 0.2, size=(5, 20))
+        low, high = stratified_bootstrap_interval(scores, statistic, rng, resamples=200)
+        covered += low <= truth <= high
+    assert 0.90 <= covered / 300 <= 0.985
+
+
+def test_the_bootstrap_repeats_with_its_generator() -> None:
+    scores = np.random.default_rng(3).normal(size=(4, 5))
+    first, second = (
+        stratified_bootstrap_interval(
+            scores, interquartile_mean, np.random.default_rng(4), resamples=50
+        )
+        for _ in range(2)
+    )
+    assert first == second
