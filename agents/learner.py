@@ -180,8 +180,21 @@ class Learner:
         self.target.load_state_dict(state["target"])
         whole = self.optimizer.state_dict()
         whole["state"] = {
-            index: state["optimizer"][name]
-            for index, (name, _) in enumerate(self.online.named_parameters())
+            index: {
+                slot: _laid_out_as(weight, value)
+                for slot, value in state["optimizer"][name].items()
+            }
+            for index, (name, weight) in enumerate(self.online.named_parameters())
             if name in state["optimizer"]
         }
         self.optimizer.load_state_dict(whole)
+
+
+def _laid_out_as(weight: Tensor, value: Tensor) -> Tensor:
+    """A copy of an optimizer's average with the strides of its weight.
+
+    A fused optimizer walks through both in the order in which they lie in memory.
+    """
+    if value.shape != weight.shape:
+        return value.clone()
+    return torch.empty_like(weight, requires_grad=False).copy_(value)

@@ -128,7 +128,7 @@ class Stopwatch:
         begins = not self._marks and updates >= self._warmup_updates
         ends = len(self._marks) == 1 and agent_steps >= self._marks[0][1] + self._window
         if begins or ends:
-            if torch.cuda.is_initialized():
+            if torch.cuda.is_available():
                 torch.cuda.synchronize()
             self._marks.append((time.perf_counter(), agent_steps, updates))
         return ends
@@ -194,8 +194,6 @@ def sb3_rhythm(num_envs: int) -> tuple[int, int]:
 
 def time_sb3(contender: Contender, settings: Settings, seed: int) -> Window:
     """Time a run of Stable-Baselines3's DQN on the same game, preprocessed in the same way."""
-    import ale_py
-    import gymnasium
     from stable_baselines3 import DQN
     from stable_baselines3.common.env_util import make_atari_env
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
@@ -203,13 +201,21 @@ def time_sb3(contender: Contender, settings: Settings, seed: int) -> Window:
     from envs.games import canonical_game
 
     torch.set_num_threads(settings.threads)
-    gymnasium.register_envs(ale_py)
     name = "".join(word.capitalize() for word in canonical_game(settings.game).split("_"))
+
+    def make_game() -> Any:
+        # Also called in processes where nobody has registered the games yet.
+        import ale_py
+        import gymnasium
+
+        gymnasium.register_envs(ale_py)
+        return gymnasium.make(f"{name}NoFrameskip-v4")
+
     environment = VecFrameStack(
         # No sticky actions; 84x84 grey frames, the maximum of two, every 4th; clipped rewards;
         # a lost life ends an episode.
         make_atari_env(
-            f"{name}NoFrameskip-v4",
+            make_game,
             n_envs=contender.num_envs,
             seed=seed,
             vec_env_cls=SubprocVecEnv if contender.processes else DummyVecEnv,
@@ -299,7 +305,7 @@ def summarise(rounds: list[dict[str, Window]], settings: Settings) -> dict[str, 
 
 
 def machine() -> dict[str, Any]:
-    """The hardware, as far as the system tells."""
+    """The hardware, as far as the system tells, and what else it was doing."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -308,6 +314,7 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(),
+        "load_average_before": os.getloadavg()[0],
     }
 
 
@@ -377,6 +384,7 @@ def main() -> None:
     check(settings)
     # Read by the libraries of the spawned processes when they load.
     os.environ["OMP_NUM_THREADS"] = str(settings.threads)
+    hardware = machine()
     rounds: list[dict[str, Window]] = []
     for pair in range(settings.pairs):
         rounds.append({})
@@ -401,7 +409,7 @@ def main() -> None:
         "checkpoints": "off",
     }
     report = {
-        "machine": machine(),
+        "machine": hardware,
         "versions": versions(settings),
         "settings": {**asdict(settings), "json": None},
         "schedule": schedule,

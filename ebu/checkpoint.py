@@ -187,8 +187,7 @@ def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]
                 add(path, value)
             elif isinstance(value, np.ndarray):
                 tree[key] = ["array"]
-                # Not ascontiguousarray: it turns an array without axes into one with one.
-                add(path, torch.from_numpy(value.copy(order="C")))
+                add(path, _tensor_of(value, path))
             elif isinstance(value, int) and value.bit_length() > LONGEST_DECIMAL_BITS:
                 tree[key] = ["hexadecimal", hex(value)]
             else:
@@ -197,6 +196,16 @@ def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]
         return tree
 
     return tensors, walk(state, "")
+
+
+def _tensor_of(array: np.ndarray, path: str) -> Tensor:
+    try:
+        # Not ascontiguousarray: it turns an array without axes into one with one.
+        return torch.from_numpy(array.copy(order="C"))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"state[{path!r}]: arrays of dtype {array.dtype} cannot be saved"
+        ) from error
 
 
 def _check_json(value: Any, path: str) -> None:
@@ -210,8 +219,8 @@ def _check_json(value: Any, path: str) -> None:
             _check_json(element, path)
     elif isinstance(value, int) and value.bit_length() > LONGEST_DECIMAL_BITS:
         raise TypeError(f"state[{path!r}]: an integer in a list has at most 2466 digits")
-    # A numpy scalar would come back as a Python number, and round differently.
-    elif isinstance(value, np.generic) or not isinstance(value, int | float | str | None):
+    # A float32 scalar, too: it would come back as a float, and round differently.
+    elif not isinstance(value, int | float | str | None):
         raise TypeError(f"state[{path!r}]: {type(value).__name__} is not a JSON value")
 
 

@@ -68,6 +68,7 @@ def evaluate(
     device: torch.device | None = None,
     should_stop: Callable[[], bool] | None = None,
     progress: Callable[[int], None] | None = None,
+    watch: Callable[[np.ndarray], None] | None = None,
 ) -> Evaluation | None:
     """Reset N environments and play `episodes` games in them, each to its end.
 
@@ -83,6 +84,7 @@ def evaluate(
     | device | where the stacks are kept; the CPU if not given |
     | should_stop | asked before every step; once it says yes, nothing is returned |
     | progress | called with the number of finished games when it has grown |
+    | watch | called after every step with the actions (N,) that were sent |
 
     Raises ValueError with fewer than one game for each environment.
     """
@@ -120,6 +122,8 @@ def evaluate(
         sent.append(actions)
         step = env.recv()
         stacks = stack.push(step.frames, step.started)
+        if watch is not None:
+            watch(actions)
 
         returns += step.rewards
         returns[step.started] = 0
@@ -158,7 +162,7 @@ def summarise(
     | games, capped_games | all games, and those ended by the time limit |
     | mean, median, deviation | of the raw scores; deviation: None for a single game |
     | interval_95 | [low, high] for the mean by Student's t; None for a single game |
-    | frames, mean_length_frames | frames the agent played, in all and per game |
+    | frames_played, mean_length_frames | frames the agent played, in all and per game |
     | human_normalised, human_table | the mean as a share of the way from random to human play and
       the table whose scores were used; None without reference scores |
     """
@@ -175,7 +179,7 @@ def summarise(
         "median": float(np.median(returns)),
         "deviation": float(returns.std(ddof=1)) if len(returns) > 1 else None,
         "interval_95": None if interval is None else list(interval),
-        "frames": int(evaluation.lengths_frames.sum()),
+        "frames_played": int(evaluation.lengths_frames.sum()),
         "mean_length_frames": float(evaluation.lengths_frames.mean()),
         "human_normalised": normalised,
         "human_table": None if normalised is None else human_table,

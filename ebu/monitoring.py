@@ -58,7 +58,7 @@ class Monitor:
 
     def scalars(self, frames: int, metrics: Mapping[str, float]) -> None:
         """One line of metrics.jsonl, and a TensorBoard scalar each. NaN and ±inf become null."""
-        self._metrics.line({"frames": frames, **metrics})
+        self._metrics.line(frames, metrics)
         self.speed(frames, metrics)
 
     def speed(self, frames: int, metrics: Mapping[str, float]) -> None:
@@ -68,18 +68,18 @@ class Monitor:
 
     def evaluation(self, frames: int, record: Mapping[str, Any]) -> None:
         """One line of evaluations.jsonl; its numbers are TensorBoard scalars under eval/."""
-        self._evaluations.line({"frames": frames, **record})
+        self._evaluations.line(frames, record)
         numbers = {f"eval/{key}": x for key, x in record.items() if _is_number(x)}
         self.speed(frames, numbers)
 
     def text(self, tag: str, markdown: str) -> None:
         """A text for TensorBoard's TEXT tab, at frame 0."""
-        self._summary(0, summaries.text(tag, markdown))  # type: ignore[no-untyped-call]
+        self._summary(0, summaries.text(tag, markdown))
 
     def hyperparameters(self, config: Mapping[str, Any], metrics: Sequence[str] = ()) -> None:
         """A row of TensorBoard's HPARAMS tab; `metrics` are the tags of scalars it shows."""
         shown = {key: x if _is_number(x) else str(x) for key, x in config.items()}
-        for part in summaries.hparams(shown, dict.fromkeys(metrics)):  # type: ignore[no-untyped-call]
+        for part in summaries.hparams(shown, dict.fromkeys(metrics)):
             self._summary(0, part)
 
     def animation(self, frames: int, tag: str, images: np.ndarray, fps: float = 30.0) -> None:
@@ -96,7 +96,11 @@ class Monitor:
         """Bring everything to the disk; the length in bytes of every log, by name."""
         for log in (self._metrics, self._evaluations, self._events):
             log.sync()
-        return {path.name: path.stat().st_size for path in _log_files(self._run_dir)}
+        try:
+            _sync_directory(self._run_dir)
+            return {path.name: path.stat().st_size for path in _log_files(self._run_dir)}
+        except OSError as error:
+            raise _failure(self._run_dir, error) from error
 
     def close(self) -> None:
         for log in (self._metrics, self._evaluations, self._events):
@@ -167,7 +171,7 @@ class _Log:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, flags, 0o666)
         except OSError as error:
-            raise self._failure(error) from error
+            raise _failure(path, error) from error
 
     def write(self, data: bytes) -> None:
         left = memoryview(data)
@@ -175,28 +179,41 @@ class _Log:
             while left:
                 left = left[os.write(self._descriptor, left) :]
         except OSError as error:
-            raise self._failure(error) from error
+            raise _failure(self._path, error) from error
 
-    def line(self, record: Mapping[str, Any]) -> None:
-        text = json.dumps(_plain(record), separators=(",", ":"), allow_nan=False)
+    def line(self, frames: int, values: Mapping[str, Any]) -> None:
+        if "frames" in values:
+            raise ValueError("the key 'frames' is taken by the position in the run")
+        record = {"frames": frames, **_plain(values)}
+        text = json.dumps(record, separators=(",", ":"), allow_nan=False)
         self.write(text.encode() + b"\n")
 
     def sync(self) -> None:
         try:
             os.fsync(self._descriptor)
         except OSError as error:
-            raise self._failure(error) from error
+            raise _failure(self._path, error) from error
 
     def close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _failure(self, error: OSError) -> EbuError:
-        return EbuError(
-            f"cannot write {self._path}: {error.strerror or error}; free space or make it "
-            "writable, and run the same command again"
-        )
+
+def _failure(path: Path, error: OSError) -> EbuError:
+    return EbuError(
+        f"cannot write {path}: {error.strerror or error}; free space or make it "
+        "writable, and run the same command again"
+    )
+
+
+def _sync_directory(path: Path) -> None:
+    """Make the names of new files durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _log_files(run_dir: Path) -> list[Path]:
@@ -242,6 +259,7 @@ class Progress:
     REFRESH_SECONDS = 0.5
     PLAIN_SECONDS = 30.0
     RATE_SECONDS = 30.0
+    PAUSE_SECONDS = 10.0
 
     def __init__(self, total: int | None, *, initial: int = 0) -> None:
         """total: frames of the whole run, None if it has no end; initial: frames played before."""
@@ -250,9 +268,8 @@ class Progress:
         self._return: float | None = None
         self._epsilon = 1.0
         now = time.monotonic()
-        # Moments and frames of the last RATE_SECONDS: an evaluation lowers the rate that is shown
-        # for that long and no longer.
-        self._recent = deque([(now, initial)])
+        self._updated_at = now
+        self._recent = deque([(now, initial)])  # moments and frames of the last RATE_SECONDS
         self._shown_at = now
         self._shown_frames = initial
         self._stream = sys.stderr
@@ -270,8 +287,13 @@ class Progress:
 
     def update(self, frames: int, *, episode_return: float | None, epsilon: float) -> None:
         """frames: played so far. episode_return: mean of the last games, None before any."""
-        self._frames, self._return, self._epsilon = frames, episode_return, epsilon
         now = time.monotonic()
+        gap, step = now - self._updated_at, frames - self._frames
+        if gap > self.PAUSE_SECONDS:
+            # An evaluation, not a slow step: the rate is that of training.
+            self._recent = deque((moment + gap, before + step) for moment, before in self._recent)
+        self._frames, self._return, self._epsilon = frames, episode_return, epsilon
+        self._updated_at = now
         if now - self._recent[-1][0] >= self.REFRESH_SECONDS:
             self._recent.append((now, frames))
             while len(self._recent) > 2 and self._recent[1][0] <= now - self.RATE_SECONDS:
@@ -319,14 +341,18 @@ class Progress:
         parts = [
             _count(self._frames) + (f"/{_count(self._total)}" if self._total else "") + " frames"
         ]
-        parts.append(f"{_count(round(rate))}/s" if rate else "–/s")
+        parts.append(f"{_count(round(rate))}/s" if rate else "-/s")
         if self._total and rate:
             left = max(0, self._total - self._frames) / rate
             parts.append(f"{tqdm.format_interval(left)} left")
-        parts.append("return –" if self._return is None else f"return {self._return:.4g}")
+        parts.append(f"return {'-' if self._return is None else _score(self._return)}")
         parts.append(f"{self._letter} {self._epsilon:.3g}")
         return ", ".join(parts)
 
 
 def _count(number: int) -> str:
     return f"{number:,}" if number < 10_000 else tqdm.format_sizeof(number)
+
+
+def _score(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"

@@ -298,7 +298,7 @@ def test_a_summary_by_hand() -> None:
         "capped_games": 1,
         "mean": 3.0,
         "median": 2.5,
-        "frames": 1600,
+        "frames_played": 1600,
         "mean_length_frames": 400.0,
         "human_normalised": 0.5,
         "human_table": "nature2015",

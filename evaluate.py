@@ -1,0 +1,385 @@
+"""Score a trained agent under a named protocol, film its best game, show it live."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from time import monotonic
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from agents import TrainedAgent, load_agent
+from ebu.commandline import parse, run_command
+from ebu.errors import EbuError, UsageError
+from ebu.evaluation import Act, Evaluation, evaluate, summarise
+from ebu.run_directory import read_config
+from ebu.video import check_video_path, write_video
+from envs import UnknownGameError, VectorEnvironment, is_atari, make_vector
+from envs.film import Camera, CannotFilmError, film
+from envs.games import ReferenceScores, reference_scores
+from envs.protocols import PROTOCOLS, Protocol
+
+MOST_ENVIRONMENTS = 16
+# Agents act 15 times a second; every second picture at 15 a second plays twice as fast.
+VIDEO_FPS = 15
+VIDEO_EVERY = 2
+VIDEO_SECONDS = 120
+LIVE_FPS = 15
+# Far from the children 0, 1, … of a training seed: an evaluation never plays training games.
+EVALUATION_STREAM = int.from_bytes(b"eval")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is scored, and under which rules."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """Directory of the run whose agent is scored; nothing in it is changed."""
+    episodes: int | None = None
+    """Games to play [default: the protocol's, 30 under paper, 100 under machado]."""
+    protocol: str | None = None
+    """paper or machado [default: the one the run was trained under]."""
+    weights: Literal["final", "best"] = "final"
+    """final: of the newest checkpoint; best: of the best evaluation in training."""
+    random: bool = False
+    """Play uniformly random actions in the very same setting instead: the baseline."""
+    seed: int = 0
+    """Seed of the evaluation. Its games are never those of a training seed."""
+    num_envs: int = 0
+    """Games played side by side; 0 chooses. Another number plays other games."""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one."""
+    threads: int = 0
+    """Threads of torch and of the emulators; 0 takes one for each processor core."""
+    video: Path | None = None
+    """Write the best game here, as .gif or .mp4, at twice its speed."""
+    render: bool = False
+    """Show the games in a window while they are played, one after another in real time."""
+    json: Path | None = None
+    """Write the result here, with the score of every game."""
+
+
+def main() -> int:
+    config = parse(
+        EvaluateConfig,
+        sys.argv[1:],
+        prog="evaluate.py",
+        description="Score a trained agent under a named protocol.",
+    )
+    try:
+        record = run(config)
+    except KeyboardInterrupt:
+        print("interrupted: no result", file=sys.stderr)
+        return 130
+    print(as_table(record))
+    return 0
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate as configured, write what was asked for, and return the result.
+
+    Raises `UsageError` for a request that cannot be met, before anything is played, and `EbuError`
+    for a run without whole weights.
+    """
+    settings = read_config(config.run_dir)["settings"]
+    protocol = _protocol(config, settings)
+    episodes = protocol.eval_episodes if config.episodes is None else config.episodes
+    num_envs = _num_envs(config, episodes)
+    device = _device(config)
+    for path in (config.video, config.json):
+        if path is not None:
+            _check_output(path)
+    if config.video is not None:
+        check_video_path(config.video)
+    threads = config.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+
+    agent = None if config.random else load_agent(config.run_dir, config.weights, device)
+    for line in agent.warnings if agent else ():
+        print(f"warning: {line}", file=sys.stderr)
+    streams = np.random.SeedSequence(config.seed, spawn_key=(EVALUATION_STREAM,)).spawn(2)
+    env_seed, acting = (np.random.default_rng(stream) for stream in streams)
+    game = str(_setting(settings, "game"))
+    try:
+        env = make_vector(
+            game,
+            num_envs,
+            seed=int(env_seed.integers(2**31)),
+            protocol=protocol,
+            training=False,
+            num_threads=min(threads, num_envs),
+        )
+    except (UnknownGameError, ValueError) as error:
+        raise UsageError(f"{config.run_dir} was trained on {game}: {error}") from error
+    epsilon = protocol.eval_epsilon
+    if epsilon is None:
+        epsilon = float(_setting(settings, "epsilon_end"))
+    try:
+        if agent is not None:
+            _check_fits(agent, env, config, settings, protocol)
+        _check_pictures(config, env)
+        watch = Window(env, game).watch if config.render else None
+        with tqdm(total=episodes, unit=" games", file=sys.stderr, dynamic_ncols=True) as bar:
+            played = evaluate(
+                random_play(env.num_actions) if agent is None else agent.choose,
+                env,
+                episodes=episodes,
+                epsilon=epsilon,
+                rng=acting,
+                random_start_actions=int(_setting(settings, "random_start_actions")),
+                device=device,
+                progress=lambda finished: bar.update(finished - bar.n),
+                watch=watch,
+            )
+        assert played is not None
+        reference = reference_scores(game) if is_atari(game) else None
+        record = describe(
+            played, game, protocol, reference, epsilon=1.0 if agent is None else epsilon
+        )
+        record |= {
+            "policy": "random" if agent is None else "agent",
+            "weights": None if agent is None else config.weights,
+            "trained_frames": None if agent is None else agent.frames,
+            "run_dir": str(config.run_dir),
+            "seed": config.seed,
+            "num_envs": num_envs,
+            "returns": played.returns.tolist(),
+            "lengths_frames": played.lengths_frames.tolist(),
+        }
+        if config.video is not None:
+            _film_best(config.video, env, played)
+    finally:
+        env.close()
+    if config.json is not None:
+        try:
+            config.json.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+        except OSError as error:
+            raise EbuError(f"{config.json} cannot be written: {error.strerror}") from error
+    return record
+
+
+def random_play(num_actions: int) -> Act:
+    """Uniformly random actions, whatever is seen."""
+
+    def act(
+        stacks: Tensor,
+        *,
+        epsilon: float,
+        rng: np.random.Generator,
+        forced_random: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        actions = rng.integers(num_actions, size=len(stacks))
+        return actions, np.full(len(stacks), 1 / num_actions, dtype=np.float32)
+
+    return act
+
+
+def describe(
+    played: Evaluation,
+    game: str,
+    protocol: Protocol,
+    reference: ReferenceScores | None,
+    *,
+    epsilon: float,
+) -> dict[str, Any]:
+    """The summary of an evaluation with the protocol and the reference scores it stands beside."""
+    human = None if reference is None else reference.human(protocol.human_table)
+    random = None if reference is None else reference.random
+    return {
+        "game": game,
+        "protocol": protocol.name,
+        # Machado et al. (2018) score training games; games played afterwards are another thing.
+        "separate_evaluation": protocol.name == "machado",
+        "epsilon": epsilon,
+        **summarise(
+            played, random_score=random, human_score=human, human_table=protocol.human_table
+        ),
+        "random_score": random,
+        "human_score": human,
+    }
+
+
+def as_table(record: dict[str, Any]) -> str:
+    """The result for people, one line for each thing."""
+    if record["policy"] == "random":
+        player = "none: uniformly random actions"
+    else:
+        player = f"{record['weights']}, after {record['trained_frames']:,} frames of training"
+    mean = f"{record['mean']:,.2f}"
+    if record["interval_95"] is not None:
+        low, high = record["interval_95"]
+        half = (high - low) / 2
+        mean += f" ± {half:,.2f}  (95 % interval {low:,.2f} to {high:,.2f}, Student's t)"
+    rows = {
+        "game": record["game"],
+        "protocol": record["protocol"]
+        + (" (separate evaluation)" if record["separate_evaluation"] else ""),
+        "weights": player,
+        "epsilon": f"{record['epsilon']:g}",
+        "games": f"{record['games']}, {record['capped_games']} of them ended by the time limit",
+        "raw mean": mean,
+        "median": f"{record['median']:,.2f}",
+    }
+    if record["deviation"] is not None:
+        rows["deviation"] = f"{record['deviation']:,.2f}"
+    if record["human_normalised"] is not None:
+        rows["human-normalised"] = (
+            f"{record['human_normalised']:.1%}  (human table {record['human_table']}: "
+            f"human {record['human_score']:,g}, random {record['random_score']:,g})"
+        )
+    else:
+        rows["human-normalised"] = "no human score for this game under this protocol"
+    rows["frames played"] = (
+        f"{record['frames_played']:,}, {record['mean_length_frames']:,.0f} in a game on average"
+    )
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+class Window:
+    """Shows environment 0 while it plays; closing it lets the evaluation go on unseen."""
+
+    def __init__(self, env: VectorEnvironment, title: str) -> None:
+        import matplotlib.pyplot as plt
+
+        self._plt = plt
+        self._camera = Camera(env, 0)
+        self._figure, axes = plt.subplots(num=title)
+        axes.set_axis_off()
+        self._image = axes.imshow(self._camera.picture())
+        self._figure.tight_layout()
+        plt.show(block=False)
+        self._shown_at = monotonic()
+
+    def watch(self, actions: np.ndarray) -> None:
+        """Follow environment 0 by one step of all, actions (N,)."""
+        if not self._plt.fignum_exists(self._figure.number):
+            return
+        self._camera.step(int(actions[0]))
+        self._image.set_data(self._camera.picture())
+        # Also lets the window answer; a step of zero seconds would not.
+        self._plt.pause(max(0.001, self._shown_at + 1 / LIVE_FPS - monotonic()))
+        self._shown_at = monotonic()
+
+
+def _film_best(path: Path, env: VectorEnvironment, played: Evaluation) -> None:
+    best = played.best_game
+    j = int(played.environments[best])
+    start, stop = int(played.starts[best]), int(played.stops[best])
+    shown = -(-(stop - start + 1) // VIDEO_EVERY)
+    most = VIDEO_SECONDS * VIDEO_FPS
+    pictures = islice(film(env, j, played.actions[j], start, stop), 0, None, VIDEO_EVERY)
+    write_video(path, islice(pictures, most), fps=VIDEO_FPS)
+    cut = f"; its first {most / shown:.0%}, the rest is left out" if shown > most else ""
+    print(f"{path}: the best game, {played.returns[best]:,g} points{cut}", file=sys.stderr)
+
+
+def _protocol(config: EvaluateConfig, settings: dict[str, Any]) -> Protocol:
+    name = str(_setting(settings, "protocol")) if config.protocol is None else config.protocol
+    if name not in PROTOCOLS:
+        raise UsageError(f"--protocol {name}: choose one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def _setting(settings: dict[str, Any], name: str) -> Any:
+    if name not in settings:
+        raise EbuError(f"the run's config.json lacks '{name}': restore it")
+    return settings[name]
+
+
+def _num_envs(config: EvaluateConfig, episodes: int) -> int:
+    for flag, value, least in (
+        ("--episodes", episodes, 1),
+        ("--num-envs", config.num_envs, 0),
+        ("--threads", config.threads, 0),
+        ("--seed", config.seed, 0),
+    ):
+        if value < least:
+            raise UsageError(f"{flag} must be at least {least}, not {value}")
+    if config.num_envs > episodes:
+        raise UsageError(
+            f"--num-envs {config.num_envs}: each environment needs a game, and --episodes is "
+            f"{episodes}"
+        )
+    if config.num_envs:
+        return config.num_envs
+    if config.render:
+        return 1
+    # As few as play the games in the same number of rounds: 15 for 30 games, not 16.
+    rounds = -(-episodes // MOST_ENVIRONMENTS)
+    return -(-episodes // rounds)
+
+
+def _device(config: EvaluateConfig) -> torch.device:
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {config.device}: choose one of auto, cpu, cuda")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: there is no CUDA device here; choose cpu or auto")
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def _check_output(path: Path) -> None:
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory: name a file")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no directory {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{path} is not writable: choose another place")
+
+
+def _check_fits(
+    agent: TrainedAgent,
+    env: VectorEnvironment,
+    config: EvaluateConfig,
+    settings: dict[str, Any],
+    protocol: Protocol,
+) -> None:
+    if env.num_actions != agent.num_actions:
+        raise UsageError(
+            f"--protocol {protocol.name} plays {env.num_actions} actions, the agent in "
+            f"{config.run_dir} knows {agent.num_actions}: evaluate it under --protocol "
+            f"{settings['protocol']}, as it was trained"
+        )
+    trained = agent.config["environment"]
+    if list(env.frame_shape) != list(trained["frame_shape"]) or env.stack != trained["stack"]:
+        raise UsageError(
+            f"{settings['game']} shows frames {list(env.frame_shape)} here, the agent in "
+            f"{config.run_dir} was trained on {list(trained['frame_shape'])}"
+        )
+
+
+def _check_pictures(config: EvaluateConfig, env: VectorEnvironment) -> None:
+    """Raise `UsageError` before playing if there will be nothing to film or to show it in."""
+    try:
+        if config.video is not None or config.render:
+            next(film(env, 0, np.empty(0, dtype=np.int64), 0, 0))
+    except CannotFilmError as error:
+        raise UsageError(f"no pictures for --video or --render: {error}") from error
+    if config.render:
+        _check_display()
+
+
+def _check_display() -> None:
+    from matplotlib import pyplot as plt
+    from matplotlib.backends.registry import BackendFilter, backend_registry
+
+    # Asking resolves the backend: one without windows is what is left where no display is found.
+    windows = backend_registry.list_builtin(BackendFilter.INTERACTIVE)  # type: ignore[no-untyped-call]
+    if plt.get_backend().lower() not in windows:
+        raise UsageError(
+            "--render: no display, or no window toolkit for matplotlib, was found; "
+            "--video FILE.gif writes the best game instead"
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,210 @@
+"""A film shows the very game that was played, whatever the rules it was played under."""
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from PIL import Image
+
+from envs.atari import AtariVector
+from envs.film import Camera, CannotFilmError, film
+from envs.gymnasium_vector import GymnasiumVector
+from envs.vector import JournaledVector, ReplayMismatchError, VectorStep
+
+STICKY: dict[str, Any] = {"repeat_action_probability": 0.25, "full_action_space": True}
+
+
+class Lights(gymnasium.Env[np.ndarray, int]):
+    """A random light every step; the game ends when the light is the one that was guessed."""
+
+    metadata = {"render_modes": ["rgb_array"]}
+    action_space = spaces.Discrete(4, start=1)
+    observation_space: spaces.Space[Any] = spaces.Box(0, 1, (2,), np.float32)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, Any]:
+        super().reset(seed=seed)
+        self.light = int(self.np_random.integers(256))
+        return self._observation(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, Any]:
+        self.light = int(self.np_random.integers(256))
+        return self._observation(), float(self.light), self.light % 8 == action, False, {}
+
+    def _observation(self) -> np.ndarray:
+        return np.array([self.light / 256, 0], dtype=np.float32)
+
+    def render(self) -> Any:
+        return np.full((20, 30, 3), self.light, dtype=np.uint8)
+
+
+class GreyLights(Lights):
+    """The light is seen, and not rendered."""
+
+    metadata = {"render_modes": []}
+    observation_space = spaces.Box(0, 255, (20, 30, 1), np.uint8)
+
+    def _observation(self) -> np.ndarray:
+        return np.full((20, 30, 1), self.light, dtype=np.uint8)
+
+
+class DarkLights(Lights):
+    """Numbers only."""
+
+    metadata = {"render_modes": []}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Iterator[None]:
+    """The made-up environments, known to Gymnasium for the tests of this file."""
+    for kind in (Lights, GreyLights, DarkLights):
+        gymnasium.register(f"{kind.__name__}-v0", kind)
+    yield
+    for kind in (Lights, GreyLights, DarkLights):
+        del gymnasium.registry[f"{kind.__name__}-v0"]
+
+
+def play(env: JournaledVector, steps: int) -> tuple[np.ndarray, list[VectorStep]]:
+    """Random actions (steps, N), and every row they led to, the reset's first."""
+    actions = np.random.default_rng(7).integers(env.num_actions, size=(steps, env.num_envs))
+    rows = [env.reset()]
+    for step_actions in actions:
+        env.send(step_actions)
+        row = env.recv()
+        rows.append(VectorStep(*(np.array(array) for array in row)))
+    return actions, rows
+
+
+def games_of(rows: list[VectorStep], j: int) -> list[tuple[int, int]]:
+    """(start, stop) of each finished game of environment j."""
+    starts = [t for t, row in enumerate(rows) if row.started[j]]
+    stops = [t for t, row in enumerate(rows) if row.terminated[j] or row.truncated[j]]
+    return list(zip(starts, stops, strict=False))
+
+
+@pytest.mark.parametrize(
+    ("game", "options"),
+    [
+        ("breakout", {"noop_max": 30, "max_frames_per_game": 400}),
+        ("breakout", {**STICKY, "max_frames_per_game": 600}),
+        ("pong", {**STICKY, "noop_max": 30, "max_frames_per_game": 500}),
+        ("amidar", {"max_frames_per_game": 700}),
+        # Each environment is seeded anew with its first game after 100 steps.
+        ("freeway", {"noop_max": 30, "max_frames_per_game": 200, "reseed_every_frames": 800}),
+        ("space_invaders", {**STICKY, "max_frames_per_game": 300, "reseed_every_frames": 1200}),
+    ],
+)
+def test_a_camera_sees_the_game_that_was_played(game: str, options: dict[str, Any]) -> None:
+    env = AtariVector(game, 2, seed=3, num_threads=1, **options)
+    actions, rows = play(env, 600)
+    assert len(games_of(rows, 1)) >= 3
+    camera = Camera(env, 1)
+    for t, row in enumerate(rows):
+        if t > 0:
+            camera.step(int(actions[t - 1, 1]))
+        assert camera.reward == row.rewards[1], t
+        assert camera.started == row.started[1], t
+        assert camera.over == (row.terminated[1] | row.truncated[1]), t
+        if t % 50 == 0:
+            # Small and grey it is what the agent saw, within the freedom two resizers have.
+            picture = Image.fromarray(camera.picture()).convert("L")
+            small = np.asarray(picture.resize((84, 84), Image.Resampling.BOX), dtype=float)
+            assert np.abs(small - row.frames[1]).mean() < 2, t
+    camera.close()
+    env.close()
+
+
+def test_a_film_has_a_picture_for_the_start_and_one_for_each_action() -> None:
+    env = AtariVector("breakout", 2, seed=1, noop_max=30, max_frames_per_game=200, num_threads=1)
+    actions, rows = play(env, 120)
+    first, second = games_of(rows, 0)[:2]
+    assert first == (0, 50)
+    assert second == (51, 101)
+    one = list(film(env, 0, actions[:, 0], *first))
+    two = list(film(env, 0, actions[:, 0], *second))
+    assert len(one) == len(two) == 51
+    assert {(picture.shape, picture.dtype) for picture in one} == {
+        ((210, 160, 3), np.dtype(np.uint8))
+    }
+    assert len(np.unique(one[0].reshape(-1, 3), axis=0)) > 5  # in colour
+    # A picture is not overwritten by the next one.
+    assert any((a != b).any() for a, b in zip(one[:-1], one[1:], strict=True))
+    env.close()
+
+
+def test_filming_leaves_the_environment_as_it_is() -> None:
+    env = AtariVector("pong", 2, seed=1, max_frames_per_game=100, num_threads=1)
+    actions, rows = play(env, 60)
+    before = env.state_dict()["journal"]["actions"].copy()
+    for _ in film(env, 1, actions[:, 1], *games_of(rows, 1)[0]):
+        pass
+    assert (env.state_dict()["journal"]["actions"] == before).all()
+    env.close()
+
+
+def test_a_film_can_be_left_early_and_be_of_the_first_frame_alone() -> None:
+    env = AtariVector("pong", 1, seed=1, num_threads=1)
+    env.reset()
+    no_actions = np.empty(0, dtype=np.int64)
+    assert [picture.shape for picture in film(env, 0, no_actions, 0, 0)] == [(210, 160, 3)]
+    assert next(film(env, 0, np.zeros(50, dtype=np.int64), 0, 50)).shape == (210, 160, 3)
+    env.close()
+
+
+def test_pictures_have_the_size_of_the_games_screen() -> None:
+    env = AtariVector("air_raid", 1, seed=1, num_threads=1)
+    assert next(film(env, 0, np.empty(0, dtype=np.int64), 0, 0)).shape == (250, 160, 3)
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "words"), [(3, 50, "begins at 3"), (0, 30, "ends at 30")]
+)
+def test_what_is_no_game_is_not_filmed(start: int, stop: int, words: str) -> None:
+    env = AtariVector("pong", 1, seed=1, max_frames_per_game=200, num_threads=1)
+    actions, _ = play(env, 60)
+    with pytest.raises(ReplayMismatchError, match=words):
+        list(film(env, 0, actions[:, 0], start, stop))
+    env.close()
+
+
+@pytest.mark.parametrize("name", ["Lights", "GreyLights"])
+@pytest.mark.parametrize("reseed_every_frames", [40, 10_000])
+def test_a_gymnasium_game_is_filmed_as_it_was_played(name: str, reseed_every_frames: int) -> None:
+    env = GymnasiumVector(f"{name}-v0", 2, seed=4, reseed_every_frames=reseed_every_frames)
+    actions, rows = play(env, 200)
+    games = games_of(rows, 1)
+    assert len(games) >= 5
+    for start, stop in games:
+        pictures = list(film(env, 1, actions[:, 1], start, stop))
+        assert pictures[0].shape == (20, 30, 3)
+        # The reward is the light, and the light is the picture.
+        lights = [int(picture[0, 0, 0]) for picture in pictures[1:]]
+        assert lights == [int(row.rewards[1]) for row in rows[start + 1 : stop + 1]]
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("DarkLights-v0", "cannot render rgb_array"),
+        pytest.param(
+            "CartPole-v1",
+            r"pygame is not installed, run .pip install",
+            marks=pytest.mark.skipif(
+                importlib.util.find_spec("pygame") is not None, reason="pygame is installed"
+            ),
+        ),
+    ],
+)
+def test_an_environment_without_pictures_says_why(name: str, words: str) -> None:
+    env = GymnasiumVector(name, 1, seed=1)
+    with pytest.raises(CannotFilmError, match=words):
+        next(film(env, 0, np.empty(0, dtype=np.int64), 0, 0))
+    env.close()

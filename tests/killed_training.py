@@ -1,0 +1,70 @@
+"""Runs train.py in this process and kills the process with SIGKILL at a chosen moment.
+
+    python -m tests.killed_training MOMENT -- FLAGS OF train.py
+
+MOMENT is one of
+
+    step:N          before step number N of this process
+    writing:N       in the middle of writing the frames of checkpoint number N of this process
+    unpublished:N   when everything of checkpoint number N is written but its name
+    saved:N         right after checkpoint number N is complete
+    never
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import ebu.checkpoint
+import train
+from agents.ebu import Ebu
+from ebu.commandline import run_command
+from ebu.replay import EpisodicReplay
+from ebu.training import Trainer
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(moment: str) -> None:
+    what, _, number = moment.partition(":")
+    seen = {"step": 0, "save": 0}
+
+    def patch(owner: Any, name: str, counter: str, before: bool, half: bool = False) -> None:
+        original = getattr(owner, name)
+
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            seen[counter] += 1
+            last = seen[counter] == int(number)
+            if last and before:
+                kill()
+            result = original(*args, **kwargs)
+            if last and half:
+                data = Path(args[1]) / "frames.zst"
+                os.truncate(data, data.stat().st_size // 2)
+            if last and not before:
+                kill()
+            return result
+
+        setattr(owner, name, patched)
+
+    if what == "step":
+        patch(Trainer, "_step", "step", before=True)
+    elif what == "writing":
+        patch(EpisodicReplay, "write_frames", "save", before=False, half=True)
+    elif what == "unpublished":
+        patch(ebu.checkpoint, "_publish", "save", before=True)
+    elif what == "saved":
+        patch(Trainer, "save", "save", before=False)
+    elif what != "never":
+        raise SystemExit(f"unknown moment {moment}")
+
+
+if __name__ == "__main__":
+    assert Ebu.learn_once  # the patched names exist
+    arm(sys.argv[1])
+    sys.argv = ["train.py", *sys.argv[3:]]
+    run_command(train.main)
