@@ -373,7 +373,7 @@ def _check_display() -> None:
     from matplotlib.backends.registry import BackendFilter, backend_registry
 
     # Asking resolves the backend: one without windows is what is left where no display is found.
-    windows = backend_registry.list_builtin(BackendFilter.INTERACTIVE)  # type: ignore[no-untyped-call]
+    windows = backend_registry.list_builtin(BackendFilter.INTERACTIVE)
     if plt.get_backend().lower() not in windows:
         raise UsageError(
             "--render: no display, or no window toolkit for matplotlib, was found; "

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from agents.agent import Agent, AgentConfig
 from agents.learner import Learner
-from ebu.replay import EpisodicReplay, Segment
+from ebu.replay import EpisodicReplay
+from ebu.segments import Segment
 from ebu.targets import backward_targets, one_step_targets, propagated_share
 
 TARGET_PASS_STATES = 32
@@ -97,9 +98,7 @@ class Ebu(Agent):
         segment = replay.draw_segment(self.rng)
         if tail is not None and tail < segment.length:
             skipped = segment.length - tail
-            segment = Segment(
-                segment.stream, segment.start + skipped, tail, segment.terminated
-            )
+            segment = Segment(segment.stream, segment.start + skipped, tail, segment.terminated)
         started = time.perf_counter()
         targets = self._targets(replay, segment)
         self._time_targets(started)

@@ -102,5 +102,7 @@ def build_network(
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)
+            assert module.bias is not None
             nn.init.constant_(module.bias, 0.1)
-    return network.to(memory_format=torch.channels_last)
+    channels_last: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return channels_last

@@ -142,7 +142,8 @@ class Stopwatch:
 
 def time_ours(contender: Contender, settings: Settings, seed: int) -> Window:
     """Time a run of train.py from within."""
-    from train import build_trainer, parse_arguments
+    from presets import parse_arguments
+    from train import build_trainer
 
     with tempfile.TemporaryDirectory() as run_dir:
         flags = {

@@ -28,7 +28,6 @@ def parse(
     `--help` prints and exits with 0.
     """
     complaint = io.StringIO()
-    extra = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
@@ -36,8 +35,8 @@ def parse(
                 prog=prog,
                 description=description,
                 args=list(args),
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-                **extra,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                config=(tyro.conf.OmitArgPrefixes,),
             )
     except SystemExit as exit_:
         if exit_.code in (0, None):
@@ -46,10 +45,17 @@ def parse(
 
 
 def _one_line(box: str, prog: str) -> str:
-    """The words of an error drawn in a box, without the box."""
-    lines = [re.sub(r"[─│╭╮╰╯├┤]+", " ", line).strip() for line in box.splitlines()]
-    words = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
-    return f"{re.sub(r' +', ' ', words)} (see {prog} --help)"
+    """The words of an error drawn in a box, without the box, its title and the flags' help."""
+    words: list[str] = []
+    for line in box.splitlines():
+        text = re.sub(r"[─│├┤]+", " ", line).strip()
+        if line[:1] in "╭╰" or not text:
+            continue
+        if text.startswith(("Argument helptext", "For full helptext")):
+            break
+        if not (words and words[-1].startswith("--")) or text.startswith("--"):
+            words.append(text)
+    return f"{' '.join(words)} (see {prog} --help)"
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from ebu.errors import UsageError
+
 
 def available_bytes(device: torch.device) -> int | None:
     """Bytes that can still be allocated on the device, or None where nobody says.
@@ -22,6 +24,30 @@ def available_bytes(device: torch.device) -> int | None:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return None
+
+
+def refuse_oversized_replay(
+    capacity: int, needed: int, smallest: int, device: torch.device
+) -> None:
+    """UsageError if a replay memory of `needed` bytes does not fit on the device.
+
+    smallest: the least capacity that works at all, below which no advice is given.
+    """
+    available = available_bytes(device)
+    if available is None or needed <= available:
+        return
+    # Room for the rest of the program, and a round number.
+    fitting = capacity * available * 9 // (needed * 10)
+    fitting -= fitting % 10 ** max(0, len(str(fitting)) - 2)
+    advice = (
+        f"lower --replay-capacity to at most {fitting}"
+        if fitting >= smallest
+        else "free some memory"
+    )
+    raise UsageError(
+        f"a replay of {capacity:,} transitions needs {needed / 1e9:.2f} GB but "
+        f"{available / 1e9:.2f} GB are available on {device.type}: {advice}"
+    )
 
 
 def _kernel(meminfo: Path) -> int | None:

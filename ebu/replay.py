@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ebu.errors import EbuError, UsageError
-from ebu.memory import available_bytes
+from ebu.memory import refuse_oversized_replay
 from ebu.replay_files import read_frames, write_frames
 from ebu.segments import Segment, SegmentTable
 
@@ -65,7 +65,17 @@ class EpisodicReplay:
         self.stack = stack
         self.device = device
         self.ring_length = math.ceil(capacity / num_streams)
-        self._refuse_what_cannot_work()
+        # A cut segment of one transition: its stack, its next frame, and no more.
+        smallest = num_streams * stack + 1
+        if capacity < smallest:
+            raise UsageError(
+                f"a replay of {capacity} transitions cannot hold a segment of {num_streams} "
+                f"environments: raise --replay-capacity to at least {smallest}"
+            )
+        self._bytes = self.required_bytes(
+            capacity, num_streams, self.frame_shape, frame_dtype, stack
+        )
+        refuse_oversized_replay(capacity, self._bytes, smallest, device)
 
         ring, streams = self.ring_length, num_streams
         self._segment_limit = max(1, min(ring // 4, ring - stack))
@@ -103,31 +113,6 @@ class EpisodicReplay:
         slots = math.ceil(capacity / num_streams) * num_streams
         frame = math.prod(frame_shape) * frame_dtype.itemsize
         return slots * (frame + _DEVICE_BYTES_PER_SLOT + _HOST_BYTES_PER_SLOT) + frame
-
-    def _refuse_what_cannot_work(self) -> None:
-        # Stack, a transition's next frame, and no more: a cut segment of length 1.
-        smallest = self.num_streams * self.stack + 1
-        if self.capacity < smallest:
-            raise UsageError(
-                f"a replay of {self.capacity} transitions cannot hold a segment of "
-                f"{self.num_streams} environments: raise --replay-capacity to at least {smallest}"
-            )
-        arguments = (self.num_streams, self.frame_shape, self.frame_dtype, self.stack)
-        needed = self.required_bytes(self.capacity, *arguments)
-        available = available_bytes(self.device)
-        if available is None or needed <= available:
-            return
-        fitting = int(self.capacity * (available / needed) * 0.99)
-        fitting -= fitting % 10 ** max(0, len(str(fitting)) - 2)
-        advice = (
-            f"lower --replay-capacity to at most {fitting}"
-            if fitting >= smallest
-            else "free some memory"
-        )
-        raise UsageError(
-            f"a replay of {self.capacity:,} transitions needs {needed / 1e9:.2f} GB but "
-            f"{available / 1e9:.2f} GB are available on {self.device.type}: {advice}"
-        )
 
     @property
     def num_segments(self) -> int:
@@ -210,9 +195,9 @@ class EpisodicReplay:
 
     def _forget(self, step: int) -> None:
         """Drop what needs the frames of this step, which are about to be overwritten."""
-        reach = min(self.stack, self._num_steps - 1 - step)
-        slots = np.arange(step, step + reach) % self.ring_length
-        expiring = self._context[slots] == np.arange(reach)[:, None]
+        ages = np.arange(self.stack)
+        slots = (step + ages) % self.ring_length
+        expiring = self._context[slots] == ages[:, None]
         self._num_transitions -= int(np.count_nonzero(expiring & self._has_transition[slots]))
         expiring &= self._table.starting_at(slots)
         for k, stream in np.argwhere(expiring).tolist():
@@ -232,7 +217,6 @@ class EpisodicReplay:
             elif step - 1 > begin:
                 # A game that was left without an end, by a reset from outside.
                 self._table.add(Segment(stream, begin, step - 1 - begin, False))
-                self._cuts += 1
 
     def draw_segment(self, rng: np.random.Generator) -> Segment:
         """A stored segment, uniformly; ValueError if there is none."""
@@ -334,22 +318,16 @@ class EpisodicReplay:
     def statistics(self) -> dict[str, float]:
         """What the logs show.
 
-        | key | meaning |
-        | --- | --- |
-        | segments | stored segments |
-        | transitions | drawable one-step transitions |
-        | segment_transitions | transitions of stored segments |
-        | fill | share of the ring in use, 0 to 1 |
-        | bytes | of the full memory, host and device together |
-        | cuts | segments that ended because they grew too long, since the start |
+        `transitions` can be drawn one by one, `segment_transitions` lie in stored segments;
+        `fill` is the share of the ring in use, `bytes` the size of the full memory, `cuts`
+        counts the segments that were cut because they grew too long.
         """
-        arguments = (self.num_streams, self.frame_shape, self.frame_dtype, self.stack)
         return {
             "segments": float(len(self._table)),
             "transitions": float(self._num_transitions),
             "segment_transitions": float(self._table.transitions()),
             "fill": min(self._num_steps, self.ring_length) / self.ring_length,
-            "bytes": float(self.required_bytes(self.capacity, *arguments)),
+            "bytes": float(self._bytes),
             "cuts": float(self._cuts),
         }
 
@@ -362,9 +340,9 @@ class EpisodicReplay:
             "stack": self.stack,
         }
 
-    def _stored_slots(self) -> np.ndarray:
+    def _stored_slots(self) -> Tensor:
         """Slots in use, oldest step first."""
-        return np.arange(self._oldest, self._num_steps) % self.ring_length
+        return torch.arange(self._oldest, self._num_steps) % self.ring_length
 
     def _columns(self) -> dict[str, Tensor]:
         shape = (self.ring_length, self.num_streams)
@@ -379,24 +357,20 @@ class EpisodicReplay:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the frames, copied; rows oldest step first."""
-        slots = torch.from_numpy(self._stored_slots())
+        slots = self._stored_slots()
         return {
             "construction": self._construction(),
             "num_steps": self._num_steps,
             "num_transitions": self._num_transitions,
             "cuts": self._cuts,
             "open_start": self._open_start.copy(),
-            "columns": {
-                name: column[slots.to(column.device)].cpu()
-                for name, column in self._columns().items()
-            },
+            "columns": {name: column[slots].cpu() for name, column in self._columns().items()},
             "segments": self._table.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore all but the frames, which `read_frames` brings; EbuError if it does not fit."""
-        own = self._construction()
-        for key, value in own.items():
+        for key, value in self._construction().items():
             if state["construction"][key] != value:
                 raise EbuError(
                     f"the saved replay has {key} {state['construction'][key]}, this one {value}: "
@@ -406,11 +380,10 @@ class EpisodicReplay:
         self._num_transitions = state["num_transitions"]
         self._cuts = state["cuts"]
         self._open_start[:] = state["open_start"]
-        slots = torch.from_numpy(self._stored_slots())
+        slots = self._stored_slots()
         for name, column in self._columns().items():
-            column[slots.to(column.device)] = torch.as_tensor(state["columns"][name]).to(
-                column.device
-            )
+            column.zero_()
+            column[slots] = torch.as_tensor(state["columns"][name], device=column.device)
         self._table.load_state_dict(state["segments"])
 
     def write_frames(self, directory: Path) -> None:

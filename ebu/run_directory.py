@@ -42,7 +42,11 @@ def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
 
 
 def open_run_directory(
-    run_dir: Path, config: Mapping[str, Any], *, may_change: frozenset[str], may_grow: frozenset[str]
+    run_dir: Path,
+    config: Mapping[str, Any],
+    *,
+    may_change: frozenset[str],
+    may_grow: frozenset[str],
 ) -> IO[str]:
     """Create a run's directory, or check that it can be continued with these settings.
 

@@ -65,7 +65,8 @@ class SegmentTable:
 
     def starting_at(self, slots: np.ndarray) -> np.ndarray:
         """Whether a stored segment starts at each of these rows of the ring: (len, N) bool."""
-        return self._index[slots] >= 0
+        starts: np.ndarray = self._index[slots] >= 0
+        return starts
 
     def remove(self, slot: int, stream: int) -> None:
         """Remove the segment that starts at this ring position."""

@@ -64,6 +64,7 @@ class _Problem(NamedTuple):
     lead: tuple[int, ...]
 
 
+@torch.no_grad()
 def one_step_targets(
     rewards: Tensor, next_values: Tensor, terminated: Tensor, *, gamma: float
 ) -> Tensor:
@@ -277,6 +278,8 @@ def _align(
     _require_shape("terminated", terminated, batch)
 
     host_beta = torch.as_tensor(beta, dtype=torch.float64)
+    if host_beta.numel() == 0:
+        raise ValueError("beta holds no value")
     smallest = 0.0
     if host_beta.device.type == "cpu":
         if not bool(((host_beta >= 0.0) & (host_beta <= 1.0)).all()):

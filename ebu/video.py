@@ -16,7 +16,6 @@ from ebu.errors import EbuError, UsageError
 LONGEST_SIDE = 320  # pixels; larger pictures are scaled down
 # One index of 256 stays free: Pillow uses it for "as in the picture before".
 COLOURS = 255
-PALETTE_PICTURES = 64
 
 
 def check_video_path(path: Path) -> None:
@@ -56,15 +55,13 @@ def animated_gif(pictures: Sequence[np.ndarray] | np.ndarray, fps: float) -> byt
     All pictures share one palette, so that only what moves is stored: up to 255 colours come out
     exactly. A GIF counts hundredths of a second, and browsers slow down what is faster than 50.
     """
-    images = [Image.fromarray(picture).convert("RGB") for picture in pictures]
-    palette = _palette(images)
-    indexed = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    images = _with_one_palette([_as_rgb(picture) for picture in pictures])
     buffer = io.BytesIO()
-    indexed[0].save(
+    images[0].save(
         buffer,
         format="GIF",
         save_all=True,
-        append_images=indexed[1:],
+        append_images=images[1:],
         duration=max(20, round(100 / fps) * 10),
         loop=0,
         optimize=False,
@@ -72,16 +69,28 @@ def animated_gif(pictures: Sequence[np.ndarray] | np.ndarray, fps: float) -> byt
     return buffer.getvalue()
 
 
-def _palette(images: Sequence[Image.Image]) -> Image.Image:
-    """The colours of pictures from the whole film: a thing may appear late."""
-    sample = images[:: -(-len(images) // PALETTE_PICTURES)]
-    strip = np.concatenate([np.asarray(image).reshape(-1, 3) for image in sample])
-    # Each colour once: one moving ball must not lose its colour to a wide sky.
-    codes = np.unique(strip.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32))
-    if len(codes) <= COLOURS:
-        shades = np.stack([codes >> 16, codes >> 8, codes], axis=1).astype(np.uint8)
-        return Image.fromarray(shades[None]).quantize(COLOURS)
-    return Image.fromarray(strip[None]).quantize(COLOURS)
+def _as_rgb(picture: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(picture).convert("RGB"))
+
+
+def _with_one_palette(pictures: Sequence[np.ndarray]) -> list[Image.Image]:
+    """Indexed images of RGB pictures.
+
+    Each colour counts once, however little of it there is: a ball keeps its own beside a wide sky.
+    """
+    codes = [picture @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32) for picture in pictures]
+    seen = np.zeros(1 << 24, dtype=bool)
+    for picture_codes in codes:
+        seen[picture_codes] = True
+    colours = np.flatnonzero(seen)
+    strip = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(np.uint8)
+    palette = Image.fromarray(strip[None]).quantize(COLOURS)
+    index_of = np.zeros(1 << 24, dtype=np.uint8)
+    index_of[colours] = np.asarray(palette)[0]
+    images = [Image.fromarray(index_of[picture_codes]) for picture_codes in codes]
+    for image in images:
+        image.putpalette(palette.getpalette() or [])
+    return images
 
 
 def _scaled_down(picture: np.ndarray) -> np.ndarray:
@@ -107,7 +116,7 @@ def _has_opencv() -> bool:
 
 
 def _write_mp4(path: Path, pictures: Sequence[np.ndarray], fps: int) -> None:
-    images = [np.asarray(Image.fromarray(picture).convert("RGB")) for picture in pictures]
+    images = [_as_rgb(picture) for picture in pictures]
     height, width = images[0].shape[:2]
     ffmpeg = _ffmpeg()
     if ffmpeg is None:

@@ -4,12 +4,14 @@
 """
 
 import difflib
+import importlib
 
 import gymnasium
 
 from envs.atari import AtariVector
 from envs.games import (
     UnknownGameError,
+    UnplayableGameError,
     canonical_game,
     did_you_mean,
     nearest_games,
@@ -36,7 +38,7 @@ def is_atari(game: str) -> bool:
 
     An id that somebody registered with Gymnasium is theirs, even if it is called like a game.
     """
-    if ":" in game or _registered_elsewhere(game):
+    if _is_theirs(game) or (":" in game and not game.lower().startswith("ale_py:")):
         return False
     try:
         canonical_game(game)
@@ -71,32 +73,41 @@ def make_vector(
             max_frames_per_game=protocol.train_max_frames if training else protocol.eval_max_frames,
             num_threads=num_threads,
         )
-    try:
-        gymnasium.spec(game)
-    except ImportError as error:
-        raise UnknownGameError(f"cannot import the module of {shown(game)}: {error}") from None
-    except gymnasium.error.Error:
-        raise _unknown(game) from None
+    _check_registered(game)
     try:
         return GymnasiumVector(game, num_envs, seed=seed)
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise ValueError(f"{game} cannot be made: {error}") from None
+    except (gymnasium.error.Error, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{game} cannot be made: {reason}") from None
 
 
-def _registered_elsewhere(game: str) -> bool:
-    spec = gymnasium.registry.get(game)
+def _is_theirs(env_id: str) -> bool:
+    """Registered with Gymnasium, and not by the emulator."""
+    spec = gymnasium.registry.get(env_id)
     return spec is not None and not str(spec.entry_point).startswith("ale_py.")
 
 
-def _unknown(game: str) -> UnknownGameError:
+def _check_registered(game: str) -> None:
+    module, colon, env_id = game.rpartition(":")
+    if colon:
+        try:
+            importlib.import_module(module)  # which registers its environments
+        except (ImportError, TypeError, ValueError) as error:
+            raise UnknownGameError(f"cannot import the module of {shown(game)}: {error}") from None
+    if _is_theirs(env_id):
+        return
+    theirs = [name for name in gymnasium.registry if _is_theirs(name)]
+    nearest = difflib.get_close_matches(env_id[:80], theirs, cutoff=0.7)
+    if not colon:
+        _refuse_unplayable(game)
+        nearest = nearest_games(game) + nearest
+    raise UnknownGameError(f"unknown game {shown(game)}{did_you_mean(nearest)}")
+
+
+def _refuse_unplayable(game: str) -> None:
     try:
         canonical_game(game)
-    except UnknownGameError as error:
-        others = [
-            name for name in gymnasium.registry if not name.startswith("ALE/") and ":" not in name
-        ]
-        nearest = nearest_games(game) + difflib.get_close_matches(game[:80], others, cutoff=0.7)
-        if nearest:
-            return UnknownGameError(f"unknown game {shown(game)}{did_you_mean(nearest)}")
-        return error
-    return UnknownGameError(f"unknown game {shown(game)}")
+    except UnplayableGameError:
+        raise
+    except UnknownGameError:
+        pass

@@ -1,4 +1,7 @@
-"""AtariVector: N Atari games in ale-py's native vector environment."""
+"""AtariVector: N Atari games in ale-py's native vector environment.
+
+Its OpenCV, which shrinks the frames, works inside the emulator threads and starts none of its own.
+"""
 
 import weakref
 from typing import Any
@@ -65,43 +68,25 @@ class AtariVector(JournaledVector):
             raise ValueError(
                 f"repeat_action_probability must be in [0, 1], got {repeat_action_probability}"
             )
-        self._native = AtariVectorEnv(
+        self._native = native_emulators(
             game,
             num_envs,
-            # Another batch size would return rows in the order in which threads finish.
-            batch_size=num_envs,
-            num_threads=num_threads,
-            max_num_frames_per_episode=max_frames_per_game,
             repeat_action_probability=repeat_action_probability,
             full_action_space=full_action_space,
-            autoreset_mode=AutoresetMode.NEXT_STEP,
-            img_height=FRAME_SIDE,
-            img_width=FRAME_SIDE,
-            grayscale=True,
-            # Stacking is the replay memory's and the agent's: every recv would copy the stack.
-            stack_num=1,
-            frameskip=FRAME_SKIP,
-            maxpool=True,
-            # The emulator draws from 0..noop_max - 1.
-            noop_max=noop_max + 1 if noop_max else 0,
-            # Resets the whole game at a lost life: later lives would never be played.
-            episodic_life=False,
-            # Misses the lost life after which `lives` is 0 and the game goes on.
-            life_loss_info=False,
-            reward_clipping=False,
-            use_fire_reset=False,
+            noop_max=noop_max,
+            max_frames_per_game=max_frames_per_game,
+            num_threads=num_threads,
         )
-        steps = -(-reseed_every_frames // (FRAME_SKIP * num_envs))
         super().__init__(
             num_envs=num_envs,
             num_actions=len(self._native.ale.get_action_set()),
-            seed=seed,
-            reseed_after_steps=steps,
+            seed=int(seed),
+            reseed_after_steps=-(-reseed_every_frames // (FRAME_SKIP * num_envs)),
             identity={
                 "kind": "atari",
                 "game": game,
                 "num_envs": num_envs,
-                "seed": seed,
+                "seed": int(seed),
                 "repeat_action_probability": float(repeat_action_probability),
                 "full_action_space": bool(full_action_space),
                 "noop_max": noop_max,
@@ -143,6 +128,50 @@ class AtariVector(JournaledVector):
     def _close(self) -> None:
         self._watchdog.stop()
         del self._native
+
+
+def native_emulators(
+    game: str,
+    num_envs: int,
+    *,
+    repeat_action_probability: float,
+    full_action_space: bool,
+    noop_max: int,
+    max_frames_per_game: int,
+    num_threads: int,
+    shape: tuple[int, int] = (FRAME_SIDE, FRAME_SIDE),
+    colour: bool = False,
+) -> AtariVectorEnv:
+    """The emulators of `num_envs` games of a ROM id: (num_envs, 1, *shape) frames, uint8.
+
+    Every option is said: the emulator's own choices clip rewards and press FIRE.
+    """
+    return AtariVectorEnv(
+        game,
+        num_envs,
+        # Another batch size would return rows in the order in which threads finish.
+        batch_size=num_envs,
+        num_threads=num_threads,
+        max_num_frames_per_episode=max_frames_per_game,
+        repeat_action_probability=repeat_action_probability,
+        full_action_space=full_action_space,
+        autoreset_mode=AutoresetMode.NEXT_STEP,
+        img_height=shape[0],
+        img_width=shape[1],
+        grayscale=not colour,
+        # Stacking is the replay memory's and the agent's: every recv would copy the stack.
+        stack_num=1,
+        frameskip=FRAME_SKIP,
+        maxpool=True,
+        # The emulator draws from 0..noop_max - 1.
+        noop_max=noop_max + 1 if noop_max else 0,
+        # Resets the whole game at a lost life: later lives would never be played.
+        episodic_life=False,
+        # Misses the lost life after which `lives` is 0 and the game goes on.
+        life_loss_info=False,
+        reward_clipping=False,
+        use_fire_reset=False,
+    )
 
 
 def _check_at_least(value: int, least: int, name: str) -> None:

@@ -26,6 +26,10 @@ class UnknownGameError(ValueError):
     """No such game; the one-line message names the nearest ones."""
 
 
+class UnplayableGameError(UnknownGameError):
+    """A name the emulator knows, for something an agent here cannot play."""
+
+
 @dataclass(frozen=True)
 class ReferenceScores:
     """Published raw scores of one game; None where there is none.
@@ -81,18 +85,18 @@ def canonical_game(name: str) -> str:
 
     `pong`, `Pong`, `ALE/Pong-v5`, `PongNoFrameskip-v4`, `PongDeterministic-v4`, `Q*bert`,
     `Ms. Pac-Man`, `Up'n Down` … Only the game is taken from an id: frame skip, sticky actions and
-    observations are the protocol's. Raises UnknownGameError, also for ids of observations from
-    memory (`Pong-ram-v4`) and for games that need two players.
+    observations are the protocol's. Raises UnknownGameError, and its kind UnplayableGameError for
+    observations from memory (`Pong-ram-v4`) and for games that need two players.
     """
     key = _key(name)
-    game = games_by_key().get(_TITLES.get(key, "").replace("_", "") or key)
+    game = _TITLES.get(key) or games_by_key().get(key)
     if game in TWO_PLAYER_GAMES:
-        raise UnknownGameError(f"{game} needs two players; an agent cannot play it alone")
+        raise UnplayableGameError(f"{game} needs two players; an agent cannot play it alone")
     if game is not None:
         return game
     if key.endswith("ram") and key[:-3] in games_by_key():
-        raise UnknownGameError(
-            f"{name!r} observes the console's memory, which is not supported; "
+        raise UnplayableGameError(
+            f"{shown(name)} observes the console's memory, which is not supported; "
             f"{games_by_key()[key[:-3]]!r} observes the screen"
         )
     raise UnknownGameError(f"unknown game {shown(name)}{did_you_mean(nearest_games(name))}")
@@ -127,7 +131,7 @@ def games_by_key() -> dict[str, str]:
 
 def _key(name: str) -> str:
     name = name.strip().lower()
-    name = re.sub(r"^ale/", "", name)
+    name = re.sub(r"^(ale_py:)?ale/", "", name)
     # Only the versions Atari ids have: `Blackjack-v1` is Gymnasium's card game, not the cartridge.
     name = re.sub(r"-v[045]$", "", name)
     if re.search(r"-v\d+$", name):

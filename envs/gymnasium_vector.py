@@ -37,16 +37,16 @@ class GymnasiumVector(JournaledVector):
         if reseed_every_frames < 1:
             raise ValueError(f"reseed_every_frames must be at least 1, got {reseed_every_frames}")
         self._env_id = env_id
-        self._envs: list[gymnasium.Env[Any, Any]] = [gymnasium.make(env_id)]
-        actions = self._envs[0].action_space
-        observations = self._envs[0].observation_space
+        self._envs: list[gymnasium.Env[Any, Any] | None] = [None] * num_envs  # made by `_reset`
+        example: gymnasium.Env[Any, Any] = gymnasium.make(env_id)
+        actions, observations = example.action_space, example.observation_space
+        example.close()
         if not isinstance(actions, spaces.Discrete) or not isinstance(observations, spaces.Box):
-            self._close()
             raise ValueError(
-                f"{env_id} has actions {actions} and observations {observations}; "
-                "supported are Discrete actions with image or vector (Box) observations"
+                f"{env_id} has actions {_shortened(actions)} and observations "
+                f"{_shortened(observations)}; supported are Discrete actions with image or vector "
+                "(Box) observations"
             )
-        self._envs += [gymnasium.make(env_id) for _ in range(num_envs - 1)]
         self._first_action = int(actions.start)
         self._is_image = _is_image(observations)
         self.frame_shape: tuple[int, ...]
@@ -61,13 +61,13 @@ class GymnasiumVector(JournaledVector):
         super().__init__(
             num_envs=num_envs,
             num_actions=int(actions.n),
-            seed=seed,
+            seed=int(seed),
             reseed_after_steps=-(-reseed_every_frames // num_envs),
             identity={
                 "kind": "gymnasium",
                 "game": env_id,
                 "num_envs": num_envs,
-                "seed": seed,
+                "seed": int(seed),
                 "reseed_every_frames": reseed_every_frames,
             },
             engine=f"gymnasium {gymnasium.__version__}",
@@ -80,9 +80,10 @@ class GymnasiumVector(JournaledVector):
         now.frames[:] = self._now.frames
         for j, seed in zip(np.flatnonzero(mask), seeds, strict=True):
             # A new copy: what an environment keeps across resets is not in its seed.
-            self._envs[j].close()
-            self._envs[j] = gymnasium.make(self._env_id)
-            now.frames[j] = self._frame(self._envs[j].reset(seed=seed)[0])
+            if (old := self._envs[j]) is not None:
+                old.close()
+            self._envs[j] = env = gymnasium.make(self._env_id)
+            now.frames[j] = self._frame(env.reset(seed=seed)[0])
             # Its next step must not take it for one whose game has ended.
             self._now.terminated[j] = self._now.truncated[j] = False
         self._now.frames[:] = now.frames
@@ -97,6 +98,7 @@ class GymnasiumVector(JournaledVector):
         before, now = self._now, self._blank()
         for j in np.flatnonzero(active):
             env = self._envs[j]
+            assert env is not None
             if before.terminated[j] or before.truncated[j]:
                 now.frames[j] = self._frame(env.reset()[0])
                 continue
@@ -111,7 +113,7 @@ class GymnasiumVector(JournaledVector):
         return Outcome(*(array.copy() for array in now))
 
     def _close(self) -> None:
-        for env in self._envs:
+        for env in filter(None, self._envs):
             env.close()
 
     def _blank(self) -> Outcome:
@@ -132,6 +134,11 @@ class GymnasiumVector(JournaledVector):
 def _is_image(space: spaces.Box) -> bool:
     shape = space.shape
     return space.dtype == np.uint8 and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)))
+
+
+def _shortened(space: spaces.Space[Any]) -> str:
+    text = " ".join(str(space).split())
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def grey_frame(image: np.ndarray) -> np.ndarray:

@@ -158,7 +158,8 @@ class JournaledVector(ABC):
     A subclass says how to reset, start and collect its environments. `identity` holds everything
     that decides what the environments do, as JSON values; a saved state is only accepted by an
     object with the same identity. `engine` names the version of what runs the environments: it is
-    not compared, only told when a restore fails.
+    not compared, only told when a restore fails. An environment is seeded anew at the first game
+    it starts `reseed_after_steps` steps or more after its last seeded reset.
     """
 
     def __init__(
@@ -176,13 +177,14 @@ class JournaledVector(ABC):
         self.num_envs = num_envs
         self.num_actions = num_actions
         self._seed = seed
-        self._reseed_after_steps = reseed_after_steps
-        self._identity = identity
+        self.reseed_after_steps = reseed_after_steps
+        self.identity = identity
         self._engine = engine
         self._journal = Journal(num_envs)
         self._sent: np.ndarray | None = None
         self._last: Outcome | None = None  # None: before the first reset
         self._closed = False
+        self._all = np.ones(num_envs, dtype=bool)
         # Kept only to recognise the state again after a restore.
         self._reward_sums = np.zeros(num_envs, dtype=np.float64)
 
@@ -211,9 +213,8 @@ class JournaledVector(ABC):
     def reset(self) -> VectorStep:
         """Start new games everywhere, each environment from a seed of its own."""
         self._check_idle("reset")
-        mask = np.ones(self.num_envs, dtype=bool)
-        self._last = self._seeded_reset(mask)
-        return self._step_of(self._last, np.zeros(self.num_envs, dtype=bool), mask)
+        self._last = self._seeded_reset(self._all)
+        return _step_of(self._last, ~self._all, self._all.copy())
 
     def send(self, actions: np.ndarray) -> None:
         """Start one step: `actions` (N,) of any integer dtype, each in 0..num_actions - 1.
@@ -238,21 +239,21 @@ class JournaledVector(ABC):
         self._reward_sums += after.rewards
         started = before.terminated | before.truncated
         if started.any():
-            due = started & (self._journal.lengths >= self._reseed_after_steps)
+            due = started & (self._journal.lengths >= self.reseed_after_steps)
             if due.any():
                 fresh = self._seeded_reset(due)
                 after = after._replace(frames=fresh.frames, lives=fresh.lives)
         self._last = after
         life_lost = (after.lives < before.lives) & ~after.terminated & ~started
-        return self._step_of(after, life_lost, started)
+        return _step_of(after, life_lost, started)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit, at any moment between `recv` and `send`."""
         self._check_idle("state_dict")
         if self._last is None:
-            return {"identity": dict(self._identity), "engine": self._engine, "journal": None}
+            return {"identity": dict(self.identity), "engine": self._engine, "journal": None}
         return {
-            "identity": dict(self._identity),
+            "identity": dict(self.identity),
             "engine": self._engine,
             "journal": self._journal.state_dict(),
             "reached": _summary(self._last, self._reward_sums),
@@ -279,10 +280,6 @@ class JournaledVector(ABC):
         if not self._closed:
             self._closed = True
             self._close()
-
-    @property
-    def _all(self) -> np.ndarray:
-        return np.ones(self.num_envs, dtype=bool)
 
     def _seeds_of(self, mask: np.ndarray, seedings: np.ndarray) -> list[int]:
         return [
@@ -324,11 +321,11 @@ class JournaledVector(ABC):
             raise RuntimeError(f"{what} between send and recv: call recv first")
 
     def _check_identity(self, saved: dict[str, Any]) -> None:
-        keys = sorted(self._identity.keys() | saved.keys())
+        keys = sorted(self.identity.keys() | saved.keys())
         differing = [
-            f"{key} {saved.get(key)!r} saved, {self._identity.get(key)!r} here"
+            f"{key} {saved.get(key)!r} saved, {self.identity.get(key)!r} here"
             for key in keys
-            if saved.get(key) != self._identity.get(key)
+            if saved.get(key) != self.identity.get(key)
         ]
         if differing:
             raise ValueError(f"the saved environments are not these: {'; '.join(differing)}")
@@ -337,21 +334,22 @@ class JournaledVector(ABC):
         assert self._last is not None
         saved, reached = state["reached"], _summary(self._last, self._reward_sums)
         for key, value in reached.items():
-            same = np.asarray(saved[key]) == np.asarray(value)
-            if not same.all():
-                environment = int(np.flatnonzero(~same)[0])
+            was, now = np.asarray(saved[key]), np.asarray(value)
+            differs = (was != now) & ((was == was) | (now == now))  # nan is nan
+            if differs.any():
+                environment = int(np.flatnonzero(differs)[0])
                 self._last = None
                 raise ReplayMismatchError(
-                    f"environment {environment} of {self._identity['game']} did not come back to "
+                    f"environment {environment} of {self.identity['game']} did not come back to "
                     f"its saved state: its {key.replace('_', ' ')} differ (saved with "
                     f"{state['engine']}, this is {self._engine}); continue on the kind of machine "
                     "and with the versions the run was started with"
                 )
 
-    @staticmethod
-    def _step_of(outcome: Outcome, life_lost: np.ndarray, started: np.ndarray) -> VectorStep:
-        frames, rewards, terminated, truncated, _ = outcome
-        return VectorStep(frames, rewards, terminated, truncated, life_lost, started)
+
+def _step_of(outcome: Outcome, life_lost: np.ndarray, started: np.ndarray) -> VectorStep:
+    frames, rewards, terminated, truncated, _ = outcome
+    return VectorStep(frames, rewards, terminated, truncated, life_lost, started)
 
 
 def _with_fresh(outcome: Outcome, fresh: Outcome, mask: np.ndarray) -> Outcome:

@@ -1,0 +1,191 @@
+"""Every setting of a training run, the presets, and what cannot be run."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from agents import AGENTS, AgentConfig, LearnerConfig
+from ebu.commandline import parse
+from ebu.errors import UsageError
+from ebu.schedules import ExplorationConfig
+from envs.protocols import PROTOCOLS
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation in training, on environments and random numbers of its own."""
+
+    eval_every_frames: int = 1_000_000
+    """Frames between two evaluations; 0 turns them off."""
+    eval_episodes: int = 10
+    """Games in an evaluation."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything a run is made of."""
+
+    game: str = "pong"
+    """Atari game (pong, Pong, ALE/Pong-v5) or id of a Gymnasium environment (CartPole-v1)."""
+    agent: str = "ebu"
+    """How transitions are drawn and what their targets are: ebu or dqn."""
+    preset: str = "default"
+    """Starting point of all settings: default, or paper (those of the EBU paper's code)."""
+    frames: int = 10_000_000
+    """Emulator frames to train for (4 per agent step on Atari). May grow when a run goes on."""
+    seed: int = 0
+    """Seed of everything random in the run."""
+    run_dir: Path | None = None
+    """Where the run lives [default: runs/GAME-AGENT-PRESET-seedSEED]. One that is there goes on."""
+    protocol: str = "paper"
+    """paper (no sticky actions, a lost life ends a segment) or machado (sticky actions)."""
+    num_envs: int = 8
+    """Environments played side by side."""
+    replay_capacity: int = 1_000_000
+    """Transitions in the replay memory; 7 kB each on Atari."""
+    log_every_frames: int = 10_000
+    """Frames between two lines of metrics."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between two checkpoints; changes nothing in the run."""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the networks; weights, targets and losses are float32 always."""
+    threads: int = 0
+    """Threads of torch and of the emulators; 0 takes one for each processor core."""
+    method: AgentConfig = field(default_factory=AgentConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+DEFAULT = TrainConfig()
+
+PAPER = replace(
+    DEFAULT,
+    preset="paper",
+    num_envs=1,
+    method=replace(DEFAULT.method, updates_per_step=1.0, learning_starts=50_000),
+    learner=replace(
+        DEFAULT.learner,
+        optimizer="rmsprop",
+        learning_rate=2.5e-4,
+        optimizer_epsilon=0.01,
+        loss_reduction="sum",
+        target_sync_updates=10_000,
+    ),
+    exploration=replace(
+        DEFAULT.exploration,
+        epsilon_end=0.1,
+        epsilon_decay_steps=1_000_000,
+        random_start_actions=4,
+    ),
+    evaluation=EvaluationConfig(eval_every_frames=250_000, eval_episodes=30),
+)
+
+PRESETS = {"default": DEFAULT, "paper": PAPER}
+
+NOT_PART_OF_THE_RUN = frozenset({"run_dir", "checkpoint_minutes"})
+"""Settings that change nothing in what a run computes."""
+
+
+def parse_arguments(args: Sequence[str]) -> TrainConfig:
+    """Flags to a checked configuration; the preset they name gives the defaults.
+
+    Raises `UsageError` with one line for anything that cannot be run.
+    """
+    preset = "default"
+    for position, argument in enumerate(args):
+        name, separator, value = argument.partition("=")
+        if name == "--preset":
+            preset = value if separator else "".join(args[position + 1 : position + 2])
+    config = parse(
+        TrainConfig,
+        args,
+        default=PRESETS.get(preset, DEFAULT),
+        prog="train.py",
+        description=(
+            "Train an agent on an Atari game. The same command on the same run directory goes on "
+            "where it stopped."
+        ),
+    )
+    _check(config)
+    return config
+
+
+def _check(config: TrainConfig) -> None:
+    method, learner, exploration = config.method, config.learner, config.exploration
+    _one_of("--agent", config.agent, AGENTS)
+    _one_of("--preset", config.preset, PRESETS)
+    _one_of("--protocol", config.protocol, PROTOCOLS)
+    _one_of("--device", config.device, ("auto", "cpu", "cuda"))
+    for flag, value in (
+        ("--frames", config.frames),
+        ("--num-envs", config.num_envs),
+        ("--replay-capacity", config.replay_capacity),
+        ("--log-every-frames", config.log_every_frames),
+        ("--checkpoint-minutes", config.checkpoint_minutes),
+        ("--batch-size", method.batch_size),
+        ("--mix-segments", method.mix_segments),
+        ("--updates-per-step", method.updates_per_step),
+        ("--learning-rate", learner.learning_rate),
+        ("--optimizer-epsilon", learner.optimizer_epsilon),
+        ("--target-sync-updates", learner.target_sync_updates),
+        ("--eval-episodes", config.evaluation.eval_episodes),
+    ):
+        _require(value > 0 and np.isfinite(value), f"{flag} must be positive, not {value}")
+    for flag, value in (
+        ("--seed", config.seed),
+        ("--threads", config.threads),
+        ("--learning-starts", method.learning_starts),
+        ("--epsilon-decay-steps", exploration.epsilon_decay_steps),
+        ("--random-start-actions", exploration.random_start_actions),
+        ("--eval-every-frames", config.evaluation.eval_every_frames),
+    ):
+        _require(value >= 0, f"{flag} must not be negative, but is {value}")
+    for flag, share in (
+        ("--beta", method.beta),
+        ("--gamma", method.gamma),
+        ("--epsilon-start", exploration.epsilon_start),
+        ("--epsilon-end", exploration.epsilon_end),
+    ):
+        _require(0 <= share <= 1, f"{flag} must lie between 0 and 1, but is {share}")
+    _require(
+        method.batch_size % method.mix_segments == 0,
+        f"--mix-segments {method.mix_segments} must divide --batch-size {method.batch_size}",
+    )
+    _require(
+        config.device != "cuda" or torch.cuda.is_available(),
+        "--device cuda: there is no CUDA device here; choose --device cpu or auto",
+    )
+
+
+def _one_of(flag: str, value: str, known: Iterable[str]) -> None:
+    names = list(known)
+    if value not in names:
+        near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"{flag} {value}: choose one of {', '.join(names)}{hint}")
+
+
+def _require(holds: bool, complaint: str) -> None:
+    if not holds:
+        raise UsageError(complaint)
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """Every setting by the name of its flag."""
+    settings: dict[str, Any] = {}
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            settings |= flat(value)
+        else:
+            settings[entry.name] = str(value) if isinstance(value, Path) else value
+    return settings

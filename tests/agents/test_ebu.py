@@ -1,0 +1,492 @@
+"""Episodic Backward Update: the order of the minibatches, the targets, and draws in progress."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents.agent import AgentConfig
+from agents.ebu import Ebu
+from agents.learner import Learner, LearnerConfig
+from ebu.replay import EpisodicReplay
+from ebu.segments import Segment
+from tests.made_up import (
+    CPU,
+    GAMMA,
+    NUM_ACTIONS,
+    Game,
+    MadeUpGames,
+    Played,
+    Seen,
+    TableLearner,
+    Update,
+    empty_replay,
+    one_step_target,
+    one_stream,
+    places,
+    random_games,
+    same,
+    table_values,
+    through_disk,
+)
+
+BATCH = 32
+Rows = set[tuple[int, int]]
+"""Transitions as (game, step in the game), both from 1."""
+
+
+def agent_of(learner: Any, seed: int = 0, **config: Any) -> Ebu:
+    arguments = AgentConfig(**{"gamma": GAMMA, "batch_size": BATCH, **config})
+    return Ebu(arguments, learner, np.random.default_rng(seed))
+
+
+def draws_in_order(replay: EpisodicReplay, segments: Iterable[Segment]) -> None:
+    """Let the replay memory draw these segments, one after the other."""
+    order: Iterator[Segment] = iter(segments)
+    replay.draw_segment = lambda rng: next(order)  # type: ignore[method-assign]
+
+
+def trained(learner: TableLearner, agent: Ebu, replay: EpisodicReplay, updates: int) -> list[Rows]:
+    """What each of the next updates trains on, every transition once."""
+    before = len(learner.updates)
+    agent.learn(replay, updates)
+    minibatches = []
+    for update in learner.updates[before:]:
+        rows = [(game, step) for _, game, step in places(update.states)]
+        assert len(rows) == len(update.targets) == agent.config.batch_size
+        minibatches.append(set(rows))
+    return minibatches
+
+
+def rows(game: int, first: int, last: int) -> Rows:
+    return {(game, step) for step in range(first, last + 1)}
+
+
+def algorithm_2(
+    segment: Sequence[Seen], *, beta: float, clip: bool = True, salt: int = 0
+) -> np.ndarray:
+    """Targets (T,) of a played segment by the table of Algorithm 2, as it is printed."""
+    rewards = np.array([seen.reward for seen in segment])
+    if clip:
+        rewards = rewards.clip(-1, 1)
+    next_states = torch.from_numpy(np.stack([seen.next_state for seen in segment]))
+    table = table_values(next_states, salt).double().numpy()
+    y = np.zeros(len(segment))
+    last = len(segment) - 1
+    y[last] = rewards[last] + (0 if segment[last].terminated else GAMMA * table[last].max())
+    for k in reversed(range(last)):
+        action = segment[k + 1].action
+        table[k, action] = beta * y[k + 1] + (1 - beta) * table[k, action]
+        y[k] = rewards[k] + GAMMA * table[k].max()
+    return y
+
+
+def targets_by_row(updates: Iterable[Update]) -> dict[tuple[int, int], float]:
+    return {
+        (game, step): target
+        for update in updates
+        for (_, game, step), target in zip(
+            places(update.states), update.targets.tolist(), strict=True
+        )
+    }
+
+
+# --- the order ------------------------------------------------------------------------------
+
+
+def test_a_segment_is_trained_from_its_end_to_its_start() -> None:
+    played, segments = one_stream(96, 64)
+    draws_in_order(played.replay, segments)
+    learner = TableLearner()
+    assert trained(learner, agent_of(learner), played.replay, 5) == [
+        rows(1, 65, 96),
+        rows(1, 33, 64),
+        rows(1, 1, 32),
+        rows(2, 33, 64),
+        rows(2, 1, 32),
+    ]
+
+
+def test_a_short_last_minibatch_is_filled_from_the_tail_of_a_draw_that_is_let_go() -> None:
+    played, segments = one_stream(38, 50, 40)
+    draws_in_order(played.replay, segments)
+    learner = TableLearner()
+    assert trained(learner, agent_of(learner), played.replay, 3) == [
+        rows(1, 7, 38),
+        rows(1, 1, 6) | rows(2, 25, 50),
+        rows(3, 9, 40),
+    ]
+
+
+def test_a_segment_shorter_than_a_minibatch_is_filled_as_well() -> None:
+    played, segments = one_stream(5, 60, 40)
+    draws_in_order(played.replay, segments)
+    learner = TableLearner()
+    assert trained(learner, agent_of(learner), played.replay, 2) == [
+        rows(1, 1, 5) | rows(2, 34, 60),
+        rows(3, 9, 40),
+    ]
+
+
+def test_as_many_draws_fill_a_minibatch_as_it_takes() -> None:
+    played, segments = one_stream(33, 5, 10, 40, 64)
+    draws_in_order(played.replay, segments)
+    learner = TableLearner()
+    assert trained(learner, agent_of(learner), played.replay, 4) == [
+        rows(1, 2, 33),
+        rows(1, 1, 1) | rows(2, 1, 5) | rows(3, 1, 10) | rows(4, 25, 40),
+        rows(5, 33, 64),
+        rows(5, 1, 32),
+    ]
+
+
+def test_a_filling_draw_that_just_suffices_is_used_up() -> None:
+    played, segments = one_stream(36, 28, 32, 32)
+    draws_in_order(played.replay, segments)
+    learner = TableLearner()
+    assert trained(learner, agent_of(learner), played.replay, 4) == [
+        rows(1, 5, 36),
+        rows(1, 1, 4) | rows(2, 1, 28),
+        rows(3, 1, 32),
+        rows(4, 1, 32),
+    ]
+
+
+def test_every_transition_of_a_drawn_segment_is_trained_once() -> None:
+    played, (main, filler) = one_stream(71, 40)
+    draws_in_order(played.replay, cycle([main, filler]))
+    learner = TableLearner()
+    counts = dict.fromkeys(rows(1, 1, 71) | rows(2, 1, 40), 0)
+    rounds = 5
+    for minibatch in trained(learner, agent_of(learner), played.replay, 3 * rounds):
+        for row in minibatch:
+            counts[row] += 1
+    tail = rows(2, 16, 40)  # 71 = 2 · 32 + 7, and 25 are missing
+    for row, count in counts.items():
+        assert count == (rounds if row[0] == 1 or row in tail else 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 70), min_size=2, max_size=8),
+    batch_size=st.sampled_from([4, 32]),
+)
+def test_minibatches_follow_the_description_for_any_lengths(
+    lengths: list[int], batch_size: int
+) -> None:
+    played, segments = one_stream(*lengths)
+    draws_in_order(played.replay, cycle(segments))
+    learner = TableLearner()
+    agent = agent_of(learner, batch_size=batch_size)
+    games = cycle(enumerate(lengths, 1))
+    left: list[tuple[int, int]] = []  # of the segment in progress, from its start
+    for update in range(12):
+        if not left:
+            game, length = next(games)
+            left = sorted(rows(game, 1, length))
+        expected, left = left[-batch_size:], left[:-batch_size]
+        while (missing := batch_size - len(expected)) > 0:
+            game, length = next(games)
+            expected = expected + sorted(rows(game, 1, length))[-missing:]
+        agent.learn(played.replay, 1)
+        actual = [(game, step) for _, game, step in places(learner.updates[update].states)]
+        assert sorted(actual) == sorted(expected)
+
+
+# --- several segments side by side ----------------------------------------------------------
+
+
+def test_mixed_minibatches_hold_consecutive_transitions_of_each_segment() -> None:
+    played, segments = one_stream(20, 16, 40, 24, 30, 17, 8, 26, 9)
+    draws_in_order(played.replay, segments)
+    learner = TableLearner()
+    agent = agent_of(learner, mix_segments=4)
+    assert trained(learner, agent, played.replay, 5) == [
+        rows(1, 13, 20) | rows(2, 9, 16) | rows(3, 33, 40) | rows(4, 17, 24),
+        rows(1, 5, 12) | rows(2, 1, 8) | rows(3, 25, 32) | rows(4, 9, 16),
+        # What is used up is replaced by the next draw, which goes on where it got to.
+        rows(1, 1, 4) | rows(5, 27, 30) | rows(6, 10, 17) | rows(3, 17, 24) | rows(4, 1, 8),
+        rows(5, 19, 26) | rows(6, 2, 9) | rows(3, 9, 16) | rows(7, 1, 8),
+        rows(5, 11, 18) | rows(6, 1, 1) | rows(8, 20, 26) | rows(3, 1, 8) | rows(9, 2, 9),
+    ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=6),
+    mix=st.sampled_from([2, 4, 32]),
+)
+def test_mixed_draws_are_trained_whole_whatever_their_lengths(lengths: list[int], mix: int) -> None:
+    played, segments = one_stream(*lengths)
+    drawn = dict.fromkeys(range(1, len(lengths) + 1), 0)
+
+    def counted() -> Iterator[Segment]:
+        for game, segment in cycle(enumerate(segments, 1)):
+            drawn[game] += 1
+            yield segment
+
+    draws_in_order(played.replay, counted())
+    learner = TableLearner()
+    agent_of(learner, mix_segments=mix).learn(played.replay, updates=12)
+    counts = {(game, step): 0 for game in drawn for step in range(1, lengths[game - 1] + 1)}
+    for update in learner.updates:
+        for _, game, step in places(update.states):
+            counts[game, step] += 1
+    unfinished = 0
+    for game, length in enumerate(lengths, 1):
+        of_game = [counts[game, step] for step in range(1, length + 1)]
+        # From the end to the start: once for each draw, but for what is left of the last ones.
+        assert of_game == sorted(of_game)
+        assert of_game[-1] == drawn[game]
+        unfinished += drawn[game] - of_game[0]
+    assert unfinished <= mix
+
+
+# --- the targets ----------------------------------------------------------------------------
+
+ENDINGS = {
+    "terminated": Game(45),
+    "truncated": Game(45, truncated=True),
+    "one step": Game(1),
+    "one step, truncated": Game(1, truncated=True),
+}
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("game", ENDINGS.values(), ids=ENDINGS)
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("mix", [1, 4])
+def test_targets_are_those_of_algorithm_2(beta: float, game: Game, clip: bool, mix: int) -> None:
+    played, _ = one_stream(game)
+    learner = TableLearner()
+    agent_of(learner, beta=beta, clip_rewards=clip, mix_segments=mix).learn(played.replay, 6)
+    segment = played.transitions(1, 1)
+    expected = algorithm_2(segment, beta=beta, clip=clip)
+    targets = targets_by_row(learner.updates)
+    assert targets.keys() == rows(1, 1, game.length)
+    for step, target in enumerate(expected, 1):
+        assert targets[1, step] == pytest.approx(target, rel=1e-6, abs=1e-6)
+    for update in learner.updates:
+        played.check(update)
+
+
+def test_targets_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    replay = empty_replay(capacity=40, num_streams=1, stack=2)
+    for step, reward in enumerate([0.0, 0.0, 0.5, 1.0]):
+        flags = (np.array([flag]) for flag in (step == 3, False, step == 0))
+        frames = np.full((1, 3), step + 1, dtype=np.float32)
+        replay.append(frames, np.array([2]), np.float32([reward]), *flags, np.float32([1.0]))
+    learner = TableLearner()
+    monkeypatch.setattr(learner, "target_values", lambda s: torch.tensor([[0.4, 0.2, 0.8]] * 32))
+    agent_of(learner, gamma=0.5, beta=0.5, batch_size=3).learn_once(replay)
+    # y3 = 1; y2 = 0.5 + 0.5 max(0.4, 0.5 · 1 + 0.5 · 0.8) = 0.95;
+    # y1 = 0 + 0.5 max(0.4, 0.5 · 0.95 + 0.5 · 0.8) = 0.4375.
+    targets = targets_by_row(learner.updates)
+    assert [targets[step, step] for step in (1, 2, 3)] == pytest.approx([0.4375, 0.95, 1.0])
+
+
+def test_lost_lives_end_the_value_and_a_segment() -> None:
+    played = Played(MadeUpGames(1, lambda env, game: Game(50, life_losses=(20,))), capacity=400)
+    played.play(50)
+    assert played.replay.num_segments == 2
+    learner = TableLearner()
+    agent_of(learner, beta=1.0).learn(played.replay, updates=20)
+    game, targets = played.transitions(1, 1), targets_by_row(learner.updates)
+    expected = [*algorithm_2(game[:20], beta=1.0), *algorithm_2(game[20:], beta=1.0)]
+    assert [targets[1, step] for step in range(1, 51)] == pytest.approx(expected, abs=1e-5)
+
+
+def test_with_beta_0_targets_are_one_step_targets() -> None:
+    played, _ = one_stream(40, Game(7, truncated=True), 20)
+    learner = TableLearner()
+    agent = agent_of(learner, beta=0.0)
+    agent.learn(played.replay, updates=30)
+    for update in learner.updates:
+        for place, target in zip(places(update.states), update.targets.tolist(), strict=True):
+            assert target == one_step_target(played.seen[place])
+    assert agent.metrics()["q/backward_minus_one_step"] == 0
+
+
+@pytest.mark.parametrize("mix", [1, 2])
+def test_targets_are_computed_once_for_a_draw(mix: int) -> None:
+    played, segments = one_stream(96, 96, 96)
+    draws_in_order(played.replay, segments)
+    learner = TableLearner()
+    agent = agent_of(learner, mix_segments=mix)
+    agent.learn(played.replay, 1)
+    asked = len(learner.passes)
+    assert sum(learner.passes) == 96 * mix
+    learner.salt = 1  # The target network is another one from here on.
+    agent.learn(played.replay, 3 * mix - 1)
+    assert len(learner.passes) == asked
+    targets = targets_by_row(learner.updates)
+    for game in range(1, mix + 1):
+        expected = algorithm_2(played.transitions(1, game), beta=0.5, salt=0)
+        assert [targets[game, step] for step in range(1, 97)] == pytest.approx(expected, abs=1e-5)
+    if mix == 1:
+        agent.learn(played.replay, 1)
+        target = targets_by_row(learner.updates[-1:])[2, 96]
+        expected = algorithm_2(played.transitions(1, 2), beta=0.5, salt=1)
+        assert target == pytest.approx(expected[-1], abs=1e-5)
+
+
+def filled_and_whole(learner: Any, updates: list[Update]) -> tuple[list[float], list[float]]:
+    """Targets of a segment's last 26 transitions: as a filling, and of the whole segment."""
+    played, (main, filler) = one_stream(38, 60)
+    draws_in_order(played.replay, [main, filler, filler])
+    agent_of(learner).learn(played.replay, updates=3)
+    of_filling = targets_by_row(updates[1:2])
+    of_whole = targets_by_row(updates[2:3])
+    tail = sorted(rows(2, 35, 60))
+    return [of_filling[row] for row in tail], [of_whole[row] for row in tail]
+
+
+def test_targets_of_a_filling_tail_are_those_of_its_whole_segment() -> None:
+    learner = TableLearner()
+    filling, whole = filled_and_whole(learner, learner.updates)
+    assert filling == whole
+    # 38 of the first, a tail of 26 alone, and all 60 of the third, in passes of one size.
+    assert sum(learner.passes) == 64 + 32 + 64
+    assert len(set(learner.passes)) == 1
+
+
+def test_targets_of_a_filling_tail_with_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = Learner(
+        LearnerConfig(),
+        stack=3,
+        frame_shape=(3,),
+        num_actions=NUM_ACTIONS,
+        device=CPU,
+        precision="float32",
+        rng=np.random.default_rng(0),
+    )
+    notes = TableLearner()
+    monkeypatch.setattr(learner, "update", notes.update)
+    filling, whole = filled_and_whole(learner, notes.updates)
+    assert filling == pytest.approx(whole, rel=1e-6)
+
+
+# --- draws in progress ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mix", [1, 4])
+@pytest.mark.parametrize("replay_too", [False, True], ids=["same replay", "replay restored"])
+@pytest.mark.parametrize("updates_before", [0, 1, 2, 3, 4])
+def test_a_restored_agent_goes_on_in_the_middle_of_a_segment(
+    tmp_path: Path, mix: int, replay_too: bool, updates_before: int
+) -> None:
+    played, _ = one_stream(100, 90, 75, 33)
+    replay = played.replay
+    learner, other = TableLearner(), TableLearner()
+    agent = agent_of(learner, seed=0, mix_segments=mix)
+    agent.learn(replay, updates_before)
+
+    restored = agent_of(other, seed=1, mix_segments=mix)
+    restored.load_state_dict(through_disk(agent.state_dict(), tmp_path / "agent"))
+    replay_of_restored = replay
+    if replay_too:
+        replay_of_restored = empty_replay(replay.capacity, 1, replay.stack)
+        replay_of_restored.load_state_dict(through_disk(replay.state_dict(), tmp_path / "replay"))
+        replay.write_frames(tmp_path)
+        replay_of_restored.read_frames(tmp_path)
+
+    # Targets that were recomputed would be others.
+    learner.salt = other.salt = 1
+    agent.learn(replay, 12)
+    restored.learn(replay_of_restored, 12)
+    for one, two in zip(learner.updates[updates_before:], other.updates, strict=True):
+        assert all(map(torch.equal, one, two))
+    assert same(agent.state_dict(), restored.state_dict())
+    assert agent.metrics() == restored.metrics()
+
+
+RING = 256  # Segments are cut at a quarter of it: 64 steps.
+
+
+def half_trained_segment() -> tuple[Played, TableLearner, Ebu]:
+    """A long game, and the second half of its first segment trained."""
+    played = Played(MadeUpGames(1, lambda env, game: Game(10_000)), capacity=RING)
+    played.play(200)
+    learner = TableLearner()
+    agent = agent_of(learner)
+    draws_in_order(played.replay, [Segment(0, 0, 64, False), Segment(0, 192, 64, False)])
+    assert trained(learner, agent, played.replay, 1) == [rows(1, 33, 64)]
+    return played, learner, agent
+
+
+def test_a_draw_whose_frames_are_all_there_goes_on() -> None:
+    played, learner, agent = half_trained_segment()
+    played.play(RING - played.count)  # The ring is full, the first frame not yet overwritten.
+    assert trained(learner, agent, played.replay, 1) == [rows(1, 1, 32)]
+    assert agent.metrics()["replay/forfeited_draws"] == 0
+
+
+@pytest.mark.parametrize("overwritten", [1, 20, 150, 5 * RING])
+def test_a_draw_forfeits_what_has_been_overwritten(overwritten: int) -> None:
+    played, learner, agent = half_trained_segment()
+    played.play(RING - played.count + overwritten)
+    latest = (played.count - 1) // 64 * 64  # where the newest cut was made
+    draws_in_order(played.replay, [Segment(0, latest - 64, 64, False)])
+    assert trained(learner, agent, played.replay, 1) == [rows(1, latest - 31, latest)]
+    assert agent.metrics()["replay/forfeited_draws"] == 1
+    assert trained(learner, agent, played.replay, 1) == [rows(1, latest - 63, latest - 32)]
+    assert agent.metrics()["replay/forfeited_draws"] == 1
+
+
+def drive(
+    play: Callable[[int, int], Game],
+    rounds: Iterable[tuple[int, int]],
+    seed: int,
+    **config: Any,
+) -> Ebu:
+    """Play and learn in turns on a small ring; check each minibatch against what was seen."""
+    played = Played(MadeUpGames(2, play), capacity=160, seed=seed)
+    learner = TableLearner()
+    agent = agent_of(learner, seed, **config)
+    for steps, updates in rounds:
+        played.play(steps)
+        for _ in range(updates if played.replay.num_segments else 0):
+            agent.learn_once(played.replay)
+            (update,) = learner.updates
+            played.check(update)
+            if agent.config.beta == 0:
+                for place, target in zip(
+                    places(update.states), update.targets.tolist(), strict=True
+                ):
+                    assert target == one_step_target(played.seen[place])
+            learner.updates.clear()
+    return agent
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    longest=st.integers(1, 60),
+    rounds=st.lists(st.tuples(st.integers(1, 60), st.integers(0, 6)), min_size=5, max_size=20),
+    batch_size=st.sampled_from([4, 8, 32]),
+    mix=st.sampled_from([1, 2, 4]),
+)
+def test_nothing_overwritten_is_trained_on(
+    seed: int, longest: int, rounds: list[tuple[int, int]], batch_size: int, mix: int
+) -> None:
+    drive(
+        random_games(seed, longest),
+        rounds,
+        seed,
+        beta=0.0,
+        batch_size=batch_size,
+        mix_segments=mix,
+    )
+
+
+@pytest.mark.parametrize("mix", [1, 4])
+def test_a_ring_driven_hard_makes_draws_forfeit_and_never_train_on_what_is_gone(mix: int) -> None:
+    rounds = [(7, 1)] * 300
+    agent = drive(random_games(3, 40), rounds, 3, beta=0.0, batch_size=4, mix_segments=mix)
+    assert agent.metrics()["replay/forfeited_draws"] > 10

@@ -1,0 +1,243 @@
+"""One gradient step: the optimizers, the loss, the target network, and how a learner is saved."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from agents.learner import CenteredRMSProp, Learner, LearnerConfig
+from ebu.errors import UsageError
+from tests.made_up import same, through_disk
+
+CPU = torch.device("cpu")
+NUM_ACTIONS = 4
+OPTIMIZERS = ("adam", "rmsprop")
+
+
+def learner_of(
+    seed: int = 0,
+    *,
+    precision: str = "float32",
+    frame_shape: tuple[int, ...] = (6,),
+    **config: Any,
+) -> Learner:
+    return Learner(
+        LearnerConfig(**config),
+        stack=2,
+        frame_shape=frame_shape,
+        num_actions=NUM_ACTIONS,
+        device=CPU,
+        precision=precision,
+        rng=np.random.default_rng(seed),
+    )
+
+
+def minibatch(
+    seed: int, *, size: int = 8, frame_shape: tuple[int, ...] = (6,)
+) -> tuple[Tensor, Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    if len(frame_shape) == 2:
+        shape = (size, 2, *frame_shape)
+        states = torch.randint(256, shape, dtype=torch.uint8, generator=rng)
+    else:
+        states = torch.randn(size, 2, *frame_shape, generator=rng)
+    actions = torch.randint(NUM_ACTIONS, (size,), generator=rng)
+    return states, actions, torch.randn(size, generator=rng)
+
+
+def copied(learner: Learner, of: str) -> list[Tensor]:
+    return [weight.detach().clone() for weight in getattr(learner, of).parameters()]
+
+
+def rmsprop_of_the_paper(
+    weights: np.ndarray, gradients: np.ndarray, *, lr: float, rho: float, epsilon: float
+) -> np.ndarray:
+    """The formula as it stands in Graves 2013, in float64; gradients (steps, *weights.shape)."""
+    mean, square = np.zeros_like(weights), np.zeros_like(weights)
+    for gradient in gradients:
+        mean = rho * mean + (1 - rho) * gradient
+        square = rho * square + (1 - rho) * gradient**2
+        weights = weights - lr * gradient / np.sqrt(square - mean**2 + epsilon)
+    return weights
+
+
+def stepped(optimizer: torch.optim.Optimizer, weight: Tensor, gradients: np.ndarray) -> np.ndarray:
+    for gradient in gradients:
+        weight.grad = torch.from_numpy(gradient).to(weight.dtype)
+        optimizer.step()
+    return weight.detach().double().numpy()
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 1e-4])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
+def test_rmsprop_is_the_formula_with_epsilon_inside_the_root(epsilon: float, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    start, gradients = rng.normal(size=(4, 3)), scale * rng.normal(size=(9, 4, 3))
+    expected = rmsprop_of_the_paper(start, gradients, lr=0.1, rho=0.95, epsilon=epsilon)
+
+    weight = torch.tensor(start, dtype=torch.float32, requires_grad=True)
+    ours = stepped(CenteredRMSProp([weight], lr=0.1, epsilon=epsilon), weight, gradients)
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_rmsprop_of_torch_is_another_one() -> None:
+    rng = np.random.default_rng(0)
+    start, gradients = rng.normal(size=(4, 3)), 0.1 * rng.normal(size=(9, 4, 3))
+    weight = torch.tensor(start, dtype=torch.float32, requires_grad=True)
+    outside = torch.optim.RMSprop([weight], lr=0.1, alpha=0.95, eps=0.01, centered=True)
+    expected = rmsprop_of_the_paper(start, gradients, lr=0.1, rho=0.95, epsilon=0.01)
+    assert np.abs(stepped(outside, weight, gradients) - expected).max() > 0.1
+
+
+def test_the_first_step_of_rmsprop_by_hand() -> None:
+    # g = 2: m = 0.1, v = 0.2, v - m² + ε = 0.2, so w moves by -0.1 · 2 / √0.2.
+    weight = torch.tensor([1.0], requires_grad=True)
+    moved = stepped(CenteredRMSProp([weight], lr=0.1, epsilon=0.01), weight, np.array([[2.0]]))
+    assert moved[0] == pytest.approx(1 - 0.2 / 0.2**0.5, rel=1e-6)
+
+
+def test_constant_gradients_leave_no_variance_below_zero() -> None:
+    weight = torch.zeros(1000, requires_grad=True)
+    gradients = np.tile(np.random.default_rng(0).normal(scale=30, size=1000), (400, 1))
+    moved = stepped(CenteredRMSProp([weight], lr=1e-4, epsilon=0.01), weight, gradients)
+    assert np.isfinite(moved).all()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_settings_reach_the_optimizer(name: str) -> None:
+    learner = learner_of(optimizer=name, learning_rate=3e-3, optimizer_epsilon=0.02)
+    (group,) = learner.optimizer.param_groups
+    assert group["lr"] == 3e-3
+    assert group["epsilon" if name == "rmsprop" else "eps"] == 0.02
+    assert name != "rmsprop" or group["rho"] == 0.95
+
+
+@pytest.mark.parametrize(("reduction", "expected"), [("mean", 1.125 / 4), ("sum", 1.125)])
+def test_the_huber_loss_by_hand(reduction: str, expected: float) -> None:
+    # Errors of 0, 1/2, 1/2 and -11/8 cost 0, 1/8, 1/8 and 11/8 - 1/2 = 7/8.
+    learner = learner_of(loss_reduction=reduction)
+    states, actions, _ = minibatch(0, size=4)
+    values = learner.values(states).gather(1, actions[:, None])[:, 0]
+    errors = torch.tensor([0.0, 0.5, 0.5, -1.375])
+    loss, returned = learner.update(states, actions, values + errors)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(returned, values)
+    assert not loss.requires_grad
+    assert not returned.requires_grad
+
+
+def test_summed_gradients_are_those_of_the_mean_times_the_batch() -> None:
+    gradients = []
+    for reduction in ("sum", "mean"):
+        learner = learner_of(loss_reduction=reduction)
+        learner.update(*minibatch(0, size=32))
+        gradients.append([weight.grad for weight in learner.online.parameters()])
+    for summed, mean in zip(*gradients, strict=True):
+        torch.testing.assert_close(summed, 32 * mean)
+
+
+@pytest.mark.parametrize("network", ["nature", "dueling"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("frame_shape", [(6,), (36, 36)], ids=["flat", "image"])
+def test_an_update_moves_all_weights_and_the_value_towards_its_target(
+    network: str, optimizer: str, frame_shape: tuple[int, ...]
+) -> None:
+    for sign in (1, -1):
+        learner = learner_of(network=network, optimizer=optimizer, frame_shape=frame_shape)
+        weights = copied(learner, "online")
+        states, actions, _ = minibatch(0, size=1, frame_shape=frame_shape)
+        value = learner.values(states)[0, actions]
+        learner.update(states, actions, value + sign * 3.0)
+        assert bool(sign * (learner.values(states)[0, actions] - value) > 0)
+        for weight, moved in zip(weights, learner.online.parameters(), strict=True):
+            assert not torch.equal(weight, moved)
+
+
+def test_repeated_updates_reach_the_targets() -> None:
+    learner = learner_of(learning_rate=1e-3)
+    states, actions, targets = minibatch(0)
+    for _ in range(300):
+        learner.update(states, actions, targets)
+    values = learner.values(states).gather(1, actions[:, None])[:, 0]
+    torch.testing.assert_close(values, targets, atol=0.05, rtol=0)
+
+
+def test_the_target_network_follows_only_when_its_updates_are_counted() -> None:
+    learner = learner_of(target_sync_updates=3)
+    held = copied(learner, "online")
+    assert all(map(torch.equal, copied(learner, "target"), held))
+    for update in range(1, 8):
+        learner.update(*minibatch(update))
+        assert learner.updates == update
+        if update % 3 == 0:
+            held = copied(learner, "online")
+        assert all(map(torch.equal, copied(learner, "target"), held))
+        states = minibatch(0)[0]
+        synced = torch.equal(learner.values(states), learner.target_values(states))
+        assert synced == (update % 3 == 0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_values_weights_and_gradients_are_float32_in_any_precision(precision: str) -> None:
+    learner = learner_of(precision=precision, frame_shape=(36, 36))
+    states, actions, targets = minibatch(0, frame_shape=(36, 36))
+    loss, values = learner.update(states, actions, targets)
+    tensors = [loss, values, learner.values(states), learner.target_values(states)]
+    tensors += [*learner.online.parameters(), *learner.target.parameters()]
+    tensors += [weight.grad for weight in learner.online.parameters()]
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}
+
+
+def test_bfloat16_is_near_float32_and_is_not_float32() -> None:
+    states = minibatch(0, frame_shape=(36, 36))[0]
+    whole, half = (
+        learner_of(precision=precision, frame_shape=(36, 36)).values(states)
+        for precision in ("float32", "bfloat16")
+    )
+    assert not torch.equal(whole, half)
+    torch.testing.assert_close(whole, half, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("frame_shape", [(6,), (36, 36)], ids=["flat", "image"])
+@pytest.mark.parametrize("updates_before", [0, 5])
+def test_a_restored_learner_goes_on_bit_for_bit(
+    tmp_path: Path,
+    optimizer: str,
+    precision: str,
+    frame_shape: tuple[int, ...],
+    updates_before: int,
+) -> None:
+    settings: dict[str, Any] = {
+        "optimizer": optimizer,
+        "precision": precision,
+        "frame_shape": frame_shape,
+        "target_sync_updates": 3,
+    }
+    learner = learner_of(0, **settings)
+    for update in range(updates_before):
+        learner.update(*minibatch(update, frame_shape=frame_shape))
+    other = learner_of(1, **settings)
+    other.load_state_dict(through_disk(learner.state_dict(), tmp_path))
+    assert same(other.state_dict(), learner.state_dict())
+    for update in range(10, 15):
+        one, two = (
+            each.update(*minibatch(update, frame_shape=frame_shape)) for each in (learner, other)
+        )
+        assert all(map(torch.equal, one, two))
+    assert same(other.state_dict(), learner.state_dict())
+
+
+def test_the_generator_decides_the_weights() -> None:
+    one, again, other = (learner_of(seed).state_dict()["online"] for seed in (5, 5, 6))
+    assert same(one, again)
+    assert not same(one, other)
+
+
+def test_an_unknown_network_is_refused() -> None:
+    with pytest.raises(UsageError, match="nature, dueling"):
+        learner_of(network="large")
