@@ -101,9 +101,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     threads = config.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
 
-    agent = None if config.random else load_agent(config.run_dir, config.weights, device)
-    for line in agent.warnings if agent else ():
-        print(f"warning: {line}", file=sys.stderr)
+    agent = None if config.random else _load(config, device)
     streams = np.random.SeedSequence(config.seed, spawn_key=(EVALUATION_STREAM,)).spawn(2)
     env_seed, acting = (np.random.default_rng(stream) for stream in streams)
     game = str(_setting(settings, "game"))
@@ -235,7 +233,7 @@ def as_table(record: dict[str, Any]) -> str:
             f"human {record['human_score']:,g}, random {record['random_score']:,g})"
         )
     else:
-        rows["human-normalised"] = "no human score for this game under this protocol"
+        rows["human-normalised"] = "the protocol's table has no human score of this game"
     rows["frames played"] = (
         f"{record['frames_played']:,}, {record['mean_length_frames']:,.0f} in a game on average"
     )
@@ -292,6 +290,13 @@ def _setting(settings: dict[str, Any], name: str) -> Any:
     if name not in settings:
         raise EbuError(f"the run's config.json lacks '{name}': restore it")
     return settings[name]
+
+
+def _load(config: EvaluateConfig, device: torch.device) -> TrainedAgent:
+    agent = load_agent(config.run_dir, config.weights, device)
+    for line in agent.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    return agent
 
 
 def _num_envs(config: EvaluateConfig, episodes: int) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from agents import AGENTS, Agent, Learner
-from ebu.checkpoint import load_latest
+from ebu.checkpoint import Checkpoint, load_latest
 from ebu.commandline import run_command
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Evaluation, evaluate, summarise
@@ -38,9 +38,9 @@ def main() -> int:
     trainer = build_trainer(config)
     run_dir = trainer.run_dir
     resumed = f"continuing at frame {trainer.frames:,}" if trainer.frames else "starting"
-    print(f"{run_dir}: {resumed}; watch it with: tensorboard --logdir {run_dir}", file=sys.stderr)
+    _say(f"{run_dir}: {resumed}; watch it with: tensorboard --logdir {run_dir}")
     if trainer.frames >= config.frames:
-        print(f"already at {trainer.frames:,} frames: raise --frames to go on", file=sys.stderr)
+        _say(f"already at {trainer.frames:,} frames: raise --frames to go on")
         return 0
     stopped_by: list[int] = []
 
@@ -59,9 +59,9 @@ def main() -> int:
         progress.close()
         trainer.close()
     if not finished:
-        print(f"stopped at frame {trainer.frames:,}: the same command goes on", file=sys.stderr)
+        _say(f"stopped at frame {trainer.frames:,}: the same command goes on")
         return 128 + stopped_by[0]
-    print(f"done: score it with: python evaluate.py {run_dir}", file=sys.stderr)
+    _say(f"done: score it with: python evaluate.py {run_dir}")
     return 0
 
 
@@ -138,55 +138,70 @@ def build_trainer(config: TrainConfig) -> Trainer:
             "frames_per_step": env.frames_per_step,
         },
     }
-    lock = open_run_directory(
-        run_dir,
-        description,
-        may_change=NOT_PART_OF_THE_RUN,
-        may_grow=frozenset({"frames"}),
-    )
-    checkpoint = load_latest(run_dir / "checkpoints")
-    warnings = [] if checkpoint is None else checkpoint.warnings
-    warnings += cut_logs(run_dir, {} if checkpoint is None else checkpoint.logs)
-    for line in warnings:
-        print(f"warning: {line}", file=sys.stderr)
-    if checkpoint is None:
-        shutil.rmtree(run_dir / "best", ignore_errors=True)
-    monitor = Monitor(
-        run_dir, resumed_at=None if checkpoint is None else checkpoint.state["frames"]
-    )
-    if checkpoint is None:
-        rows = "\n".join(f"| {name} | {value} |" for name, value in description["settings"].items())
-        monitor.text("configuration", f"| setting | value |\n| --- | --- |\n{rows}")
-        monitor.text("protocol", "\n\n".join(f"{k}: {v}" for k, v in asdict(protocol).items()))
-        monitor.hyperparameters(description["settings"], ["eval/mean", "train/episode_return"])
-
-    evaluator = Evaluator(config, game, protocol, agent, monitor, make_env, device)
-    trainer = Trainer(
-        TrainingConfig(
-            updates_per_step=config.method.updates_per_step,
-            learning_starts=config.method.learning_starts,
-            life_loss_ends_segment=protocol.life_loss_ends_segment,
-            log_every_frames=config.log_every_frames,
-            eval_every_frames=config.evaluation.eval_every_frames,
-            checkpoint_minutes=config.checkpoint_minutes,
-        ),
-        env=env,
-        replay=replay,
-        agent=agent,
-        exploration=config.exploration,
-        rng=exploration_rng,
-        monitor=monitor,
-        evaluate=evaluator,
-        run_dir=run_dir,
-        lock=lock,
-        device=device,
-    )
-    if checkpoint is not None:
-        try:
-            trainer.load(checkpoint)
-        except ReplayMismatchError as error:
-            raise EbuError(str(error)) from error
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(env.close)
+        lock = on_failure.enter_context(
+            open_run_directory(
+                run_dir,
+                description,
+                may_change=NOT_PART_OF_THE_RUN,
+                may_grow=frozenset({"frames"}),
+            )
+        )
+        checkpoint = load_latest(run_dir / "checkpoints")
+        monitor = on_failure.enter_context(
+            contextlib.closing(_open_logs(run_dir, checkpoint, description["settings"], protocol))
+        )
+        trainer = Trainer(
+            TrainingConfig(
+                updates_per_step=config.method.updates_per_step,
+                learning_starts=config.method.learning_starts,
+                life_loss_ends_segment=protocol.life_loss_ends_segment,
+                log_every_frames=config.log_every_frames,
+                eval_every_frames=config.evaluation.eval_every_frames,
+                checkpoint_minutes=config.checkpoint_minutes,
+            ),
+            env=env,
+            replay=replay,
+            agent=agent,
+            exploration=config.exploration,
+            rng=exploration_rng,
+            monitor=monitor,
+            evaluate=Evaluator(config, game, protocol, agent, monitor, make_env, device),
+            run_dir=run_dir,
+            lock=lock,
+            device=device,
+        )
+        if checkpoint is not None:
+            _say(f"{run_dir}: playing the games of frame {checkpoint.state['frames']:,} again")
+            try:
+                trainer.load(checkpoint)
+            except ReplayMismatchError as error:
+                raise EbuError(str(error)) from error
+        on_failure.pop_all()
     return trainer
+
+
+def _open_logs(
+    run_dir: Path, checkpoint: Checkpoint | None, settings: dict[str, Any], protocol: Protocol
+) -> Monitor:
+    """Cut the logs back to the checkpoint and open them; without one, begin them anew."""
+    if checkpoint is not None:
+        for line in checkpoint.warnings + cut_logs(run_dir, checkpoint.logs):
+            _say(f"warning: {line}")
+        return Monitor(run_dir, resumed_at=checkpoint.state["frames"])
+    cut_logs(run_dir, {})
+    shutil.rmtree(run_dir / "best", ignore_errors=True)
+    monitor = Monitor(run_dir)
+    for title, table in (("configuration", settings), ("protocol", asdict(protocol))):
+        rows = "".join(f"\n| {name} | {value} |" for name, value in table.items())
+        monitor.text(title, f"| setting | value |\n| --- | --- |{rows}")
+    monitor.hyperparameters(settings, ["eval/mean", "train/episode_return"])
+    return monitor
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 class Evaluator:

@@ -86,14 +86,20 @@ def load_agent(
             + ("checkpoint" if weights == "final" else "evaluation")
         )
     environment = config["environment"]
-    network = build_network(
-        config["settings"]["network"],
-        stack=environment["stack"],
-        frame_shape=tuple(environment["frame_shape"]),
-        num_actions=environment["num_actions"],
-        generator=torch.Generator(),
-    )
-    network.load_state_dict(checkpoint.state["agent"]["learner"]["online"])
+    try:
+        network = build_network(
+            config["settings"]["network"],
+            stack=environment["stack"],
+            frame_shape=tuple(environment["frame_shape"]),
+            num_actions=environment["num_actions"],
+            generator=torch.Generator(),
+        )
+        network.load_state_dict(checkpoint.state["agent"]["learner"]["online"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise EbuError(
+            f"the weights in {run_dir} do not fit its config.json ({reason}): restore it"
+        ) from error
     return TrainedAgent(
         network, config, checkpoint.state["frames"], torch.device(device), checkpoint.warnings
     )

@@ -7,7 +7,6 @@ A checkpoint records the length of every log (`Monitor.sync`). Before a run goes
 `cut_logs` takes away what was written after it, so nothing is doubled and nothing is missing.
 """
 
-import io
 import json
 import math
 import os
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog, SourceMetadata  # type: ignore[import-untyped]
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
@@ -28,6 +26,7 @@ from torch.utils.tensorboard import summary as summaries
 from tqdm import tqdm
 
 from ebu.errors import EbuError
+from ebu.video import animated_gif
 
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d+).*")
@@ -144,21 +143,6 @@ def cut_logs(run_dir: Path, lengths: Mapping[str, int]) -> list[str]:
         ) from error
     gone = sorted(name for name, length in lengths.items() if length and name not in found)
     return warnings + [f"{name} is missing; it was there at the checkpoint" for name in gone]
-
-
-def animated_gif(images: np.ndarray, fps: float) -> bytes:
-    """images: (T, H, W, 3) or (T, H, W) uint8, T at least 1. It plays in an endless loop."""
-    pictures = [Image.fromarray(image) for image in images]
-    buffer = io.BytesIO()
-    pictures[0].save(
-        buffer,
-        format="GIF",
-        save_all=True,
-        append_images=pictures[1:],
-        duration=max(20, round(1000 / fps)),  # browsers slow down anything shorter
-        loop=0,
-    )
-    return buffer.getvalue()
 
 
 class _Log:

@@ -72,9 +72,7 @@ class EpisodicReplay:
                 f"a replay of {capacity} transitions cannot hold a segment of {num_streams} "
                 f"environments: raise --replay-capacity to at least {smallest}"
             )
-        self._bytes = self.required_bytes(
-            capacity, num_streams, self.frame_shape, frame_dtype, stack
-        )
+        self._bytes = self.required_bytes(capacity, num_streams, frame_shape, frame_dtype, stack)
         refuse_oversized_replay(capacity, self._bytes, smallest, device)
 
         ring, streams = self.ring_length, num_streams

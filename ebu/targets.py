@@ -70,13 +70,15 @@ def one_step_targets(
 ) -> Tensor:
     """r + γ max_a Q̂(s', a), or r where the transition terminated: the DQN target.
 
-    rewards (B…), next_values (B…, A), terminated (B…) bool → (B…) float32.
+    rewards (B…), next_values (B…, A), terminated (B…) bool → (B…) float32. Computed in
+    float32, in float64 if an argument is.
     """
-    rewards = rewards.float()
+    double = torch.float64 in (rewards.dtype, next_values.dtype)
+    rewards = rewards.to(torch.float64 if double else torch.float32)
     # Two kernels on purpose: a fused one rounds differently in the tail of a vector, and
     # a target would then depend on its position in the batch.
-    bootstrapped = rewards + gamma * next_values.amax(-1).float()
-    return torch.where(terminated, rewards, bootstrapped)
+    bootstrapped = rewards + gamma * next_values.amax(-1).to(rewards.dtype)
+    return torch.where(terminated, rewards, bootstrapped).float()
 
 
 @torch.no_grad()
@@ -92,8 +94,9 @@ def backward_targets(
 ) -> Tensor:
     """Targets of Algorithm 2 by a scan; shapes in the module's table, float32.
 
-    Where β is 0 they are `one_step_targets`, bit for bit. A row's targets do not depend
-    on its padding nor on the rows beside it. ValueError if arguments do not fit.
+    Computed in float64 and rounded; where β is 0 they are `one_step_targets`, bit for bit.
+    A row's targets do not depend on its padding nor on the rows beside it.
+    ValueError if arguments do not fit.
     """
     problem = _align(rewards, next_values, actions, terminated, gamma, beta, lengths)
     steps = problem.rewards.shape[-1]
@@ -122,8 +125,7 @@ def backward_targets(
     kept = (1.0 - problem.beta) * q
     # maps[0] is a and maps[1] is c of y → max(a, b·y + c); the end is a constant map.
     maps = torch.stack(torch.broadcast_tensors(r + gamma * m, r + gamma * kept))
-    maps.clamp_(_FLOOR, -_FLOOR)
-    maps = torch.where(last, end, maps)
+    maps = torch.where(last, end, maps).clamp_(_FLOOR, -_FLOOR)
     if valid is not None:
         maps.masked_fill_(~valid, 0.0)
     y = _scan(maps, gamma * problem.beta, problem.lengths, position)
@@ -231,7 +233,7 @@ def _scan(maps: Tensor, weight: float | Tensor, lengths: Tensor | None, position
             weight = torch.where(weight < _NEGLIGIBLE, 0.0, weight)
         inside = weight
         if lengths is not None:
-            inside = weight * (position[distance:] < lengths)
+            inside = (position[distance:] < lengths).double() * weight
         ahead = maps[..., distance:] * inside
         ahead += c[..., :-distance]
         here = a[..., :-distance]

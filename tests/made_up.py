@@ -1,6 +1,6 @@
 """A world small enough to know by heart: games, action values, a record of what was played."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents import Agent
 from ebu.checkpoint import load_latest, save_checkpoint
 from ebu.replay import EpisodicReplay
 from ebu.segments import Segment
@@ -180,7 +181,7 @@ def places(states: Tensor) -> list[Place]:
 
 
 class Played:
-    """Plays at random into a replay memory and remembers what was seen; a lost life ends a value."""
+    """Plays at random into a replay memory, where lost lives end segments; remembers it all."""
 
     def __init__(self, env: MadeUpGames, *, capacity: int, seed: int = 0) -> None:
         self.env = env
@@ -258,6 +259,44 @@ def one_stream(*games: Game | int) -> tuple[Played, list[Segment]]:
         segments.append(Segment(0, start, game.length, not game.truncated))
         start += game.length + 1
     return played, segments
+
+
+Rows = set[tuple[int, int]]
+"""Transitions as (game, step in the game), both from 1."""
+
+
+def rows(game: int, first: int, last: int) -> Rows:
+    return {(game, step) for step in range(first, last + 1)}
+
+
+def draws_in_order(replay: EpisodicReplay, segments: Iterable[Segment]) -> None:
+    """Let the replay memory draw these segments, one after the other."""
+    order: Iterator[Segment] = iter(segments)
+    replay.draw_segment = lambda rng: next(order)  # type: ignore[method-assign]
+
+
+def trained(
+    learner: TableLearner, agent: Agent, replay: EpisodicReplay, updates: int
+) -> list[Rows]:
+    """What each of the next updates trains on, every transition once."""
+    before = len(learner.updates)
+    agent.learn(replay, updates)
+    minibatches = []
+    for update in learner.updates[before:]:
+        rows = [(game, step) for _, game, step in places(update.states)]
+        assert len(rows) == len(update.targets) == agent.config.batch_size
+        minibatches.append(set(rows))
+    return minibatches
+
+
+def targets_by_row(updates: Iterable[Update]) -> dict[tuple[int, int], float]:
+    return {
+        (game, step): target
+        for update in updates
+        for (_, game, step), target in zip(
+            places(update.states), update.targets.tolist(), strict=True
+        )
+    }
 
 
 def one_step_target(seen: Seen, *, clip: bool = True, salt: int = 0) -> float:

@@ -141,7 +141,9 @@ def test_a_killed_run_ends_as_one_that_was_never_killed(agent: str, tmp_path: Pa
 
     for log in ("metrics.jsonl", "evaluations.jsonl"):
         assert (whole / log).read_bytes() == (killed / log).read_bytes(), log
-    frames = [json.loads(line)["frames"] for line in (killed / "metrics.jsonl").open()]
+    frames = [
+        json.loads(line)["frames"] for line in (killed / "metrics.jsonl").read_text().splitlines()
+    ]
     assert len(frames) == 20
     assert [frame // 1000 for frame in frames] == list(range(1, 21))
     assert len((killed / "evaluations.jsonl").read_text().splitlines()) == 2

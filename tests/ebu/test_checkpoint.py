@@ -265,6 +265,18 @@ def test_a_checkpoint_of_the_same_name_is_replaced(tmp_path: Path) -> None:
     assert load_state(tmp_path)["attempt"] == 2
 
 
+def test_killed_while_replacing(tmp_path: Path) -> None:
+    """The replaced one is used only where its successor is not there yet."""
+    replaced = save(tmp_path, SECOND, attempt=1).rename(tmp_path / "aside")
+    successor = save(tmp_path, SECOND, attempt=2)
+    replaced.rename(tmp_path / f"{SECOND}.replaced")
+    assert load_state(tmp_path)["attempt"] == 2
+    shutil.rmtree(successor)
+    assert load_state(tmp_path)["attempt"] == 1
+    save(tmp_path, THIRD)
+    assert load_state(tmp_path)["name"] == THIRD
+
+
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "x.replaced"])
 def test_names_that_could_not_be_found_again(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="not a name"):
@@ -596,7 +608,11 @@ def check(root, numbers):
     assert checkpoint.warnings == [], checkpoint.warnings
     assert checkpoint.state["weights"].eq(number).all()
     assert (checkpoint.directory / "frames").read_bytes() == bytes([number]) * 4000
-    assert not [name for name in os.listdir(root) if name.startswith(".")]
+    # Nothing that is there is half there.
+    for directory in root.iterdir():
+        assert sorted(os.listdir(directory)) == [
+            "frames", "manifest.json", "state.json", "state.safetensors"
+        ], directory
 
 save(template, "frames-1", 1)
 save(template, "frames-2", 2)

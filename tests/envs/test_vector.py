@@ -135,7 +135,7 @@ def test_a_restored_state_that_is_not_the_saved_one_is_refused() -> None:
         env.recv()
     state = env.state_dict()
     other = Scripted([(0, "")] * 4 + [(1, "")] * 5)
-    with pytest.raises(ReplayMismatchError, match="environment 0 of scripted .* lives differ") as e:
+    with pytest.raises(ReplayMismatchError, match=r"environment 0 of scripted .* lives") as e:
         other.load_state_dict(state)
     assert "\n" not in str(e.value)
     with pytest.raises(RuntimeError, match="before reset"):

@@ -56,7 +56,7 @@ class Unsupported(Tiny):
     def __init__(self, actions: bool) -> None:
         super().__init__(spaces.Box(0, 1, (2,)))
         if actions:
-            self.action_space = spaces.Box(-1, 1, (2,))  # type: ignore[assignment]
+            self.action_space = spaces.Box(-1, 1, (2,))
         else:
             self.observation_space = spaces.Dict({"a": spaces.Box(0, 1, (2,))})
 

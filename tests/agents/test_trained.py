@@ -1,0 +1,214 @@
+"""load_agent: the agent a run has trained, from its directory."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from agents import load_agent
+from agents.agent import AgentConfig
+from agents.ebu import Ebu
+from agents.learner import Learner, LearnerConfig
+from agents.networks import HEADS
+from ebu.checkpoint import load_latest, save_checkpoint
+from ebu.errors import EbuError, UsageError
+from ebu.run_directory import write_config
+from tests.made_up import CPU
+
+NUM_ACTIONS = 5
+SHAPES: dict[str, Any] = {"image": (4, (36, 36), "uint8"), "flat": (1, (6,), "float32")}
+
+
+def agent_of(seed: int, network: str = "nature", shape: str = "image") -> Ebu:
+    stack, frame_shape, _ = SHAPES[shape]
+    learner = Learner(
+        LearnerConfig(network=network),
+        stack=stack,
+        frame_shape=frame_shape,
+        num_actions=NUM_ACTIONS,
+        device=CPU,
+        precision="float32",
+        rng=np.random.default_rng(seed),
+    )
+    return Ebu(AgentConfig(), learner, np.random.default_rng(seed))
+
+
+def start_run(run_dir: Path, network: str = "nature", shape: str = "image") -> Path:
+    stack, frame_shape, frame_dtype = SHAPES[shape]
+    run_dir.mkdir(exist_ok=True)
+    environment = {
+        "num_actions": NUM_ACTIONS,
+        "stack": stack,
+        "frame_shape": list(frame_shape),
+        "frame_dtype": frame_dtype,
+        "frames_per_step": 4,
+    }
+    settings = {"network": network, "game": "pong", "seed": 3}
+    write_config(run_dir, {"settings": settings, "environment": environment})
+    return run_dir
+
+
+def save(agent: Ebu, frames: int, directory: Path) -> Path:
+    state = {"agent": agent.state_dict(), "frames": frames}
+    return save_checkpoint(directory, f"frames-{frames:012d}", state)
+
+
+def stacks_of(count: int, shape: str = "image") -> Tensor:
+    stack, frame_shape, dtype = SHAPES[shape]
+    values = torch.rand(count, stack, *frame_shape, generator=torch.Generator().manual_seed(0))
+    return (255 * values).to(torch.uint8) if dtype == "uint8" else 4 * values - 2
+
+
+@pytest.mark.parametrize("network", HEADS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_loaded_agent_acts_as_the_one_that_was_trained(
+    tmp_path: Path, network: str, shape: str
+) -> None:
+    agent, run_dir = agent_of(1, network, shape), start_run(tmp_path / "run", network, shape)
+    save(agent, 400, run_dir / "checkpoints")
+    trained = load_agent(run_dir)
+    stacks = stacks_of(20, shape)
+    values = agent.learner.values(stacks)
+    assert torch.equal(trained.values(stacks), values)
+    for stack, best in zip(stacks, values.argmax(dim=1).tolist(), strict=True):
+        for given in (stack, stack.numpy()):
+            action = trained.act(given)
+            assert type(action) is int
+            assert action == best
+
+
+def test_what_is_known_about_it(tmp_path: Path) -> None:
+    run_dir = start_run(tmp_path / "run")
+    save(agent_of(1), 400, run_dir / "checkpoints")
+    trained = load_agent(str(run_dir))
+    assert trained.frames == 400
+    assert trained.num_actions == NUM_ACTIONS
+    assert trained.device == CPU
+    assert trained.warnings == []
+    assert trained.config == json.loads((run_dir / "config.json").read_text())
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.5])
+@pytest.mark.parametrize("forced", [None, np.arange(30) % 2 == 0])
+def test_it_chooses_as_the_agent_in_training(
+    tmp_path: Path, epsilon: float, forced: np.ndarray | None
+) -> None:
+    agent, run_dir = agent_of(1), start_run(tmp_path / "run")
+    save(agent, 400, run_dir / "checkpoints")
+    in_training, loaded = (
+        choose(stacks_of(30), epsilon=epsilon, rng=np.random.default_rng(5), forced_random=forced)
+        for choose in (agent.act, load_agent(run_dir).choose)
+    )
+    for expected, actual in zip(in_training, loaded, strict=True):
+        assert np.array_equal(expected, actual)
+        assert expected.dtype == actual.dtype
+
+
+def test_final_weights_are_the_newest_and_best_ones_lie_apart(tmp_path: Path) -> None:
+    run_dir = start_run(tmp_path / "run")
+    for seed, frames, directory in (
+        (1, 400, "checkpoints"),
+        (2, 800, "checkpoints"),
+        (3, 600, "best"),
+    ):
+        save(agent_of(seed), frames, run_dir / directory)
+    stacks = stacks_of(4)
+    for weights, frames, seed in (("final", 800, 2), ("best", 600, 3)):
+        trained = load_agent(run_dir, weights)  # type: ignore[arg-type]
+        assert trained.frames == frames
+        assert torch.equal(trained.values(stacks), agent_of(seed).learner.values(stacks))
+    assert load_agent(run_dir).frames == 800
+
+
+def test_its_weights_are_no_part_of_any_gradient(tmp_path: Path) -> None:
+    run_dir = start_run(tmp_path / "run")
+    save(agent_of(1), 400, run_dir / "checkpoints")
+    trained = load_agent(run_dir)
+    assert not any(weight.requires_grad for weight in trained.network.parameters())
+    assert not trained.values(stacks_of(1)).requires_grad
+
+
+def damage(checkpoint: Path) -> None:
+    path = checkpoint / "state.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
+    run_dir = start_run(tmp_path / "run")
+    save(agent_of(1), 400, run_dir / "checkpoints")
+    damage(save(agent_of(2), 800, run_dir / "checkpoints"))
+    trained = load_agent(run_dir)
+    assert trained.frames == 400
+    (warning,) = trained.warnings
+    assert "frames-000000000800" in warning
+
+
+def test_only_damaged_checkpoints_are_a_failure(tmp_path: Path) -> None:
+    run_dir = start_run(tmp_path / "run")
+    damage(save(agent_of(1), 400, run_dir / "checkpoints"))
+    with pytest.raises(EbuError, match="damaged") as failure:
+        load_agent(run_dir)
+    assert not isinstance(failure.value, UsageError)
+
+
+@pytest.mark.parametrize(("weights", "awaited"), [("final", "checkpoint"), ("best", "evaluation")])
+def test_a_run_without_weights_says_what_to_wait_for(
+    tmp_path: Path, weights: Any, awaited: str
+) -> None:
+    run_dir = start_run(tmp_path / "run")
+    with pytest.raises(EbuError, match=awaited) as failure:
+        load_agent(run_dir, weights)
+    assert not isinstance(failure.value, UsageError)
+    assert "\n" not in str(failure.value)
+
+
+def test_what_is_no_run_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "absent", tmp_path / "file"):
+        with pytest.raises(UsageError, match="not a run directory"):
+            load_agent(path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "",
+        "[]",
+        "{",
+        '{"settings": {}, "environment": []}',
+        '{"settings": {}, "environment": {}}',
+        '{"settings": {"network": "nature"}, "environment": {"num_actions": 5}}',
+    ],
+)
+def test_a_damaged_configuration_is_a_failure(tmp_path: Path, config: str) -> None:
+    run_dir = start_run(tmp_path / "run")
+    save(agent_of(1), 400, run_dir / "checkpoints")
+    (run_dir / "config.json").write_text(config)
+    with pytest.raises(EbuError, match=r"config\.json") as failure:
+        load_agent(run_dir)
+    assert "\n" not in str(failure.value)
+
+
+def test_weights_of_another_network_are_a_failure(tmp_path: Path) -> None:
+    run_dir = start_run(tmp_path / "run", network="dueling")
+    save(agent_of(1, "nature"), 400, run_dir / "checkpoints")
+    with pytest.raises(EbuError):
+        load_agent(run_dir)
+
+
+def test_loading_leaves_a_run_that_is_being_trained_alone(tmp_path: Path) -> None:
+    run_dir = start_run(tmp_path / "run")
+    save(agent_of(1), 400, run_dir / "checkpoints")
+    # What the training process is writing at this moment.
+    draft = run_dir / "checkpoints" / ".frames-000000000800.1.tmp"
+    draft.mkdir()
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    assert load_agent(run_dir).frames == 400
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
+    assert load_latest(run_dir / "checkpoints", state_only=True) is not None

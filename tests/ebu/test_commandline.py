@@ -1,0 +1,195 @@
+"""Flags from dataclasses; errors as one line and an exit code."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from ebu.commandline import parse, run_command
+from ebu.errors import EbuError, UsageError
+
+
+@dataclass(frozen=True)
+class Method:
+    """A part of the configuration."""
+
+    beta: float = 0.5
+    """Diffusion factor."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything there is to set."""
+
+    game: str = "pong"
+    """Which game to play."""
+    num_envs: int = 8
+    """How many at once."""
+    clip: bool = True
+    """Whether rewards are clipped."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic."""
+    run_dir: Path | None = None
+    """Where it goes."""
+    method: Method = field(default_factory=Method)
+
+
+def parsed(*args: str, default: Config | None = None) -> Config:
+    return parse(Config, args, default=default, prog="tool.py", description="A tool for tests.")
+
+
+def complaint(*args: str) -> str:
+    with pytest.raises(UsageError) as error:
+        parsed(*args)
+    message = str(error.value)
+    assert "\n" not in message
+    assert not set(message) & set("╭╮╰╯│─")
+    assert "tool.py --help" in message
+    return message
+
+
+def test_without_flags_everything_has_its_default() -> None:
+    assert parsed() == Config()
+    other = Config(game="freeway", method=Method(beta=0.25))
+    assert parsed(default=other) == other
+
+
+def test_flags_are_flat_and_take_hyphens_and_equals_signs() -> None:
+    flags = ["--num-envs", "4", "--beta=0.25", "--no-clip", "--run-dir", "runs/a b"]
+    expected = Config(num_envs=4, clip=False, run_dir=Path("runs/a b"), method=Method(0.25))
+    assert parsed(*flags) == expected
+    assert parsed(*flags, default=Config(game="freeway")).game == "freeway"
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--num-env", "4"], ["--num-env", "--num-envs"]),
+        (["--nonsense"], ["--nonsense"]),
+        (["stray"], ["stray"]),
+        (["--num-envs", "four"], ["--num-envs", "four"]),
+        (["--num-envs", "1e6"], ["--num-envs", "1e6"]),
+        (["--num-envs", "2.5"], ["--num-envs", "2.5"]),
+        (["--beta", "much"], ["--beta", "much"]),
+        (["--num-envs"], ["--num-envs"]),
+        (["--precision", "float16"], ["--precision", "float16", "bfloat16"]),
+        (["--game", "pong", "breakout"], ["breakout"]),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line_that_names_it(
+    args: list[str], named: list[str]
+) -> None:
+    message = complaint(*args)
+    assert all(name in message for name in named)
+
+
+def test_nothing_is_printed_when_something_does_not_fit(capfd: pytest.CaptureFixture[str]) -> None:
+    complaint("--nonsense", "3")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_narrow_terminal_splits_no_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    assert "--no-such-setting-as-this-one" in complaint("--no-such-setting-as-this-one", "3")
+
+
+def test_help_shows_every_flag_with_its_line_and_its_default(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parsed("--help", default=Config(method=Method(beta=0.125)))
+    assert exit_.value.code in (0, None)
+    shown = capsys.readouterr().out
+    for words in ("A tool for tests.", "--game", "Which game", "--num-envs", "--beta", "0.125"):
+        assert words in shown
+    assert "--method" not in shown
+
+
+def main_raising(error: BaseException) -> Callable[[], int]:
+    def main() -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "line"),
+    [
+        (lambda: None, 0, ""),
+        (lambda: 0, 0, ""),
+        (lambda: 143, 143, ""),
+        (main_raising(UsageError("--beta must lie between 0 and 1")), 2, "--beta must lie"),
+        (main_raising(EbuError("the disk is full: free space")), 1, "the disk is full"),
+        (main_raising(BrokenPipeError()), 1, ""),
+    ],
+)
+def test_exit_codes(
+    main: Callable[[], int | None], code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run_command(main)
+    assert exit_.value.code == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == (1 if line else 0)
+    assert err.startswith("error: " + line if line else "")
+
+
+def test_an_error_in_the_program_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_command(main_raising(ZeroDivisionError()))
+
+
+PROGRAM = """
+import sys
+from dataclasses import dataclass
+from ebu.commandline import parse, run_command
+from ebu.errors import EbuError
+
+@dataclass(frozen=True)
+class Config:
+    '''Settings.'''
+    frames: int = 10
+    '''How long.'''
+
+def main() -> int:
+    config = parse(Config, sys.argv[1:], prog="tool.py", description="A tool.")
+    if config.frames == 13:
+        raise EbuError("thirteen fails: choose another number")
+    print(config.frames)
+    return 0
+
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "out", "err"),
+    [
+        (["--frames", "20"], 0, "20", ""),
+        (["--help"], 0, "--frames", ""),
+        (["--frames", "13"], 1, "", "error: thirteen fails"),
+        (["--frames", "soon"], 2, "", "error: "),
+        (["--frame", "20"], 2, "", "error: "),
+    ],
+)
+def test_a_program_ends_with_its_code_and_one_line_at_most(
+    args: list[str], code: int, out: str, err: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *args],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == code
+    assert out in done.stdout
+    assert bool(out) == bool(done.stdout)
+    assert done.stderr.startswith(err)
+    assert done.stderr.count("\n") == (1 if err else 0)
+    assert "Traceback" not in done.stderr

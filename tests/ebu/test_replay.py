@@ -1,0 +1,355 @@
+"""The replay memory: by hand, against a model that forgets nothing, and its statistics."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ebu.memory
+from ebu.errors import UsageError
+from ebu.replay import EpisodicReplay, Segment
+from tests.ebu.replay_model import (
+    CPU,
+    Chances,
+    Model,
+    Row,
+    assert_gathers,
+    assert_holds,
+    play,
+    stored_segments,
+)
+
+# A uniformity test with this level fails a correct sampler once in a million seeds.
+ERROR_RATE = 1e-6
+
+
+def make_replay(
+    capacity: int,
+    num_streams: int = 1,
+    *,
+    frame_shape: tuple[int, ...] = (2,),
+    frame_dtype: torch.dtype = torch.uint8,
+    stack: int = 4,
+) -> EpisodicReplay:
+    return EpisodicReplay(
+        capacity=capacity,
+        num_streams=num_streams,
+        frame_shape=frame_shape,
+        frame_dtype=frame_dtype,
+        stack=stack,
+        device=CPU,
+    )
+
+
+def scripted(replay: EpisodicReplay, events: str, first_frame: int = 1) -> Model:
+    """Append one row of a single stream for each letter; its frames count upwards.
+
+    s started, . nothing, l life lost or game over (terminated), t truncated
+    """
+    model = Model(replay)
+    for frame, event in enumerate(events, first_frame):
+        row = Row(
+            np.full((1, *replay.frame_shape), frame, np.uint8),
+            np.array([frame % 5]),
+            np.array([frame / 2], np.float32),
+            np.array([event == "l"]),
+            np.array([event == "t"]),
+            np.array([event == "s"]),
+            np.array([1 / frame], np.float32),
+        )
+        model.append(row)
+        replay.append(*row)
+    return model
+
+
+def stacks(replay: EpisodicReplay, steps: list[int], *, following: bool = False) -> list[list[int]]:
+    """The frames' numbers in the stacks of stream 0."""
+    gather = replay.next_states if following else replay.states
+    gathered = gather(np.array(steps), np.zeros(len(steps), np.int64))
+    return gathered[:, :, 0].tolist()
+
+
+def test_two_games_by_hand():
+    replay = make_replay(100)
+    # Frames 1 2 3 4 5 of a game that loses a life at 3 and ends at 5; then 6 7 of the next.
+    scripted(replay, "s.l.ls.")
+    assert stored_segments(replay) == [Segment(0, 0, 2, True), Segment(0, 2, 2, True)]
+    # Zeros before the game's first frame; the lost life hides no frame.
+    assert stacks(replay, [0, 1, 2, 3]) == [[0, 0, 0, 1], [0, 0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 4]]
+    assert stacks(replay, [1, 3], following=True) == [[0, 1, 2, 3], [2, 3, 4, 5]]
+    # The second game's first state holds nothing of the first game.
+    assert stacks(replay, [5]) == [[0, 0, 0, 6]]
+    assert replay.num_transitions == 5
+    assert not replay.is_stored(0, 4)  # the game's last frame leads nowhere
+    steps, streams = np.array([1, 3, 5]), np.zeros(3, np.int64)
+    assert replay.rewards(steps, streams).tolist() == [1.5, 2.5, 3.5]
+    assert replay.actions(steps, streams).tolist() == [3, 0, 2]
+    assert replay.terminated(steps, streams).tolist() == [True, True, False]
+
+
+def test_a_truncated_segment_keeps_its_true_last_frame():
+    replay = make_replay(100)
+    scripted(replay, "s..ts.")
+    assert stored_segments(replay) == [Segment(0, 0, 3, False)]
+    assert stacks(replay, [2], following=True) == [[1, 2, 3, 4]]
+    assert replay.terminated(np.array([2]), np.array([0])).tolist() == [False]
+
+
+def test_a_long_segment_is_cut_and_continues_in_the_next():
+    replay = make_replay(16)  # segments of at most 4
+    scripted(replay, "s" + "." * 9)
+    assert stored_segments(replay) == [Segment(0, 0, 4, False), Segment(0, 4, 4, False)]
+    assert stacks(replay, [3], following=True) == stacks(replay, [4]) == [[2, 3, 4, 5]]
+    assert replay.statistics()["cuts"] == 2
+
+
+def test_a_segment_leaves_before_its_context_is_overwritten():
+    replay = make_replay(16)
+    events = "s....l" + "." * 10
+    scripted(replay, events)
+    # The lost life's successor begins at step 5; its first stack reaches back to step 2.
+    assert Segment(0, 5, 4, False) in stored_segments(replay)
+    scripted_more = "." * 2
+    for n, last in enumerate(scripted_more):
+        replay = make_replay(16)
+        scripted(replay, events + scripted_more[:n] + last)
+        assert Segment(0, 5, 4, False) in stored_segments(replay)
+    replay = make_replay(16)
+    scripted(replay, events + "...")
+    assert Segment(0, 5, 4, False) not in stored_segments(replay)
+    assert not replay.is_stored(0, 5)
+    assert replay.is_stored(0, 6)
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ("slslsl", [Segment(0, 0, 1, True), Segment(0, 2, 1, True), Segment(0, 4, 1, True)]),
+        ("stst", [Segment(0, 0, 1, False), Segment(0, 2, 1, False)]),
+        ("sll.l", [Segment(0, 0, 1, True), Segment(0, 1, 1, True), Segment(0, 2, 2, True)]),
+        ("ss.l", [Segment(0, 1, 2, True)]),
+        ("s..s.l", [Segment(0, 0, 2, False), Segment(0, 3, 2, True)]),
+    ],
+    ids=["one-step games", "truncated at once", "lives in a row", "reset twice", "game left"],
+)
+def test_short_and_odd_games(events, expected):
+    replay = make_replay(50)
+    model = scripted(replay, events)
+    assert stored_segments(replay) == expected
+    assert_holds(replay, model)
+
+
+@st.composite
+def scenes(draw):
+    stack = draw(st.integers(1, 4))
+    num_streams = draw(st.integers(1, 3))
+    smallest = num_streams * stack + 1
+    chance = st.sampled_from([0.0, 0.02, 0.1, 0.5])
+    return {
+        "stack": stack,
+        "num_streams": num_streams,
+        "capacity": draw(st.integers(smallest, smallest + 40 * num_streams)),
+        "chances": Chances(draw(chance), draw(chance), draw(chance), draw(chance)),
+        "frame_dtype": draw(st.sampled_from([torch.uint8, torch.float32])),
+        "seed": draw(st.integers(0, 2**32 - 1)),
+        "laps": draw(st.floats(0.2, 3.5)),
+    }
+
+
+@given(scenes())
+@settings(max_examples=120, deadline=None)
+def test_holds_what_the_model_says(scene):
+    replay = make_replay(
+        scene["capacity"],
+        scene["num_streams"],
+        stack=scene["stack"],
+        frame_dtype=scene["frame_dtype"],
+    )
+    model = Model(replay)
+    rng = np.random.default_rng(scene["seed"])
+    rows = play(rng, replay.num_streams, replay.frame_shape, replay.frame_dtype, scene["chances"])
+    total = max(2, int(scene["laps"] * replay.ring_length))
+    for count, row in enumerate(islice(rows, total), 1):
+        model.append(row)
+        replay.append(*row)
+        if replay.num_transitions and rng.random() < 0.3:
+            drawn = replay.draw_transitions(rng, 5)
+            assert_gathers(replay, model, list(zip(*drawn, strict=True)))
+        if replay.num_segments and rng.random() < 0.3:
+            stream, start, length, _ = replay.draw_segment(rng)
+            assert_gathers(replay, model, [(start + k, stream) for k in range(length)])
+        if count % 7 == 0 or count == total:
+            assert_holds(replay, model)
+
+
+def filled(
+    capacity: int, num_streams: int, chances: Chances, seed: int, laps: float = 2.3
+) -> tuple[EpisodicReplay, Model]:
+    replay = make_replay(capacity, num_streams)
+    model = Model(replay)
+    rng = np.random.default_rng(seed)
+    rows = play(rng, num_streams, (2,), torch.uint8, chances)
+    for row in islice(rows, int(laps * replay.ring_length)):
+        model.append(row)
+        replay.append(*row)
+    return replay, model
+
+
+def test_segments_are_drawn_uniformly():
+    replay, _ = filled(600, 3, Chances(), seed=1)
+    table = stored_segments(replay)
+    assert len({segment.length for segment in table}) > 5
+    rng = np.random.default_rng(2)
+    counts = dict.fromkeys(table, 0)
+    for _ in range(100 * len(table)):
+        counts[replay.draw_segment(rng)] += 1
+    assert scipy.stats.chisquare(list(counts.values())).pvalue > ERROR_RATE
+
+
+@pytest.mark.parametrize("chances", [Chances(), Chances(over=0.5), Chances(0.01, 0.0, 0.0)])
+def test_transitions_are_drawn_uniformly(chances):
+    replay, model = filled(300, 3, chances, seed=3)
+    rng = np.random.default_rng(4)
+    counts = dict.fromkeys(model.transitions(), 0)
+    for _ in range(200):
+        steps, streams = replay.draw_transitions(rng, len(counts) // 2)
+        assert steps.dtype == streams.dtype == np.int64
+        for pair in zip(steps.tolist(), streams.tolist(), strict=True):
+            counts[pair] += 1
+    assert scipy.stats.chisquare(list(counts.values())).pvalue > ERROR_RATE
+
+
+def test_draws_depend_on_appends_and_generator_alone():
+    first, _ = filled(300, 3, Chances(), seed=5)
+    second, _ = filled(300, 3, Chances(), seed=5)
+    for replay in (first, second):
+        replay.draw_transitions(np.random.default_rng(0), 10)
+    a, b = np.random.default_rng(6), np.random.default_rng(6)
+    for _ in range(50):
+        assert first.draw_segment(a) == second.draw_segment(b)
+        np.testing.assert_array_equal(first.draw_transitions(a, 8), second.draw_transitions(b, 8))
+
+
+def test_long_games_of_64_streams_fill_a_small_memory():
+    """Freeway: 2,050 steps without a life; a stream's ring holds 157."""
+    replay = make_replay(10_000, 64)
+    model = Model(replay)
+    rng = np.random.default_rng(7)
+    game_steps = 2_050
+    for step in range(3 * replay.ring_length):
+        # Streams are at different points of their games.
+        position = (step + 31 * np.arange(64)) % game_steps
+        started = (position == 0) | (step == 0)
+        row = Row(
+            rng.integers(256, size=(64, 2), dtype=np.uint8),
+            rng.integers(3, size=64),
+            np.zeros(64, np.float32),
+            (position == game_steps - 1) & ~started,
+            np.zeros(64, bool),
+            started,
+            np.ones(64, np.float32),
+        )
+        model.append(row)
+        replay.append(*row)
+        if step > replay.ring_length // 2:
+            assert replay.num_segments >= 64
+            segment = replay.draw_segment(rng)
+            pairs = [(segment.start + k, segment.stream) for k in range(segment.length)]
+            if step % 20 == 0:
+                assert_gathers(replay, model, pairs)
+    statistics = replay.statistics()
+    assert statistics["fill"] == 1.0
+    assert statistics["transitions"] > 0.95 * replay.capacity
+    # At most a quarter of each ring is still open and another is being overwritten.
+    assert statistics["segment_transitions"] >= 0.45 * replay.capacity
+    assert statistics["cuts"] > 0
+
+
+def test_what_is_not_stored_is_refused():
+    replay = make_replay(10)
+    with pytest.raises(ValueError, match="no segment"):
+        replay.draw_segment(np.random.default_rng(0))
+    with pytest.raises(ValueError, match="no transition"):
+        replay.draw_transitions(np.random.default_rng(0), 1)
+    scripted(replay, "s" + "." * 14)
+    stream = np.zeros(1, np.int64)
+    for step in (-1, 4, 14, 15, 100):
+        assert not replay.is_stored(0, step)
+        for gather in (replay.states, replay.next_states, replay.actions, replay.rewards):
+            with pytest.raises(IndexError, match="not stored"):
+                gather(np.array([step]), stream)
+    assert not replay.is_stored(1, 10)
+    assert not replay.is_stored(-1, 10)
+    assert stacks(replay, [8]) == [[6, 7, 8, 9]]
+
+
+def test_games_that_never_hold_a_transition_leave_nothing_to_draw():
+    replay = make_replay(20)
+    scripted(replay, "s" * 50)
+    assert replay.num_transitions == 0
+    with pytest.raises(ValueError, match="no transition"):
+        replay.draw_transitions(np.random.default_rng(0), 1)
+
+
+def test_a_lone_transition_among_many_is_found():
+    replay = make_replay(400)
+    scripted(replay, "s" * 100 + "l" + "s" * 100)
+    steps, _ = replay.draw_transitions(np.random.default_rng(0), 3)
+    assert steps.tolist() == [99, 99, 99]
+
+
+def test_rows_that_do_not_fit_are_refused():
+    replay = make_replay(20, 2)
+    row = next(play(np.random.default_rng(0), 2, (2,), torch.uint8, Chances()))
+    with pytest.raises(ValueError, match="first append"):
+        replay.append(*row._replace(started=np.array([True, False])))
+    with pytest.raises(ValueError, match="frames are"):
+        replay.append(*row._replace(frames=row.frames.astype(np.float32)))
+    with pytest.raises(ValueError, match="frames are"):
+        replay.append(*row._replace(frames=row.frames[:1]))
+    with pytest.raises(ValueError, match="column"):
+        replay.append(*row._replace(actions=row.actions[:1]))
+    assert replay.num_steps == 0
+
+
+def test_the_smallest_memory_holds_a_segment_and_a_smaller_one_is_refused():
+    for stack, num_streams in ((1, 1), (4, 1), (4, 3), (16, 2)):
+        smallest = stack * num_streams + 1
+        with pytest.raises(UsageError, match=f"--replay-capacity to at least {smallest}"):
+            make_replay(smallest - 1, num_streams, stack=stack)
+        replay = make_replay(smallest, num_streams, stack=stack)
+        rows = play(np.random.default_rng(0), num_streams, (2,), torch.uint8, Chances(0, 0, 0))
+        for row in islice(rows, 5 * stack):
+            replay.append(*row)
+        assert replay.num_segments >= 1
+
+
+def test_a_million_atari_transitions_take_at_most_7300_megabytes():
+    needed = EpisodicReplay.required_bytes(1_000_000, 64, (84, 84), torch.uint8, 4)
+    assert 1_000_000 * 84 * 84 < needed <= 7.3e9
+
+
+def test_stated_bytes_are_those_allocated():
+    replay = make_replay(1000, 8, frame_shape=(84, 84))
+    buffers = [*vars(replay).values(), *vars(replay._table).values()]
+    allocated = sum(b.nbytes for b in buffers if isinstance(b, torch.Tensor | np.ndarray))
+    stated = EpisodicReplay.required_bytes(1000, 8, (84, 84), torch.uint8, 4)
+    assert stated == pytest.approx(allocated, abs=1000)
+    assert replay.statistics()["bytes"] == stated
+
+
+def test_what_does_not_fit_in_memory_is_refused_before_it_is_allocated(monkeypatch):
+    monkeypatch.setattr(ebu.memory, "available_bytes", lambda device: 3_200_000_000)
+    with pytest.raises(UsageError) as error:
+        make_replay(1_000_000, 1, frame_shape=(84, 84))
+    assert str(error.value) == (
+        "a replay of 1,000,000 transitions needs 7.09 GB but 3.20 GB are available on cpu: "
+        "lower --replay-capacity to at most 400000"
+    )
+    make_replay(400_000, 1, frame_shape=(84, 84))
+    with pytest.raises(UsageError, match="free some memory"):
+        make_replay(1_000_000, 1, frame_shape=(84_000, 84_000))

@@ -1,0 +1,263 @@
+"""A replay memory that was saved and loaded is the one that never was."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ebu.replay_files
+from ebu.errors import EbuError
+from ebu.replay import EpisodicReplay
+from tests.ebu.replay_model import (
+    CPU,
+    Chances,
+    Model,
+    assert_gathers,
+    assert_holds,
+    play,
+    stored_segments,
+)
+
+
+def make_replay(**changes: Any) -> EpisodicReplay:
+    arguments = {
+        "capacity": 90,
+        "num_streams": 3,
+        "frame_shape": (2, 3),
+        "frame_dtype": torch.uint8,
+        "stack": 4,
+        "device": CPU,
+    }
+    return EpisodicReplay(**{**arguments, **changes})
+
+
+def filled(appends: int, seed: int = 0, **changes: Any) -> EpisodicReplay:
+    replay = make_replay(**changes)
+    rows = play(
+        np.random.default_rng(seed),
+        replay.num_streams,
+        replay.frame_shape,
+        replay.frame_dtype,
+        Chances(),
+    )
+    for row in islice(rows, appends):
+        replay.append(*row)
+    return replay
+
+
+def assert_same_state(one: Any, other: Any) -> None:
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert list(one) == list(other)
+        for key in one:
+            assert_same_state(one[key], other[key])
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    elif isinstance(one, np.ndarray):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    else:
+        assert one == other
+
+
+@given(
+    appends=st.integers(0, 150),
+    further=st.integers(1, 70),
+    stack=st.integers(1, 4),
+    frame_dtype=st.sampled_from([torch.uint8, torch.float32]),
+    chunk_bytes=st.sampled_from([1, 20, 100, 1 << 20]),
+    used_before=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_saved_and_loaded_continues_like_one_never_saved(
+    tmp_path_factory, appends, further, stack, frame_dtype, chunk_bytes, used_before, seed
+):
+    kept = make_replay(stack=stack, frame_dtype=frame_dtype)
+    model = Model(kept)
+    rng = np.random.default_rng(seed)
+    rows = play(rng, 3, (2, 3), frame_dtype, Chances(left=0.05))
+    for row in islice(rows, appends):
+        model.append(row)
+        kept.append(*row)
+
+    directory = tmp_path_factory.mktemp("frames")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ebu.replay_files, "_CHUNK_BYTES", chunk_bytes)
+        state = kept.state_dict()
+        kept.write_frames(directory)
+        # Loading into a memory that has been in use, as after a damaged checkpoint.
+        settings_ = {"stack": stack, "frame_dtype": frame_dtype}
+        loaded = filled(77, **settings_) if used_before else make_replay(**settings_)
+        loaded.load_state_dict(state)
+        loaded.read_frames(directory)
+    assert_holds(loaded, model)
+
+    for row in islice(rows, further):
+        model.append(row)
+        for replay in (kept, loaded):
+            replay.append(*row)
+        assert stored_segments(loaded) == stored_segments(kept)
+        if kept.num_transitions:
+            number = int(rng.integers(2**31))
+            drawn = [r.draw_transitions(np.random.default_rng(number), 6) for r in (kept, loaded)]
+            np.testing.assert_array_equal(drawn[0], drawn[1])
+            assert_gathers(loaded, model, list(zip(*drawn[1], strict=True)))
+    assert_holds(loaded, model)
+    assert loaded.statistics() == kept.statistics()
+    assert_same_state(loaded.state_dict(), kept.state_dict())
+
+
+def test_state_holds_tensors_arrays_and_json_alone():
+    def check(value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                assert isinstance(key, str)
+                assert "/" not in key
+                check(inner)
+        elif isinstance(value, np.ndarray):
+            assert value.dtype != object
+            assert value.dtype.fields is None
+        elif not isinstance(value, torch.Tensor):
+            assert json.loads(json.dumps(value)) == value
+
+    check(filled(50).state_dict())
+
+
+def test_state_is_a_copy():
+    replay = filled(50)
+    before, again = replay.state_dict(), replay.state_dict()
+    for row in islice(play(np.random.default_rng(1), 3, (2, 3), torch.uint8, Chances()), 50):
+        replay.append(*row)
+    assert_same_state(before, again)
+
+
+def test_saving_changes_nothing(tmp_path):
+    one, other = filled(50), filled(50)
+    one.state_dict()
+    one.write_frames(tmp_path)
+    assert_same_state(one.state_dict(), other.state_dict())
+    for row in islice(play(np.random.default_rng(1), 3, (2, 3), torch.uint8, Chances()), 20):
+        one.append(*row)
+        other.append(*row)
+    assert_same_state(one.state_dict(), other.state_dict())
+
+
+def test_the_same_frames_are_the_same_files(tmp_path):
+    replay = filled(50)
+    contents = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        replay.write_frames(tmp_path / name)
+        contents.append({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()})
+    assert contents[0] == contents[1]
+
+
+def test_a_standing_picture_takes_little_room(tmp_path):
+    """A picture of noise on which one object moves: nothing but repetition to find."""
+    replay = make_replay(capacity=400, num_streams=2, frame_shape=(84, 84))
+    picture = np.random.default_rng(0).integers(256, size=(84, 84), dtype=np.uint8)
+    row = next(play(np.random.default_rng(0), 2, (84, 84), torch.uint8, Chances()))
+    for step in range(200):
+        frames = np.stack([picture, picture])
+        frames[:, 40:44, step % 80 : step % 80 + 4] = 0
+        replay.append(*row._replace(frames=frames, started=np.full(2, step == 0)))
+    replay.write_frames(tmp_path)
+    written = sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert written < 0.1 * 400 * 84 * 84
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"capacity": 91},
+        {"num_streams": 2},
+        {"stack": 3},
+        {"frame_shape": (3, 2)},
+        {"frame_dtype": torch.float32},
+    ],
+)
+def test_another_construction_is_refused_by_name(change):
+    with pytest.raises(EbuError, match=next(iter(change))) as error:
+        make_replay(**change).load_state_dict(filled(50).state_dict())
+    assert "\n" not in str(error.value)
+
+
+def remove_data(directory: Path) -> None:
+    (directory / "frames.zst").unlink()
+
+
+def remove_index(directory: Path) -> None:
+    (directory / "frames.json").unlink()
+
+
+def shorten(directory: Path) -> None:
+    data = (directory / "frames.zst").read_bytes()
+    (directory / "frames.zst").write_bytes(data[:-1])
+
+
+def lengthen(directory: Path) -> None:
+    data = (directory / "frames.zst").read_bytes()
+    (directory / "frames.zst").write_bytes(data + b"x")
+
+
+def alter(directory: Path) -> None:
+    data = bytearray((directory / "frames.zst").read_bytes())
+    data[len(data) // 2] ^= 1
+    (directory / "frames.zst").write_bytes(data)
+
+
+def empty_index(directory: Path) -> None:
+    (directory / "frames.json").write_text("")
+
+
+def wrong_index(directory: Path) -> None:
+    (directory / "frames.json").write_text("[1]")
+
+
+def forget_a_chunk(directory: Path) -> None:
+    index = json.loads((directory / "frames.json").read_text())
+    index["chunks"].pop()
+    (directory / "frames.json").write_text(json.dumps(index))
+
+
+def another_step(directory: Path) -> None:
+    filled(51).write_frames(directory)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        remove_data,
+        remove_index,
+        shorten,
+        lengthen,
+        alter,
+        empty_index,
+        wrong_index,
+        forget_a_chunk,
+        another_step,
+    ],
+)
+def test_damaged_files_are_refused_in_one_line(tmp_path, damage):
+    replay = filled(50)
+    replay.write_frames(tmp_path)
+    loaded = make_replay()
+    loaded.load_state_dict(replay.state_dict())
+    loaded.read_frames(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(EbuError, match="the replay frames in") as error:
+        loaded.read_frames(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_write_that_fails_is_reported(tmp_path):
+    with pytest.raises(OSError, match="frames"):
+        filled(50).write_frames(tmp_path / "absent")

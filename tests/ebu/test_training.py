@@ -1,0 +1,328 @@
+"""The loop: what it counts, when it learns, what it stores, logs and evaluates."""
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ebu.checkpoint import load_latest
+from ebu.schedules import ExplorationConfig, epsilon_at
+from tests.made_up import Game, MadeUpGames, games_of, random_games, same
+from tests.made_up_runs import STEP_FRAMES, Onlooker, lines, real_run, trainer_in
+
+pytestmark = pytest.mark.usefixtures("closing")
+
+
+def played_steps(env: MadeUpGames, rows: int | None = None) -> int:
+    """Agent steps in the first rows an environment has given; a game's first frame is none."""
+    return sum(int((~row.started).sum()) for row in env.rows[:rows])
+
+
+# --- when it learns -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_envs", [1, 4, 64])
+@pytest.mark.parametrize("rate", [0.25, 1.0, 0.1, 2.5])
+def test_updates_are_a_share_of_the_agent_steps_since_learning_starts(
+    tmp_path: Path, num_envs: int, rate: float
+) -> None:
+    env, agent, learning_starts = MadeUpGames(num_envs, random_games(1, 12)), Onlooker(), 301
+    trainer = trainer_in(
+        tmp_path, env, agent, updates_per_step=rate, learning_starts=learning_starts
+    )
+    trainer.run(STEP_FRAMES * (learning_starts + 40 * num_envs + 60))
+    done = 0
+    for step, updates in enumerate(agent.updates, 1):
+        done += updates
+        # The learner works while the row after these is on its way.
+        learning_steps = max(0, played_steps(env, step) - learning_starts)
+        assert done == math.floor(Fraction(str(rate)) * learning_steps)
+    assert trainer.updates == done > 0
+
+
+@pytest.mark.parametrize("rate", [0.25, 1.0])
+def test_updates_missed_before_there_is_a_segment_are_not_made_up(
+    tmp_path: Path, rate: float
+) -> None:
+    env, agent = MadeUpGames(1, games_of([50, 10])), Onlooker()
+    trainer = trainer_in(tmp_path, env, agent, updates_per_step=rate, learning_starts=10)
+    trainer.run(STEP_FRAMES * 120)
+    first = next(index for index, updates in enumerate(agent.updates) if updates)
+    assert played_steps(env, first) >= 49
+    since = played_steps(env, len(agent.updates)) - 50
+    assert 0 <= sum(agent.updates) - math.floor(rate * since) <= 1
+
+
+def test_many_environments_in_their_first_long_games_miss_their_updates(tmp_path: Path) -> None:
+    env, agent = MadeUpGames(64, games_of([80])), Onlooker()
+    options: dict[str, Any] = {"updates_per_step": 0.25, "learning_starts": 100}
+    trainer_in(tmp_path, env, agent, capacity=64 * 400, **options).run(STEP_FRAMES * 64 * 100)
+    # Nothing for 79 steps, and from then on at most what a vector step owes.
+    assert not any(agent.updates[:80])
+    assert any(agent.updates[80:])
+    assert max(agent.updates) == 16
+
+
+def test_the_agents_learner_takes_the_steps_that_are_counted(tmp_path: Path) -> None:
+    trainer = real_run(tmp_path, "ebu")
+    trainer.run(STEP_FRAMES * 300)
+    assert trainer.updates == trainer.agent.learner.updates > 50  # type: ignore[attr-defined]
+
+
+# --- what it counts -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_frames_are_those_played_a_games_first_frame_is_none(tmp_path: Path, num_envs: int) -> None:
+    env = MadeUpGames(num_envs, games_of([3], [1], [5, 2]))
+    trainer = trainer_in(tmp_path, env, Onlooker(), learning_starts=10**9)
+    for until in (4, 20, 21, 200, 777):
+        assert trainer.run(until)
+        assert trainer.agent_steps == played_steps(env)
+        assert trainer.frames == STEP_FRAMES * played_steps(env)
+        assert until <= trainer.frames < until + STEP_FRAMES * num_envs
+    assert trainer.updates == 0
+
+
+def test_returns_are_raw_and_clipped_and_lengths_are_frames(tmp_path: Path) -> None:
+    env = MadeUpGames(2, games_of([Game(3), Game(4, truncated=True)], [Game(5, life_losses=(2,))]))
+    trainer = trainer_in(tmp_path, env, Onlooker(), log_every_frames=40)
+    trainer.run(STEP_FRAMES * 60)
+    rewards = np.stack([row.rewards for row in env.rows]).astype(float)
+    ends = np.stack([row.terminated | row.truncated for row in env.rows])
+    begin, games = [0, 0], []
+    for row in range(len(rewards)):
+        for j in np.flatnonzero(ends[row]):
+            one = rewards[begin[j] : row + 1, j]
+            at = STEP_FRAMES * played_steps(env, row + 1)
+            games.append((at, one.sum(), one.clip(-1, 1).sum(), STEP_FRAMES * (len(one) - 1)))
+            begin[j] = row + 1
+    before = 0
+    for line in lines(tmp_path):
+        ended = [game[1:] for game in games if before < game[0] <= line["frames"]]
+        before = line["frames"]
+        assert line["train/games"] == len(ended)
+        returns, clipped, lengths = np.mean(ended, axis=0)
+        assert line["train/episode_return"] == pytest.approx(returns)
+        assert line["train/episode_return_clipped"] == pytest.approx(clipped)
+        assert line["train/episode_length_frames"] == pytest.approx(lengths)
+        recent = [game[1] for game in games if game[0] <= line["frames"]][-100:]
+        assert line["train/return_last_100_games"] == pytest.approx(np.mean(recent))
+    assert len(lines(tmp_path)) == 6
+    assert {game[3] for game in games} == {12, 16, 20}
+
+
+def test_the_lines_of_a_log_say_where_the_run_is(tmp_path: Path) -> None:
+    env = MadeUpGames(2, random_games(0, 9))
+    exploration = ExplorationConfig(epsilon_decay_steps=100)
+    options: dict[str, Any] = {"exploration": exploration, "learning_starts": 20}
+    trainer = trainer_in(tmp_path, env, Onlooker(), log_every_frames=100, **options)
+    trainer.run(600)
+    for line in lines(tmp_path):
+        agent_steps = line["frames"] // STEP_FRAMES
+        assert line["train/agent_steps"] == agent_steps
+        assert line["train/epsilon"] == epsilon_at(exploration, agent_steps, 20)
+        assert agent_steps - 20 - env.num_envs <= line["train/updates"] <= agent_steps - 20
+        assert 0 < line["replay/fill"] < 1
+        assert not any(name.startswith("speed/") for name in line)  # clocks differ
+
+
+@pytest.mark.parametrize("num_envs", [1, 7, 64])
+@pytest.mark.parametrize("every", [4, 30, 100, 1000])
+def test_a_line_for_each_interval_and_none_twice(tmp_path: Path, num_envs: int, every: int) -> None:
+    env = MadeUpGames(num_envs, random_games(0, 5))
+    trainer = trainer_in(tmp_path, env, Onlooker(), log_every_frames=every)
+    for until in (2000, 2004, 4000):
+        trainer.run(until)
+    played = np.cumsum([int((~row.started).sum()) for row in env.rows])
+    reached = np.unique(STEP_FRAMES * played)
+    due = reached[1:][reached[1:] // every > reached[:-1] // every]
+    assert [line["frames"] for line in lines(tmp_path)] == due.tolist()
+
+
+# --- what it stores and shows ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("asked", "lengths"), [(True, [4, 3, 5]), (False, [12])])
+def test_lost_lives_end_segments_only_when_asked(
+    tmp_path: Path, asked: bool, lengths: list[int]
+) -> None:
+    env = MadeUpGames(1, lambda env, game: Game(12, life_losses=(4, 7)))
+    trainer = trainer_in(tmp_path, env, Onlooker(), life_loss_ends_segment=asked)
+    trainer.run(STEP_FRAMES * 12)
+    assert trainer.replay.num_segments == len(lengths)
+    steps = np.arange(12)
+    terminated = trainer.replay.terminated(steps, np.zeros_like(steps))
+    assert (torch.nonzero(terminated)[:, 0] + 1).tolist() == np.cumsum(lengths).tolist()
+    assert trainer._games.metrics(STEP_FRAMES)["train/games"] == 1
+
+
+def test_a_game_cut_in_the_step_that_loses_a_life_ends_terminated(tmp_path: Path) -> None:
+    class Cut(MadeUpGames):
+        def recv(self) -> Any:
+            row = super().recv()
+            return row._replace(life_lost=row.life_lost | row.truncated)
+
+    for asked in (True, False):
+        env = Cut(1, games_of([Game(5, truncated=True)]))
+        trainer = trainer_in(tmp_path / str(asked), env, Onlooker(), life_loss_ends_segment=asked)
+        trainer.run(STEP_FRAMES * 5)
+        segment = trainer.replay.draw_segment(np.random.default_rng(0))
+        assert segment.length == 5
+        assert segment.terminated == asked
+
+
+@pytest.mark.parametrize("stop_at", [None, 30])
+def test_the_replay_memory_holds_what_the_agent_saw_when_it_acted(
+    tmp_path: Path, stop_at: int | None
+) -> None:
+    agent = Onlooker()
+    trainer = trainer_in(tmp_path, MadeUpGames(3, random_games(2, 20)), agent, capacity=150)
+    if stop_at is not None:
+        trainer.run(STEP_FRAMES * 3 * stop_at)
+        trainer.close()
+        env = MadeUpGames(3, random_games(2, 20))
+        trainer = trainer_in(tmp_path, env, agent, capacity=150, resume=True)
+    trainer.run(STEP_FRAMES * 3 * 70)
+    replay, stored = trainer.replay, 0
+    for step in range(replay.num_steps):
+        for stream in range(3):
+            if replay.is_stored(stream, step):
+                where = np.array([step]), np.array([stream])
+                assert torch.equal(replay.states(*where)[0], agent.stacks[step][stream])
+                assert int(replay.actions(*where)) == agent.actions[step][stream]
+                assert float(replay.probabilities(*where)) == agent.probabilities[step][stream]
+                stored += 1
+    assert stored > 100
+    assert replay.num_steps == len(agent.stacks) + 1 > replay.ring_length
+
+
+def test_the_first_actions_of_every_game_are_random_and_epsilon_follows_its_schedule(
+    tmp_path: Path,
+) -> None:
+    env, agent = MadeUpGames(2, games_of([7, 3], [5])), Onlooker()
+    exploration = ExplorationConfig(
+        epsilon_end=0.25, epsilon_decay_steps=50, random_start_actions=4
+    )
+    trainer_in(tmp_path, env, agent, exploration=exploration, learning_starts=30).run(600)
+    step_in_game = np.zeros(2, dtype=int)
+    acts = zip(env.rows[:-1], agent.forced, agent.epsilons, strict=True)
+    for number, (row, forced, epsilon) in enumerate(acts, 1):
+        step_in_game = np.where(row.started, 0, step_in_game + 1)
+        over = row.terminated | row.truncated
+        # What is sent after a game's end is ignored.
+        assert np.array_equal(forced[~over], step_in_game[~over] < 4)
+        assert epsilon == epsilon_at(exploration, played_steps(env, number), 30)
+    assert agent.epsilons[0] == 1.0
+    assert agent.epsilons[-1] == 0.25
+
+
+# --- evaluations ----------------------------------------------------------------------------
+
+
+class Judge:
+    """Gives one mean after the other, and counts how often it was asked at which frames."""
+
+    def __init__(self, *means: float) -> None:
+        self.means = iter(means)
+        self.asked: list[int] = []
+
+    def __call__(self, frames: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+        self.asked.append(frames)
+        return None if should_stop() else {"games": 2, "mean": next(self.means)}
+
+
+def test_evaluations_come_at_their_interval(tmp_path: Path) -> None:
+    judge = Judge(*range(20))
+    env = MadeUpGames(3, games_of([100_000]))
+    trainer = trainer_in(tmp_path, env, Onlooker(), evaluate=judge, eval_every_frames=100)
+    trainer.run(450)
+    assert judge.asked == [108, 204, 300, 408]
+    trainer.run(500)
+    assert judge.asked == [108, 204, 300, 408, 504]
+    records = lines(tmp_path, "evaluations.jsonl")
+    assert [record["frames"] for record in records] == judge.asked
+    assert [record["mean"] for record in records] == [0, 1, 2, 3, 4]
+
+
+def test_an_evaluation_that_was_stopped_is_repeated_when_the_run_goes_on(tmp_path: Path) -> None:
+    env = MadeUpGames(1, games_of([9]))
+    stopped = Judge()
+    trainer = trainer_in(tmp_path, env, Onlooker(), evaluate=stopped, eval_every_frames=200)
+
+    def stop(frames: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+        trainer.stop_requested = True
+        return stopped(frames, should_stop)
+
+    trainer.evaluate = stop
+    assert not trainer.run(1000)
+    assert trainer.frames == 200
+    assert lines(tmp_path, "evaluations.jsonl") == []
+    trainer.close()
+
+    judge = Judge(*range(5))
+    again = trainer_in(
+        tmp_path,
+        MadeUpGames(1, games_of([9])),
+        Onlooker(),
+        evaluate=judge,
+        eval_every_frames=200,
+        resume=True,
+    )
+    assert again.run(1000)
+    assert judge.asked == [200, 400, 600, 800, 1000]
+    assert [record["frames"] for record in lines(tmp_path, "evaluations.jsonl")] == judge.asked
+
+
+def test_a_run_stopped_in_its_last_evaluation_is_not_done(tmp_path: Path) -> None:
+    env = MadeUpGames(1, games_of([9]))
+    trainer = trainer_in(tmp_path, env, Onlooker(), evaluate=Judge(), eval_every_frames=200)
+
+    def stop(frames: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+        trainer.stop_requested = True
+        return None
+
+    trainer.evaluate = stop
+    assert not trainer.run(200)
+    trainer.stop_requested = False
+    trainer.evaluate = Judge(1)
+    assert trainer.run(200)
+    assert [record["frames"] for record in lines(tmp_path, "evaluations.jsonl")] == [200]
+
+
+def test_the_best_evaluated_weights_are_kept_over_a_resume(tmp_path: Path) -> None:
+    def best() -> tuple[int, Any]:
+        checkpoint = load_latest(tmp_path / "best", state_only=True)
+        assert checkpoint is not None
+        return checkpoint.state["frames"], checkpoint.state["agent"]["learner"]["online"]
+
+    options: dict[str, Any] = {"eval_every_frames": 400}
+    trainer = real_run(tmp_path, "dqn", evaluate=Judge(1, 3, 2), **options)
+    trainer.run(800)
+    weights = {key: x.clone() for key, x in trainer.agent.state_dict()["learner"]["online"].items()}
+    second = trainer.frames
+    trainer.run(1200)
+    assert best()[0] == second
+    assert same(best()[1], weights)
+    trainer.close()
+
+    again = real_run(tmp_path, "dqn", evaluate=Judge(2.5, 3, 4), resume=True, **options)
+    again.run(2000)
+    assert best()[0] == second
+    again.run(2400)
+    assert best()[0] == again.frames
+    assert len(list((tmp_path / "best").iterdir())) == 1
+
+
+def test_closing_lets_everything_go(tmp_path: Path) -> None:
+    env = MadeUpGames(1, games_of([5]))
+    trainer = trainer_in(tmp_path, env, Onlooker())
+    trainer.run(40)
+    trainer.close()
+    assert env.closed
+    assert trainer._lock.closed

@@ -1,0 +1,353 @@
+"""Rows of real games: lives, ends, starts, rewards, seeds, threads."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs.atari import AtariVector, native_emulators
+from tests.envs.play import actions_for, assert_same, play
+
+WITHOUT_LIVES = (
+    *("bowling", "boxing", "double_dunk", "enduro", "fishing_derby"),
+    *("freeway", "ice_hockey", "pong", "private_eye", "tennis"),
+)
+
+
+def first_games(env: AtariVector, steps: int) -> list[tuple[int, bool]]:
+    """(lives lost, whether any was lost in the last step) of each environment's first game."""
+    n = env.num_envs
+    env.reset()
+    lost, over, in_last = np.zeros(n, int), np.zeros(n, bool), np.zeros(n, bool)
+    for row in actions_for(env, steps):
+        env.send(row)
+        step = env.recv()
+        lost += step.life_lost & ~over
+        in_last |= step.life_lost & step.terminated
+        assert not (step.life_lost & (step.terminated | step.started)).any()
+        over |= step.terminated
+        if over.all():
+            return list(zip(lost.tolist(), in_last.tolist(), strict=True))
+    raise AssertionError(f"{env.identity['game']} was not over after {steps} steps")
+
+
+# The counter's course over one game, as seen on the emulator:
+# amidar 0 11 10 9 8 0 (over at the last 0), demon_attack 1 4 3 2 1 0 (over at 0), breakout
+# 5 4 3 2 1 0 (over at 0); bank_heist and wizard_of_wor play on at 0 and are over later.
+@pytest.mark.parametrize(
+    ("game", "lost_lives"),
+    [
+        ("breakout", 4),
+        ("amidar", 3),
+        ("bank_heist", 4),
+        ("wizard_of_wor", 3),
+        ("demon_attack", 3),
+    ],
+)
+def test_a_game_reports_its_lost_lives(game: str, lost_lives: int) -> None:
+    env = AtariVector(game, 2, seed=1, num_threads=1)
+    assert first_games(env, 3000) == [(lost_lives, False)] * 2
+    env.close()
+
+
+def test_atlantis_reports_every_city_lost_the_one_to_zero_included() -> None:
+    env = AtariVector("atlantis", 2, seed=1, num_threads=1)
+    # It starts with 6 and gives back some of them, which makes for more losses.
+    assert all(lost >= 6 and not last for lost, last in first_games(env, 3000))
+    env.close()
+
+
+@pytest.mark.parametrize("game", WITHOUT_LIVES)
+def test_a_game_without_lives_reports_no_lost_one(game: str) -> None:
+    env = AtariVector(game, 1, seed=1, num_threads=1, max_frames_per_game=160)
+    env.reset()
+    steps = play(env, actions_for(env, 90))
+    assert not any(step.life_lost.any() for step in steps)
+    assert sum(int(step.truncated[0]) for step in steps) == 2
+    env.close()
+
+
+def test_the_first_rows_are_the_first_frames_of_games() -> None:
+    env = AtariVector("breakout", 3, seed=1, num_threads=1)
+    step = env.reset()
+    assert step.frames.shape == (3, *env.frame_shape) == (3, 84, 84)
+    assert step.frames.dtype == env.frame_dtype == np.uint8
+    assert step.rewards.dtype == np.float32
+    assert step.started.all()
+    for flags in (step.terminated, step.truncated, step.life_lost, step.started):
+        assert flags.dtype == bool
+        assert flags.shape == (3,)
+    for flags in (step.terminated, step.truncated, step.life_lost, step.rewards):
+        assert not flags.any()
+    assert (env.stack, env.frames_per_step, env.num_actions) == (4, 4, 4)
+    env.close()
+
+
+def test_rows_and_their_arrays_stay_as_they_were() -> None:
+    env = AtariVector("breakout", 2, seed=1, num_threads=1)
+    env.reset()
+    steps = play(env, actions_for(env, 20))
+    copies = [type(step)(*(array.copy() for array in step)) for step in steps]
+    play(env, actions_for(env, 20))
+    assert_same(steps, copies)
+    env.close()
+
+
+@pytest.mark.parametrize("sticky", [0.0, 0.25])
+def test_the_row_after_a_game_is_the_first_of_the_next_and_ignores_its_action(
+    sticky: float,
+) -> None:
+    options = {"seed": 1, "num_threads": 1, "repeat_action_probability": sticky}
+    env = AtariVector("pong", 1, **options)
+    other = AtariVector("pong", 1, **options)
+    env.reset()
+    other.reset()
+    over = False
+    for row in actions_for(env, 2000):
+        ignored = row if not over else (row + 1) % env.num_actions
+        env.send(row)
+        other.send(ignored)
+        step, same = env.recv(), other.recv()
+        assert_same([step], [same])
+        if over:
+            break
+        over = bool(step.terminated[0])
+        if over:
+            assert step.rewards[0] != 0  # the last point ends the game
+    assert step.started[0]
+    assert not step.terminated[0]
+    assert not step.truncated[0]
+    assert not step.life_lost[0]
+    assert step.rewards[0] == 0
+    assert_same(play(env, actions_for(env, 50)), play(other, actions_for(env, 50)))
+    env.close()
+    other.close()
+
+
+def test_a_game_is_cut_by_the_time_limit_as_truncated() -> None:
+    env = AtariVector("freeway", 2, seed=1, num_threads=1, max_frames_per_game=200)
+    env.reset()
+    steps = play(env, actions_for(env, 110))
+    cut = [t for t, step in enumerate(steps) if step.truncated.any()]
+    assert cut == [49, 100]  # 50 steps of 4 frames; the row between is the next start
+    assert [t for t, step in enumerate(steps) if step.started.any()] == [50, 101]
+    assert all(steps[t].truncated.all() for t in cut)
+    assert not any(step.terminated.any() for step in steps)
+    env.close()
+
+
+def test_no_row_is_both_terminated_and_truncated() -> None:
+    # Find the length of a game, then set the time limit to exactly that.
+    env = AtariVector("breakout", 1, seed=1, num_threads=1)
+    env.reset()
+    actions = actions_for(env, 1000)
+    length = next(t for t, row in enumerate(actions, 1) if play(env, row[None])[0].terminated[0])
+    env.close()
+    for limit, terminated in ((4 * length, True), (4 * length - 4, False)):
+        env = AtariVector("breakout", 1, seed=1, num_threads=1, max_frames_per_game=limit)
+        env.reset()
+        last = play(env, actions[: length if terminated else length - 1])[-1]
+        assert (last.terminated[0], last.truncated[0]) == (terminated, not terminated)
+        env.close()
+
+
+def test_rewards_are_raw() -> None:
+    env = AtariVector("space_invaders", 1, seed=1, num_threads=1)
+    env.reset()
+    rewards = {float(step.rewards[0]) for step in play(env, actions_for(env, 400))}
+    assert rewards >= {0.0, 5.0, 10.0}  # the two lowest rows of invaders
+    assert rewards <= {5.0 * k for k in range(80)}
+    env.close()
+
+
+def test_without_no_ops_and_sticky_actions_every_game_is_the_same() -> None:
+    env = AtariVector("breakout", 3, seed=1, num_threads=1)
+    env.reset()
+    for action in actions_for(env, 300)[:, 0]:
+        env.send(np.full(3, action))
+        step = env.recv()
+        assert (step.frames == step.frames[0]).all()
+        assert (step.rewards == step.rewards[0]).all()
+    env.close()
+
+
+def test_with_sticky_actions_environments_differ_and_so_do_seeds() -> None:
+    seen = []
+    for seed in (1, 1, 2):
+        env = AtariVector("breakout", 2, seed=seed, num_threads=1, repeat_action_probability=0.25)
+        env.reset()
+        rows = np.repeat(actions_for(env, 100)[:, :1], 2, axis=1)
+        seen.append(np.stack([step.frames for step in play(env, rows)]))
+        env.close()
+    assert (seen[0] == seen[1]).all()
+    assert (seen[0] != seen[2]).any()
+    assert (seen[0][:, 0] != seen[0][:, 1]).any()
+
+
+def test_a_game_starts_with_up_to_so_many_no_ops() -> None:
+    native = native_emulators(
+        "pong",
+        8,
+        repeat_action_probability=0.0,
+        full_action_space=False,
+        noop_max=3,
+        max_frames_per_game=1000,
+        num_threads=1,
+    )
+    _, info = native.reset(seed=np.arange(1, 9))
+    no_ops = info["episode_frame_number"].tolist()
+    for _ in range(11):
+        no_ops += native.reset()[1]["episode_frame_number"].tolist()
+    # A fair draw leaves one of the four out in 96 games with a probability of 4e-12.
+    assert set(no_ops) == {0, 1, 2, 3}
+
+
+def test_no_ops_make_starts_differ() -> None:
+    env = AtariVector("freeway", 4, seed=1, num_threads=1, noop_max=30)
+    frames = env.reset().frames
+    assert len({frame.tobytes() for frame in frames}) > 1
+    env.close()
+
+
+def test_the_number_of_threads_changes_nothing() -> None:
+    played = []
+    for num_threads in (1, 2, 5):
+        env = AtariVector(
+            "breakout",
+            3,
+            seed=1,
+            num_threads=num_threads,
+            repeat_action_probability=0.25,
+            noop_max=30,
+            reseed_every_frames=3 * 4 * 150,
+        )
+        played.append([env.reset(), *play(env, actions_for(env, 250))])
+        assert env.state_dict()["journal"]["seedings"].max() > 1
+        env.close()
+    assert_same(played[0], played[1])
+    assert_same(played[0], played[2])
+
+
+def test_no_game_is_cut_by_reseeding() -> None:
+    never = AtariVector("breakout", 2, seed=1, num_threads=1)
+    often = AtariVector("breakout", 2, seed=1, num_threads=1, reseed_every_frames=2 * 4 * 20)
+    never.reset()
+    often.reset()
+    actions = actions_for(never, 350)
+    plain, reseeded = play(never, actions), play(often, actions)
+    assert not any(step.truncated.any() for step in reseeded)
+    # Without sticky actions and no-ops a seed makes no difference, so all games are the same
+    # although each of them, longer than 20 steps, is followed by a reseeding.
+    assert_same(plain, reseeded)
+    games = sum(step.terminated.astype(int) for step in reseeded)
+    assert games.min() >= 1
+    seedings = often.state_dict()["journal"]["seedings"]
+    np.testing.assert_array_equal(seedings, 1 + sum(step.started for step in reseeded))
+    never.close()
+    often.close()
+
+
+def test_bad_actions_never_reach_the_emulator() -> None:
+    env = AtariVector("breakout", 2, seed=1, num_threads=1)
+    other = AtariVector("breakout", 2, seed=1, num_threads=1)
+    env.reset()
+    other.reset()
+    for bad in ([0, 4], [-1, 0], [0], [[0, 1]], [0.0, 1.0], [False, True], [0, 2**33]):
+        with pytest.raises(ValueError, match="actions must"):
+            env.send(np.array(bad))
+    actions = actions_for(env, 30)
+    assert_same(play(env, actions), play(other, actions))
+    env.close()
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"noop_max": -1}, "noop_max"),
+        ({"max_frames_per_game": 0}, "max_frames_per_game"),
+        ({"num_threads": -1}, "num_threads"),
+        ({"reseed_every_frames": 0}, "reseed_every_frames"),
+        ({"repeat_action_probability": 1.5}, "repeat_action_probability"),
+        ({"game": "pnog"}, "did you mean pong"),
+        ({"game": "combat"}, "two players"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, object], message: str) -> None:
+    arguments: dict[str, object] = {"game": "pong", "num_envs": 1, "seed": 0, **options}
+    with pytest.raises(ValueError, match=message):
+        AtariVector(**arguments)
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a process of its own, in the root of the project."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=Path(__file__).resolve().parents[2],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_an_emulator_that_does_not_answer_ends_the_process_with_one_line() -> None:
+    result = run_python(
+        """
+        import time
+        import numpy as np
+        import envs.atari
+        envs.atari.PATIENCE_SECONDS = 1
+        env = envs.atari.AtariVector("pong", 1, seed=0, num_threads=1)
+        env.reset()
+        began = time.monotonic()
+        while time.monotonic() - began < 2.5:  # many short waits, longer than the patience
+            env.send(np.array([0]))
+            env.recv()
+        print("alive", flush=True)
+        env._collect()  # nothing was sent
+        """
+    )
+    assert result.stdout == "alive\n"
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "pong has not answered for 1 seconds" in result.stderr
+
+
+def test_a_closed_environment_leaves_no_thread_behind() -> None:
+    tasks = Path("/proc/self/task")
+    if not tasks.exists():
+        pytest.skip("no /proc on this system")
+    result = run_python(
+        """
+        import os, time
+        import numpy as np
+        from envs.atari import AtariVector
+
+        def threads():
+            return len(os.listdir("/proc/self/task"))
+
+        AtariVector("pong", 1, seed=0, num_threads=1).close()  # numpy's own threads, if any
+        time.sleep(1.5)
+        before = threads()
+        env = AtariVector("pong", 4, seed=0, num_threads=2)
+        env.reset()
+        for _ in range(10):
+            env.send(np.zeros(4, dtype=np.int64))
+            env.recv()
+        during = threads() - before
+        env.send(np.zeros(4, dtype=np.int64))
+        env.close()
+        time.sleep(1.5)
+        print(during, threads() - before)
+        """
+    )
+    # Two emulator threads and the watchdog, and none of OpenCV's.
+    assert result.stdout.split() == ["3", "0"], result.stderr

@@ -1,0 +1,159 @@
+"""Any Gymnasium environment with discrete actions, as rows."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+import tests.envs.tiny  # noqa: F401
+from envs.gymnasium_vector import GymnasiumVector, grey_frame
+from envs.vector import environment_seed
+from tests.envs.play import actions_for, assert_same, play
+
+
+def test_cartpole_is_what_gymnasium_plays() -> None:
+    env = GymnasiumVector("CartPole-v1", 2, seed=5)
+    assert (env.frame_shape, env.frame_dtype, env.num_actions) == ((4,), np.float32, 2)
+    assert (env.stack, env.frames_per_step) == (1, 1)
+    rows = [env.reset(), *play(env, actions_for(env, 120))]
+    for j in range(2):
+        single: gymnasium.Env[Any, Any] = gymnasium.make("CartPole-v1")
+        observation, _ = single.reset(seed=environment_seed(5, j, 0))
+        over, games = False, 0
+        np.testing.assert_array_equal(rows[0].frames[j], observation)
+        for row, action in zip(rows[1:], actions_for(env, 120)[:, j], strict=True):
+            assert row.started[j] == over
+            if over:
+                observation, _ = single.reset()
+                reward, over = 0.0, False
+            else:
+                observation, step_reward, over, cut, _ = single.step(int(action))
+                reward = float(step_reward)
+                assert not cut
+                games += over
+            np.testing.assert_array_equal(row.frames[j], observation)
+            assert row.rewards[j] == reward
+            assert row.terminated[j] == over
+            assert not row.truncated[j]
+            assert not row.life_lost[j]
+        assert games >= 2
+        single.close()
+    env.close()
+
+
+@pytest.mark.parametrize("env_id", ["TinyColour-v0", "TinyGrey-v0", "TinyGreyChannel-v0"])
+def test_images_become_grey_frames(env_id: str) -> None:
+    env = GymnasiumVector(env_id, 2, seed=5)
+    assert (env.frame_shape, env.frame_dtype, env.stack) == ((84, 84), np.uint8, 4)
+    step = env.reset()
+    assert step.frames.shape == (2, 84, 84)
+    assert step.frames.dtype == np.uint8
+    single: gymnasium.Env[Any, Any] = gymnasium.make(env_id)
+    image, _ = single.reset(seed=environment_seed(5, 1, 0))
+    np.testing.assert_array_equal(step.frames[1], grey_frame(image))
+    if env_id == "TinyGrey-v0":
+        np.testing.assert_array_equal(step.frames[1], image)
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "size"), [("TinyNumbers-v0", 6), ("TinyBytes-v0", 7), ("CartPole-v1", 4)]
+)
+def test_any_other_box_becomes_a_vector(env_id: str, size: int) -> None:
+    env = GymnasiumVector(env_id, 2, seed=5)
+    assert (env.frame_shape, env.frame_dtype, env.stack) == ((size,), np.float32, 1)
+    step = env.reset()
+    single: gymnasium.Env[Any, Any] = gymnasium.make(env_id)
+    observation, _ = single.reset(seed=environment_seed(5, 0, 0))
+    np.testing.assert_array_equal(step.frames[0], observation.astype(np.float32).reshape(-1))
+    env.close()
+
+
+def test_a_grey_frame_is_the_luma_of_each_area() -> None:
+    image = np.zeros((168, 168, 3), dtype=np.uint8)
+    image[:2, :2] = [255, 0, 0]
+    image[:2, 2:4] = [0, 255, 0]
+    image[2:4, :2] = [0, 0, 255]
+    image[2, 2] = 100  # one of the four pixels of an area
+    frame = grey_frame(image)
+    assert frame.shape == (84, 84)
+    # ITU-R 601: 0.299 red, 0.587 green, 0.114 blue.
+    assert frame[:2, :2].tolist() == [[76, 150], [29, 25]]
+    assert not frame[2:].any()
+    assert (grey_frame(np.full((7, 5), 33, dtype=np.uint8)) == 33).all()
+    assert (grey_frame(np.full((210, 160, 1), 33, dtype=np.uint8)) == 33).all()
+
+
+def test_actions_may_begin_anywhere() -> None:
+    env = GymnasiumVector("TinyColour-v0", 3, seed=5)
+    env.reset()
+    env.send(np.array([0, 1, 2]))
+    assert env.recv().rewards.tolist() == [5.0, 6.0, 7.0]  # the reward is the action
+    with pytest.raises(ValueError, match=r"0\.\.2"):
+        env.send(np.array([5, 5, 5]))
+    env.close()
+
+
+def test_the_time_limit_truncates() -> None:
+    env = GymnasiumVector("TinyEndless-v0", 2, seed=5)
+    env.reset()
+    steps = play(env, actions_for(env, 20))
+    assert [t for t, step in enumerate(steps) if step.truncated.all()] == [5, 12, 19]
+    assert [t for t, step in enumerate(steps) if step.started.all()] == [6, 13]
+    assert not any(step.terminated.any() for step in steps)
+    env.close()
+
+
+def test_a_game_over_at_the_time_limit_is_a_game_over() -> None:
+    env = GymnasiumVector("TinyLast-v0", 1, seed=5)
+    env.reset()
+    (step,) = play(env, actions_for(env, 1))
+    assert step.terminated[0]
+    assert not step.truncated[0]
+    env.close()
+
+
+def test_rows_stay_as_they_were() -> None:
+    env = GymnasiumVector("TinyGrey-v0", 2, seed=5)
+    env.reset()
+    steps = play(env, actions_for(env, 20))
+    copies = [type(step)(*(array.copy() for array in step)) for step in steps]
+    for step in steps:
+        step.frames.flags.writeable = False
+    play(env, actions_for(env, 20))
+    assert_same(steps, copies)
+    env.close()
+
+
+def test_no_game_is_cut_by_reseeding() -> None:
+    env = GymnasiumVector("TinyEndless-v0", 2, seed=5, reseed_every_frames=2 * 10)
+    env.reset()
+    steps = play(env, actions_for(env, 40))
+    # Games of 6 steps and the row of the next start; every second start is a seeded one.
+    assert [t for t, step in enumerate(steps) if step.truncated.all()] == [5, 12, 19, 26, 33]
+    assert env.state_dict()["journal"]["seedings"].tolist() == [3, 3]
+    env.close()
+
+
+@pytest.mark.parametrize(
+    "env_id", ["TinyContinuous-v0", "TinyDict-v0", "Blackjack-v1", "FrozenLake-v1", "Pendulum-v1"]
+)
+def test_other_actions_and_observations_are_refused_in_one_line(env_id: str) -> None:
+    with pytest.raises(ValueError, match=r"supported are Discrete actions with image or vec") as e:
+        GymnasiumVector(env_id, 1, seed=0)
+    assert "\n" not in str(e.value)
+
+
+def test_more_actions_than_a_byte_are_refused() -> None:
+    with pytest.raises(ValueError, match="257 actions"):
+        GymnasiumVector("TinyManyActions-v0", 1, seed=0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_envs": 0}, {"seed": -1}, {"reseed_every_frames": 0}], ids=str
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, int]) -> None:
+    arguments: dict[str, Any] = {"num_envs": 1, "seed": 0, **options}
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be at least"):
+        GymnasiumVector("CartPole-v1", **arguments)

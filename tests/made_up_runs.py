@@ -1,0 +1,139 @@
+"""Runs of the training loop in the made-up world: built, taken up again, looked at."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents import AGENTS, AgentConfig, Learner, LearnerConfig
+from ebu.checkpoint import load_latest
+from ebu.monitoring import Monitor, cut_logs
+from ebu.replay import EpisodicReplay
+from ebu.schedules import ExplorationConfig
+from ebu.training import Trainer, TrainingConfig
+from tests.made_up import CPU, NUM_ACTIONS, MadeUpGames, empty_replay, random_games
+
+STEP_FRAMES = MadeUpGames.frames_per_step
+Evaluate = Callable[[int, Callable[[], bool]], dict[str, Any] | None]
+
+open_trainers: list[Trainer] = []
+
+
+class Onlooker:
+    """Plays at random, learns nothing, and notes what the loop asks of it."""
+
+    target_seconds = 0.0
+
+    def __init__(self) -> None:
+        self.stacks: list[torch.Tensor] = []
+        self.epsilons: list[float] = []
+        self.forced: list[np.ndarray] = []
+        self.actions: list[np.ndarray] = []
+        self.probabilities: list[np.ndarray] = []
+        self.updates: list[int] = []
+
+    def act(
+        self,
+        stacks: torch.Tensor,
+        *,
+        epsilon: float,
+        rng: np.random.Generator,
+        forced_random: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        assert forced_random is not None
+        self.stacks.append(stacks.clone())
+        self.epsilons.append(epsilon)
+        self.forced.append(forced_random)
+        self.actions.append(rng.integers(NUM_ACTIONS, size=len(stacks)))
+        self.probabilities.append(rng.random(len(stacks), dtype=np.float32))
+        return self.actions[-1], self.probabilities[-1]
+
+    def learn(self, replay: EpisodicReplay, updates: int) -> None:
+        self.updates.append(updates)
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def no_evaluation(frames: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+    raise AssertionError("no evaluation was due")
+
+
+def trainer_in(
+    run_dir: Path,
+    env: MadeUpGames,
+    agent: Any,
+    *,
+    capacity: int = 10_000,
+    exploration: ExplorationConfig | None = None,
+    evaluate: Evaluate = no_evaluation,
+    resume: bool = False,
+    **config: Any,
+) -> Trainer:
+    """A run in this directory, from its beginning or from its newest checkpoint."""
+    run_dir.mkdir(exist_ok=True)
+    checkpoint = load_latest(run_dir / "checkpoints")
+    assert resume == (checkpoint is not None)
+    cut_logs(run_dir, {} if checkpoint is None else checkpoint.logs)
+    rhythm: dict[str, Any] = {
+        "updates_per_step": 1.0,
+        "learning_starts": 0,
+        "life_loss_ends_segment": True,
+        "log_every_frames": 10**9,
+        "eval_every_frames": 0,
+        "checkpoint_minutes": 1e9,
+    }
+    trainer = Trainer(
+        TrainingConfig(**{**rhythm, **config}),
+        env=env,
+        replay=empty_replay(capacity, env.num_envs, env.stack),
+        agent=agent,
+        exploration=exploration or ExplorationConfig(),
+        rng=np.random.default_rng(5),
+        monitor=Monitor(run_dir),
+        evaluate=evaluate,
+        run_dir=run_dir,
+        lock=(run_dir / "lock").open("w"),
+        device=CPU,
+    )
+    open_trainers.append(trainer)
+    if checkpoint is not None:
+        trainer.load(checkpoint)
+    return trainer
+
+
+def real_run(run_dir: Path, agent: str, precision: str = "float32", **options: Any) -> Trainer:
+    """A small run of a real agent: games of all endings, a ring that wraps, ends in mid-segment."""
+    name, _, mix = agent.partition("-mix-")
+    learner = Learner(
+        LearnerConfig(target_sync_updates=20, learning_rate=1e-3),
+        stack=3,
+        frame_shape=MadeUpGames.frame_shape,
+        num_actions=NUM_ACTIONS,
+        device=CPU,
+        precision=precision,
+        rng=np.random.default_rng(1),
+    )
+    method = AgentConfig(batch_size=8, mix_segments=int(mix or 1))
+    built = AGENTS[name](method, learner, np.random.default_rng(2))
+    defaults: dict[str, Any] = {
+        "capacity": 240,
+        "learning_starts": 40,
+        "updates_per_step": 0.5,
+        "log_every_frames": 100,
+        "exploration": ExplorationConfig(epsilon_decay_steps=200, random_start_actions=2),
+    }
+    env = MadeUpGames(4, random_games(7, 30))
+    return trainer_in(run_dir, env, built, **{**defaults, **options})
+
+
+def lines(run_dir: Path, log: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / log).read_text().splitlines()]

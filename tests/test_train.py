@@ -1,0 +1,318 @@
+"""The main job from its command line: what it makes, how it goes on, what it refuses."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents import load_agent
+from ebu.checkpoint import load_latest
+from ebu.errors import EbuError, UsageError
+from ebu.training import Trainer
+from presets import DEFAULT, PAPER, flat, parse_arguments
+from train import build_trainer
+
+ROOT = Path(__file__).parent.parent
+CARTPOLE = [
+    *("--game", "CartPole-v1", "--frames", "3000", "--num-envs", "2", "--threads", "1"),
+    *("--replay-capacity", "2000", "--learning-starts", "200", "--log-every-frames", "500"),
+    *("--eval-every-frames", "1000", "--eval-episodes", "2", "--device", "cpu"),
+]
+
+
+def command(*args: str, script: str = "train.py") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, script, *args], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+def build(run_dir: Path, *more: str) -> Trainer:
+    return build_trainer(parse_arguments([*CARTPOLE, "--run-dir", str(run_dir), *more]))
+
+
+def run(run_dir: Path, *more: str, until: int = 3000) -> None:
+    trainer = build(run_dir, *more)
+    assert trainer.run(until)
+    trainer.close()
+
+
+def metrics(run_dir: Path) -> list[dict[str, float]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_run_on_a_real_game_makes_what_the_readme_says(tmp_path: Path) -> None:
+    run_dir = tmp_path / "breakout"
+    flags = ["--game", "ALE/Breakout-v5", "--frames", "8000", "--learning-starts", "1200"]
+    flags += ["--replay-capacity", "5000", "--log-every-frames", "2000", "--batch-size", "8"]
+    ended = command(*flags, "--run-dir", str(run_dir))
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert {path.name.split(".")[0] for path in run_dir.iterdir()} == {
+        "config",
+        "metrics",
+        "evaluations",
+        "events",
+        "checkpoints",
+        "lock",
+    }
+    lines = metrics(run_dir)
+    assert [line["frames"] // 2000 for line in lines] == [1, 2, 3, 4]
+    # The updates that a step allows are taken while the next one is played.
+    assert lines[-1]["train/updates"] == (lines[-1]["train/agent_steps"] - 8 - 1200) // 4
+    assert lines[-1]["train/agent_steps"] * 4 == lines[-1]["frames"]
+    agent = load_agent(run_dir)
+    assert agent.frames >= 8000
+    assert agent.act(np.zeros((4, 84, 84), np.uint8)) in range(4)
+    again = command(*flags, "--run-dir", str(run_dir))
+    assert again.returncode == 0
+    assert "already at" in again.stderr
+
+
+@pytest.mark.parametrize("agent", ["ebu", "dqn"])
+def test_agents_learn_to_balance_a_pole(agent: str, tmp_path: Path) -> None:
+    # Random play keeps the pole up for 22 steps on average (standard deviation of a game 12):
+    # a mean of 100 games above 60 is more than 30 standard errors away.
+    flags = "--frames 16000 --agent AGENT --epsilon-decay-steps 3000 --learning-rate 5e-4 "
+    flags += "--num-envs 4 --target-sync-updates 200 --eval-every-frames 0 --learning-starts 500"
+    run(tmp_path, *flags.replace("AGENT", agent).split(), until=16_000)
+    assert metrics(tmp_path)[-1]["train/return_last_100_games"] > 60
+
+
+def test_presets_read_as_lists_of_differences() -> None:
+    paper, default = flat(PAPER), flat(DEFAULT)
+    differences = {name: value for name, value in paper.items() if value != default[name]}
+    assert differences == {
+        "preset": "paper",
+        "num_envs": 1,
+        "updates_per_step": 1.0,
+        "learning_starts": 50_000,
+        "optimizer": "rmsprop",
+        "learning_rate": 2.5e-4,
+        "optimizer_epsilon": 0.01,
+        "loss_reduction": "sum",
+        "target_sync_updates": 10_000,
+        "epsilon_end": 0.1,
+        "epsilon_decay_steps": 1_000_000,
+        "random_start_actions": 4,
+        "eval_every_frames": 250_000,
+        "eval_episodes": 30,
+    }
+    shared = ("gamma", "beta", "batch_size", "mix_segments", "replay_capacity", "clip_rewards")
+    assert [paper[name] for name in shared] == [0.99, 0.5, 32, 1, 1_000_000, True]
+
+
+def test_a_flag_overrides_its_preset_wherever_it_stands() -> None:
+    for args in (["--preset", "paper", "--num-envs", "3"], ["--num-envs=3", "--preset=paper"]):
+        config = parse_arguments(args)
+        assert config.num_envs == 3
+        assert config.learner.optimizer == "rmsprop"
+
+
+def test_a_short_try_of_the_default_preset_makes_5000_updates() -> None:
+    steps = 200_000 // 4
+    updates = (steps - DEFAULT.method.learning_starts) * DEFAULT.method.updates_per_step
+    assert updates >= 5_000
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        ("--game pogn", "did you mean pong"),
+        ("--agent eb", "did you mean ebu"),
+        ("--beta 1.5", "--beta must lie between 0 and 1"),
+        ("--beta nan", "--beta must lie between 0 and 1"),
+        ("--frames 0", "--frames must be positive"),
+        ("--frames -4", "--frames must be positive"),
+        ("--frames many", "--frames"),
+        ("--num-envs 64 --frames 100", "--num-envs 64"),
+        ("--mix-segments 5", "must divide"),
+        ("--preset papers", "did you mean paper"),
+        ("--protocol atari", "paper, machado"),
+        ("--replay-capacity 1000000000", "lower --replay-capacity"),
+        ("--replay-capacity 3", "raise --replay-capacity"),
+        ("--network resnet", "nature, dueling"),
+        ("--checkpoint-minutes 0", "--checkpoint-minutes must be positive"),
+        ("--threads -1", "--threads must not be negative"),
+        ("--no-such-flag", "--no-such-flag"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_in_one_line(
+    flags: str, complaint: str, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    with pytest.raises(UsageError) as refusal:
+        build_trainer(parse_arguments([*flags.split(), "--run-dir", str(run_dir)]))
+    assert complaint in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert not run_dir.exists()
+
+
+def test_refusals_leave_the_process_with_2_and_without_traceback(tmp_path: Path) -> None:
+    ended = command("--beta", "2", "--run-dir", str(tmp_path))
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: --beta")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_an_absent_cuda_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UsageError, match="no CUDA device"):
+        parse_arguments(["--device", "cuda"])
+
+
+def test_other_settings_are_refused_and_frames_may_grow(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(UsageError, match=r"beta was 0\.5, is 0\.7"):
+        build(tmp_path, "--beta", "0.7")
+    with pytest.raises(UsageError, match="threads was 1, is 2"):
+        build(tmp_path, "--threads", "2")
+    with pytest.raises(UsageError, match="may only grow"):
+        build(tmp_path, "--frames", "2000")
+    run(tmp_path, "--frames", "5000", "--checkpoint-minutes", "1", until=5000)
+
+    straight = tmp_path / "straight"
+    run(straight, "--frames", "5000", until=5000)
+    assert (straight / "metrics.jsonl").read_bytes() == (tmp_path / "metrics.jsonl").read_bytes()
+
+
+def test_only_one_process_trains_in_a_directory(tmp_path: Path) -> None:
+    trainer = build(tmp_path)
+    with pytest.raises(UsageError, match="another process"):
+        build(tmp_path)
+    trainer.close()
+    build(tmp_path).close()
+
+
+def test_a_directory_without_a_checkpoint_starts_again_with_clean_logs(tmp_path: Path) -> None:
+    trainer = build(tmp_path)
+    while trainer.frames < 1500:
+        trainer._step() if trainer._started else trainer.run(0)
+        if trainer._log_interval.due(trainer.frames):
+            trainer._log()
+    trainer.close()
+    for checkpoint in (tmp_path / "checkpoints").iterdir():
+        for file in checkpoint.iterdir():
+            file.unlink()
+        checkpoint.rmdir()
+    assert metrics(tmp_path)
+    trainer = build(tmp_path)
+    assert trainer.frames == 0
+    assert metrics(tmp_path) == []
+    trainer.close()
+
+
+def damage_nothing(file: Path) -> None:
+    file.unlink()
+
+
+def damage_by_truncation(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def damage_by_one_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [damage_nothing, damage_by_truncation, damage_by_one_bit])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    damage: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = tmp_path / "whole"
+    run(whole)
+    damaged = tmp_path / "damaged"
+    run(damaged, until=1600)
+    trainer = build(damaged)
+    trainer.run(2400)
+    trainer.close()
+    newest = max((damaged / "checkpoints").iterdir())
+    damage(newest / "state.safetensors")
+    run(damaged)
+    assert newest.name in capsys.readouterr().err
+    assert (whole / "metrics.jsonl").read_bytes() == (damaged / "metrics.jsonl").read_bytes()
+
+    for checkpoint in (damaged / "checkpoints").iterdir():
+        damage(checkpoint / "frames.zst")
+    with pytest.raises(EbuError) as failure:
+        build(damaged)
+    assert not isinstance(failure.value, UsageError)
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(number: int, tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run(whole)
+    flags = [*CARTPOLE, "--frames", "1000000", "--run-dir", str(stopped)]
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (stopped / "metrics.jsonl").exists() or len(metrics(stopped)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "the same command goes on" in stderr
+    assert "Traceback" not in stderr
+    checkpoint = load_latest(stopped / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.state["frames"] >= 1000
+    trainer = build(stopped, "--frames", "1000000")
+    trainer.run(max(3000, trainer.frames + 500))
+    trainer.close()
+    one, other = metrics(whole), metrics(stopped)
+    assert one == other[: len(one)]
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path: Path) -> None:
+    run(tmp_path, until=1600)
+    saved = load_latest(tmp_path / "checkpoints")
+    assert saved is not None
+
+    def small_files_only() -> None:
+        # The weights alone are larger: the next checkpoint fails in the middle, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    ended = subprocess.run(
+        [sys.executable, "train.py", *CARTPOLE, "--run-dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=small_files_only,
+        timeout=120,
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in ended.stderr
+    left = load_latest(tmp_path / "checkpoints")
+    assert left is not None
+    assert left.name == saved.name
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [saved.name]
+    run(tmp_path)
+
+
+@pytest.mark.parametrize("game", ["freeway", "atlantis"])
+def test_many_environments_and_a_small_memory_train(game: str, tmp_path: Path) -> None:
+    # 31 steps in each stream's ring: every segment of these long games is a cut one.
+    flags = "--num-envs 64 --replay-capacity 2000 --frames 33000 --learning-starts 2048 "
+    flags += "--updates-per-step 0.01 --log-every-frames 4000"
+    trainer = build_trainer(
+        parse_arguments(["--game", game, *flags.split(), "--run-dir", str(tmp_path)])
+    )
+    assert trainer.run(33_000)
+    assert trainer.replay.statistics()["fill"] > 0.9
+    assert trainer.updates == int((trainer.agent_steps - 64 - 2048) * 0.01)
+    assert trainer.replay.num_segments > 64
+    trainer.close()
