@@ -174,7 +174,6 @@ class EpisodicReplay:
             self._forget(step - ring)
         self._num_steps = step + 1
         self._frames[slot * streams : (slot + 1) * streams].copy_(newest)
-        self._has_transition[slot] = False
         if step == 0:
             self._context[slot] = 0
             return

@@ -91,7 +91,7 @@ class MadeUpGames:
         self.game = self.game + started
         self.step = np.where(started, 0, self.step + 1)
         env = np.arange(self.num_envs)
-        games = [self.games(j, int(self.game[j])) for j in env]
+        games = [self.games(j, int(self.game[j])) for j in range(self.num_envs)]
         self.over = self.step == [game.length for game in games]
         cut = np.array([game.truncated for game in games])
         lost = np.array([int(self.step[j]) in games[j].life_losses for j in env])
@@ -245,6 +245,22 @@ def empty_replay(capacity: int, num_streams: int, stack: int) -> EpisodicReplay:
         stack=stack,
         device=CPU,
     )
+
+
+def one_terminated_game(rewards: Sequence[float], action: int) -> EpisodicReplay:
+    """One game in which the same action earns these rewards; its frames hold the step, from 1."""
+    replay = empty_replay(capacity=40, num_streams=1, stack=2)
+    for step, reward in enumerate([0.0, *rewards]):
+        replay.append(
+            np.full((1, 3), step + 1, dtype=np.float32),
+            np.array([action]),
+            np.array([reward], dtype=np.float32),
+            terminated=np.array([step == len(rewards)]),
+            truncated=np.array([False]),
+            started=np.array([step == 0]),
+            probabilities=np.ones(1, dtype=np.float32),
+        )
+    return replay
 
 
 def one_stream(*games: Game | int) -> tuple[Played, list[Segment]]:

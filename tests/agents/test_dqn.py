@@ -13,16 +13,15 @@ from hypothesis import strategies as st
 from agents.agent import AgentConfig
 from agents.dqn import Dqn
 from tests.made_up import (
-    CPU,
     GAMMA,
     Game,
     MadeUpGames,
     Played,
     TableLearner,
-    empty_replay,
     games_of,
     one_step_target,
     one_stream,
+    one_terminated_game,
     places,
     random_games,
     same,
@@ -38,12 +37,7 @@ def agent_of(learner: TableLearner, seed: int = 0, **config: Any) -> Dqn:
 
 
 def test_targets_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    replay = empty_replay(capacity=20, num_streams=1, stack=2)
-    rewards = [0.0, 0.5, 4.0, -3.0]
-    for step, reward in enumerate([0.0, *rewards]):
-        flags = (np.array([flag]) for flag in (step == 4, False, step == 0))
-        frames = np.full((1, 3), step + 1, dtype=np.float32)
-        replay.append(frames, np.array([1]), np.float32([reward]), *flags, np.float32([1.0]))
+    replay = one_terminated_game([0.0, 0.5, 4.0, -3.0], action=1)
     learner = TableLearner()
     monkeypatch.setattr(learner, "target_values", lambda s: torch.tensor([[2.0, 10, 4]] * len(s)))
     monkeypatch.setattr(
@@ -145,4 +139,3 @@ def test_metrics_are_means_since_they_were_last_asked_for() -> None:
         assert metrics["q/target"] == pytest.approx(float(recent.mean()), rel=1e-5)
         assert {"loss/huber", "q/mean", "q/max"} <= metrics.keys()
     assert "q/target" not in agent.metrics()
-    assert learner.device == CPU

@@ -23,9 +23,9 @@ from tests.made_up import (
     TableLearner,
     Update,
     draws_in_order,
-    empty_replay,
     one_step_target,
     one_stream,
+    one_terminated_game,
     places,
     rows,
     table_values,
@@ -240,11 +240,7 @@ def test_targets_are_those_of_algorithm_2(beta: float, game: Game, clip: bool, m
 
 
 def test_targets_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    replay = empty_replay(capacity=40, num_streams=1, stack=2)
-    for step, reward in enumerate([0.0, 0.0, 0.5, 1.0]):
-        flags = (np.array([flag]) for flag in (step == 3, False, step == 0))
-        frames = np.full((1, 3), step + 1, dtype=np.float32)
-        replay.append(frames, np.array([2]), np.float32([reward]), *flags, np.float32([1.0]))
+    replay = one_terminated_game([0.0, 0.5, 1.0], action=2)
     learner = TableLearner()
     monkeypatch.setattr(learner, "target_values", lambda s: torch.tensor([[0.4, 0.2, 0.8]] * 32))
     agent_of(learner, gamma=0.5, beta=0.5, batch_size=3).learn_once(replay)

@@ -44,7 +44,7 @@ def agent_of(learner: Any, seed: int = 0, **config: Any) -> Ebu:
 def test_a_restored_agent_goes_on_in_the_middle_of_a_segment(
     tmp_path: Path, mix: int, replay_too: bool, updates_before: int
 ) -> None:
-    played, _ = one_stream(100, 90, 75, 33)
+    played, _ = one_stream(100, 16, 75, 16)
     replay = played.replay
     learner, other = TableLearner(), TableLearner()
     agent = agent_of(learner, seed=0, mix_segments=mix)

@@ -110,7 +110,8 @@ def test_weights_are_he_uniform_and_biases_a_tenth(name: str, shape: dict[str, A
         # a right initialisation fails once in 500 million layers.
         spread = float(weights.square().mean().sqrt()) * math.sqrt(3) / bound
         assert abs(spread - 1) < 6 * math.sqrt(0.2 / len(weights))
-        assert bool((layer.bias == 0.1).all())
+        assert layer.bias is not None
+        assert bool(layer.bias.eq(0.1).all())
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -277,7 +277,7 @@ def test_what_is_not_stored_is_refused():
         replay.draw_transitions(np.random.default_rng(0), 1)
     scripted(replay, "s" + "." * 14)
     stream = np.zeros(1, np.int64)
-    for step in (-1, 4, 14, 15, 100):
+    for step in (-1, 4, 7, 14, 15, 100):
         assert not replay.is_stored(0, step)
         for gather in (replay.states, replay.next_states, replay.actions, replay.rewards):
             with pytest.raises(IndexError, match="not stored"):

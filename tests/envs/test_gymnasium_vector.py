@@ -114,6 +114,16 @@ def test_a_game_over_at_the_time_limit_is_a_game_over() -> None:
     env.close()
 
 
+def test_a_reset_after_a_game_over_begins_a_game() -> None:
+    env = GymnasiumVector("TinyLast-v0", 1, seed=5)
+    for _ in range(2):
+        env.reset()
+        (step,) = play(env, actions_for(env, 1))
+        assert step.terminated[0]
+        assert not step.started[0]
+    env.close()
+
+
 def test_rows_stay_as_they_were() -> None:
     env = GymnasiumVector("TinyGrey-v0", 2, seed=5)
     env.reset()
