@@ -59,7 +59,7 @@ def _one_line(box: str, prog: str) -> str:
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command and exit: 0 or what it returns, 2 for usage, 1 for failure.
+    """Run a command and exit: 0 or what it returns, 2 for usage, 1 for failure, 130 on Ctrl-C.
 
     Errors a user can act on are printed as one line on standard error.
     """
@@ -71,6 +71,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except EbuError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
     sys.exit(code or 0)

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,38 +194,32 @@ def test_only_one_process_trains_in_a_directory(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_a_checkpoint_starts_again_with_clean_logs(tmp_path: Path) -> None:
-    trainer = build(tmp_path)
-    while trainer.frames < 1500:
-        trainer._step() if trainer._started else trainer.run(0)
-        if trainer._log_interval.due(trainer.frames):
-            trainer._log()
-    trainer.close()
-    for checkpoint in (tmp_path / "checkpoints").iterdir():
-        for file in checkpoint.iterdir():
-            file.unlink()
-        checkpoint.rmdir()
+    # What a run leaves that was killed before its first checkpoint.
+    run(tmp_path, until=1600)
+    shutil.rmtree(tmp_path / "checkpoints")
     assert metrics(tmp_path)
     trainer = build(tmp_path)
     assert trainer.frames == 0
     assert metrics(tmp_path) == []
+    assert not (tmp_path / "best").exists()
     trainer.close()
 
 
-def damage_nothing(file: Path) -> None:
+def remove(file: Path) -> None:
     file.unlink()
 
 
-def damage_by_truncation(file: Path) -> None:
+def truncate(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
 
-def damage_by_one_bit(file: Path) -> None:
+def flip_one_bit(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [damage_nothing, damage_by_truncation, damage_by_one_bit])
+@pytest.mark.parametrize("damage", [remove, truncate, flip_one_bit])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     damage: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

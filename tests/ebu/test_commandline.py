@@ -125,6 +125,7 @@ def main_raising(error: BaseException) -> Callable[[], int]:
         (main_raising(UsageError("--beta must lie between 0 and 1")), 2, "--beta must lie"),
         (main_raising(EbuError("the disk is full: free space")), 1, "the disk is full"),
         (main_raising(BrokenPipeError()), 1, ""),
+        (main_raising(KeyboardInterrupt()), 130, ""),
     ],
 )
 def test_exit_codes(

@@ -197,7 +197,7 @@ def test_an_altered_number_that_may_grow_is_reported_in_one_line(
 
 
 def test_reading_what_is_no_run_directory_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "absent"):
+    for path in (tmp_path, tmp_path / "absent", tmp_path / ("x" * 300)):
         with pytest.raises(UsageError, match=r"not a run directory.*config\.json"):
             read_config(path)
 

@@ -1,0 +1,45 @@
+"""Draw the training curves of the runs in data/ (their metrics.jsonl, as committed).
+
+python docs/results/plot.py    writes docs/pictures/curves.png
+"""
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+GAMES, AGENTS = ("breakout", "pong"), ("ebu", "dqn")
+
+
+def curve(path: Path) -> tuple[list[int], list[float]]:
+    """Frames, and the mean raw return of the last 100 training games at them."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    points = [
+        (line["frames"], line["train/return_last_100_games"])
+        for line in lines
+        if "train/return_last_100_games" in line
+    ]
+    frames, returns = zip(*points, strict=True)
+    return list(frames), list(returns)
+
+
+def main() -> None:
+    figure, panels = plt.subplots(1, len(GAMES), figsize=(10, 4), constrained_layout=True)
+    for panel, game in zip(panels, GAMES, strict=True):
+        for agent in AGENTS:
+            frames, returns = curve(HERE / "data" / f"{game}-{agent}.jsonl")
+            panel.plot([frame / 1e6 for frame in frames], returns, label=agent)
+        panel.set_title(f"{game}, seed 0")
+        panel.set_xlabel("million frames")
+        panel.set_ylabel("mean raw return of the last 100 training games")
+        panel.grid(alpha=0.3)
+        panel.legend()
+    figure.savefig(HERE.parent / "pictures" / "curves.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()
