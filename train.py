@@ -39,7 +39,7 @@ def main() -> int:
     run_dir = trainer.run_dir
     resumed = f"continuing at frame {trainer.frames:,}" if trainer.frames else "starting"
     _say(f"{run_dir}: {resumed}; watch it with: tensorboard --logdir {run_dir}")
-    if trainer.frames >= config.frames:
+    if trainer.finished(config.frames):
         _say(f"already at {trainer.frames:,} frames: raise --frames to go on")
         return 0
     stopped_by: list[int] = []

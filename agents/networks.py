@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ebu.errors import UsageError
 
 HIDDEN_UNITS = 512
+SMALLEST_SIDE = 36
+"""Side of the smallest image that the three convolutions leave a pixel of."""
 
 
 class NatureTorso(nn.Sequential):
@@ -95,6 +97,11 @@ def build_network(
         raise UsageError(f"unknown network '{name}': choose one of {', '.join(HEADS)}")
     torso: NatureTorso | VectorTorso
     if len(frame_shape) == 2:
+        if min(frame_shape) < SMALLEST_SIDE:
+            raise UsageError(
+                f"images of {frame_shape[0]}×{frame_shape[1]} pixels are too small for the "
+                f"network's convolutions: each side needs at least {SMALLEST_SIDE}"
+            )
         torso = NatureTorso(stack, frame_shape)
     else:
         torso = VectorTorso(stack, frame_shape)

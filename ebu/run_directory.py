@@ -18,7 +18,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     Raises `UsageError` if this is no run directory, `EbuError` if its config.json is damaged.
     """
     path = run_dir / CONFIG
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"{run_dir} is not a run directory: it has no {CONFIG}")
     try:
         config = json.loads(path.read_text())
@@ -59,9 +59,9 @@ def open_run_directory(
     Returns the open lock file: while it is open no other process can train here.
     Raises `UsageError` if the path cannot hold a run, is in use, or was started with others.
     """
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UsageError(f"--run-dir {run_dir} is a file: choose a directory")
     try:
+        if run_dir.exists() and not run_dir.is_dir():
+            raise UsageError(f"--run-dir {run_dir} is a file: choose a directory")
         run_dir.mkdir(parents=True, exist_ok=True)
         if not (run_dir / CONFIG).exists() and any(
             entry.name not in ("lock", f".{CONFIG}") for entry in run_dir.iterdir()
@@ -107,7 +107,8 @@ def _check(
     differing = []
     for name in sorted(old.keys() | new.keys()):
         was, is_now = old.get(name), new.get(name)
-        if was == is_now or name in may_change or (name in may_grow and is_now > was):
+        grew = name in may_grow and isinstance(was, int) and is_now > was
+        if was == is_now or name in may_change or grew:
             continue
         note = " (may only grow)" if name in may_grow else ""
         differing.append(f"{name} was {was}, is {is_now}{note}")

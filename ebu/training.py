@@ -211,7 +211,11 @@ class Trainer:
                 recent = float(np.mean(self._games.recent)) if self._games.recent else None
                 progress.update(self.frames, episode_return=recent, epsilon=self.epsilon)
         self.save()
-        return self.frames >= until_frames
+        return self.finished(until_frames)
+
+    def finished(self, until_frames: int) -> bool:
+        """Whether all is played, and evaluated, up to `until_frames`."""
+        return self.frames >= until_frames and not self._eval_interval.due(self.frames)
 
     def _step(self) -> None:
         """One step of every environment; the learner works while the emulators do."""
