@@ -13,7 +13,7 @@ ARGS   ?=
 PYTHON ?= $(shell for python in python3.11 python3; do \
 	$$python -c '' 2>/dev/null && { echo $$python; exit; }; done; echo python3)
 # Two test processes of one thread each; PYTEST_ARGS="-n 0 -x tests/ebu" runs some of them in order.
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 VENV := .venv
 BIN  := $(VENV)/bin/python

@@ -1,0 +1,13 @@
+"""How the tests are run."""
+
+import hypothesis
+import pytest
+
+# Machines pause; a property is not wrong because one of its examples was slow.
+hypothesis.settings.register_profile("ebu", deadline=None)
+hypothesis.settings.load_profile("ebu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first: with several test processes all end at about the same time."""
+    items.sort(key=lambda item: not item.path.name.startswith(("test_resume", "test_train.py")))
