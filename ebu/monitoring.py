@@ -313,7 +313,8 @@ class Progress:
         if self._bar is None:
             self.write(self._line(now))
             return
-        self._bar.n = self._frames
+        # A run ends with its first vector step past the total; tqdm takes more than all for nothing.
+        self._bar.n = self._frames if self._total is None else min(self._frames, self._total)
         try:
             self._bar.set_description_str(self._line(now))
         except (OSError, ValueError):

@@ -484,6 +484,17 @@ def test_one_live_line_on_a_terminal(
     assert screen.getvalue().count("\n") == 2
 
 
+def test_a_run_that_ends_a_little_past_its_total_is_whole(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    screen = Screen(terminal=True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    progress = Progress(10_000)
+    play(progress, clock, range(32, 10_017, 32), seconds=0.1)
+    progress.close()
+    assert screen.getvalue().replace("\n", "\r").split("\r")[-2].startswith("100% |")
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_nobody_reads_the_progress(
     monkeypatch: pytest.MonkeyPatch, clock: Clock, terminal: bool
