@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from agents import TrainedAgent, load_agent
-from ebu.commandline import parse, run_command
+from ebu.commandline import all_cores, parse, run_command
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Act, Evaluation, evaluate, summarise
 from ebu.run_directory import read_config
@@ -98,7 +98,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             _check_output(path)
     if config.video is not None:
         check_video_path(config.video)
-    threads = config.threads or len(os.sched_getaffinity(0))
+    threads = config.threads or all_cores()
     torch.set_num_threads(threads)
 
     agent = None if config.random else _load(config, device)

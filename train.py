@@ -1,7 +1,6 @@
 """Train an agent on an Atari game or any Gymnasium environment with discrete actions."""
 
 import contextlib
-import os
 import shutil
 import signal
 import sys
@@ -16,7 +15,7 @@ import torch
 
 from agents import AGENTS, Agent, Learner
 from ebu.checkpoint import Checkpoint, load_latest
-from ebu.commandline import run_command
+from ebu.commandline import all_cores, run_command
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Evaluation, evaluate, summarise
 from ebu.monitoring import Monitor, Progress, cut_logs
@@ -76,7 +75,7 @@ def build_trainer(config: TrainConfig) -> Trainer:
         if config.device == "auto"
         else config.device
     )
-    threads = config.threads or len(os.sched_getaffinity(0))
+    threads = config.threads or all_cores()
     torch.set_num_threads(threads)
     protocol = PROTOCOLS[config.protocol]
     game = canonical_game(config.game) if is_atari(config.game) else config.game

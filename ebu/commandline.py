@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -56,6 +57,13 @@ def _one_line(box: str, prog: str) -> str:
         if not (words and words[-1].startswith("--")) or text.startswith("--"):
             words.append(text)
     return f"{' '.join(words)} (see {prog} --help)"
+
+
+def all_cores() -> int:
+    """Processor cores this process may use: what `--threads 0` stands for."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:

@@ -313,7 +313,7 @@ class Progress:
         if self._bar is None:
             self.write(self._line(now))
             return
-        # A run ends with its first vector step past the total; tqdm takes more than all for nothing.
+        # A run may end a step past its total, and tqdm shows more than all as nothing.
         self._bar.n = self._frames if self._total is None else min(self._frames, self._total)
         try:
             self._bar.set_description_str(self._line(now))

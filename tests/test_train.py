@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from agents import load_agent
 from ebu.checkpoint import load_latest
@@ -311,3 +312,14 @@ def test_many_environments_and_a_small_memory_train(game: str, tmp_path: Path) -
     assert trainer.updates == int((trainer.agent_steps - 64 - 2048) * 0.01)
     assert trainer.replay.num_segments > 64
     trainer.close()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("agent", ["ebu", "dqn"])
+def test_a_run_on_a_gpu_trains_and_goes_on(agent: str, tmp_path: Path) -> None:
+    flags = ["--game", "breakout", "--device", "cuda", "--agent", agent, "--frames", "16000"]
+    run(tmp_path, *flags, until=8_000)
+    run(tmp_path, *flags, until=16_000)
+    frames = [line["frames"] // 500 for line in metrics(tmp_path)]
+    assert frames == list(range(1, 33))
+    assert metrics(tmp_path)[-1]["train/updates"] > 500
