@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
-GAMES, AGENTS = ("breakout", "pong"), ("ebu", "dqn")
+GAMES, AGENTS = ("breakout", "pong"), {"ebu": "tab:blue", "dqn": "tab:orange"}
 
 
 def curve(path: Path) -> tuple[list[int], list[float]]:
@@ -30,10 +30,18 @@ def curve(path: Path) -> tuple[list[int], list[float]]:
 def main() -> None:
     figure, panels = plt.subplots(1, len(GAMES), figsize=(10, 4), constrained_layout=True)
     for panel, game in zip(panels, GAMES, strict=True):
-        for agent in AGENTS:
-            frames, returns = curve(HERE / "data" / f"{game}-{agent}.jsonl")
-            panel.plot([frame / 1e6 for frame in frames], returns, label=agent)
-        panel.set_title(f"{game}, seed 0")
+        for agent, colour in AGENTS.items():
+            runs = sorted((HERE / "data").glob(f"{game}-{agent}-seed*.jsonl"))
+            for seed, path in enumerate(runs):
+                frames, returns = curve(path)
+                label = f"{agent}, one line a seed" if seed == 0 and len(runs) > 1 else agent
+                panel.plot(
+                    [frame / 1e6 for frame in frames],
+                    returns,
+                    color=colour,
+                    label=label if seed == 0 else None,
+                )
+        panel.set_title(game)
         panel.set_xlabel("million frames")
         panel.set_ylabel("mean raw return of the last 100 training games")
         panel.grid(alpha=0.3)
