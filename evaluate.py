@@ -16,14 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from agents import TrainedAgent, load_agent
-from ebu.commandline import all_cores, parse, run_command
+from ebu.commandline import all_cores, device_named, one_of, parse, run_command
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Act, Evaluation, evaluate, summarise
 from ebu.run_directory import read_config
 from ebu.video import check_video_path, write_video
-from envs import UnknownGameError, VectorEnvironment, is_atari, make_vector
+from envs import UnknownGameError, VectorEnvironment, make_vector, random_and_human
 from envs.film import Camera, CannotFilmError, film
-from envs.games import ReferenceScores, reference_scores
 from envs.protocols import PROTOCOLS, Protocol
 
 MOST_ENVIRONMENTS = 16
@@ -92,7 +91,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     protocol = _protocol(config, settings)
     episodes = protocol.eval_episodes if config.episodes is None else config.episodes
     num_envs = _num_envs(config, episodes)
-    device = _device(config)
+    device = device_named(config.device)
     for path in (config.video, config.json):
         if path is not None:
             _check_output(path)
@@ -137,10 +136,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
                 watch=watch,
             )
         assert played is not None
-        reference = reference_scores(game) if is_atari(game) else None
-        record = describe(
-            played, game, protocol, reference, epsilon=1.0 if agent is None else epsilon
-        )
+        record = describe(played, game, protocol, epsilon=1.0 if agent is None else epsilon)
         record |= {
             "policy": "random" if agent is None else "agent",
             "weights": None if agent is None else config.weights,
@@ -180,16 +176,10 @@ def random_play(num_actions: int) -> Act:
 
 
 def describe(
-    played: Evaluation,
-    game: str,
-    protocol: Protocol,
-    reference: ReferenceScores | None,
-    *,
-    epsilon: float,
+    played: Evaluation, game: str, protocol: Protocol, *, epsilon: float
 ) -> dict[str, Any]:
     """The summary of an evaluation with the protocol and the reference scores it stands beside."""
-    human = None if reference is None else reference.human(protocol.human_table)
-    random = None if reference is None else reference.random
+    random, human = random_and_human(game, protocol.human_table)
     return {
         "game": game,
         "protocol": protocol.name,
@@ -269,11 +259,9 @@ class Window:
 
 def _film_best(path: Path, env: VectorEnvironment, played: Evaluation) -> None:
     best = played.best_game
-    j = int(played.environments[best])
-    start, stop = int(played.starts[best]), int(played.stops[best])
-    shown = -(-(stop - start + 1) // VIDEO_EVERY)
+    shown = -(-int(played.stops[best] - played.starts[best] + 1) // VIDEO_EVERY)
     most = VIDEO_SECONDS * VIDEO_FPS
-    pictures = islice(film(env, j, played.actions[j], start, stop), 0, None, VIDEO_EVERY)
+    pictures = islice(film(env, *played.course(best)), 0, None, VIDEO_EVERY)
     write_video(path, islice(pictures, most), fps=VIDEO_FPS)
     cut = f"; its first {most / shown:.0%}, the rest is left out" if shown > most else ""
     print(f"{path}: the best game, {played.returns[best]:,g} points{cut}", file=sys.stderr)
@@ -281,8 +269,7 @@ def _film_best(path: Path, env: VectorEnvironment, played: Evaluation) -> None:
 
 def _protocol(config: EvaluateConfig, settings: dict[str, Any]) -> Protocol:
     name = str(_setting(settings, "protocol")) if config.protocol is None else config.protocol
-    if name not in PROTOCOLS:
-        raise UsageError(f"--protocol {name}: choose one of {', '.join(PROTOCOLS)}")
+    one_of("--protocol", name, PROTOCOLS)
     return PROTOCOLS[name]
 
 
@@ -320,16 +307,6 @@ def _num_envs(config: EvaluateConfig, episodes: int) -> int:
     # As few as play the games in the same number of rounds: 15 for 30 games, not 16.
     rounds = -(-episodes // MOST_ENVIRONMENTS)
     return -(-episodes // rounds)
-
-
-def _device(config: EvaluateConfig) -> torch.device:
-    if config.device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device {config.device}: choose one of auto, cpu, cuda")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: there is no CUDA device here; choose cpu or auto")
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
 
 
 def _check_output(path: Path) -> None:

@@ -1,17 +1,15 @@
 """Every setting of a training run, the presets, and what cannot be run."""
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from agents import AGENTS, AgentConfig, LearnerConfig
-from ebu.commandline import parse
+from ebu.commandline import device_named, one_of, parse
 from ebu.errors import UsageError
 from ebu.schedules import ExplorationConfig
 from envs.protocols import PROTOCOLS
@@ -121,10 +119,10 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
 
 def _check(config: TrainConfig) -> None:
     method, learner, exploration = config.method, config.learner, config.exploration
-    _one_of("--agent", config.agent, AGENTS)
-    _one_of("--preset", config.preset, PRESETS)
-    _one_of("--protocol", config.protocol, PROTOCOLS)
-    _one_of("--device", config.device, ("auto", "cpu", "cuda"))
+    one_of("--agent", config.agent, AGENTS)
+    one_of("--preset", config.preset, PRESETS)
+    one_of("--protocol", config.protocol, PROTOCOLS)
+    device_named(config.device)
     for flag, value in (
         ("--frames", config.frames),
         ("--num-envs", config.num_envs),
@@ -160,18 +158,6 @@ def _check(config: TrainConfig) -> None:
         method.batch_size % method.mix_segments == 0,
         f"--mix-segments {method.mix_segments} must divide --batch-size {method.batch_size}",
     )
-    _require(
-        config.device != "cuda" or torch.cuda.is_available(),
-        "--device cuda: there is no CUDA device here; choose --device cpu or auto",
-    )
-
-
-def _one_of(flag: str, value: str, known: Iterable[str]) -> None:
-    names = list(known)
-    if value not in names:
-        near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"{flag} {value}: choose one of {', '.join(names)}{hint}")
 
 
 def _require(holds: bool, complaint: str) -> None:

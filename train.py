@@ -15,16 +15,23 @@ import torch
 
 from agents import AGENTS, Agent, Learner
 from ebu.checkpoint import Checkpoint, load_latest
-from ebu.commandline import all_cores, run_command
+from ebu.commandline import all_cores, device_named, run_command
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Evaluation, evaluate, summarise
+from ebu.frames import torch_dtype
 from ebu.monitoring import Monitor, Progress, cut_logs
 from ebu.replay import EpisodicReplay
 from ebu.run_directory import open_run_directory
 from ebu.training import Trainer, TrainingConfig
-from envs import ReplayMismatchError, VectorEnvironment, is_atari, make_vector
+from envs import (
+    ReplayMismatchError,
+    VectorEnvironment,
+    is_atari,
+    make_vector,
+    random_and_human,
+)
 from envs.film import CannotFilmError, film
-from envs.games import canonical_game, reference_scores
+from envs.games import canonical_game
 from envs.protocols import PROTOCOLS, Protocol
 from presets import NOT_PART_OF_THE_RUN, TrainConfig, flat, parse_arguments
 
@@ -70,11 +77,7 @@ def build_trainer(config: TrainConfig) -> Trainer:
     Raises `UsageError` if the run cannot be started here, `EbuError` if its checkpoints are
     damaged.
     """
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu")
-        if config.device == "auto"
-        else config.device
-    )
+    device = device_named(config.device)
     threads = config.threads or all_cores()
     torch.set_num_threads(threads)
     protocol = PROTOCOLS[config.protocol]
@@ -104,12 +107,11 @@ def build_trainer(config: TrainConfig) -> Trainer:
             f"--frames {config.frames} is less than one step of --num-envs {config.num_envs}, "
             f"{step_frames} frames: raise --frames or lower --num-envs"
         )
-    frame_dtype = torch.from_numpy(np.empty(0, env.frame_dtype)).dtype
     replay = EpisodicReplay(
         capacity=config.replay_capacity,
         num_streams=config.num_envs,
         frame_shape=env.frame_shape,
-        frame_dtype=frame_dtype,
+        frame_dtype=torch_dtype(env.frame_dtype),
         stack=env.stack,
         device=device,
     )
@@ -217,12 +219,12 @@ class Evaluator:
         device: torch.device,
     ) -> None:
         self.config = config
+        self.game = game
         self.protocol = protocol
         self.agent = agent
         self.monitor = monitor
         self.make_env = make_env
         self.device = device
-        self.scores = reference_scores(game) if is_atari(game) else None
 
     def __call__(self, frames: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
         """Play the evaluation due at `frames`; None if told to stop before its end."""
@@ -252,19 +254,13 @@ class Evaluator:
             self._film(frames, env, played)
         finally:
             env.close()
-        scores, table = self.scores, self.protocol.human_table
-        return summarise(
-            played,
-            random_score=None if scores is None else scores.random,
-            human_score=None if scores is None else scores.human(table),
-            human_table=table,
-        )
+        table = self.protocol.human_table
+        random, human = random_and_human(self.game, table)
+        return summarise(played, random_score=random, human_score=human, human_table=table)
 
     def _film(self, frames: int, env: VectorEnvironment, played: Evaluation) -> None:
         """Show the beginning of the best game in TensorBoard."""
-        best = int(played.returns.argmax())
-        j = int(played.environments[best])
-        game = film(env, j, played.actions[j], int(played.starts[best]), int(played.stops[best]))
+        game = film(env, *played.course(played.best_game))
         with contextlib.suppress(CannotFilmError):
             pictures = list(islice(game, 0, FILM_STEPS, FILM_EVERY))
             self.monitor.animation(frames, "eval/best_game", np.stack(pictures), fps=FILM_FPS)

@@ -34,18 +34,24 @@ class AgentConfig:
 
 
 def epsilon_greedy(
-    values: Tensor, *, epsilon: float, rng: np.random.Generator, forced_random: np.ndarray
+    values: Tensor,
+    *,
+    epsilon: float,
+    rng: np.random.Generator,
+    forced_random: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose an action for each row, exploring independently in each.
 
     | argument | shape | meaning |
     | --- | --- | --- |
     | values | (N, A) | action values |
-    | forced_random | (N,) bool | rows whose action is drawn at random whatever epsilon |
+    | forced_random | (N,) bool | rows drawn at random whatever epsilon; none if absent |
 
     Returns actions (N,) int64 and the probabilities (N,) float32 with which each was chosen.
     """
     num_envs, num_actions = values.shape
+    if forced_random is None:
+        forced_random = np.zeros(num_envs, dtype=bool)
     greedy = values.argmax(dim=1).cpu().numpy()
     explore = (rng.random(num_envs) < epsilon) | forced_random
     actions = np.where(explore, rng.integers(num_actions, size=num_envs), greedy)
@@ -81,8 +87,6 @@ class Agent(ABC):
 
         Returns actions (N,) int64 and their probabilities (N,) float32 under this policy.
         """
-        if forced_random is None:
-            forced_random = np.zeros(len(stacks), dtype=bool)
         values = self.learner.values(stacks.to(self.learner.device))
         return epsilon_greedy(values, epsilon=epsilon, rng=rng, forced_random=forced_random)
 

@@ -61,8 +61,6 @@ class TrainedAgent:
         forced_random: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Epsilon-greedy actions (N,) int64 for N stacks, and their probabilities (N,) float32."""
-        if forced_random is None:
-            forced_random = np.zeros(len(stacks), dtype=bool)
         return epsilon_greedy(
             self.values(stacks), epsilon=epsilon, rng=rng, forced_random=forced_random
         )

@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ebu.durable import sync
 from ebu.errors import EbuError
 
 FORMAT = 1
@@ -262,15 +263,15 @@ def _read_state(directory: Path) -> dict[str, Any]:
 def _write_manifest(directory: Path, name: str, logs: dict[str, int]) -> None:
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(directory.rglob("*")):
-        _sync(path)
+        sync(path)
         if path.is_file():
             relative = path.relative_to(directory).as_posix()
             files[relative] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
     manifest: dict[str, Any] = {"format": FORMAT, "name": name, "files": files, "logs": logs}
     manifest["sha256"] = _digest_of_manifest(manifest)
     _write(directory / MANIFEST, json.dumps(manifest, indent=1).encode())
-    _sync(directory / MANIFEST)
-    _sync(directory)
+    sync(directory / MANIFEST)
+    sync(directory)
 
 
 def _verify(directory: Path, state_only: bool) -> dict[str, int]:
@@ -342,7 +343,7 @@ def _publish(temporary: Path, final: Path) -> None:
         _remove(replaced)
         os.replace(final, replaced)
     os.replace(temporary, final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def _prune(root: Path, newest: str, keep: int) -> None:
@@ -382,14 +383,6 @@ def _leftovers(root: Path) -> Iterator[Path]:
 def _write(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remedy(error: OSError) -> str:

@@ -1,13 +1,15 @@
 """From dataclasses to flags, from errors to one clear line."""
 
 import contextlib
+import difflib
 import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn, TypeVar
 
+import torch
 import tyro
 
 from ebu.errors import EbuError, UsageError
@@ -57,6 +59,28 @@ def _one_line(box: str, prog: str) -> str:
         if not (words and words[-1].startswith("--")) or text.startswith("--"):
             words.append(text)
     return f"{' '.join(words)} (see {prog} --help)"
+
+
+def one_of(flag: str, value: str, known: Iterable[str]) -> None:
+    """Raise `UsageError`, with all choices and the nearest, unless `value` is one of them."""
+    names = list(known)
+    if value not in names:
+        near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"{flag} {value}: choose one of {', '.join(names)}{hint}")
+
+
+def device_named(name: str) -> torch.device:
+    """What `--device` stands for: auto is cuda where there is one, else the CPU.
+
+    Raises `UsageError` for another name and for a CUDA device that is not there.
+    """
+    one_of("--device", name, ("auto", "cpu", "cuda"))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: there is no CUDA device here; choose --device cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def all_cores() -> int:

@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from ebu.frames import FrameStack
+from ebu.frames import FrameStack, torch_dtype
 from ebu.interfaces import VectorEnvironment
 
 CONFIDENCE = 0.95
@@ -56,6 +56,11 @@ class Evaluation:
         """Index of the game with the highest return, the first of several."""
         return int(self.returns.argmax())
 
+    def course(self, game: int) -> tuple[int, np.ndarray, int, int]:
+        """The game's environment, all actions sent there, and where in them it starts and stops."""
+        j = int(self.environments[game])
+        return j, self.actions[j], int(self.starts[game]), int(self.stops[game])
+
 
 def evaluate(
     act: Act,
@@ -91,9 +96,12 @@ def evaluate(
     num_envs = env.num_envs
     if episodes < num_envs:
         raise ValueError(f"{num_envs} environments cannot share {episodes} games")
-    frame_dtype = torch.from_numpy(np.empty(0, env.frame_dtype)).dtype
     stack = FrameStack(
-        num_envs, env.frame_shape, frame_dtype, env.stack, device or torch.device("cpu")
+        num_envs,
+        env.frame_shape,
+        torch_dtype(env.frame_dtype),
+        env.stack,
+        device or torch.device("cpu"),
     )
     games_left = np.full(num_envs, episodes // num_envs)
     games_left[: episodes % num_envs] += 1

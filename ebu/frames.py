@@ -7,6 +7,11 @@ import torch
 from torch import Tensor
 
 
+def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    """torch's name for the dtype of an environment's frames."""
+    return torch.from_numpy(np.empty(0, dtype)).dtype
+
+
 class FrameStack:
     """The newest `stack` frames of N environments, oldest first.
 

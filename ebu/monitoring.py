@@ -25,6 +25,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignor
 from torch.utils.tensorboard import summary as summaries
 from tqdm import tqdm
 
+from ebu.durable import sync
 from ebu.errors import EbuError
 from ebu.video import animated_gif
 
@@ -96,7 +97,7 @@ class Monitor:
         for log in (self._metrics, self._evaluations, self._events):
             log.sync()
         try:
-            _sync_directory(self._run_dir)
+            sync(self._run_dir)
             return {path.name: path.stat().st_size for path in _log_files(self._run_dir)}
         except OSError as error:
             raise _failure(self._run_dir, error) from error
@@ -189,15 +190,6 @@ def _failure(path: Path, error: OSError) -> EbuError:
         f"cannot write {path}: {error.strerror or error}; free space or make it "
         "writable, and run the same command again"
     )
-
-
-def _sync_directory(path: Path) -> None:
-    """Make the names of new files durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _log_files(run_dir: Path) -> list[Path]:

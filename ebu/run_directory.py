@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from ebu.durable import sync
 from ebu.errors import EbuError, UsageError
 
 CONFIG = "config.json"
@@ -18,6 +19,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     Raises `UsageError` if this is no run directory, `EbuError` if its config.json is damaged.
     """
     path = run_dir / CONFIG
+    # Path.is_file raises where a directory on the way may not be entered.
     if not os.path.isfile(path):
         raise UsageError(f"{run_dir} is not a run directory: it has no {CONFIG}")
     try:
@@ -34,11 +36,10 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     """Write config.json, whole or not at all."""
     path, draft = run_dir / CONFIG, run_dir / f".{CONFIG}"
-    with draft.open("w") as file:
-        json.dump(config, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
+    draft.write_text(json.dumps(config, indent=2))
+    sync(draft)
     draft.replace(path)
+    sync(run_dir)
 
 
 def open_run_directory(

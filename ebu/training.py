@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ebu.checkpoint import Checkpoint, save_checkpoint
-from ebu.frames import FrameStack
+from ebu.frames import FrameStack, torch_dtype
 from ebu.interfaces import VectorEnvironment, VectorStep
 from ebu.monitoring import Monitor, Progress
 from ebu.replay import EpisodicReplay
@@ -169,7 +169,7 @@ class Trainer:
         self._best: float | None = None
         self._started = False
         self._games = Games(env.num_envs)
-        dtype = torch.from_numpy(np.empty(0, env.frame_dtype)).dtype
+        dtype = torch_dtype(env.frame_dtype)
         self._stack = FrameStack(env.num_envs, env.frame_shape, dtype, env.stack, device)
         self._log_interval = Interval(config.log_every_frames)
         self._eval_interval = Interval(config.eval_every_frames)

@@ -15,6 +15,7 @@ from envs.games import (
     canonical_game,
     did_you_mean,
     nearest_games,
+    reference_scores,
     shown,
 )
 from envs.gymnasium_vector import GymnasiumVector
@@ -30,6 +31,7 @@ __all__ = [
     "VectorStep",
     "is_atari",
     "make_vector",
+    "random_and_human",
 ]
 
 
@@ -79,6 +81,15 @@ def make_vector(
     except (gymnasium.error.Error, ImportError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{game} cannot be made: {reason}") from None
+
+
+def random_and_human(game: str, human_table: str) -> tuple[float | None, float | None]:
+    """The scores of random play and of the table's human that a game's scores stand between.
+
+    None where there is none: outside the 57 games, and for games that a table leaves out.
+    """
+    scores = reference_scores(game) if is_atari(game) else None
+    return (None, None) if scores is None else (scores.random, scores.human(human_table))
 
 
 def _is_theirs(env_id: str) -> bool:

@@ -12,7 +12,7 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 
 from envs.games import canonical_game
-from envs.vector import JournaledVector, Outcome
+from envs.vector import JournaledVector, Outcome, check_at_least
 from envs.watchdog import Watchdog
 
 FRAME_SKIP = 4  # emulator frames per step: the action is repeated, the last two are maxed
@@ -58,12 +58,12 @@ class AtariVector(JournaledVector):
         reseed_every_frames: int = 2_500_000,
     ) -> None:
         game = canonical_game(game)
-        _check_at_least(num_envs, 1, "num_envs")
-        _check_at_least(seed, 0, "seed")
-        _check_at_least(noop_max, 0, "noop_max")
-        _check_at_least(max_frames_per_game, 1, "max_frames_per_game")
-        _check_at_least(num_threads, 0, "num_threads")
-        _check_at_least(reseed_every_frames, 1, "reseed_every_frames")
+        check_at_least(num_envs, 1, "num_envs")
+        check_at_least(seed, 0, "seed")
+        check_at_least(noop_max, 0, "noop_max")
+        check_at_least(max_frames_per_game, 1, "max_frames_per_game")
+        check_at_least(num_threads, 0, "num_threads")
+        check_at_least(reseed_every_frames, 1, "reseed_every_frames")
         if not 0.0 <= repeat_action_probability <= 1.0:
             raise ValueError(
                 f"repeat_action_probability must be in [0, 1], got {repeat_action_probability}"
@@ -172,8 +172,3 @@ def native_emulators(
         reward_clipping=False,
         use_fire_reset=False,
     )
-
-
-def _check_at_least(value: int, least: int, name: str) -> None:
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

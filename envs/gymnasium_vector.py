@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 from PIL import Image
 
-from envs.vector import JournaledVector, Outcome
+from envs.vector import JournaledVector, Outcome, check_at_least
 
 FRAME_SIDE = 84
 
@@ -30,12 +30,9 @@ class GymnasiumVector(JournaledVector):
     def __init__(
         self, env_id: str, num_envs: int, *, seed: int, reseed_every_frames: int = 2_500_000
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-        if seed < 0:
-            raise ValueError(f"seed must be at least 0, got {seed}")
-        if reseed_every_frames < 1:
-            raise ValueError(f"reseed_every_frames must be at least 1, got {reseed_every_frames}")
+        check_at_least(num_envs, 1, "num_envs")
+        check_at_least(seed, 0, "seed")
+        check_at_least(reseed_every_frames, 1, "reseed_every_frames")
         self._env_id = env_id
         self._envs: list[gymnasium.Env[Any, Any] | None] = [None] * num_envs  # made by `_reset`
         example: gymnasium.Env[Any, Any] = gymnasium.make(env_id)

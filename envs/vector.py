@@ -91,6 +91,12 @@ def checked_actions(actions: np.ndarray, num_envs: int, num_actions: int) -> np.
     return actions.astype(np.int64)
 
 
+def check_at_least(value: int, least: int, name: str) -> None:
+    """ValueError unless a construction argument is at least `least`."""
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
 class Journal:
     """The actions of N environments since each one's last seeded reset, one byte each.
 

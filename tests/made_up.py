@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents import Agent
+from agents import Agent, AgentConfig, Ebu
 from ebu.checkpoint import load_latest, save_checkpoint
 from ebu.replay import EpisodicReplay
 from ebu.segments import Segment
+from envs import VectorStep
 
 NUM_ACTIONS = 3
 GAMMA = 0.9
@@ -24,15 +25,6 @@ class Game(NamedTuple):
     length: int
     truncated: bool = False
     life_losses: tuple[int, ...] = ()
-
-
-class Step(NamedTuple):
-    frames: np.ndarray
-    rewards: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
-    life_lost: np.ndarray
-    started: np.ndarray
 
 
 def games_of(*environments: Sequence[Game | int]) -> Callable[[int, int], Game]:
@@ -71,10 +63,10 @@ class MadeUpGames:
 
     def __init__(self, num_envs: int, games: Callable[[int, int], Game], *, stack: int = 3) -> None:
         self.num_envs, self.games, self.stack = num_envs, games, stack
-        self.rows: list[Step] = []
+        self.rows: list[VectorStep] = []
         self.closed = False
 
-    def reset(self) -> Step:
+    def reset(self) -> VectorStep:
         self.game, self.step = np.full(self.num_envs, -1), np.full(self.num_envs, -1)
         self.over = np.ones(self.num_envs, dtype=bool)
         self.actions = np.zeros(self.num_envs, dtype=np.int64)
@@ -86,7 +78,7 @@ class MadeUpGames:
         assert ((actions >= 0) & (actions < NUM_ACTIONS)).all()
         self.actions = actions.copy()
 
-    def recv(self) -> Step:
+    def recv(self) -> VectorStep:
         started = self.over.copy()
         self.game = self.game + started
         self.step = np.where(started, 0, self.step + 1)
@@ -97,7 +89,7 @@ class MadeUpGames:
         lost = np.array([int(self.step[j]) in games[j].life_losses for j in env])
         rewards = np.where(started, 0, reward_of(env, self.game, self.step, self.actions))
         frames = np.stack([env + 1, self.game + 1, self.step + 1], axis=1).astype(np.float32)
-        row = Step(
+        row = VectorStep(
             frames,
             rewards.astype(np.float32),
             self.over & ~cut,
@@ -198,7 +190,7 @@ class Played:
             self.env.send(actions)
             self._append(self.env.recv(), actions)
 
-    def _append(self, row: Step, actions: np.ndarray) -> None:
+    def _append(self, row: VectorStep, actions: np.ndarray) -> None:
         terminated = row.terminated | row.life_lost
         probabilities = np.full(self.env.num_envs, 1 / NUM_ACTIONS, dtype=np.float32)
         self.replay.append(
@@ -289,6 +281,12 @@ def draws_in_order(replay: EpisodicReplay, segments: Iterable[Segment]) -> None:
     """Let the replay memory draw these segments, one after the other."""
     order: Iterator[Segment] = iter(segments)
     replay.draw_segment = lambda rng: next(order)  # type: ignore[method-assign]
+
+
+def ebu_of(learner: Any, seed: int = 0, **config: Any) -> Ebu:
+    """An EBU agent with minibatches of 32 unless told otherwise."""
+    arguments = AgentConfig(**{"gamma": GAMMA, "batch_size": 32, **config})
+    return Ebu(arguments, learner, np.random.default_rng(seed))
 
 
 def trained(

@@ -19,6 +19,7 @@ from PIL import Image
 
 import evaluate
 from ebu import evaluation
+from ebu.commandline import device_named
 from ebu.errors import EbuError, UsageError
 from envs import AtariVector
 from envs.protocols import MACHADO, PAPER, PROTOCOLS
@@ -392,7 +393,7 @@ def test_a_cuda_device_that_is_not_there_is_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="no CUDA device"):
         run(config_for(runs("breakout"), device="cuda"))
-    assert evaluate._device(config_for(runs("breakout"), device="auto")).type == "cpu"
+    assert device_named("auto").type == "cpu"
 
 
 def test_an_environment_without_pictures_is_refused_before_playing(

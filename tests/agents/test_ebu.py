@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents import AgentConfig, Ebu, Learner, LearnerConfig
+from agents import Learner, LearnerConfig
 from ebu.segments import Segment
 from tests.made_up import (
     CPU,
@@ -23,6 +23,7 @@ from tests.made_up import (
     TableLearner,
     Update,
     draws_in_order,
+    ebu_of,
     one_step_target,
     one_stream,
     one_terminated_game,
@@ -32,13 +33,6 @@ from tests.made_up import (
     targets_by_row,
     trained,
 )
-
-BATCH = 32
-
-
-def agent_of(learner: Any, seed: int = 0, **config: Any) -> Ebu:
-    arguments = AgentConfig(**{"gamma": GAMMA, "batch_size": BATCH, **config})
-    return Ebu(arguments, learner, np.random.default_rng(seed))
 
 
 def algorithm_2(
@@ -67,7 +61,7 @@ def test_a_segment_is_trained_from_its_end_to_its_start() -> None:
     played, segments = one_stream(96, 64)
     draws_in_order(played.replay, segments)
     learner = TableLearner()
-    assert trained(learner, agent_of(learner), played.replay, 5) == [
+    assert trained(learner, ebu_of(learner), played.replay, 5) == [
         rows(1, 65, 96),
         rows(1, 33, 64),
         rows(1, 1, 32),
@@ -80,7 +74,7 @@ def test_a_short_last_minibatch_is_filled_from_the_tail_of_a_draw_that_is_let_go
     played, segments = one_stream(38, 50, 40)
     draws_in_order(played.replay, segments)
     learner = TableLearner()
-    assert trained(learner, agent_of(learner), played.replay, 3) == [
+    assert trained(learner, ebu_of(learner), played.replay, 3) == [
         rows(1, 7, 38),
         rows(1, 1, 6) | rows(2, 25, 50),
         rows(3, 9, 40),
@@ -91,7 +85,7 @@ def test_a_segment_shorter_than_a_minibatch_is_filled_as_well() -> None:
     played, segments = one_stream(5, 60, 40)
     draws_in_order(played.replay, segments)
     learner = TableLearner()
-    assert trained(learner, agent_of(learner), played.replay, 2) == [
+    assert trained(learner, ebu_of(learner), played.replay, 2) == [
         rows(1, 1, 5) | rows(2, 34, 60),
         rows(3, 9, 40),
     ]
@@ -101,7 +95,7 @@ def test_as_many_draws_fill_a_minibatch_as_it_takes() -> None:
     played, segments = one_stream(33, 5, 10, 40, 64)
     draws_in_order(played.replay, segments)
     learner = TableLearner()
-    assert trained(learner, agent_of(learner), played.replay, 4) == [
+    assert trained(learner, ebu_of(learner), played.replay, 4) == [
         rows(1, 2, 33),
         rows(1, 1, 1) | rows(2, 1, 5) | rows(3, 1, 10) | rows(4, 25, 40),
         rows(5, 33, 64),
@@ -113,7 +107,7 @@ def test_a_filling_draw_that_just_suffices_is_used_up() -> None:
     played, segments = one_stream(36, 28, 32, 32)
     draws_in_order(played.replay, segments)
     learner = TableLearner()
-    assert trained(learner, agent_of(learner), played.replay, 4) == [
+    assert trained(learner, ebu_of(learner), played.replay, 4) == [
         rows(1, 5, 36),
         rows(1, 1, 4) | rows(2, 1, 28),
         rows(3, 1, 32),
@@ -127,7 +121,7 @@ def test_every_transition_of_a_drawn_segment_is_trained_once() -> None:
     learner = TableLearner()
     counts = dict.fromkeys(rows(1, 1, 71) | rows(2, 1, 40), 0)
     rounds = 5
-    for minibatch in trained(learner, agent_of(learner), played.replay, 3 * rounds):
+    for minibatch in trained(learner, ebu_of(learner), played.replay, 3 * rounds):
         for row in minibatch:
             counts[row] += 1
     tail = rows(2, 16, 40)  # 71 = 2 · 32 + 7, and 25 are missing
@@ -146,7 +140,7 @@ def test_minibatches_follow_the_description_for_any_lengths(
     played, segments = one_stream(*lengths)
     draws_in_order(played.replay, cycle(segments))
     learner = TableLearner()
-    agent = agent_of(learner, batch_size=batch_size)
+    agent = ebu_of(learner, batch_size=batch_size)
     games = cycle(enumerate(lengths, 1))
     left: list[tuple[int, int]] = []  # of the segment in progress, from its start
     for update in range(12):
@@ -169,7 +163,7 @@ def test_mixed_minibatches_hold_consecutive_transitions_of_each_segment() -> Non
     played, segments = one_stream(20, 16, 40, 24, 30, 17, 8, 26, 9)
     draws_in_order(played.replay, segments)
     learner = TableLearner()
-    agent = agent_of(learner, mix_segments=4)
+    agent = ebu_of(learner, mix_segments=4)
     assert trained(learner, agent, played.replay, 5) == [
         rows(1, 13, 20) | rows(2, 9, 16) | rows(3, 33, 40) | rows(4, 17, 24),
         rows(1, 5, 12) | rows(2, 1, 8) | rows(3, 25, 32) | rows(4, 9, 16),
@@ -196,7 +190,7 @@ def test_mixed_draws_are_trained_whole_whatever_their_lengths(lengths: list[int]
 
     draws_in_order(played.replay, counted())
     learner = TableLearner()
-    agent_of(learner, mix_segments=mix).learn(played.replay, updates=12)
+    ebu_of(learner, mix_segments=mix).learn(played.replay, updates=12)
     counts = {(game, step): 0 for game in drawn for step in range(1, lengths[game - 1] + 1)}
     for update in learner.updates:
         for _, game, step in places(update.states):
@@ -228,7 +222,7 @@ ENDINGS = {
 def test_targets_are_those_of_algorithm_2(beta: float, game: Game, clip: bool, mix: int) -> None:
     played, _ = one_stream(game)
     learner = TableLearner()
-    agent_of(learner, beta=beta, clip_rewards=clip, mix_segments=mix).learn(played.replay, 6)
+    ebu_of(learner, beta=beta, clip_rewards=clip, mix_segments=mix).learn(played.replay, 6)
     segment = played.transitions(1, 1)
     expected = algorithm_2(segment, beta=beta, clip=clip)
     targets = targets_by_row(learner.updates)
@@ -243,7 +237,7 @@ def test_targets_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     replay = one_terminated_game([0.0, 0.5, 1.0], action=2)
     learner = TableLearner()
     monkeypatch.setattr(learner, "target_values", lambda s: torch.tensor([[0.4, 0.2, 0.8]] * 32))
-    agent_of(learner, gamma=0.5, beta=0.5, batch_size=3).learn_once(replay)
+    ebu_of(learner, gamma=0.5, beta=0.5, batch_size=3).learn_once(replay)
     # y3 = 1; y2 = 0.5 + 0.5 max(0.4, 0.5 · 1 + 0.5 · 0.8) = 0.95;
     # y1 = 0 + 0.5 max(0.4, 0.5 · 0.95 + 0.5 · 0.8) = 0.4375.
     targets = targets_by_row(learner.updates)
@@ -255,7 +249,7 @@ def test_lost_lives_end_the_value_and_a_segment() -> None:
     played.play(50)
     assert played.replay.num_segments == 2
     learner = TableLearner()
-    agent_of(learner, beta=1.0).learn(played.replay, updates=20)
+    ebu_of(learner, beta=1.0).learn(played.replay, updates=20)
     game, targets = played.transitions(1, 1), targets_by_row(learner.updates)
     expected = [*algorithm_2(game[:20], beta=1.0), *algorithm_2(game[20:], beta=1.0)]
     assert [targets[1, step] for step in range(1, 51)] == pytest.approx(expected, abs=1e-5)
@@ -264,7 +258,7 @@ def test_lost_lives_end_the_value_and_a_segment() -> None:
 def test_with_beta_0_targets_are_one_step_targets() -> None:
     played, _ = one_stream(40, Game(7, truncated=True), 20)
     learner = TableLearner()
-    agent = agent_of(learner, beta=0.0)
+    agent = ebu_of(learner, beta=0.0)
     agent.learn(played.replay, updates=30)
     for update in learner.updates:
         for place, target in zip(places(update.states), update.targets.tolist(), strict=True):
@@ -277,7 +271,7 @@ def test_targets_are_computed_once_for_a_draw(mix: int) -> None:
     played, segments = one_stream(96, 96, 96)
     draws_in_order(played.replay, segments)
     learner = TableLearner()
-    agent = agent_of(learner, mix_segments=mix)
+    agent = ebu_of(learner, mix_segments=mix)
     agent.learn(played.replay, 1)
     asked = len(learner.passes)
     assert sum(learner.passes) == 96 * mix
@@ -299,7 +293,7 @@ def filled_and_whole(learner: Any, updates: list[Update]) -> tuple[list[float], 
     """Targets of a segment's last 26 transitions: as a filling, and of the whole segment."""
     played, (main, filler) = one_stream(38, 60)
     draws_in_order(played.replay, [main, filler, filler])
-    agent_of(learner).learn(played.replay, updates=3)
+    ebu_of(learner).learn(played.replay, updates=3)
     of_filling = targets_by_row(updates[1:2])
     of_whole = targets_by_row(updates[2:3])
     tail = sorted(rows(2, 35, 60))

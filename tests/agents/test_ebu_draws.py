@@ -4,21 +4,20 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents import AgentConfig, Ebu
+from agents import Ebu
 from ebu.segments import Segment
 from tests.made_up import (
-    GAMMA,
     Game,
     MadeUpGames,
     Played,
     TableLearner,
     draws_in_order,
+    ebu_of,
     empty_replay,
     one_step_target,
     one_stream,
@@ -30,13 +29,6 @@ from tests.made_up import (
     trained,
 )
 
-BATCH = 32
-
-
-def agent_of(learner: Any, seed: int = 0, **config: Any) -> Ebu:
-    arguments = AgentConfig(**{"gamma": GAMMA, "batch_size": BATCH, **config})
-    return Ebu(arguments, learner, np.random.default_rng(seed))
-
 
 @pytest.mark.parametrize("mix", [1, 4])
 @pytest.mark.parametrize("replay_too", [False, True], ids=["same replay", "replay restored"])
@@ -47,10 +39,10 @@ def test_a_restored_agent_goes_on_in_the_middle_of_a_segment(
     played, _ = one_stream(100, 16, 75, 16)
     replay = played.replay
     learner, other = TableLearner(), TableLearner()
-    agent = agent_of(learner, seed=0, mix_segments=mix)
+    agent = ebu_of(learner, seed=0, mix_segments=mix)
     agent.learn(replay, updates_before)
 
-    restored = agent_of(other, seed=1, mix_segments=mix)
+    restored = ebu_of(other, seed=1, mix_segments=mix)
     restored.load_state_dict(through_disk(agent.state_dict(), tmp_path / "agent"))
     replay_of_restored = replay
     if replay_too:
@@ -77,7 +69,7 @@ def half_trained_segment() -> tuple[Played, TableLearner, Ebu]:
     played = Played(MadeUpGames(1, lambda env, game: Game(10_000)), capacity=RING)
     played.play(200)
     learner = TableLearner()
-    agent = agent_of(learner)
+    agent = ebu_of(learner)
     draws_in_order(played.replay, [Segment(0, 0, 64, False), Segment(0, 192, 64, False)])
     assert trained(learner, agent, played.replay, 1) == [rows(1, 33, 64)]
     return played, learner, agent
@@ -111,7 +103,7 @@ def drive(
     """Play and learn in turns on a small ring; check each minibatch against what was seen."""
     played = Played(MadeUpGames(2, play), capacity=160, seed=seed)
     learner = TableLearner()
-    agent = agent_of(learner, seed, **config)
+    agent = ebu_of(learner, seed, **config)
     for steps, updates in rounds:
         played.play(steps)
         for _ in range(updates if played.replay.num_segments else 0):

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -508,15 +507,6 @@ def test_any_other_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path, SECOND, {}, writers=[write])
     assert os.listdir(tmp_path) == [FIRST]
-
-
-@pytest.fixture
-def largest_file() -> Iterator[None]:
-    """No file may grow beyond 5,000 bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.usefixtures("largest_file")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,15 +20,7 @@ from ebu.evaluation import (
     stratified_bootstrap_interval,
     summarise,
 )
-
-
-class Step(NamedTuple):
-    frames: np.ndarray
-    rewards: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
-    life_lost: np.ndarray
-    started: np.ndarray
+from envs import VectorStep
 
 
 class Scripted:
@@ -46,7 +38,7 @@ class Scripted:
         self.num_envs = len(lengths)
         self.received: list[np.ndarray] = []
 
-    def reset(self) -> Step:
+    def reset(self) -> VectorStep:
         self.game = np.zeros(self.num_envs, dtype=int)
         self.step = np.full(self.num_envs, -1)
         return self._row(np.ones(self.num_envs, dtype=bool))
@@ -54,14 +46,14 @@ class Scripted:
     def _length(self, j: int) -> int:
         return self.lengths[j][min(self.game[j], len(self.lengths[j]) - 1)]
 
-    def _row(self, started: np.ndarray) -> Step:
+    def _row(self, started: np.ndarray) -> VectorStep:
         self.step = np.where(started, 0, self.step + 1)
         lengths = np.array([self._length(j) for j in range(self.num_envs)])
         self.over = self.step == np.abs(lengths)
         none = np.zeros(self.num_envs, dtype=bool)
         frames = np.stack([self.game + 1, self.step + 1], axis=1).astype(np.float32)
         rewards = (~started).astype(np.float32)
-        return Step(
+        return VectorStep(
             frames, rewards, self.over & (lengths > 0), self.over & (lengths < 0), none, started
         )
 
@@ -70,7 +62,7 @@ class Scripted:
         assert actions.dtype == np.int64
         self.received.append(actions)
 
-    def recv(self) -> Step:
+    def recv(self) -> VectorStep:
         self.game = self.game + self.over
         return self._row(self.over.copy())
 
@@ -272,7 +264,7 @@ def test_the_same_generator_gives_the_same_games() -> None:
 
 def test_small_rewards_are_summed_in_double_precision() -> None:
     class Tenths(Scripted):
-        def recv(self) -> Step:
+        def recv(self) -> VectorStep:
             step = super().recv()
             return step._replace(
                 rewards=step.rewards * np.float32(2**24 + 1 if self.step[0] == 1 else 1)

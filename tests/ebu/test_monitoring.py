@@ -3,12 +3,10 @@
 import io
 import json
 import os
-import resource
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -346,15 +344,6 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert "free space" in str(caught.value)
     assert "\n" not in str(caught.value)
     monitor.close()
-
-
-@pytest.fixture
-def largest_file() -> Iterator[None]:
-    """No file may grow beyond 5,000 bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.usefixtures("largest_file")
