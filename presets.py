@@ -53,10 +53,17 @@ class TrainConfig:
     """Minutes between two checkpoints; changes nothing in the run."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the networks; weights, targets and losses are float32 always."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Arithmetic of the networks; weights, targets and losses are float32 always. auto: bfloat16
+    where the device has instructions for it."""
     threads: int = 0
     """Threads of torch and of the emulators; 0 takes one for each processor core."""
+    overlap: bool = True
+    """Let the emulators play while the learner learns; changes nothing in the run but its speed."""
+    deterministic: bool = False
+    """On a GPU, take only operations that give the same bits every time; a CPU always does."""
+    profile: bool = False
+    """Write a trace of some steps to RUN_DIR/profile, for TensorBoard or Perfetto."""
     method: AgentConfig = field(default_factory=AgentConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
@@ -89,7 +96,7 @@ PAPER = replace(
 
 PRESETS = {"default": DEFAULT, "paper": PAPER}
 
-NOT_PART_OF_THE_RUN = frozenset({"run_dir", "checkpoint_minutes"})
+NOT_PART_OF_THE_RUN = frozenset({"run_dir", "checkpoint_minutes", "overlap", "profile"})
 """Settings that change nothing in what a run computes."""
 
 

@@ -1,6 +1,7 @@
 """Train an agent on an Atari game or any Gymnasium environment with discrete actions."""
 
 import contextlib
+import os
 import shutil
 import signal
 import sys
@@ -8,18 +9,19 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from agents import AGENTS, Agent, Learner
 from ebu.checkpoint import Checkpoint, load_latest
-from ebu.commandline import all_cores, device_named, run_command
+from ebu.commandline import all_cores, device_named, has_bfloat16, run_command
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Evaluation, evaluate, summarise
 from ebu.frames import torch_dtype
 from ebu.monitoring import Monitor, Progress, cut_logs
+from ebu.profiling import Profile
 from ebu.replay import EpisodicReplay
 from ebu.run_directory import open_run_directory
 from ebu.training import Trainer, TrainingConfig
@@ -64,6 +66,12 @@ def main() -> int:
     finally:
         progress.close()
         trainer.close()
+    if trainer.profile is not None:
+        _say(
+            f"profile: {trainer.profile.path}: open it in TensorBoard or on ui.perfetto.dev"
+            if trainer.profile.path
+            else "no profile was written: too few steps with updates were made"
+        )
     if not finished:
         _say(f"stopped at frame {trainer.frames:,}: the same command goes on")
         return 128 + stopped_by[0]
@@ -79,7 +87,8 @@ def build_trainer(config: TrainConfig) -> Trainer:
     """
     device = device_named(config.device)
     threads = config.threads or all_cores()
-    torch.set_num_threads(threads)
+    _prepare_torch(device, threads, config.deterministic)
+    precision = _precision(config.precision, device)
     protocol = PROTOCOLS[config.protocol]
     game = canonical_game(config.game) if is_atari(config.game) else config.game
     to_seed = np.random.SeedSequence(config.seed)
@@ -121,7 +130,7 @@ def build_trainer(config: TrainConfig) -> Trainer:
         frame_shape=env.frame_shape,
         num_actions=env.num_actions,
         device=device,
-        precision=config.precision,
+        precision=precision,
         rng=weights_rng,
     )
     agent = AGENTS[config.agent](config.method, learner, drawing_rng)
@@ -130,7 +139,9 @@ def build_trainer(config: TrainConfig) -> Trainer:
         "runs", f"{game.replace('/', '-')}-{config.agent}-{config.preset}-seed{config.seed}"
     )
     description = {
-        "settings": flat(replace(config, game=game, device=device.type, threads=threads)),
+        "settings": flat(
+            replace(config, game=game, device=device.type, threads=threads, precision=precision)
+        ),
         "environment": {
             "num_actions": env.num_actions,
             "stack": env.stack,
@@ -161,6 +172,7 @@ def build_trainer(config: TrainConfig) -> Trainer:
                 log_every_frames=config.log_every_frames,
                 eval_every_frames=config.evaluation.eval_every_frames,
                 checkpoint_minutes=config.checkpoint_minutes,
+                overlap=config.overlap,
             ),
             env=env,
             replay=replay,
@@ -171,7 +183,7 @@ def build_trainer(config: TrainConfig) -> Trainer:
             evaluate=Evaluator(config, game, protocol, agent, monitor, make_env, device),
             run_dir=run_dir,
             lock=lock,
-            device=device,
+            profile=Profile(run_dir / "profile") if config.profile else None,
         )
         if checkpoint is not None:
             _say(f"{run_dir}: playing the games of frame {checkpoint.state['frames']:,} again")
@@ -181,6 +193,32 @@ def build_trainer(config: TrainConfig) -> Trainer:
                 raise EbuError(str(error)) from error
         on_failure.pop_all()
     return trainer
+
+
+def _prepare_torch(device: torch.device, threads: int, deterministic: bool) -> None:
+    """Settings that hold for the whole process."""
+    torch.set_num_threads(threads)
+    if device.type != "cuda":
+        return
+    # float32 means float32: torch would let convolutions round their inputs to TF32.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        # Read when cuBLAS first computes something.
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True)
+        # What is allocated here is written before it is read.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _precision(
+    asked: Literal["float32", "bfloat16", "auto"], device: torch.device
+) -> Literal["float32", "bfloat16"]:
+    if asked == "auto":
+        return "bfloat16" if has_bfloat16(device) else "float32"
+    if asked == "bfloat16" and not has_bfloat16(device):
+        _say("warning: no bfloat16 instructions here: it is emulated, and slower than float32")
+    return asked
 
 
 def _open_logs(

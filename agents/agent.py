@@ -2,15 +2,22 @@
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
+from torch.profiler import record_function
 
+from agents.averages import Averages
+from agents.graphs import Captured
 from agents.learner import Learner
-from ebu.replay import EpisodicReplay
+from ebu.replay import Batch, EpisodicReplay
+from ebu.staging import Staging
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class AgentConfig:
     """Agent steps before the first update."""
     clip_rewards: bool = True
     """Clip rewards to [-1, 1] in targets (evaluation always counts raw rewards)."""
+    cuda_graphs: bool = True
+    """On a GPU, launch an update as one graph of all its operations."""
 
 
 def epsilon_greedy(
@@ -63,17 +72,31 @@ def epsilon_greedy(
 class Agent(ABC):
     """Acts epsilon-greedily on its Q-network and learns from a replay memory.
 
-    A subclass says in `learn_once` which transitions come next and what their targets are.
+    A subclass says in `learn_once` which transitions come next, and in `targets` towards what
+    their values are moved.
     """
 
     def __init__(self, config: AgentConfig, learner: Learner, rng: np.random.Generator) -> None:
         self.config = config
         self.learner = learner
         self.rng = rng
-        self.target_seconds = 0.0
-        """Wall time spent on target passes, for the speed log."""
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}
+        """Wall time spent on parts of learning, for the speed log; on a GPU that of launching."""
+        self._staging = Staging(learner.device)
+        self._averages = Averages(("loss/huber", "q/mean", "q/max", "q/target"), learner.device)
+        self._ages = 0.0
+        self._updates_since_line = 0
+        self._values = self.captured(lambda states: self.learner.values(states))
+        self._gradient_step = self.captured(self._learn_from)
+
+    def captured(self, function: Callable[..., ResultT]) -> Captured[ResultT]:
+        """The function as one CUDA graph on a GPU; see `Captured` for what it may do."""
+        return Captured(
+            function,
+            self._staging,
+            changes=lambda: [*self.learner.tensors(), self._averages.sums],
+            enabled=self.config.cuda_graphs,
+        )
 
     def act(
         self,
@@ -87,7 +110,7 @@ class Agent(ABC):
 
         Returns actions (N,) int64 and their probabilities (N,) float32 under this policy.
         """
-        values = self.learner.values(stacks.to(self.learner.device))
+        values = self._values(stacks.to(self.learner.device))
         return epsilon_greedy(values, epsilon=epsilon, rng=rng, forced_random=forced_random)
 
     def learn(self, replay: EpisodicReplay, updates: int) -> None:
@@ -97,58 +120,64 @@ class Agent(ABC):
 
     @abstractmethod
     def learn_once(self, replay: EpisodicReplay) -> None:
-        """Draw a minibatch and take one gradient step."""
+        """Draw a minibatch and `train_on` it."""
+
+    @abstractmethod
+    def targets(self, batch: Batch, *given: Tensor) -> Tensor:
+        """Targets (B,) float32 of a minibatch; `given` is what `train_on` was given with it.
+
+        Part of what is captured on a GPU: a function of tensors, on the device.
+        """
+
+    def train_on(
+        self, replay: EpisodicReplay, steps: np.ndarray, streams: np.ndarray, *given: Tensor
+    ) -> None:
+        """Take one gradient step on stored transitions, (B,) int64 each."""
+        self._gradient_step(replay, replay.locate(steps, streams), *given)
+        self.learner.count_update()
+        # Slots are written in lockstep, one agent step in each stream.
+        self._ages += (replay.num_steps - float(steps.mean())) * replay.num_streams
+        self._updates_since_line += 1
+
+    def _learn_from(self, replay: EpisodicReplay, located: Tensor, *given: Tensor) -> None:
+        batch = replay.batch(located)
+        targets = self.targets(batch, *given)
+        with record_function("update"):
+            loss, values = self.learner.update(batch.states, batch.actions, targets)
+            self._averages.add(loss, values.mean(), values.max(), targets.mean())
 
     def metrics(self) -> dict[str, float]:
         """Averages since the last call, for the logs."""
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
-        self._sums, self._counts = {}, {}
-        return means
+        metrics = self._averages.take()
+        if self._updates_since_line:
+            metrics["replay/age_agent_steps"] = self._ages / self._updates_since_line
+        self._ages, self._updates_since_line = 0.0, 0
+        return metrics
 
-    def _update(
-        self, replay: EpisodicReplay, steps: np.ndarray, streams: np.ndarray, targets: Tensor
-    ) -> None:
-        states = replay.states(steps, streams)
-        loss, values = self.learner.update(states, replay.actions(steps, streams), targets)
-        self._record("loss/huber", loss)
-        self._record("q/mean", values.mean())
-        self._record("q/max", values.max())
-        self._record("q/target", targets.mean())
-        # Slots are written in lockstep, one agent step in each stream.
-        age = float((replay.num_steps - steps).mean()) * replay.num_streams
-        self._record("replay/age_agent_steps", torch.tensor(age))
-
-    def _record(self, name: str, value: Tensor) -> None:
-        """Add to a running sum on the device; reading it out waits for the next log line."""
-        if name in self._sums:
-            self._sums[name] += value
-        else:
-            self._sums[name] = value.to(torch.float64, copy=True)
-        self._counts[name] = self._counts.get(name, 0) + 1
-
-    def _clipped(self, rewards: Tensor) -> Tensor:
+    def clipped(self, rewards: Tensor) -> Tensor:
+        """Rewards as they enter targets."""
         return rewards.clamp(-1, 1) if self.config.clip_rewards else rewards
 
-    def _time_targets(self, started: float) -> None:
-        self.target_seconds += time.perf_counter() - started
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Count the time inside towards a part of learning, and name it in a profile."""
+        started = time.perf_counter()
+        with record_function(part):
+            yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "learner": self.learner.state_dict(),
             "rng": self.rng.bit_generator.state,
-            "metrics": {
-                "names": list(self._sums),
-                "sums": [float(total) for total in self._sums.values()],
-                "counts": [self._counts[name] for name in self._sums],
-            },
+            "averages": self._averages.state_dict(),
+            "ages": self._ages,
+            "updates_since_line": self._updates_since_line,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.learner.load_state_dict(state["learner"])
         self.rng.bit_generator.state = state["rng"]
-        names, device = state["metrics"]["names"], self.learner.device
-        self._sums = {
-            name: torch.tensor(total, dtype=torch.float64, device=device)
-            for name, total in zip(names, state["metrics"]["sums"], strict=True)
-        }
-        self._counts = dict(zip(names, state["metrics"]["counts"], strict=True))
+        self._averages.load_state_dict(state["averages"])
+        self._ages = state["ages"]
+        self._updates_since_line = state["updates_since_line"]

@@ -1,9 +1,9 @@
 """One-step DQN (Mnih et al. 2015): uniform transitions, one-step targets."""
 
-import time
+from torch import Tensor
 
 from agents.agent import Agent
-from ebu.replay import EpisodicReplay
+from ebu.replay import Batch, EpisodicReplay
 from ebu.targets import one_step_targets
 
 
@@ -11,13 +11,12 @@ class Dqn(Agent):
     """Transitions drawn uniformly; y = r + gamma max_a Q_target(s', a)."""
 
     def learn_once(self, replay: EpisodicReplay) -> None:
-        steps, streams = replay.draw_transitions(self.rng, self.config.batch_size)
-        started = time.perf_counter()
-        targets = one_step_targets(
-            self._clipped(replay.rewards(steps, streams)),
-            self.learner.target_values(replay.next_states(steps, streams)),
-            replay.terminated(steps, streams),
-            gamma=self.config.gamma,
-        )
-        self._time_targets(started)
-        self._update(replay, steps, streams, targets)
+        self.train_on(replay, *replay.draw_transitions(self.rng, self.config.batch_size))
+
+    def targets(self, batch: Batch, *given: Tensor) -> Tensor:
+        with self.timed("target_passes"):
+            next_values = self.learner.target_values(batch.next_states)
+        with self.timed("targets"):
+            return one_step_targets(
+                self.clipped(batch.rewards), next_values, batch.terminated, gamma=self.config.gamma
+            )

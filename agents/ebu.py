@@ -1,6 +1,5 @@
 """Episodic Backward Update with a constant diffusion factor (Lee et al. 2019, Algorithm 2)."""
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +8,16 @@ import torch
 from torch import Tensor
 
 from agents.agent import Agent, AgentConfig
+from agents.averages import Averages
 from agents.learner import Learner
-from ebu.replay import EpisodicReplay
+from ebu.replay import Batch, EpisodicReplay
 from ebu.segments import Segment
 from ebu.targets import backward_targets, one_step_targets, propagated_share
 
-TARGET_PASS_STATES = 32
-"""States in one forward pass of the target network. Fixed, the last pass padded, because a
-network's values of a state differ in the last bits between batch sizes."""
+PASS_STATES = {"cpu": 256, "cuda": 512}
+"""States in the largest forward pass of the target network, by kind of device."""
+DIAGNOSED_DRAWS = 16
+"""Of so many draws one is looked into for the logs."""
 
 
 @dataclass
@@ -36,6 +37,21 @@ class Draw:
     left: int
 
 
+def pass_sizes(length: int, device_type: str) -> list[int]:
+    """States in each pass over a segment, at least `length` in all.
+
+    Few sizes occur, since each is prepared once: on the CPU, where padding costs the most, whole
+    groups of 8; on a GPU, where each size is a graph of its own, powers of 2 from 32.
+    """
+    largest = PASS_STATES[device_type]
+    whole, rest = divmod(length, largest)
+    if device_type == "cuda":
+        last = largest if whole else max(32, 1 << (rest - 1).bit_length())
+    else:
+        last = -(-rest // 8) * 8
+    return [largest] * whole + ([last] if rest else [])
+
+
 class Ebu(Agent):
     """Whole segments drawn uniformly, trained from their end to their start.
 
@@ -50,6 +66,12 @@ class Ebu(Agent):
         self.forfeited_draws = 0
         """Draws given up because their frames were about to be overwritten."""
         self._draws: list[Draw | None] = [None] * config.mix_segments
+        self._draws_since_line = 0
+        self._draw_averages = Averages(
+            ("q/backward_minus_one_step", "q/propagated_share"), learner.device
+        )
+        self._pass = self.captured(self._next_values)
+        self._sweep = self.captured(self._backward)
 
     def learn_once(self, replay: EpisodicReplay) -> None:
         share = self.config.batch_size // self.config.mix_segments
@@ -57,12 +79,10 @@ class Ebu(Agent):
             piece for lane in range(len(self._draws)) for piece in self._take(replay, lane, share)
         ]
         steps, streams, targets = (list(column) for column in zip(*pieces, strict=True))
-        self._update(
-            replay,
-            np.concatenate(steps),
-            np.concatenate(streams),
-            torch.cat(targets),
-        )
+        self.train_on(replay, np.concatenate(steps), np.concatenate(streams), torch.cat(targets))
+
+    def targets(self, batch: Batch, *given: Tensor) -> Tensor:
+        return given[0]
 
     def _take(
         self, replay: EpisodicReplay, lane: int, count: int
@@ -99,54 +119,77 @@ class Ebu(Agent):
         if tail is not None and tail < segment.length:
             skipped = segment.length - tail
             segment = Segment(segment.stream, segment.start + skipped, tail, segment.terminated)
-        started = time.perf_counter()
-        targets = self._targets(replay, segment)
-        self._time_targets(started)
+        targets = self._segment_targets(replay, segment)
         return Draw(segment.stream, segment.start, targets, segment.length)
 
-    def _targets(self, replay: EpisodicReplay, segment: Segment) -> Tensor:
-        steps = np.arange(segment.start, segment.start + segment.length)
-        streams = np.full(segment.length, segment.stream)
-        next_values = self._next_values(replay, steps, streams)
-        rewards = self._clipped(replay.rewards(steps, streams))
-        actions = replay.actions(steps, streams)
-        ended = torch.tensor(segment.terminated, device=rewards.device)
-        gamma, beta = self.config.gamma, self.config.beta
-        targets = backward_targets(rewards, next_values, actions, ended, gamma=gamma, beta=beta)
-        one_step = one_step_targets(
-            rewards, next_values, replay.terminated(steps, streams), gamma=gamma
-        )
-        self._record("q/backward_minus_one_step", (targets - one_step).mean())
-        if segment.length > 1:
-            share = propagated_share(targets, next_values, actions, beta=beta)
-            self._record("q/propagated_share", share)
+    def _segment_targets(self, replay: EpisodicReplay, segment: Segment) -> Tensor:
+        """Backward targets (T,) float32 of all transitions of a segment."""
+        length = segment.length
+        sizes = pass_sizes(length, self.learner.device.type)
+        steps = np.arange(segment.start, segment.start + length)
+        steps = np.pad(steps, (0, sum(sizes) - length), mode="edge")
+        located = replay.locate(steps, np.full(len(steps), segment.stream))
+        with self.timed("target_passes"):
+            ends = np.cumsum(sizes)
+            # Cloned, since a pass of the same size overwrites what the last one gave.
+            next_values = torch.cat(
+                [
+                    self._pass(replay, located[end - size : end]).clone()
+                    for end, size in zip(ends, sizes, strict=True)
+                ]
+            )
+        with self.timed("targets"):
+            how_it_ends = np.array([length, segment.terminated])
+            targets = self._sweep(replay, located, next_values, how_it_ends)[:length].clone()
+        if self._draws_since_line % DIAGNOSED_DRAWS == 0:
+            batch = replay.batch(self._staging.upload(located[:length]))
+            self._diagnose(batch, next_values[:length], targets)
+        self._draws_since_line += 1
         return targets
 
-    def _next_values(
-        self, replay: EpisodicReplay, steps: np.ndarray, streams: np.ndarray
+    def _next_values(self, replay: EpisodicReplay, located: Tensor) -> Tensor:
+        """The target network's values (B, A) of the next states at these places."""
+        return self.learner.target_values(replay.batch(located).next_states)
+
+    def _backward(
+        self, replay: EpisodicReplay, located: Tensor, next_values: Tensor, how_it_ends: Tensor
     ) -> Tensor:
-        """The target network's values (T, A) of every next state, in passes of fixed size."""
-        length = len(steps)
-        padding = (0, -length % TARGET_PASS_STATES)
-        steps, streams = (np.pad(index, padding, mode="edge") for index in (steps, streams))
-        chunks = [
-            self.learner.target_values(
-                replay.next_states(
-                    steps[at : at + TARGET_PASS_STATES], streams[at : at + TARGET_PASS_STATES]
-                )
-            )
-            for at in range(0, len(steps), TARGET_PASS_STATES)
-        ]
-        return torch.cat(chunks)[:length]
+        """Backward targets (T,) of a padded segment; how_it_ends: its length, and terminated."""
+        batch = replay.batch(located)
+        length, terminated = how_it_ends
+        return backward_targets(
+            self.clipped(batch.rewards),
+            next_values,
+            batch.actions,
+            terminated,
+            gamma=self.config.gamma,
+            beta=self.config.beta,
+            lengths=length,
+        )
+
+    def _diagnose(self, batch: Batch, next_values: Tensor, targets: Tensor) -> None:
+        """Record how far the targets of a segment are from those of one step."""
+        one_step = one_step_targets(
+            self.clipped(batch.rewards), next_values, batch.terminated, gamma=self.config.gamma
+        )
+        share = propagated_share(targets, next_values, batch.actions, beta=self.config.beta)
+        self._draw_averages.add((targets - one_step).mean(), share)
 
     def metrics(self) -> dict[str, float]:
-        return {**super().metrics(), "replay/forfeited_draws": float(self.forfeited_draws)}
+        self._draws_since_line = 0
+        return {
+            **super().metrics(),
+            **self._draw_averages.take(),
+            "replay/forfeited_draws": float(self.forfeited_draws),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         draws = [draw for draw in self._draws if draw is not None]
         return {
             **super().state_dict(),
             "forfeited_draws": self.forfeited_draws,
+            "draws_since_line": self._draws_since_line,
+            "draw_averages": self._draw_averages.state_dict(),
             "draws": {
                 "lane": [lane for lane, draw in enumerate(self._draws) if draw is not None],
                 "stream": [draw.stream for draw in draws],
@@ -159,6 +202,8 @@ class Ebu(Agent):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.forfeited_draws = state["forfeited_draws"]
+        self._draws_since_line = state["draws_since_line"]
+        self._draw_averages.load_state_dict(state["draw_averages"])
         self._draws = [None] * self.config.mix_segments
         draws = state["draws"]
         for i, lane in enumerate(draws["lane"]):

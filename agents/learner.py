@@ -3,6 +3,8 @@
 The learner knows no episode and no game: it is given states, actions and targets.
 """
 
+import copy
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agents.networks import build_network
+from agents.networks import FirstConvolution, build_network
 
 
 @dataclass(frozen=True)
@@ -100,17 +102,20 @@ class Learner:
             device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
         )
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        self.online, self.target = (
-            build_network(
-                config.network,
-                stack=stack,
-                frame_shape=frame_shape,
-                num_actions=num_actions,
-                generator=generator,
-            ).to(device)
-            for _ in range(2)
+        build = functools.partial(
+            build_network,
+            config.network,
+            stack=stack,
+            frame_shape=frame_shape,
+            num_actions=num_actions,
+            generator=generator,
         )
+        self.online, self.target = (self._built(build).to(device) for _ in range(2))
         self.target.requires_grad_(False)
+        # Rounded once at each copy instead of in every pass, with the same values.
+        self._fast_target = self.target
+        if precision == "bfloat16":
+            self._fast_target = _rounded(copy.deepcopy(self.target))
         self.sync_target()
         weights = list(self.online.parameters())
         self.optimizer: torch.optim.Optimizer
@@ -120,8 +125,23 @@ class Learner:
             )
         else:
             self.optimizer = torch.optim.Adam(
-                weights, lr=config.learning_rate, eps=config.optimizer_epsilon, fused=True
+                weights,
+                lr=config.learning_rate,
+                eps=config.optimizer_epsilon,
+                fused=True,
+                capturable=device.type == "cuda",
             )
+            # Made here and not in the first step: a captured step finds its averages in place.
+            for weight in weights:
+                self.optimizer.state[weight] = {
+                    "step": torch.zeros((), device=device),
+                    "exp_avg": torch.zeros_like(weight),
+                    "exp_avg_sq": torch.zeros_like(weight),
+                }
+
+    def _built(self, build: Callable[[], nn.Module]) -> nn.Module:
+        """What the learner trains: a network, or several from as many calls."""
+        return build()
 
     @torch.no_grad()
     def values(self, states: Tensor) -> Tensor:
@@ -131,7 +151,7 @@ class Learner:
     @torch.no_grad()
     def target_values(self, states: Tensor) -> Tensor:
         """The target network's action values (B, A) float32 of states (B, stack, *frame_shape)."""
-        return self._forward(self.target, states)
+        return self._forward(self._fast_target, states)
 
     def update(self, states: Tensor, actions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Take one gradient step of the Huber loss (delta 1) between Q(s, a) and the targets.
@@ -144,20 +164,41 @@ class Learner:
 
         Returns the loss () and the values Q(s, a) (B,) before the step, on the device.
         """
-        values = self._forward(self.online, states).gather(1, actions[:, None]).squeeze(1)
-        loss = functional.huber_loss(values, targets, reduction=self.config.loss_reduction)
+        values = self._forward(self.online, states)
+        actions = actions.expand(values.shape[:-1])
+        values = values.gather(-1, actions[..., None]).squeeze(-1)
+        losses = functional.huber_loss(values, targets, reduction="none")
+        loss = losses.sum(-1) if self.config.loss_reduction == "sum" else losses.mean(-1)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward(torch.ones_like(loss))
         self.optimizer.step()
+        return loss.detach(), values.detach()
+
+    def count_update(self) -> None:
+        """To be called after each update: the target network follows every so many of them."""
         self.updates += 1
         if self.updates % self.config.target_sync_updates == 0:
             self.sync_target()
-        return loss.detach(), values.detach()
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors that an update changes."""
+        slots = (
+            slot
+            for weight in self.online.parameters()
+            for slot in self.optimizer.state[weight].values()
+        )
+        return [*self.online.parameters(), *slots]
 
     @torch.no_grad()
     def sync_target(self) -> None:
         """Copy the online weights to the target network."""
         torch._foreach_copy_(list(self.target.parameters()), list(self.online.parameters()))
+        self._refresh_fast_target()
+
+    @torch.no_grad()
+    def _refresh_fast_target(self) -> None:
+        if self._fast_target is not self.target:
+            self._fast_target.load_state_dict(self.target.state_dict())
 
     def _forward(self, network: nn.Module, states: Tensor) -> Tensor:
         with self._autocast:
@@ -178,6 +219,7 @@ class Learner:
         self.updates = state["updates"]
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
+        self._refresh_fast_target()
         whole = self.optimizer.state_dict()
         whole["state"] = {
             index: {
@@ -188,6 +230,15 @@ class Learner:
             if name in state["optimizer"]
         }
         self.optimizer.load_state_dict(whole)
+
+
+def _rounded(network: nn.Module) -> nn.Module:
+    """The network with the weights of its layers in bfloat16."""
+    for module in network.modules():
+        # The first convolution divides its weights, in float32, before they are rounded.
+        if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, FirstConvolution):
+            module.to(torch.bfloat16)
+    return network
 
 
 def _laid_out_as(weight: Tensor, value: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 Every network takes stacks (B, stack, *frame_shape), uint8 or float32, and returns (B, num_actions)
 float32 action values. Images are divided by 255 inside.
+
+The modules compute what torch's own do, in the forms that run fastest: benchmarks and reasons are
+in docs/performance.md.
 """
 
 import math
@@ -9,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ebu.errors import UsageError
 
@@ -17,30 +21,89 @@ SMALLEST_SIDE = 36
 """Side of the smallest image that the three convolutions leave a pixel of."""
 
 
+class FirstConvolution(nn.Conv2d):
+    """The convolution over frames as they are stored, pixels divided by 255.
+
+    Its kernel is two strides wide, so over blocks of stride × stride pixels, each block one pixel
+    of stack · stride² channels, it is a 2 × 2 convolution with stride 1: its channels fill the
+    processor's vectors, where four would not. The division goes into the weights, which leaves
+    bytes exact in bfloat16.
+    """
+
+    def __init__(self, stack: int, filters: int, stride: int) -> None:
+        super().__init__(stack, filters, kernel_size=2 * stride, stride=stride)
+        self.block = stride
+
+    def forward(self, stacks: Tensor) -> Tensor:
+        block, filters = self.block, self.out_channels
+        # (filters, stack, 2, block, 2, block) -> (filters, 2, 2, stack · block²)
+        weight = self.weight.unflatten(3, (2, block)).unflatten(2, (2, block)) / 255
+        weight = weight.permute(0, 2, 4, 1, 3, 5).reshape(filters, 2, 2, -1)
+        pixels = self._blocks(stacks).to(_arithmetic(stacks.device))
+        pixels, weight = pixels.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2)
+        features: Tensor = functional.conv2d(pixels, weight, self.bias)
+        return features
+
+    def _blocks(self, stacks: Tensor) -> Tensor:
+        """(B, stack, H, W) -> (B, H // block, W // block, stack · block²)."""
+        block = self.block
+        batch, stack, height, width = stacks.shape
+        rows, columns = height // block, width // block
+        stacks = stacks[:, :, : rows * block, : columns * block]
+        if block == 4 and stacks.dtype == torch.uint8 and width % 4 == 0:
+            # Four neighbouring bytes move as one word.
+            words = stacks.view(torch.int32).view(batch, stack, rows, block, columns)
+            words = words.permute(0, 2, 4, 1, 3).contiguous()
+            return words.view(torch.uint8).flatten(3)
+        blocks = stacks.unflatten(3, (columns, block)).unflatten(2, (rows, block))
+        flat: Tensor = blocks.permute(0, 2, 4, 1, 3, 5).flatten(3)
+        return flat
+
+
+def _arithmetic(device: torch.device) -> torch.dtype:
+    """What layers compute in: float32, or autocast's dtype where it is on."""
+    if not torch.is_autocast_enabled(device.type):
+        return torch.float32
+    dtype: torch.dtype = torch.get_autocast_dtype(device.type)
+    return dtype
+
+
+class Dense(nn.Linear):
+    """A linear layer. In float32 on the CPU it multiplies from the left, weights times inputs:
+    with minibatches of tens of rows that is up to three times as fast as inputs times weights.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.device.type == "cpu" and _arithmetic(features.device) == torch.float32:
+            return torch.addmm(self.bias[:, None], self.weight, features.t()).t()
+        return super().forward(features)
+
+
 class NatureTorso(nn.Sequential):
-    """Three convolutions of Mnih et al. 2015 (Nature), stacks in, flat features out."""
+    """Three convolutions of Mnih et al. 2015 (Nature), stacks in, flat features out.
+
+    Features are ordered by pixel, then channel, as they lie in memory.
+    """
 
     def __init__(self, stack: int, frame_shape: tuple[int, ...]) -> None:
-        convolutions = nn.Sequential(
-            nn.Conv2d(stack, 32, kernel_size=8, stride=4),
-            nn.ReLU(),
+        super().__init__(
+            FirstConvolution(stack, 32, stride=4),
+            nn.ReLU(inplace=True),
             nn.Conv2d(32, 64, kernel_size=4, stride=2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(64, 64, kernel_size=3, stride=1),
-            nn.ReLU(),
-            nn.Flatten(),
+            nn.ReLU(inplace=True),
+            FlattenPixels(),
         )
-        super().__init__(Scale(), *convolutions)
         with torch.no_grad():
             self.num_features = int(self(torch.zeros(1, stack, *frame_shape)).shape[1])
 
 
-class Scale(nn.Module):
-    """uint8 pixels to float32 in [0, 1]; channels_last, in which convolutions run fastest."""
+class FlattenPixels(nn.Module):
+    """(B, C, H, W) -> (B, H · W · C), without a copy of what is stored channels last."""
 
-    def forward(self, stacks: Tensor) -> Tensor:
-        pixels = stacks.to(torch.float32, memory_format=torch.channels_last)
-        return pixels.mul_(1 / 255) if stacks.dtype == torch.uint8 else pixels / 255
+    def forward(self, features: Tensor) -> Tensor:
+        return features.permute(0, 2, 3, 1).flatten(1)
 
 
 class VectorTorso(nn.Sequential):
@@ -49,7 +112,9 @@ class VectorTorso(nn.Sequential):
     def __init__(self, stack: int, frame_shape: tuple[int, ...]) -> None:
         self.num_features = 128
         super().__init__(
-            nn.Flatten(), nn.Linear(stack * math.prod(frame_shape), self.num_features), nn.ReLU()
+            nn.Flatten(),
+            Dense(stack * math.prod(frame_shape), self.num_features),
+            nn.ReLU(inplace=True),
         )
 
 
@@ -58,7 +123,9 @@ class PlainHead(nn.Sequential):
 
     def __init__(self, num_features: int, num_actions: int) -> None:
         super().__init__(
-            nn.Linear(num_features, HIDDEN_UNITS), nn.ReLU(), nn.Linear(HIDDEN_UNITS, num_actions)
+            Dense(num_features, HIDDEN_UNITS),
+            nn.ReLU(inplace=True),
+            nn.Linear(HIDDEN_UNITS, num_actions),
         )
 
 

@@ -83,6 +83,15 @@ def device_named(name: str) -> torch.device:
     return torch.device(name)
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 itself; others emulate it, slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Older versions of torch do not say.
+    ask: Callable[[], dict[str, bool]] = getattr(torch.cpu, "get_capabilities", dict)
+    return any(ask().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def all_cores() -> int:
     """Processor cores this process may use: what `--threads 0` stands for."""
     if hasattr(os, "sched_getaffinity"):

@@ -1,6 +1,7 @@
 """A replay memory of whole episodes in which every frame is stored once."""
 
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,69 @@ import torch
 from torch import Tensor
 
 from ebu.errors import EbuError, UsageError
-from ebu.memory import refuse_oversized_replay
+from ebu.memory import refuse_oversized_replay, unfilled
 from ebu.replay_files import read_frames, write_frames
 from ebu.segments import Segment, SegmentTable
+from ebu.staging import Staging
 
-# float32 reward, int32 action, bool terminated, float32 probability
-_DEVICE_BYTES_PER_SLOT = 4 + 4 + 1 + 4
-# uint8 context, bool has_transition, the table of segments
-_HOST_BYTES_PER_SLOT = 1 + 1 + SegmentTable.BYTES_PER_SLOT
+# What a slot holds beside its frame, float32 each. Every action and either end is exact in it.
+_ACTION, _REWARD, _TERMINATED, _PROBABILITY = range(4)
+_DEVICE_BYTES_PER_SLOT = 4 * 4
+# A byte on the host says how many earlier frames a slot's state holds (its context), and with
+# this bit set that a transition starts there.
+_TRANSITION = np.uint8(128)
+_CONTEXT = np.uint8(127)
+_HOST_BYTES_PER_SLOT = 1 + SegmentTable.BYTES_PER_SLOT
+
+
+class Batch:
+    """Transitions of a replay memory, each part gathered on the device when it is asked for.
+
+    | part | shape, dtype |
+    | --- | --- |
+    | states, next_states | (B, stack, *frame_shape) of the replay's dtype |
+    | actions | (B,) int64 |
+    | rewards | (B,) float32, raw |
+    | terminated | (B,) bool: the value does not continue behind the transition |
+    | probabilities | (B,) float32: of the actions, when they were chosen |
+    """
+
+    def __init__(self, frames: Tensor, slots: Tensor, located: Tensor) -> None:
+        self._frames = frames
+        self._slots = slots
+        self._located = located
+
+    @cached_property
+    def states(self) -> Tensor:
+        return self._stacks(self._located[:, 1:-1])
+
+    @cached_property
+    def next_states(self) -> Tensor:
+        return self._stacks(self._located[:, 2:])
+
+    def _stacks(self, rows: Tensor) -> Tensor:
+        gathered = self._frames.index_select(0, rows.reshape(-1))
+        return gathered.view(*rows.shape, *self._frames.shape[1:])
+
+    @cached_property
+    def _columns(self) -> Tensor:
+        return self._slots.index_select(0, self._located[:, 0])
+
+    @property
+    def actions(self) -> Tensor:
+        return self._columns[:, _ACTION].long()
+
+    @property
+    def rewards(self) -> Tensor:
+        return self._columns[:, _REWARD]
+
+    @property
+    def terminated(self) -> Tensor:
+        return self._columns[:, _TERMINATED] != 0
+
+    @property
+    def probabilities(self) -> Tensor:
+        return self._columns[:, _PROBABILITY]
 
 
 class EpisodicReplay:
@@ -53,9 +109,9 @@ class EpisodicReplay:
     ) -> None:
         if frame_dtype not in (torch.uint8, torch.float32):
             raise ValueError(f"frames are uint8 or float32, not {frame_dtype}")
-        if min(num_streams, stack, *frame_shape) < 1 or stack > 255:
+        if min(num_streams, stack, *frame_shape) < 1 or stack > 127:
             raise ValueError(
-                f"num_streams {num_streams}, stack {stack} (at most 255) and frame_shape "
+                f"num_streams {num_streams}, stack {stack} (at most 127) and frame_shape "
                 f"{tuple(frame_shape)} must be positive"
             )
         self.capacity = capacity
@@ -79,25 +135,26 @@ class EpisodicReplay:
         self._segment_limit = max(1, min(ring // 4, ring - stack))
         # Row slot · N + stream; the row behind the ring stays zero, for what was before a
         # game's first frame. The ring is not filled: pages are used as play reaches them.
-        self._frames = torch.empty(
-            (ring * streams + 1, *self.frame_shape), dtype=frame_dtype, device=device
-        )
+        self._frames = unfilled((ring * streams + 1, *self.frame_shape), frame_dtype, device)
         self._frames[-1] = 0
         self._zero_row = ring * streams
-        self._actions = torch.zeros(ring * streams, dtype=torch.int32, device=device)
-        self._rewards = torch.zeros(ring * streams, dtype=torch.float32, device=device)
-        self._terminated = torch.zeros(ring * streams, dtype=torch.bool, device=device)
-        self._probabilities = torch.zeros(ring * streams, dtype=torch.float32, device=device)
+        self._slots = torch.zeros((ring * streams, 4), dtype=torch.float32, device=device)
+        self._staging = Staging(device)
 
-        self._context = np.zeros((ring, streams), np.uint8)
-        self._has_transition = np.zeros((ring, streams), np.bool_)
+        self._starts = np.zeros((ring, streams), np.uint8)
         self._table = SegmentTable(ring, streams)
         self._num_steps = 0
         self._num_transitions = 0
         self._cuts = 0
         # Step of the first transition of each stream's segment in progress.
         self._open_start = np.zeros(streams, np.int64)
-        self._back = np.arange(stack - 1, -1, -1)
+        # Of the frames in a window, those of a state and the next one: how many steps back they
+        # are, and for each context which of them were before the game.
+        back = np.arange(stack - 1, -2, -1)
+        self._offsets = -streams * back
+        self._before_the_game = back > np.arange(stack)[:, None]
+        self._ages = np.arange(stack)
+        self._newest_columns = np.empty((streams, 4), np.float32)
 
     @staticmethod
     def required_bytes(
@@ -173,38 +230,45 @@ class EpisodicReplay:
         if step >= ring:
             self._forget(step - ring)
         self._num_steps = step + 1
-        self._frames[slot * streams : (slot + 1) * streams].copy_(newest)
+        self._staging.upload(frames, out=self._frames[slot * streams : (slot + 1) * streams])
         if step == 0:
-            self._context[slot] = 0
+            self._starts[slot] = 0
             return
         previous = (step - 1) % ring
-        context = np.minimum(self._context[previous] + 1, self.stack - 1)
+        before, context = self._starts[previous], self._starts[slot]
+        np.minimum(before + np.uint8(1), np.uint8(self.stack - 1), out=context)
         context[started] = 0
-        self._context[slot] = context
-        self._has_transition[previous] = ~started
-        self._num_transitions += streams - int(np.count_nonzero(started))
+        played = ~started
+        before |= played * _TRANSITION
+        self._num_transitions += int(np.count_nonzero(played))
+        columns = self._newest_columns
+        columns[:, _ACTION] = actions
+        columns[:, _REWARD] = rewards
+        columns[:, _TERMINATED] = terminated
+        columns[:, _PROBABILITY] = probabilities
         rows = slice(previous * streams, (previous + 1) * streams)
-        self._actions[rows] = torch.from_numpy(actions)
-        self._rewards[rows] = torch.from_numpy(rewards)
-        self._terminated[rows] = torch.from_numpy(terminated)
-        self._probabilities[rows] = torch.from_numpy(probabilities)
+        self._staging.upload(columns, out=self._slots[rows])
         self._close_segments(step, terminated, truncated, started)
 
     def _forget(self, step: int) -> None:
         """Drop what needs the frames of this step, which are about to be overwritten."""
-        ages = np.arange(self.stack)
-        slots = (step + ages) % self.ring_length
-        expiring = self._context[slots] == ages[:, None]
-        self._num_transitions -= int(np.count_nonzero(expiring & self._has_transition[slots]))
+        slots = (step + self._ages) % self.ring_length
+        starts = self._starts.take(slots, axis=0)
+        expiring = (starts & _CONTEXT) == self._ages[:, None]
+        self._num_transitions -= int(np.count_nonzero(expiring & (starts >= _TRANSITION)))
         expiring &= self._table.starting_at(slots)
-        for k, stream in np.argwhere(expiring).tolist():
-            self._table.remove(int(slots[k]), stream)
+        if expiring.any():
+            for k, stream in np.argwhere(expiring).tolist():
+                self._table.remove(int(slots[k]), stream)
 
     def _close_segments(
         self, step: int, terminated: np.ndarray, truncated: np.ndarray, started: np.ndarray
     ) -> None:
-        ended = terminated | truncated | (step - self._open_start >= self._segment_limit)
-        for stream in np.flatnonzero(ended | started).tolist():
+        changed = self._open_start <= step - self._segment_limit
+        changed |= terminated
+        changed |= truncated
+        changed |= started
+        for stream in changed.nonzero()[0].tolist():
             begin = int(self._open_start[stream])
             self._open_start[stream] = step
             if not started[stream]:
@@ -231,86 +295,70 @@ class EpisodicReplay:
         """
         if not self._num_transitions:
             raise ValueError("no transition is stored yet")
-        oldest = self._oldest
-        slots = (self._num_steps - 1 - oldest) * self.num_streams
-        accepted: list[np.ndarray] = []
-        missing = count
-        while missing > 0:
-            drawn = rng.integers(slots, size=missing + missing // 8 + 4)
-            steps, streams = np.divmod(drawn, self.num_streams)
-            steps += oldest
-            slot = steps % self.ring_length
-            good = self._has_transition[slot, streams]
-            good &= steps - self._context[slot, streams] >= oldest
-            accepted.append(np.stack((steps[good], streams[good])))
-            missing -= int(np.count_nonzero(good))
-        steps, streams = np.concatenate(accepted, axis=1)[:, :count]
-        return steps, streams
+        oldest, num_streams = self._oldest, self.num_streams
+        candidates = (self._num_steps - 1 - oldest) * num_streams
+        drawn = np.empty(0, np.int64)
+        while len(drawn) < count:
+            missing = count - len(drawn)
+            more = rng.integers(candidates, size=missing + missing // 8 + 4)
+            starts = self._starts.take((more + oldest * num_streams) % self._zero_row)
+            good = starts >= _TRANSITION
+            good &= more // num_streams >= (starts & _CONTEXT)
+            drawn = np.concatenate((drawn, more[good]))
+        ages, streams = np.divmod(drawn[:count], num_streams)
+        return ages + oldest, streams
 
     def is_stored(self, stream: int, step: int) -> bool:
         """Whether the transition, with its whole state and next state, can be gathered."""
         if not (0 <= stream < self.num_streams and self._oldest <= step < self._num_steps - 1):
             return False
-        slot = step % self.ring_length
-        context = int(self._context[slot, stream])
-        return bool(self._has_transition[slot, stream]) and step - context >= self._oldest
+        start = self._starts[step % self.ring_length, stream]
+        return bool(start >= _TRANSITION and step - int(start & _CONTEXT) >= self._oldest)
 
-    def states(self, steps: np.ndarray, streams: np.ndarray) -> Tensor:
-        """Stacks in which the actions were chosen: (B, stack, *frame_shape), on the device.
+    def locate(self, steps: np.ndarray, streams: np.ndarray) -> np.ndarray:
+        """Where stored transitions lie, on the host: (B, 1 + stack + 1) int64.
 
-        steps, streams: (B,) int64, of stored transitions; IndexError for others.
+        The row of the transition, then those of the frames of its window: the state's, oldest
+        first, and the next one. steps, streams: (B,) int64; IndexError if one is not stored.
         """
-        self._rows(steps, streams)
-        return self._stacks(steps, streams)
-
-    def next_states(self, steps: np.ndarray, streams: np.ndarray) -> Tensor:
-        """Stacks that the transitions led to, as `states`; a game's last one included."""
-        self._rows(steps, streams)
-        return self._stacks(steps + 1, streams)
-
-    def actions(self, steps: np.ndarray, streams: np.ndarray) -> Tensor:
-        """(B,) int64."""
-        return self._column(self._actions, steps, streams).long()
-
-    def rewards(self, steps: np.ndarray, streams: np.ndarray) -> Tensor:
-        """(B,) float32, raw."""
-        return self._column(self._rewards, steps, streams)
-
-    def terminated(self, steps: np.ndarray, streams: np.ndarray) -> Tensor:
-        """(B,) bool: the value does not continue behind the transition."""
-        return self._column(self._terminated, steps, streams)
-
-    def probabilities(self, steps: np.ndarray, streams: np.ndarray) -> Tensor:
-        """(B,) float32: of the actions, when they were chosen."""
-        return self._column(self._probabilities, steps, streams)
-
-    def _column(self, column: Tensor, steps: np.ndarray, streams: np.ndarray) -> Tensor:
-        rows = torch.from_numpy(self._rows(steps, streams)).to(self.device)
-        return column.index_select(0, rows)
-
-    def _rows(self, steps: np.ndarray, streams: np.ndarray) -> np.ndarray:
-        """Ring rows of the transitions; IndexError if one of them is not stored."""
-        slot = steps % self.ring_length
-        oldest_frames = steps - self._context[slot, streams]
-        if len(steps) and (
-            oldest_frames.min() < self._oldest
-            or steps.max() >= self._num_steps - 1
-            or streams.min() < 0
-            or not self._has_transition[slot, streams].all()
-        ):
+        located = np.empty((len(steps), self.stack + 2), np.int64)
+        ages = steps - self._oldest
+        rows = steps % self.ring_length * self.num_streams + streams
+        starts = self._starts.take(rows)
+        context = starts & _CONTEXT
+        refused = (starts < _TRANSITION) | (ages < context)
+        # Read without a sign, negative numbers are too large as well.
+        refused |= ages.view(np.uint64) >= self._num_steps - 1 - self._oldest
+        refused |= streams.view(np.uint64) >= self.num_streams
+        if refused.any():
             raise IndexError("a transition was asked for that is not stored, or not any more")
-        rows: np.ndarray = slot * self.num_streams + streams
-        return rows
+        located[:, 0] = rows
+        self._window(rows, context, out=located[:, 1:])
+        return located
 
-    def _stacks(self, steps: np.ndarray, streams: np.ndarray) -> Tensor:
-        context = self._context[steps % self.ring_length, streams]
-        rows = (steps[:, None] - self._back) % self.ring_length
-        rows *= self.num_streams
-        rows += streams[:, None]
-        rows[self._back > context[:, None]] = self._zero_row
-        index = torch.from_numpy(rows.reshape(-1)).to(self.device)
-        gathered = self._frames.index_select(0, index)
-        return gathered.view(len(steps), self.stack, *self.frame_shape)
+    def batch(self, located: Tensor) -> Batch:
+        """The transitions at these places, (B, 1 + stack + 1) int64 on the device."""
+        return Batch(self._frames, self._slots, located)
+
+    def read(self, steps: np.ndarray, streams: np.ndarray) -> Batch:
+        """Stored transitions by their steps and streams, (B,) int64; IndexError for others."""
+        return self.batch(self._staging.upload(self.locate(steps, streams)))
+
+    def newest_states(self) -> Tensor:
+        """The stacks that the environments show now: (N, stack, *frame_shape), on the device."""
+        slot = (self._num_steps - 1) % self.ring_length
+        rows = np.arange(slot * self.num_streams, (slot + 1) * self.num_streams)
+        window = np.empty((self.num_streams, self.stack + 1), np.int64)
+        self._window(rows, self._starts[slot] & _CONTEXT, out=window)
+        rows = window[:, :-1].reshape(-1)
+        gathered = self._frames.index_select(0, self._staging.upload(rows))
+        return gathered.view(self.num_streams, self.stack, *self.frame_shape)
+
+    def _window(self, rows: np.ndarray, context: np.ndarray, *, out: np.ndarray) -> None:
+        """Rows of the frames around these rows; the zero row for what was before a game."""
+        np.add(rows[:, None], self._offsets, out=out)
+        out %= self._zero_row
+        np.copyto(out, self._zero_row, where=self._before_the_game.take(context, axis=0))
 
     def statistics(self) -> dict[str, float]:
         """What the logs show.
@@ -344,12 +392,8 @@ class EpisodicReplay:
     def _columns(self) -> dict[str, Tensor]:
         shape = (self.ring_length, self.num_streams)
         return {
-            "actions": self._actions.view(shape),
-            "rewards": self._rewards.view(shape),
-            "terminated": self._terminated.view(shape),
-            "probabilities": self._probabilities.view(shape),
-            "context": torch.from_numpy(self._context),
-            "has_transition": torch.from_numpy(self._has_transition),
+            "slots": self._slots.view(*shape, -1),
+            "starts": torch.from_numpy(self._starts),
         }
 
     def state_dict(self) -> dict[str, Any]:

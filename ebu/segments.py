@@ -65,7 +65,7 @@ class SegmentTable:
 
     def starting_at(self, slots: np.ndarray) -> np.ndarray:
         """Whether a stored segment starts at each of these rows of the ring: (len, N) bool."""
-        starts: np.ndarray = self._index[slots] >= 0
+        starts: np.ndarray = self._index.take(slots, axis=0) >= 0
         return starts
 
     def remove(self, slot: int, stream: int) -> None:

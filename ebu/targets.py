@@ -12,8 +12,10 @@ a_{k+1}, and q_k = Q̂(s_{k+1}, a_{k+1}),
 
     y_k = r_k + γ max(m_k, β y_{k+1} + (1−β) q_k).
 
-Each step maps y to max(a, b·y + c) with b = γβ ≥ 0. Two such maps compose to a third of
-the same form, so all targets come from a scan of depth log2 T.
+Three ways to compute it give the same targets. On the CPU the recursion runs step by step
+in Python's floats. On a GPU `ebu.sweep_kernel` does it in one kernel; without Triton, a scan
+does in some fifty: each step maps y to max(a, b·y + c) with b = γβ ≥ 0, and as two such maps
+compose to a third of the same form, all targets come in log2 T rounds.
 
 Shapes that all functions share; `…` are any batch axes of the data, T steps, A actions:
 
@@ -22,7 +24,7 @@ Shapes that all functions share; `…` are any batch axes of the data, T steps, 
 | rewards | (…, T) | r_k, any real dtype |
 | next_values | (…, T, A) or (K, …, T, A) | Q̂(s_{k+1}, ·), any real dtype |
 | actions | (…, T) | a_k, integers in [0, A) |
-| terminated | (…) | the segment's last step ends its value; otherwise it bootstraps |
+| terminated | (…) | bool or 0 and 1: the last step ends the segment's value, or bootstraps |
 | beta | scalar, (K,), or two and more axes | β in [0, 1] |
 | lengths | (…) | number of steps of each segment, in [1, T]; T for all if absent |
 
@@ -37,31 +39,21 @@ nothing, and their targets are 0.
 for the device, so tensors that lie there are trusted.
 """
 
-from typing import Any, NamedTuple
+import functools
+import math
+import warnings
+from array import array
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ebu.target_arguments import TargetArguments, checked
+
 # Stands for −∞ where 0·(−∞) would be NaN. Below every target that fits in float32, and a
 # sum of 10^8 of them is still finite in float64.
 _FLOOR = -1e300
-
-# A window whose weight b^d is below this adds less than the rounding of float64 does.
-_NEGLIGIBLE = 1e-18
-
-
-class _Problem(NamedTuple):
-    """The arguments, checked, with their axes aligned to `lead`, the result's batch axes."""
-
-    rewards: Tensor  # (…, T)
-    next_values: Tensor  # (…, T, A)
-    next_actions: Tensor  # (…, T): a_{k+1}; 0 at the end and in the padding
-    terminated: Tensor  # (…)
-    beta: float | Tensor  # host number, or float64 (…, 1) on the device
-    smallest_beta: float  # 0.0 where β lies on an accelerator and is not known
-    lengths: Tensor | None  # (…, 1)
-    lead: tuple[int, ...]
 
 
 @torch.no_grad()
@@ -81,7 +73,6 @@ def one_step_targets(
     return torch.where(terminated, rewards, bootstrapped).float()
 
 
-@torch.no_grad()
 def backward_targets(
     rewards: Tensor,
     next_values: Tensor,
@@ -92,52 +83,25 @@ def backward_targets(
     beta: float | Tensor,
     lengths: Tensor | None = None,
 ) -> Tensor:
-    """Targets of Algorithm 2 by a scan; shapes in the module's table, float32.
+    """Targets of Algorithm 2; shapes in the module's table, float32.
 
     Computed in float64 and rounded; where β is 0 they are `one_step_targets`, bit for bit.
     A row's targets do not depend on its padding nor on the rows beside it.
     ValueError if arguments do not fit.
     """
-    problem = _align(rewards, next_values, actions, terminated, gamma, beta, lengths)
-    steps = problem.rewards.shape[-1]
-    position = torch.arange(steps, device=problem.rewards.device)
-    if problem.lengths is None:
-        last: Tensor = position == steps - 1
-        valid = None
-    else:
-        last = position == problem.lengths - 1
-        valid = position < problem.lengths
-
-    one_step = None
-    if problem.smallest_beta == 0.0:
-        one_step = one_step_targets(
-            problem.rewards,
-            problem.next_values,
-            last & problem.terminated.unsqueeze(-1),
-            gamma=gamma,
-        )
-        if isinstance(problem.beta, float):
-            return one_step if valid is None else one_step.masked_fill(~valid, 0.0)
-
-    r = problem.rewards.double()
-    m, q = _others_and_taken(problem.next_values, problem.next_actions)
-    end = torch.where(problem.terminated.unsqueeze(-1), r, r + gamma * torch.maximum(m, q))
-    kept = (1.0 - problem.beta) * q
-    # maps[0] is a and maps[1] is c of y → max(a, b·y + c); the end is a constant map.
-    maps = torch.stack(torch.broadcast_tensors(r + gamma * m, r + gamma * kept))
-    maps = torch.where(last, end, maps).clamp_(_FLOOR, -_FLOOR)
-    if valid is not None:
-        maps.masked_fill_(~valid, 0.0)
-    y = _scan(maps, gamma * problem.beta, problem.lengths, position)
-    # The recursion itself, once, from the scanned values: huge terms that cancel are then
-    # rounded as in the loop.
-    following = torch.zeros_like(y)
-    following[..., :-1] = y[..., 1:]
-    y = torch.where(last, end, r + gamma * torch.maximum(m, problem.beta * following + kept))
-    targets = y.float()
-    if one_step is not None:
-        targets = torch.where(torch.as_tensor(problem.beta) == 0.0, one_step, targets)
-    return targets if valid is None else targets.masked_fill(~valid, 0.0)
+    problem = checked(rewards, next_values, actions, terminated, gamma, beta, lengths)
+    if next_values.is_cuda and (sweep := _sweep_kernel(next_values.device)):
+        return _by_kernel(problem, sweep)
+    method = _recursion if next_values.is_cpu else _scan
+    if not problem.beta_may_be_zero:
+        return method(problem)
+    last, valid = problem.last_and_valid()
+    ends = last & problem.terminated.bool().unsqueeze(-1)
+    one_step = one_step_targets(problem.rewards, problem.next_values, ends, gamma=gamma)
+    one_step = one_step.masked_fill(~valid, 0.0)
+    if isinstance(problem.beta, float):
+        return one_step
+    return torch.where(problem.beta.unsqueeze(-1) == 0.0, one_step, method(problem))
 
 
 @torch.no_grad()
@@ -157,19 +121,18 @@ def propagated_share(
     a scalar β and for next_values without the leading axis of K as well.
     Returns the targets' batch axes, float32.
     """
-    batch = actions.shape[:-1]
-    problem = _align(
-        actions, next_values, actions, torch.ones(batch, dtype=torch.bool), 1.0, beta, lengths
-    )
-    m, q = _others_and_taken(problem.next_values, problem.next_actions)
+    ends = torch.ones(actions.shape[:-1], dtype=torch.bool, device=actions.device)
+    problem = checked(actions, next_values, actions, ends, 1.0, beta, lengths)
+    beta = problem.beta_column
+    m, q = _others_and_taken(problem)
     m, q = m[..., :-1], q[..., :-1]
-    value = problem.beta * targets[..., 1:].double() + (1.0 - problem.beta) * q
-    follows = (value >= m) & (torch.as_tensor(problem.beta) > 0.0)
+    value = beta * targets[..., 1:].double() + (1.0 - beta) * q
+    follows = (value >= m) & (torch.as_tensor(beta) > 0.0)
     if problem.lengths is None:
         return follows.sum(-1) / max(1, follows.shape[-1])
-    inside = torch.arange(follows.shape[-1], device=follows.device) < problem.lengths - 1
-    count = (problem.lengths.squeeze(-1) - 1).clamp(min=1)
-    return (follows & inside).sum(-1) / count
+    position = torch.arange(follows.shape[-1], device=follows.device)
+    inside = position < problem.lengths.unsqueeze(-1) - 1
+    return (follows & inside).sum(-1) / (problem.lengths - 1).clamp(min=1)
 
 
 def backward_targets_loop(
@@ -182,21 +145,21 @@ def backward_targets_loop(
     beta: float | Tensor,
     lengths: Tensor | None = None,
 ) -> Tensor:
-    """The recursion step by step in float64 on the host: the reference of the scan."""
-    problem = _align(rewards, next_values, actions, terminated, gamma, beta, lengths)
+    """Algorithm 2 as printed, its table overwritten in float64 on the host: the reference."""
+    problem = checked(rewards, next_values, actions, terminated, gamma, beta, lengths)
     steps = problem.rewards.shape[-1]
     shape = (*problem.lead, steps)
-    b = torch.as_tensor(problem.beta, dtype=torch.float64).cpu().numpy()[..., None]
-    b = np.broadcast_to(b, (*shape, 1))[..., 0, 0]
+    b = torch.as_tensor(problem.beta, dtype=torch.float64).cpu().numpy()
+    b = np.broadcast_to(b, problem.lead)
     r = np.broadcast_to(problem.rewards.double().cpu().numpy(), shape)
     values = problem.next_values.double().cpu().numpy()
     values = np.broadcast_to(values, (*shape, values.shape[-1]))
-    taken = np.broadcast_to(problem.next_actions.cpu().numpy(), shape)
-    ends = np.broadcast_to(problem.terminated.cpu().numpy(), problem.lead)
+    taken = np.broadcast_to(problem.next_actions().cpu().numpy(), shape)
+    ends = np.broadcast_to(problem.terminated.bool().cpu().numpy(), problem.lead)
     if problem.lengths is None:
         last = np.full(problem.lead, steps - 1)
     else:
-        last = np.broadcast_to(problem.lengths.squeeze(-1).cpu().numpy() - 1, problem.lead)
+        last = np.broadcast_to(problem.lengths.cpu().numpy() - 1, problem.lead)
 
     targets = np.zeros(shape)
     following = np.zeros(problem.lead)
@@ -213,7 +176,148 @@ def backward_targets_loop(
     return torch.from_numpy(targets)
 
 
-def _scan(maps: Tensor, weight: float | Tensor, lengths: Tensor | None, position: Tensor) -> Tensor:
+def _recursion(problem: TargetArguments) -> Tensor:
+    """Step by step in Python's floats, row by row.
+
+    After an update of a network nothing of this is in the processor's caches, so a short segment
+    costs what the number of different operations costs.
+    """
+    steps, num_actions = problem.next_values.shape[-2:]
+    num_rows = math.prod(problem.lead)
+    if num_rows == 0:
+        return torch.zeros((*problem.lead, steps))
+
+    def rows(tensor: Tensor, *shape: int) -> np.ndarray:
+        if tensor.dtype == torch.bfloat16:  # unknown to numpy
+            tensor = tensor.float()
+        numbers = tensor.detach().numpy()
+        if numbers.shape != (*problem.lead, *shape):
+            numbers = np.broadcast_to(numbers, (*problem.lead, *shape))
+        return numbers.reshape(num_rows, *shape)
+
+    rewards = rows(problem.rewards, steps)
+    next_values = rows(problem.next_values, steps, num_actions)
+    actions = rows(problem.actions, steps)
+    terminated = rows(problem.terminated).tolist()
+    beta, lengths = problem.beta, problem.lengths
+    betas = [beta] * num_rows if isinstance(beta, float) else rows(beta).tolist()
+    lengths_of_rows = [steps] * num_rows if lengths is None else rows(lengths).tolist()
+    targets: list[float] = []
+    for row, length in enumerate(lengths_of_rows):
+        targets += _segment_targets(
+            rewards[row, :length],
+            next_values[row, :length],
+            actions[row, 1:length],
+            terminated[row],
+            problem.gamma,
+            betas[row],
+        )
+        targets += [0.0] * (steps - length)
+    return torch.frombuffer(array("f", targets), dtype=torch.float32).reshape(*problem.lead, steps)
+
+
+def _segment_targets(
+    rewards: np.ndarray,
+    next_values: np.ndarray,
+    next_actions: np.ndarray,
+    terminated: bool,
+    gamma: float,
+    beta: float,
+) -> list[float]:
+    """The targets of one segment of n steps: (n,), (n, A) and (n - 1,)."""
+    table = np.array(next_values.T, np.float64, order="C")
+    taken = (next_actions, np.arange(len(next_actions)))
+    q = table[taken]
+    table[taken] = -np.inf
+    m = np.maximum.reduce(table)
+    # The comparison below would drop a NaN of m.
+    q = np.where(np.isnan(m[:-1]), np.nan, q)
+    y = float(rewards[-1])
+    if not terminated:
+        y += gamma * float(m[-1])  # nothing was taken behind the end
+    targets = [y]
+    stored_share = 1.0 - beta
+    columns = (rewards[-2::-1].tolist(), m[-2::-1].tolist(), q[::-1].tolist())
+    for r, others, stored in zip(*columns, strict=True):
+        value = beta * y + stored_share * stored
+        y = r + gamma * (others if others > value else value)
+        targets.append(y)
+    targets.reverse()
+    return targets
+
+
+@functools.cache
+def _sweep_kernel(device: torch.device) -> Callable[..., Tensor] | None:
+    """The kernel for GPUs, tried once; None without Triton, or where it cannot build a kernel."""
+    try:
+        from ebu.sweep_kernel import sweep
+    except ImportError:
+        return None
+    one = torch.zeros(1, 1, 1, device=device)
+    try:
+        sweep(one[0], one, one[0].long(), one[0, 0], gamma=1.0, beta=1.0, lengths=None)
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        warnings.warn(
+            f"Triton cannot build a kernel here ({type(error).__name__}: {reason}), so targets "
+            "take a slower way; it needs a C compiler and Python's headers",
+            stacklevel=3,
+        )
+        return None
+    return sweep
+
+
+def _by_kernel(problem: TargetArguments, sweep: Callable[..., Tensor]) -> Tensor:
+    rows = problem.rows()
+    targets = sweep(
+        rows.rewards,
+        rows.next_values,
+        rows.actions,
+        rows.terminated,
+        gamma=rows.gamma,
+        beta=rows.beta,
+        lengths=rows.lengths,
+    )
+    return targets.reshape(*problem.lead, targets.shape[-1])
+
+
+def backward_targets_scan(
+    rewards: Tensor,
+    next_values: Tensor,
+    actions: Tensor,
+    terminated: Tensor,
+    *,
+    gamma: float,
+    beta: float | Tensor,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """`backward_targets` by a scan of log2 T rounds on any device: the way without Triton."""
+    return _scan(checked(rewards, next_values, actions, terminated, gamma, beta, lengths))
+
+
+@torch.no_grad()
+def _scan(problem: TargetArguments) -> Tensor:
+    """By a scan over the maps of the steps."""
+    r = problem.rewards.double()
+    beta = problem.beta_column
+    ends = problem.terminated.bool().unsqueeze(-1)
+    last, valid = problem.last_and_valid()
+    m, q = _others_and_taken(problem)
+    end = torch.where(ends, r, r + problem.gamma * torch.maximum(m, q))
+    kept = (1.0 - beta) * q
+    # maps[0] is a and maps[1] is c of y → max(a, b·y + c); the end is a constant map.
+    maps = torch.stack(torch.broadcast_tensors(r + problem.gamma * m, r + problem.gamma * kept))
+    maps = torch.where(last, end, maps).clamp_(_FLOOR, -_FLOOR).masked_fill_(~valid, 0.0)
+    y = _composed(maps, problem.gamma * beta, problem.lengths)
+    # The recursion itself, once, from the scanned values: huge terms that cancel are then
+    # rounded as step by step.
+    following = torch.zeros_like(y)
+    following[..., :-1] = y[..., 1:]
+    y = r + problem.gamma * torch.maximum(m, beta * following + kept)
+    return torch.where(last, end, y).float().masked_fill(~valid, 0.0)
+
+
+def _composed(maps: Tensor, weight: float | Tensor, lengths: Tensor | None) -> Tensor:
     """Compose the maps from each step to its segment's end; `maps` is used up.
 
     maps (2, …, T): a and c of y → max(a, b·y + c). weight: b, a number or (…, 1).
@@ -221,19 +325,13 @@ def _scan(maps: Tensor, weight: float | Tensor, lengths: Tensor | None, position
     k + 2d − 1, or to the end; b^d is the same for all that do not reach the end.
     """
     steps = maps.shape[-1]
+    position = torch.arange(steps, device=maps.device)
     a, c = maps[0], maps[1]
     distance = 1
     while distance < steps:
-        if isinstance(weight, float):
-            if weight < _NEGLIGIBLE:
-                break
-        elif maps.device.type == "cpu" and bool((weight < _NEGLIGIBLE).all()):
-            break
-        else:
-            weight = torch.where(weight < _NEGLIGIBLE, 0.0, weight)
         inside = weight
         if lengths is not None:
-            inside = (position[distance:] < lengths).double() * weight
+            inside = (position[distance:] < lengths.unsqueeze(-1)).double() * weight
         ahead = maps[..., distance:] * inside
         ahead += c[..., :-distance]
         here = a[..., :-distance]
@@ -244,95 +342,10 @@ def _scan(maps: Tensor, weight: float | Tensor, lengths: Tensor | None, position
     return torch.maximum(a, c)
 
 
-def _others_and_taken(next_values: Tensor, next_actions: Tensor) -> tuple[Tensor, Tensor]:
+def _others_and_taken(problem: TargetArguments) -> tuple[Tensor, Tensor]:
     """m and q of the closed form, float64; m is the floor where there is one action."""
-    index = next_actions.unsqueeze(-1).expand(*next_values.shape[:-1], 1)
-    q = next_values.gather(-1, index).squeeze(-1).double()
-    m = next_values.scatter(-1, index, -torch.inf).amax(-1).double()
+    values = problem.next_values
+    index = problem.next_actions().unsqueeze(-1).expand(*values.shape[:-1], 1)
+    q = values.gather(-1, index).squeeze(-1).double()
+    m = values.scatter(-1, index, -torch.inf).amax(-1).double()
     return m.clamp_(min=_FLOOR), q
-
-
-def _align(
-    rewards: Tensor,
-    next_values: Tensor,
-    actions: Tensor,
-    terminated: Tensor,
-    gamma: float,
-    beta: float | Tensor,
-    lengths: Tensor | None,
-) -> _Problem:
-    device = next_values.device
-    if not 0.0 <= gamma <= 1.0:
-        raise ValueError(f"gamma is {gamma}; it must lie in [0, 1]")
-    if rewards.dim() < 1 or next_values.dim() < 2 or 0 in next_values.shape[-2:]:
-        raise ValueError(
-            f"rewards {_shape(rewards)} and next_values {_shape(next_values)} must be (…, T) "
-            "and (…, T, A) with at least one step and one action"
-        )
-    batch, steps = rewards.shape[:-1], rewards.shape[-1]
-    extra = next_values.dim() - rewards.dim() - 1
-    if extra not in (0, 1) or next_values.shape[extra:-1] != rewards.shape:
-        raise ValueError(
-            f"next_values {_shape(next_values)} does not fit rewards {_shape(rewards)}; it must "
-            "have their shape and an axis of actions behind, at most one of learners in front"
-        )
-    _require_shape("actions", actions, rewards.shape)
-    _require_shape("terminated", terminated, batch)
-
-    host_beta = torch.as_tensor(beta, dtype=torch.float64)
-    if host_beta.numel() == 0:
-        raise ValueError("beta holds no value")
-    smallest = 0.0
-    if host_beta.device.type == "cpu":
-        if not bool(((host_beta >= 0.0) & (host_beta <= 1.0)).all()):
-            raise ValueError(f"beta is {beta}; it must lie in [0, 1]")
-        smallest = float(host_beta.min())
-    if host_beta.dim() == 1:
-        if extra and next_values.shape[0] != host_beta.shape[0]:
-            raise ValueError(
-                f"beta has {host_beta.shape[0]} values and next_values {_shape(next_values)} "
-                f"the values of {next_values.shape[0]} learners"
-            )
-        host_beta = host_beta.reshape(-1, *(1 for _ in batch))
-    try:
-        lead = tuple(torch.broadcast_shapes(host_beta.shape, next_values.shape[:-2]))
-    except RuntimeError as error:
-        raise ValueError(
-            f"beta {_shape(host_beta)} does not broadcast against the batch axes "
-            f"{tuple(next_values.shape[:-2])}"
-        ) from error
-    if host_beta.dim() == 0 and host_beta.device.type == "cpu":
-        aligned_beta: float | Tensor = float(host_beta)
-    else:
-        aligned_beta = host_beta.to(device).unsqueeze(-1)
-
-    next_actions = torch.zeros(rewards.shape, dtype=torch.int64, device=device)
-    next_actions[..., :-1] = actions[..., 1:]
-    aligned_lengths = None
-    if lengths is not None:
-        lengths = torch.as_tensor(lengths)
-        _require_shape("lengths", lengths, batch)
-        if lengths.device.type == "cpu" and not bool(((lengths >= 1) & (lengths <= steps)).all()):
-            raise ValueError(f"lengths must lie in [1, {steps}]: {lengths.tolist()}")
-        aligned_lengths = lengths.to(device).unsqueeze(-1)
-        inside = torch.arange(1, steps + 1, device=device) < aligned_lengths
-        next_actions.masked_fill_(~inside, 0)
-    return _Problem(
-        rewards=rewards.to(device),
-        next_values=next_values,
-        next_actions=next_actions,
-        terminated=terminated.to(device=device, dtype=torch.bool),
-        beta=aligned_beta,
-        smallest_beta=smallest,
-        lengths=aligned_lengths,
-        lead=lead,
-    )
-
-
-def _require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != tuple(shape):
-        raise ValueError(f"{name} {_shape(tensor)} must have shape {tuple(shape)}")
-
-
-def _shape(tensor: Tensor | Any) -> tuple[int, ...]:
-    return tuple(tensor.shape)

@@ -2,19 +2,20 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from ebu.checkpoint import Checkpoint, save_checkpoint
-from ebu.frames import FrameStack, torch_dtype
 from ebu.interfaces import VectorEnvironment, VectorStep
 from ebu.monitoring import Monitor, Progress
+from ebu.profiling import Profile
 from ebu.replay import EpisodicReplay
 from ebu.schedules import ExplorationConfig, epsilon_at
 
@@ -25,7 +26,7 @@ RECENT_GAMES = 100
 class Agent(Protocol):
     """What the loop asks of an agent."""
 
-    target_seconds: float
+    seconds: dict[str, float]
 
     def act(
         self,
@@ -51,6 +52,33 @@ class TrainingConfig:
     log_every_frames: int
     eval_every_frames: int
     checkpoint_minutes: float
+    overlap: bool = True
+
+
+class Moment(NamedTuple):
+    """How far a run was at a moment, and the seconds that each stage of it had taken."""
+
+    clock: float
+    frames: int
+    updates: int
+    stages: dict[str, float]
+
+    def until(self, later: "Moment") -> dict[str, float]:
+        """Speeds, and the share of each stage, between this moment and a later one.
+
+        `target_passes` and `targets` are parts of `learning`; `training_frames_per_second` leaves
+        evaluations and checkpoints out.
+        """
+        seconds = later.clock - self.clock
+        stages = {name: end - self.stages.get(name, 0.0) for name, end in later.stages.items()}
+        paused = stages.get("evaluation", 0.0) + stages.get("checkpoints", 0.0)
+        frames = later.frames - self.frames
+        return {
+            "speed/frames_per_second": frames / seconds,
+            "speed/training_frames_per_second": frames / (seconds - paused),
+            "speed/updates_per_second": (later.updates - self.updates) / seconds,
+            **{f"speed/share_{name}": part / seconds for name, part in stages.items()},
+        }
 
 
 class Interval:
@@ -149,7 +177,7 @@ class Trainer:
         evaluate: Callable[[int, Callable[[], bool]], dict[str, Any] | None],
         run_dir: Path,
         lock: IO[str],
-        device: torch.device,
+        profile: Profile | None = None,
     ) -> None:
         self.config = config
         self.env = env
@@ -160,6 +188,7 @@ class Trainer:
         self.monitor = monitor
         self.evaluate = evaluate
         self.run_dir = run_dir
+        self.profile = profile
         self.stop_requested = False
         self._lock = lock
 
@@ -169,12 +198,10 @@ class Trainer:
         self._best: float | None = None
         self._started = False
         self._games = Games(env.num_envs)
-        dtype = torch_dtype(env.frame_dtype)
-        self._stack = FrameStack(env.num_envs, env.frame_shape, dtype, env.stack, device)
         self._log_interval = Interval(config.log_every_frames)
         self._eval_interval = Interval(config.eval_every_frames)
         self._seconds: dict[str, float] = {}
-        self._speed_mark = (time.perf_counter(), 0, 0)
+        self._speed_mark = self.now()
 
     @property
     def frames(self) -> int:
@@ -194,7 +221,7 @@ class Trainer:
         if not self._started:
             self._receive(self.env.reset(), None, None)
             self._started = True
-        self._speed_mark = (time.perf_counter(), self.frames, self.updates)
+        self._speed_mark = self.now()
         last_saved = time.monotonic()
         while True:
             if self._log_interval.due(self.frames):
@@ -206,10 +233,15 @@ class Trainer:
             if time.monotonic() - last_saved >= self.config.checkpoint_minutes * 60:
                 self.save()
                 last_saved = time.monotonic()
+            updates = self.updates
             self._step()
+            if self.profile is not None:
+                self.profile.step(learning=self.updates > updates)
             if progress is not None:
                 recent = float(np.mean(self._games.recent)) if self._games.recent else None
                 progress.update(self.frames, episode_return=recent, epsilon=self.epsilon)
+        if self.profile is not None:
+            self.profile.finish()
         self.save()
         return self.finished(until_frames)
 
@@ -219,21 +251,27 @@ class Trainer:
 
     def _step(self) -> None:
         """One step of every environment; the learner works while the emulators do."""
-        clock = time.perf_counter()
-        actions, probabilities = self.agent.act(
-            self._stack.stacks,
-            epsilon=self.epsilon,
-            rng=self.rng,
-            forced_random=self._games.steps < self.exploration.random_start_actions,
-        )
-        self.env.send(actions)
-        clock = self._lap("acting", clock)
-        self.agent.learn(self.replay, self._updates_due())
-        clock = self._lap("learning", clock)
-        step = self.env.recv()
-        clock = self._lap("emulator_wait", clock)
-        self._receive(step, actions, probabilities)
-        self._lap("storing", clock)
+        with self._stage("acting"):
+            actions, probabilities = self.agent.act(
+                self.replay.newest_states(),
+                epsilon=self.epsilon,
+                rng=self.rng,
+                forced_random=self._games.steps < self.exploration.random_start_actions,
+            )
+        if not self.config.overlap:
+            self._learn()
+        with self._stage("sending"):
+            self.env.send(actions)
+        if self.config.overlap:
+            self._learn()
+        with self._stage("emulator_wait"):
+            step = self.env.recv()
+        with self._stage("storing"):
+            self._receive(step, actions, probabilities)
+
+    def _learn(self) -> None:
+        with self._stage("learning"):
+            self.agent.learn(self.replay, self._updates_due())
 
     def _receive(
         self, step: VectorStep, actions: np.ndarray | None, probabilities: np.ndarray | None
@@ -251,7 +289,6 @@ class Trainer:
             step.started,
             np.ones(num_envs, np.float32) if probabilities is None else probabilities,
         )
-        self._stack.push(step.frames, step.started)
         self._games.add(step)
         played = num_envs - int(step.started.sum())
         self.agent_steps += played
@@ -277,22 +314,13 @@ class Trainer:
         metrics |= {f"replay/{name}": value for name, value in self.replay.statistics().items()}
         self.monitor.scalars(self.frames, metrics)
 
-        before, frames, updates = self._speed_mark
-        self._speed_mark = (time.perf_counter(), self.frames, self.updates)
-        seconds = self._speed_mark[0] - before
-        self._seconds["target_passes"] = self.agent.target_seconds
-        self.agent.target_seconds = 0.0
-        speed = {f"speed/share_{name}": part / seconds for name, part in self._seconds.items()}
-        speed["speed/frames_per_second"] = (self.frames - frames) / seconds
-        speed["speed/updates_per_second"] = (self.updates - updates) / seconds
-        self.monitor.speed(self.frames, speed)
-        self._seconds = {}
+        before, self._speed_mark = self._speed_mark, self.now()
+        self.monitor.speed(self.frames, before.until(self._speed_mark))
         self._log_interval.done(self.frames)
 
     def _evaluate(self, progress: Progress | None) -> None:
-        clock = time.perf_counter()
-        record = self.evaluate(self.frames, lambda: self.stop_requested)
-        self._lap("evaluation", clock)
+        with self._stage("evaluation"):
+            record = self.evaluate(self.frames, lambda: self.stop_requested)
         if record is None:
             return
         if self._best is None or record["mean"] > self._best:
@@ -308,16 +336,14 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint; changes nothing in the run."""
-        clock = time.perf_counter()
-        path = save_checkpoint(
-            self.run_dir / "checkpoints",
-            self._checkpoint_name(),
-            self.state_dict(),
-            writers=[self.replay.write_frames],
-            logs=self.monitor.sync(),
-        )
-        self._lap("checkpoints", clock)
-        return path
+        with self._stage("checkpoints"):
+            return save_checkpoint(
+                self.run_dir / "checkpoints",
+                self._checkpoint_name(),
+                self.state_dict(),
+                writers=[self.replay.write_frames],
+                logs=self.monitor.sync(),
+            )
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of a run with the same settings."""
@@ -333,10 +359,18 @@ class Trainer:
     def _checkpoint_name(self) -> str:
         return f"frames-{self.frames:012d}"
 
-    def _lap(self, name: str, clock: float) -> float:
-        now = time.perf_counter()
-        self._seconds[name] = self._seconds.get(name, 0.0) + now - clock
-        return now
+    def now(self) -> "Moment":
+        """How far the run is, and where its time went."""
+        stages = self._seconds | self.agent.seconds
+        return Moment(time.perf_counter(), self.frames, self.updates, stages)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Count the time inside towards a stage of the loop, and name it in a profile."""
+        started = time.perf_counter()
+        with record_function(name):
+            yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -349,7 +383,6 @@ class Trainer:
             "best": self._best,
             "rng": self.rng.bit_generator.state,
             "games": self._games.state_dict(),
-            "stack": self._stack.state_dict(),
             "agent": self.agent.state_dict(),
             "env": self.env.state_dict(),
             "replay": self.replay.state_dict(),
@@ -365,7 +398,6 @@ class Trainer:
         self._best = state["best"]
         self.rng.bit_generator.state = state["rng"]
         self._games.load_state_dict(state["games"])
-        self._stack.load_state_dict(state["stack"])
         self.agent.load_state_dict(state["agent"])
         self.env.load_state_dict(state["env"])
         self.replay.load_state_dict(state["replay"])

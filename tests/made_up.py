@@ -145,6 +145,8 @@ class TableLearner:
         self.updates.append(Update(states.clone(), actions.clone(), targets.clone()))
         return torch.tensor(0.0), targets
 
+    def count_update(self) -> None: ...
+
     def state_dict(self) -> dict[str, Any]:
         return {"salt": self.salt}
 

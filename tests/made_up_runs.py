@@ -25,9 +25,8 @@ open_trainers: list[Trainer] = []
 class Onlooker:
     """Plays at random, learns nothing, and notes what the loop asks of it."""
 
-    target_seconds = 0.0
-
     def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
         self.stacks: list[torch.Tensor] = []
         self.epsilons: list[float] = []
         self.forced: list[np.ndarray] = []
@@ -102,7 +101,6 @@ def trainer_in(
         evaluate=evaluate,
         run_dir=run_dir,
         lock=(run_dir / "lock").open("w"),
-        device=CPU,
     )
     open_trainers.append(trainer)
     if checkpoint is not None:

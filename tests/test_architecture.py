@@ -34,7 +34,7 @@ def imported_modules(tree: ast.AST) -> Iterator[str]:
 
 def forbidden_imports(tree: ast.AST, package: str) -> set[str]:
     """What a file of `package` imports of this project against the architecture."""
-    ours = {*PACKAGES, *SCRIPTS, "tests", "benchmarks"}
+    ours = {*PACKAGES, *SCRIPTS, "tests", "benchmarks", "studies"}
     tops = {module.partition(".")[0] for module in imported_modules(tree)}
     return (tops & ours) - ALLOWED[package]
 

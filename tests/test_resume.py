@@ -90,13 +90,14 @@ def stored_segments(replay: EpisodicReplay) -> list[tuple[Any, ...]]:
         segment = replay._table[index]
         steps = np.arange(segment.start, segment.start + segment.length)
         streams = np.full(segment.length, segment.stream)
+        batch = replay.read(steps, streams)
         content = (
-            replay.states(steps, streams),
-            replay.next_states(steps, streams),
-            replay.actions(steps, streams),
-            replay.rewards(steps, streams),
-            replay.terminated(steps, streams),
-            replay.probabilities(steps, streams),
+            batch.states,
+            batch.next_states,
+            batch.actions,
+            batch.rewards,
+            batch.terminated,
+            batch.probabilities,
         )
         segments.append((segment, *(part.numpy().tobytes() for part in content)))
     return segments

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch
 from agents import load_agent
 from ebu.checkpoint import load_latest
 from ebu.errors import EbuError, UsageError
+from ebu.profiling import PROFILED_STEPS
 from ebu.training import Trainer
 from presets import DEFAULT, PAPER, flat, parse_arguments
 from train import build_trainer
@@ -77,6 +79,26 @@ def test_a_run_on_a_real_game_makes_what_the_readme_says(tmp_path: Path) -> None
     again = command(*flags, "--run-dir", str(run_dir))
     assert again.returncode == 0
     assert "already at" in again.stderr
+
+
+def test_a_profile_shows_the_stages_and_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    run(tmp_path / "without")
+    run(tmp_path / "with", "--profile")
+    trace = json.loads((tmp_path / "with" / "profile" / "steps.pt.trace.json").read_text())
+    counts = Counter(event["name"] for event in trace["traceEvents"])
+    stages = {"acting", "sending", "learning", "emulator_wait", "storing"}
+    assert {counts[name] for name in stages} == {PROFILED_STEPS}
+    assert counts["target_passes"] > 0
+    assert counts["update"] > 0
+    assert metrics(tmp_path / "with") == metrics(tmp_path / "without")
+
+
+def test_a_run_too_short_for_its_profile_says_so(tmp_path: Path) -> None:
+    ended = command(*CARTPOLE, "--frames", "190", "--profile", "--run-dir", str(tmp_path / "run"))
+    assert ended.returncode == 0
+    assert "no profile" in ended.stderr
 
 
 @pytest.mark.parametrize("agent", ["ebu", "dqn"])
@@ -169,6 +191,25 @@ def test_an_absent_cuda_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UsageError, match="no CUDA device"):
         parse_arguments(["--device", "cuda"])
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({}, "float32")],
+)
+def test_bfloat16_is_chosen_where_the_processor_has_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    capabilities: dict[str, bool],
+    expected: str,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    build(tmp_path / "auto", "--precision", "auto").close()
+    settings = json.loads((tmp_path / "auto" / "config.json").read_text())["settings"]
+    assert settings["precision"] == expected
+    build(tmp_path / "asked", "--precision", "bfloat16").close()
+    assert ("emulated" in capsys.readouterr().err) == (expected == "float32")
 
 
 def test_other_settings_are_refused_and_frames_may_grow(tmp_path: Path) -> None:

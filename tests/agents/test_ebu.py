@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents import Learner, LearnerConfig
+from agents.ebu import PASS_STATES, pass_sizes
 from ebu.segments import Segment
 from tests.made_up import (
     CPU,
@@ -236,7 +237,8 @@ def test_targets_are_those_of_algorithm_2(beta: float, game: Game, clip: bool, m
 def test_targets_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     replay = one_terminated_game([0.0, 0.5, 1.0], action=2)
     learner = TableLearner()
-    monkeypatch.setattr(learner, "target_values", lambda s: torch.tensor([[0.4, 0.2, 0.8]] * 32))
+    values = torch.tensor([0.4, 0.2, 0.8])
+    monkeypatch.setattr(learner, "target_values", lambda s: values.repeat(len(s), 1))
     ebu_of(learner, gamma=0.5, beta=0.5, batch_size=3).learn_once(replay)
     # y3 = 1; y2 = 0.5 + 0.5 max(0.4, 0.5 · 1 + 0.5 · 0.8) = 0.95;
     # y1 = 0 + 0.5 max(0.4, 0.5 · 0.95 + 0.5 · 0.8) = 0.4375.
@@ -264,6 +266,28 @@ def test_with_beta_0_targets_are_one_step_targets() -> None:
         for place, target in zip(places(update.states), update.targets.tolist(), strict=True):
             assert target == one_step_target(played.seen[place])
     assert agent.metrics()["q/backward_minus_one_step"] == 0
+
+
+@given(length=st.integers(1, 5000), device=st.sampled_from(["cpu", "cuda"]))
+def test_passes_hold_a_segment_with_little_padding_in_few_sizes(length: int, device: str) -> None:
+    sizes = pass_sizes(length, device)
+    largest, padding = PASS_STATES[device], sum(sizes) - length
+    assert 0 <= padding < {"cpu": 8, "cuda": max(32, length, largest)}[device]
+    assert all(size == largest for size in sizes[:-1])
+    assert sizes[-1] <= largest
+    allowed = range(8, 257, 8) if device == "cpu" else (32, 64, 128, 256, 512)
+    assert sizes[-1] in allowed
+
+
+def test_the_targets_of_a_long_segment_come_from_several_passes() -> None:
+    played, segments = one_stream(600)
+    draws_in_order(played.replay, segments)
+    learner = TableLearner()
+    ebu_of(learner).learn(played.replay, 18)
+    assert learner.passes == [256, 256, 88]
+    expected = algorithm_2(played.transitions(1, 1), beta=0.5)
+    targets = targets_by_row(learner.updates)
+    assert [targets[1, step] for step in range(25, 601)] == pytest.approx(expected[24:], abs=1e-5)
 
 
 @pytest.mark.parametrize("mix", [1, 2])
@@ -304,9 +328,8 @@ def test_targets_of_a_filling_tail_are_those_of_its_whole_segment() -> None:
     learner = TableLearner()
     filling, whole = filled_and_whole(learner, learner.updates)
     assert filling == whole
-    # 38 of the first, a tail of 26 alone, and all 60 of the third, in passes of one size.
-    assert sum(learner.passes) == 64 + 32 + 64
-    assert len(set(learner.passes)) == 1
+    # 38 of the first, a tail of 26 alone, and all 60 of the third, in whole groups of 8.
+    assert learner.passes == [40, 32, 64]
 
 
 def test_targets_of_a_filling_tail_with_a_network(monkeypatch: pytest.MonkeyPatch) -> None:

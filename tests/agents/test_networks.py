@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from agents.networks import HEADS, DuelingHead, build_network
+from agents.networks import HEADS, Dense, DuelingHead, build_network
 from ebu.errors import UsageError
 
 ATARI: dict[str, Any] = {"stack": 4, "frame_shape": (84, 84)}
@@ -69,15 +70,37 @@ def test_one_float32_value_for_each_action(name: str, shape: dict[str, Any]) -> 
     assert values.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_pixels_are_divided_by_255_inside(name: str) -> None:
-    network, states = network_of(name), pixels(6, **SMALL)
+@pytest.mark.parametrize("side", [84, 36, 37, 90])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_the_first_convolution_is_torchs_on_pixels_divided_by_255(
+    side: int, dtype: torch.dtype
+) -> None:
+    network = network_of(stack=4, frame_shape=(side, side))
     first = layers(network)[0]
-    fed: list[Tensor] = []
-    first.register_forward_hook(lambda module, inputs, output: fed.append(inputs[0]))
-    values = network(states)
-    torch.testing.assert_close(fed[0], states.float() / 255)
-    torch.testing.assert_close(network(states.float()), values)
+    assert isinstance(first, nn.Conv2d)
+    # A view into longer windows, as a replay memory gives it.
+    states = pixels(3, 5, (side, side)).to(dtype)[:, 1:]
+    plain = functional.conv2d(states.float() / 255, first.weight, first.bias, stride=4)
+    torch.testing.assert_close(first(states), plain, atol=1e-5, rtol=1e-5)
+    weight = torch.randn_like(plain)
+    ours, theirs = (
+        torch.autograd.grad((out * weight).sum(), (first.weight, first.bias))
+        for out in (first(states), plain)
+    )
+    for gradient, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_bytes_and_the_same_pixels_in_float_give_the_same_values(name: str) -> None:
+    network, states = network_of(name), pixels(6, **SMALL)
+    torch.testing.assert_close(network(states.float()), network(states))
+
+
+def test_a_dense_layer_is_a_linear_one() -> None:
+    layer, features = Dense(7, 3), torch.randn(5, 7)
+    expected = features @ layer.weight.t() + layer.bias
+    torch.testing.assert_close(layer(features), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])

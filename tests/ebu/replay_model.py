@@ -143,7 +143,8 @@ def assert_gathers(replay: EpisodicReplay, model: Model, pairs: list[tuple[int, 
     def column(name: str) -> list[object]:
         return [getattr(row, name)[stream] for row, stream in zip(following, streams, strict=True)]
 
-    states, next_states = replay.states(steps, streams), replay.next_states(steps, streams)
+    batch = replay.read(steps, streams)
+    states, next_states = batch.states, batch.next_states
     assert states.dtype == next_states.dtype == replay.frame_dtype
     np.testing.assert_array_equal(
         states.numpy(), [model.seen[t][n] for t, n in zip(steps, streams, strict=True)]
@@ -157,7 +158,7 @@ def assert_gathers(replay: EpisodicReplay, model: Model, pairs: list[tuple[int, 
         ("terminated", torch.bool),
         ("probabilities", torch.float32),
     ):
-        values = getattr(replay, name)(steps, streams)
+        values = getattr(batch, name)
         assert values.dtype == dtype
         np.testing.assert_array_equal(values.numpy(), column(name))
 

@@ -68,8 +68,8 @@ def scripted(replay: EpisodicReplay, events: str, first_frame: int = 1) -> Model
 
 def stacks(replay: EpisodicReplay, steps: list[int], *, following: bool = False) -> list[list[int]]:
     """The frames' numbers in the stacks of stream 0."""
-    gather = replay.next_states if following else replay.states
-    gathered = gather(np.array(steps), np.zeros(len(steps), np.int64))
+    batch = replay.read(np.array(steps), np.zeros(len(steps), np.int64))
+    gathered = batch.next_states if following else batch.states
     return gathered[:, :, 0].tolist()
 
 
@@ -86,9 +86,9 @@ def test_two_games_by_hand():
     assert replay.num_transitions == 5
     assert not replay.is_stored(0, 4)  # the game's last frame leads nowhere
     steps, streams = np.array([1, 3, 5]), np.zeros(3, np.int64)
-    assert replay.rewards(steps, streams).tolist() == [1.5, 2.5, 3.5]
-    assert replay.actions(steps, streams).tolist() == [3, 0, 2]
-    assert replay.terminated(steps, streams).tolist() == [True, True, False]
+    assert replay.read(steps, streams).rewards.tolist() == [1.5, 2.5, 3.5]
+    assert replay.read(steps, streams).actions.tolist() == [3, 0, 2]
+    assert replay.read(steps, streams).terminated.tolist() == [True, True, False]
 
 
 def test_a_truncated_segment_keeps_its_true_last_frame():
@@ -96,7 +96,7 @@ def test_a_truncated_segment_keeps_its_true_last_frame():
     scripted(replay, "s..ts.")
     assert stored_segments(replay) == [Segment(0, 0, 3, False)]
     assert stacks(replay, [2], following=True) == [[1, 2, 3, 4]]
-    assert replay.terminated(np.array([2]), np.array([0])).tolist() == [False]
+    assert replay.read(np.array([2]), np.array([0])).terminated.tolist() == [False]
 
 
 def test_a_long_segment_is_cut_and_continues_in_the_next():
@@ -279,9 +279,8 @@ def test_what_is_not_stored_is_refused():
     stream = np.zeros(1, np.int64)
     for step in (-1, 4, 7, 14, 15, 100):
         assert not replay.is_stored(0, step)
-        for gather in (replay.states, replay.next_states, replay.actions, replay.rewards):
-            with pytest.raises(IndexError, match="not stored"):
-                gather(np.array([step]), stream)
+        with pytest.raises(IndexError, match="not stored"):
+            replay.read(np.array([step]), stream)
     assert not replay.is_stored(1, 10)
     assert not replay.is_stored(-1, 10)
     assert stacks(replay, [8]) == [[6, 7, 8, 9]]

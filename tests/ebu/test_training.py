@@ -157,7 +157,7 @@ def test_lost_lives_end_segments_only_when_asked(
     trainer.run(STEP_FRAMES * 12)
     assert trainer.replay.num_segments == len(lengths)
     steps = np.arange(12)
-    terminated = trainer.replay.terminated(steps, np.zeros_like(steps))
+    terminated = trainer.replay.read(steps, np.zeros_like(steps)).terminated
     assert (torch.nonzero(terminated)[:, 0] + 1).tolist() == np.cumsum(lengths).tolist()
     assert trainer._games.metrics(STEP_FRAMES)["train/games"] == 1
 
@@ -193,10 +193,10 @@ def test_the_replay_memory_holds_what_the_agent_saw_when_it_acted(
     for step in range(replay.num_steps):
         for stream in range(3):
             if replay.is_stored(stream, step):
-                where = np.array([step]), np.array([stream])
-                assert torch.equal(replay.states(*where)[0], agent.stacks[step][stream])
-                assert int(replay.actions(*where)) == agent.actions[step][stream]
-                assert float(replay.probabilities(*where)) == agent.probabilities[step][stream]
+                stored_one = replay.read(np.array([step]), np.array([stream]))
+                assert torch.equal(stored_one.states[0], agent.stacks[step][stream])
+                assert int(stored_one.actions) == agent.actions[step][stream]
+                assert float(stored_one.probabilities) == agent.probabilities[step][stream]
                 stored += 1
     assert stored > 100
     assert replay.num_steps == len(agent.stacks) + 1 > replay.ring_length

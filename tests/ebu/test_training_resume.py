@@ -54,7 +54,8 @@ def stored_frames(replay: EpisodicReplay) -> torch.Tensor:
         if replay.is_stored(stream, step)
     ]
     steps, streams = np.array(places).T
-    return torch.stack([replay.states(steps, streams), replay.next_states(steps, streams)])
+    batch = replay.read(steps, streams)
+    return torch.stack([batch.states, batch.next_states])
 
 
 def assert_same_runs(one: Trainer, other: Trainer) -> None:
@@ -170,7 +171,7 @@ def test_evaluations_take_nothing_from_the_runs_random_numbers(
 ) -> None:
     without = real_run(tmp_path, "ebu")
     without.run(END)
-    for key in ("agent", "rng", "env", "replay", "stack", "games"):
+    for key in ("agent", "rng", "env", "replay", "games"):
         assert same(without.state_dict()[key], straight().state_dict()[key])
     assert lines(tmp_path) == lines(straight().run_dir)
     assert len(lines(straight().run_dir, "evaluations.jsonl")) == 2
@@ -183,3 +184,12 @@ def test_a_run_is_a_function_of_its_seeds(tmp_path: Path) -> None:
         run.run(END // 2)
     assert_same_runs(one, again)
     assert not same(one.state_dict()["agent"], other.state_dict()["agent"])
+
+
+@pytest.mark.parametrize("agent", ["ebu", "ebu-mix-4", "dqn"])
+def test_a_run_without_overlap_is_the_same_to_the_last_bit(
+    tmp_path: Path, straight: Callable[..., Trainer], agent: str
+) -> None:
+    run = evaluated_run(tmp_path / "run", agent, overlap=False)
+    assert run.run(END)
+    assert_same_runs(run, straight(agent))

@@ -1,0 +1,160 @@
+"""K learners as one: K Q-networks that take a gradient step together on the same states."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from agents.learner import Learner, LearnerConfig
+
+
+class StackedNetworks(nn.Module):
+    """K networks of one kind in one pass: states (B, stack, *frame_shape) → values (K, B, A).
+
+    Every parameter has a leading axis K; its name is that in a single network, after `networks.`.
+    The first convolution is one with K times the filters, since the networks share its input; later
+    ones are grouped, linear layers are batched products: the number of launches is that of one.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.num_networks = len(networks)
+        weights = [dict(network.named_parameters()) for network in networks]
+        # Holds the stacked parameters; passes put those of single networks in their place.
+        self.networks = networks[0]
+        for path in weights[0]:
+            layer, _, name = path.rpartition(".")
+            stacked = nn.Parameter(_stacked([each[path].detach() for each in weights]))
+            setattr(self.networks.get_submodule(layer), name, stacked)
+
+    def forward(self, states: Tensor) -> Tensor:
+        device = states.device.type
+        if device == "cpu" and not torch.is_grad_enabled():
+            # Passes without gradients may be over hundreds of states, where one network after the
+            # other is faster: memory of tens of megabytes comes fresh from the system every time.
+            return torch.stack([self.one(index, states) for index in range(self.num_networks)])
+        autocast = torch.is_autocast_enabled(device)
+        weights = dict(self.networks.named_parameters())
+        with _LayersIn(torch.get_autocast_dtype(device)) if autocast else nullcontext():
+            values: Tensor = vmap(lambda one: functional_call(self.networks, one, (states,)))(
+                weights
+            )
+        return values
+
+    def one(self, index: int, states: Tensor) -> Tensor:
+        """Action values (B, A) of states (B, stack, *frame_shape) by one of the networks."""
+        values: Tensor = functional_call(self.networks, self.weights_of(index), (states,))
+        return values
+
+    def weights_of(self, index: int) -> dict[str, Tensor]:
+        """The parameters of one of the networks, named as in a network of its own; no copies."""
+        return {name: stacked.detach()[index] for name, stacked in self.networks.named_parameters()}
+
+
+class StackedLearner(Learner):
+    """K learners that take every gradient step together, on the same states and actions.
+
+    Each has its own online and target network, initial weights, optimizer averages, targets and
+    loss, and learns what it would learn alone; the target networks follow at the same time.
+    Arguments are those of `Learner` and the number K of learners. Shapes:
+
+    | method | takes | gives |
+    | --- | --- | --- |
+    | values, target_values | states (B, stack, *frame_shape) | (K, B, A) float32 |
+    | update | states, actions (B,) int64, targets (K, B) float32 | losses (K,), values (K, B) |
+    """
+
+    online: StackedNetworks
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        *,
+        num_learners: int,
+        stack: int,
+        frame_shape: tuple[int, ...],
+        num_actions: int,
+        device: torch.device,
+        precision: str,
+        rng: np.random.Generator,
+    ) -> None:
+        self.num_learners = num_learners
+        super().__init__(
+            config,
+            stack=stack,
+            frame_shape=frame_shape,
+            num_actions=num_actions,
+            device=device,
+            precision=precision,
+            rng=rng,
+        )
+
+    def _built(self, build: Callable[[], nn.Module]) -> nn.Module:
+        return StackedNetworks([build() for _ in range(self.num_learners)])
+
+    @torch.no_grad()
+    def values_of(self, learners: Tensor, states: Tensor) -> Tensor:
+        """Online action values (N, A) float32 of N states, each by a learner of its own.
+
+        | argument | shape, dtype |
+        | --- | --- |
+        | learners | (N,) int64, whose values are asked for, on the learner's device |
+        | states | (N, stack, *frame_shape) |
+        """
+        if self.device.type != "cpu":
+            # As many launches for all learners as for one, and of the same shapes every time.
+            return self.values(states)[learners, torch.arange(len(states), device=self.device)]
+        with self._autocast:
+            by_learner = torch.cat(
+                [self.online.one(k, states[learners == k]) for k in learners.unique().tolist()]
+            )
+        values = torch.empty_like(by_learner, dtype=torch.float32)
+        values[learners.argsort(stable=True)] = by_learner.float()
+        return values
+
+    @torch.no_grad()
+    def copy_weights(self, source: int) -> None:
+        """Give all learners the online and the target network of one of them.
+
+        Each keeps its own optimizer averages.
+        """
+        for weights in (*self.online.parameters(), *self.target.parameters()):
+            weights.copy_(weights[source].clone())
+        self._refresh_fast_target()
+
+
+class _LayersIn(TorchFunctionMode):
+    """Layers compute in a dtype as under autocast, which inside vmap does not reach them all."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func in (functional.conv2d, functional.linear):
+            args = [arg.to(self.dtype) if isinstance(arg, Tensor) else arg for arg in args]
+        return func(*args, **(kwargs or {}))
+
+
+def _stacked(weights: Sequence[Tensor]) -> Tensor:
+    """Tensors of one shape as (K, *shape), each with its strides.
+
+    Convolutions run fastest in the layout their weights were given.
+    """
+    first = weights[0]
+    stacked = torch.empty_strided(
+        (len(weights), *first.shape), (first.numel(), *first.stride()), dtype=first.dtype
+    )
+    return torch.stack(list(weights), out=stacked)

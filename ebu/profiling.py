@@ -1,0 +1,45 @@
+"""A profile of some steps of a run, for TensorBoard or Perfetto."""
+
+from pathlib import Path
+
+import torch
+
+SKIPPED_STEPS = 20
+"""Vector steps with updates before the profile: graphs are captured and kernels chosen in them."""
+PROFILED_STEPS = 20
+
+
+class Profile:
+    """Records vector steps of a run once it learns, into one file of a directory.
+
+    Told of every vector step, it looks away until updates are made, skips `SKIPPED_STEPS`, records
+    `PROFILED_STEPS` and is done. It changes nothing in the run.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path: Path | None = None
+        """The trace, once it is written."""
+        self._directory = directory
+        self._steps = 0
+        self._profiler: torch.profiler.profile | None = None
+
+    def step(self, learning: bool) -> None:
+        """To be called after every vector step; `learning`: updates were made in it."""
+        if self.path is None and (learning or self._steps):
+            self._steps += 1
+            if self._steps == SKIPPED_STEPS:
+                self._profiler = torch.profiler.profile()
+                self._profiler.start()
+            elif self._steps == SKIPPED_STEPS + PROFILED_STEPS:
+                self.finish()
+
+    def finish(self) -> None:
+        """Write what has been recorded, if anything has."""
+        if self._profiler is None:
+            return
+        self._profiler.stop()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        # The ending by which TensorBoard's plugin knows a trace.
+        self.path = self._directory / "steps.pt.trace.json"
+        self._profiler.export_chrome_trace(str(self.path))
+        self._profiler = None

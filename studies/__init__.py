@@ -1,0 +1,1 @@
+"""Studies that take many runs each; every one is a script."""

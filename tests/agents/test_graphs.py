@@ -1,0 +1,159 @@
+"""What a CUDA graph of an update holds: nothing of the host, and the same steps as without one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import agents.agent
+from agents import AGENTS, Agent, AgentConfig, Learner, LearnerConfig
+from agents.graphs import Captured
+from ebu.replay import EpisodicReplay
+from ebu.staging import Staging
+from tests.made_up import CPU, same
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+NUM_ACTIONS, SIDE = 4, 36
+
+
+def played_memory(device: torch.device, steps: int = 400) -> EpisodicReplay:
+    """Four streams of noise whose games end, lose lives and are cut."""
+    streams, rng = 4, np.random.default_rng(0)
+    replay = EpisodicReplay(
+        capacity=4000,
+        num_streams=streams,
+        frame_shape=(SIDE, SIDE),
+        frame_dtype=torch.uint8,
+        stack=4,
+        device=device,
+    )
+    started = np.ones(streams, dtype=bool)
+    for _ in range(steps):
+        over, cut = rng.random((2, streams)) < [[0.03], [0.01]]
+        replay.append(
+            rng.integers(256, size=(streams, SIDE, SIDE), dtype=np.uint8),
+            rng.integers(NUM_ACTIONS, size=streams),
+            rng.normal(size=streams).astype(np.float32),
+            over & ~started,
+            cut & ~over & ~started,
+            started,
+            np.ones(streams, dtype=np.float32),
+        )
+        started = (over | cut) & ~started
+    return replay
+
+
+def agent_of(
+    name: str, device: torch.device, *, precision: str = "float32", **config: Any
+) -> Agent:
+    learner = Learner(
+        LearnerConfig(target_sync_updates=10, optimizer=config.pop("optimizer", "adam")),
+        stack=4,
+        frame_shape=(SIDE, SIDE),
+        num_actions=NUM_ACTIONS,
+        device=device,
+        precision=precision,
+        rng=np.random.default_rng(1),
+    )
+    return AGENTS[name](AgentConfig(**config), learner, np.random.default_rng(2))
+
+
+class Recorded(Captured[Any]):
+    """Captures as a GPU does, without one: the operations are recorded once for each set of
+    shapes, and from then on repeated on new inputs, while the function itself is not called again.
+    Whatever asks a tensor for its value on the host fails while it is recorded.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], staging: Staging, *, changes: Any, enabled: bool
+    ) -> None:
+        super().__init__(function, staging, changes=changes, enabled=enabled)
+        self.recordings: dict[Any, Callable[..., Any]] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        places = [self._on_device(argument) for argument in arguments]
+        tensors = [place for place in places if isinstance(place, Tensor)]
+        key = tuple(tuple(tensor.shape) for tensor in tensors)
+        if key not in self.recordings:
+            before = [tensor.detach().clone() for tensor in self._changes()]
+
+            def of_tensors(*inputs: Tensor) -> Any:
+                given = iter(inputs)
+                return self._function(
+                    *(next(given) if isinstance(place, Tensor) else place for place in places)
+                )
+
+            self.recordings[key] = make_fx(of_tensors)(*tensors)
+            with torch.no_grad():
+                for tensor, value in zip(self._changes(), before, strict=True):
+                    tensor.copy_(value)
+        with torch.no_grad():  # Gradients are among what is recorded.
+            return self.recordings[key](*tensors)
+
+
+def captured_by_recording(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    # The sweep looks at lengths that lie on the host, as those on a GPU do not.
+    kind = Captured if function.__name__ == "_backward" else Recorded
+    return kind(function, *arguments, **named)
+
+
+@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_recorded_updates_are_those_that_are_called(
+    monkeypatch: pytest.MonkeyPatch, name: str, optimizer: str, precision: str
+) -> None:
+    replay = played_memory(CPU)
+    options: dict[str, Any] = {"optimizer": optimizer, "precision": precision}
+    called = agent_of(name, CPU, **options)
+    monkeypatch.setattr(agents.agent, "Captured", captured_by_recording)
+    recorded = agent_of(name, CPU, **options)
+    for _ in range(3):
+        called.learn(replay, 12)
+        recorded.learn(replay, 12)
+        assert same(recorded.state_dict(), called.state_dict())
+        states = replay.newest_states()
+        chosen = [each.act(states, epsilon=0.0, rng=each.rng)[0] for each in (called, recorded)]
+        assert np.array_equal(*chosen)
+    assert len(recorded._gradient_step.recordings) == 1  # type: ignore[attr-defined]
+    assert recorded.metrics() == called.metrics()
+
+
+@GPU
+@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_graphs_on_a_gpu_train_as_separate_launches_do(
+    name: str, optimizer: str, precision: str
+) -> None:
+    device = torch.device("cuda")
+    replay = played_memory(device)
+    options: dict[str, Any] = {"optimizer": optimizer, "precision": precision}
+    graphed = agent_of(name, device, **options)
+    eager = agent_of(name, device, cuda_graphs=False, **options)
+    for each in (graphed, eager):
+        each.learn(replay, 1000)
+    one, other = graphed.state_dict()["learner"], eager.state_dict()["learner"]
+    assert one["updates"] == other["updates"] == 1000
+    for key, weight in one["online"].items():
+        torch.testing.assert_close(weight, other["online"][key], rtol=1e-3, atol=1e-4)
+
+
+@GPU
+def test_deterministic_runs_on_a_gpu_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    replay, states = played_memory(device), []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(2):
+            agent = agent_of("ebu", device)
+            agent.learn(replay, 200)
+            states.append(agent.state_dict()["learner"])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert same(states[0], states[1])
