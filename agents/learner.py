@@ -206,13 +206,14 @@ class Learner:
         return values.float()
 
     def state_dict(self) -> dict[str, Any]:
-        names = [name for name, _ in self.online.named_parameters()]
-        slots = self.optimizer.state_dict()["state"]
+        averages = self.optimizer.state
         return {
             "updates": self.updates,
             "online": dict(self.online.state_dict()),
             "target": dict(self.target.state_dict()),
-            "optimizer": {names[index]: dict(slot) for index, slot in slots.items()},
+            "optimizer": {
+                name: dict(averages[weight]) for name, weight in self.online.named_parameters()
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -220,16 +221,12 @@ class Learner:
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
         self._refresh_fast_target()
-        whole = self.optimizer.state_dict()
-        whole["state"] = {
-            index: {
-                slot: _laid_out_as(weight, value)
-                for slot, value in state["optimizer"][name].items()
-            }
-            for index, (name, weight) in enumerate(self.online.named_parameters())
-            if name in state["optimizer"]
-        }
-        self.optimizer.load_state_dict(whole)
+        # In place: captured graphs keep the addresses, and a fused optimizer walks through weights
+        # and averages in the order in which both lie in memory.
+        with torch.no_grad():
+            for name, weight in self.online.named_parameters():
+                for slot, value in state["optimizer"][name].items():
+                    self.optimizer.state[weight][slot].copy_(value)
 
 
 def _rounded(network: nn.Module) -> nn.Module:
@@ -239,13 +236,3 @@ def _rounded(network: nn.Module) -> nn.Module:
         if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, FirstConvolution):
             module.to(torch.bfloat16)
     return network
-
-
-def _laid_out_as(weight: Tensor, value: Tensor) -> Tensor:
-    """A copy of an optimizer's average with the strides of its weight.
-
-    A fused optimizer walks through both in the order in which they lie in memory.
-    """
-    if value.shape != weight.shape:
-        return value.clone()
-    return torch.empty_like(weight, requires_grad=False).copy_(value)

@@ -1,0 +1,206 @@
+"""Whether CUDA graphs learn what the same operations learn when each is launched on its own.
+
+    python benchmarks/parity.py --updates 1000 --json parity.json
+
+Agents with the same weights and the same draws learn from one memory of frames that were played:
+`graphed`, as training does on a GPU; `eager`, without graphs; and `again`, without graphs too,
+which shows what a GPU's kernels alone leave to chance, since some add in any order. Two comparisons
+with `eager`:
+
+- in step: before every update `eager` takes over the weights and averages of `graphed`, so that
+  each update is compared by itself;
+- apart: nobody is corrected. Differences in the last bit of a sum then grow with every update, as
+  those of any training do, so that only their absence tells something: with --deterministic all
+  bits must be equal. So they are on the CPU, where there are no graphs.
+
+The results file holds `tolerance` and `parity`, a list of one entry for each `agent` and
+`precision`. Differences are norms over all weights, relative to that of the weights: `in_step`, the
+largest that any update makes, and whether it is `within` the tolerance of the precision; `apart`,
+of `graphed` and of `again` after 1, 10, ... and all updates; `bitwise`, whether all those of
+`graphed` are 0.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from measurement import markdown, publish, require_at_least, require_writable, say, stated
+from runs import network_arguments, random_play
+from torch import Tensor
+
+from agents import AGENTS, Agent, Learner
+from ebu.commandline import parse, run_command
+from ebu.errors import UsageError
+from ebu.replay import EpisodicReplay
+from ebu.training import Trainer
+from presets import DEFAULT
+
+# The first update moves the weights by 2e-3 of their norm, later ones by a tenth of that. Adam's
+# first steps hardly depend on how small a gradient is, so what is rounded there comes out enlarged:
+# noise of a millionth of the largest gradient of a tensor leads 2e-5 apart.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-3}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared."""
+
+    game: str = "pong"
+    """An Atari game, played at random."""
+    agents: tuple[Literal["ebu", "dqn"], ...] = ("ebu", "dqn")
+    """Our agents."""
+    precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
+    """Arithmetic of the networks."""
+    deterministic: bool = False
+    """On a GPU, take only operations that give the same bits every time."""
+    updates: int = 1_000
+    """Gradient steps of each."""
+    steps: int = 1_200
+    """Vector steps of play in the memory."""
+    num_envs: int = 16
+    """Environments that play them."""
+    threads: int = 2
+    """Threads of torch."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    seed: int = 0
+    """Seed of the play, the weights and the draws."""
+    json: Path | None = None
+    """Write settings, machine and all figures to this file."""
+
+
+def agents_of(name: str, precision: str, seed: int, trainer: Trainer) -> dict[str, Agent]:
+    """The agents that are compared, alike but for their graphs."""
+    agents: dict[str, Agent] = {}
+    for way in ("eager", "again", "graphed"):
+        learner = Learner(
+            DEFAULT.learner,
+            **network_arguments(trainer),
+            precision=precision,
+            rng=np.random.default_rng(seed),
+        )
+        config = replace(DEFAULT.method, cuda_graphs=way == "graphed")
+        agents[way] = AGENTS[name](config, learner, np.random.default_rng(seed))
+    return agents
+
+
+def in_step(agents: dict[str, Agent], replay: EpisodicReplay, updates: int) -> float:
+    """The largest difference that any one update makes, each from the same weights."""
+    eager, graphed = agents["eager"], agents["graphed"]
+    largest = torch.zeros((), dtype=torch.float64, device=replay.device)
+    for _ in range(updates):
+        # Not the other way round: a graph keeps the places of its tensors.
+        eager.load_state_dict(graphed.state_dict())
+        eager.learn(replay, 1)
+        graphed.learn(replay, 1)
+        largest = torch.maximum(largest, difference(eager, graphed))
+    return largest.item()
+
+
+def apart(
+    agents: dict[str, Agent], replay: EpisodicReplay, updates: int
+) -> dict[str, dict[str, float]]:
+    """The differences from `eager` after 1, 10, ... and all updates."""
+    differences: dict[str, dict[str, float]] = {"graphed": {}, "again": {}}
+    done = 0
+    for number in milestones(updates):
+        for agent in agents.values():
+            agent.learn(replay, number - done)
+        done = number
+        for way, values in differences.items():
+            values[str(number)] = difference(agents["eager"], agents[way]).item()
+    return differences
+
+
+def milestones(updates: int) -> list[int]:
+    """1, 10, 100, ... and the last."""
+    powers = [10**power for power in range(len(str(updates))) if 10**power < updates]
+    return [*powers, updates]
+
+
+@torch.no_grad()
+def difference(agent: Agent, other: Agent) -> Tensor:
+    """|w - w'| / |w| over all weights of the networks that are trained: () float64."""
+    networks = (each.learner.online.parameters() for each in (agent, other))
+    pairs = [(one.double(), two.double()) for one, two in zip(*networks, strict=True)]
+    apart = torch.stack([(one - two).square().sum() for one, two in pairs]).sum()
+    return (apart / torch.stack([one.square().sum() for one, _ in pairs]).sum()).sqrt()
+
+
+def compare(settings: Settings, trainer: Trainer) -> list[dict[str, Any]]:
+    """All figures."""
+    figures = []
+    for precision in settings.precisions:
+        for name in settings.agents:
+            say(f"{name}, {precision}: {settings.updates} updates in step")
+            agents = agents_of(name, precision, settings.seed, trainer)
+            together = in_step(agents, trainer.replay, settings.updates)
+            say(f"{name}, {precision}: {settings.updates} updates apart")
+            agents = agents_of(name, precision, settings.seed, trainer)
+            alone = apart(agents, trainer.replay, settings.updates)
+            figures.append(
+                {
+                    "agent": name,
+                    "precision": precision,
+                    "in_step": together,
+                    "within": together <= TOLERANCE[precision],
+                    "apart": alone,
+                    "bitwise": max(together, *alone["graphed"].values()) == 0,
+                }
+            )
+    return figures
+
+
+def table(parity: list[dict[str, Any]]) -> str:
+    """The figures as a Markdown table."""
+    rows = [
+        (
+            each["agent"],
+            each["precision"],
+            "yes" if each["bitwise"] else "no",
+            f"{each['in_step']:.1e}",
+            f"{TOLERANCE[each['precision']]:.0e}",
+            *(f"{value:.1e}" for value in each["apart"]["graphed"].values()),
+            f"{[*each['apart']['again'].values()][-1]:.1e}",
+        )
+        for each in parity
+    ]
+    counts = [f"{int(count):,}" for count in parity[0]["apart"]["graphed"]]
+    header = ("agent", "precision", "bit for bit", "in step", "tolerance")
+    after = (f"apart, after {count}" for count in counts)
+    return markdown((*header, *after, f"eager again, after {counts[-1]}"), rows)
+
+
+def main() -> None:
+    """Compare, print the table and write the file."""
+    settings = parse(
+        Settings,
+        sys.argv[1:],
+        prog="parity.py",
+        description="The weights of a graphed and of an eager agent after the same updates.",
+    )
+    require_at_least(1, settings, "updates", "num_envs", "threads")
+    require_at_least(100, settings, "steps")
+    require_at_least(0, settings, "seed")
+    if not (settings.agents and settings.precisions):
+        raise UsageError("nothing to compare: give --agents and --precisions")
+    require_writable(settings.json)
+    context = stated(settings)
+    with random_play(
+        settings.steps,
+        game=settings.game,
+        num_envs=settings.num_envs,
+        seed=settings.seed,
+        device=settings.device,
+        deterministic=settings.deterministic,
+        threads=settings.threads,
+    ) as trainer:
+        parity = compare(settings, trainer)
+    publish(context, {"tolerance": TOLERANCE, "parity": parity}, table(parity), settings.json)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,255 @@
+"""What the replay memory costs: appending, drawing, gathering, and the memory of the process.
+
+    python benchmarks/replay_speed.py --json replay.json
+
+A full memory of frames that were really played: `RECORDED_STEPS` vector steps of an Atari game
+under random actions, over and over. Where segments and games end is drawn, so that every game has
+segments. All parts are timed one call at a time on one process and, by default, one thread.
+
+The results file holds `microseconds` (`median` and `p95` of `append`, one vector step; `draw`, the
+indices of 32 transitions; `draw_states`, with the stacks they start from; `draw_states_and_next`,
+with both; `draw_segment`, the place of a segment), `memory` (`transitions`
+and `segments` stored, `fill_seconds`, and in bytes the largest resident size of the process
+before the memory was made, `resident_before`, and of all, `peak_resident`; on a GPU also
+`peak_device`) and with `--checkpoint` the `seconds` of `write_frames` and `read_frames` and the
+`bytes` on disk in `checkpoint`.
+"""
+
+import math
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measurement import (
+    WARMUP_CALLS,
+    markdown,
+    publish,
+    require_at_least,
+    require_writable,
+    say,
+    stated,
+    times,
+    usual_and_slow,
+)
+
+from ebu.commandline import device_named, parse, run_command
+from ebu.errors import UsageError
+from ebu.frames import torch_dtype
+from ebu.replay import EpisodicReplay
+from envs import AtariVector
+
+BATCH_SIZE = 32
+# 1.8 MB of each stream, more than the compression of checkpoints looks back.
+RECORDED_STEPS = 256
+# As in a game of five lives that last a hundred agent steps each.
+STEPS_PER_SEGMENT = 100
+SEGMENTS_PER_GAME = 5
+FRAMES_PER_STEP = 4
+
+Row = tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    game: str = "breakout"
+    """An Atari game."""
+    replay_capacity: int = 1_000_000
+    """Transitions in the replay memory."""
+    num_envs: int = 64
+    """Environment streams; an append stores one frame of each."""
+    threads: int = 1
+    """Threads of torch."""
+    device: str = "auto"
+    """auto, cpu or cuda: where the memory lies."""
+    repetitions: int = 2_000
+    """Timed calls of each part."""
+    checkpoint: bool = False
+    """Also write and read all frames once, as a checkpoint does, in the temporary directory."""
+    seed: int = 0
+    """Seed of the games, the ends and the draws."""
+    json: Path | None = None
+    """Write settings, machine and all figures to this file."""
+
+
+def recorded_frames(settings: Settings) -> np.ndarray:
+    """(RECORDED_STEPS, N, 84, 84) uint8: N games under random actions. Raises `UsageError`."""
+    try:
+        env = AtariVector(settings.game, settings.num_envs, seed=settings.seed)
+    except ValueError as error:
+        raise UsageError(f"--game: {error}") from error
+    rng = np.random.default_rng(settings.seed)
+    frames = np.empty((RECORDED_STEPS, settings.num_envs, *env.frame_shape), dtype=env.frame_dtype)
+    frames[0] = env.reset().frames
+    for step in range(1, RECORDED_STEPS):
+        env.send(rng.integers(env.num_actions, size=settings.num_envs))
+        frames[step] = env.recv().frames
+    env.close()
+    return frames
+
+
+def played(frames: np.ndarray, rng: np.random.Generator) -> Iterator[Row]:
+    """The arguments of one append after the other, without end."""
+    num_envs: int = frames.shape[1]
+    never = np.zeros(num_envs, dtype=bool)
+    started = ~never
+    step = 0
+    while True:
+        terminated = ~started & (rng.random(num_envs) < 1 / STEPS_PER_SEGMENT)
+        yield (
+            frames[step % len(frames)],
+            rng.integers(4, size=num_envs),
+            (rng.random(num_envs) < 0.1).astype(np.float32),
+            terminated,
+            never,
+            started,
+            np.full(num_envs, 0.25, dtype=np.float32),
+        )
+        started = terminated & (rng.random(num_envs) < 1 / SEGMENTS_PER_GAME)
+        step += 1
+
+
+def peak_resident() -> int:
+    """Bytes of memory that this process has had at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def time_parts(
+    replay: EpisodicReplay, rows: Iterator[Row], rng: np.random.Generator, repetitions: int
+) -> dict[str, dict[str, float]]:
+    """Median and 95th percentile of each part, in microseconds."""
+
+    def draw() -> tuple[np.ndarray, np.ndarray]:
+        return replay.draw_transitions(rng, BATCH_SIZE)
+
+    def draw_states() -> None:
+        _ = replay.read(*draw()).states
+
+    def draw_states_and_next() -> None:
+        batch = replay.read(*draw())
+        _ = batch.states, batch.next_states
+
+    parts: dict[str, Callable[[], object]] = {
+        "draw": draw,
+        "draw_states": draw_states,
+        "draw_states_and_next": draw_states_and_next,
+        "draw_segment": lambda: replay.draw_segment(rng),
+    }
+    next_rows = list(islice(rows, WARMUP_CALLS + repetitions))
+    seconds = {"append": times(replay.append, repetitions, replay.device, next_rows)}
+    for name, part in parts.items():
+        say(f"timing {name}")
+        seconds[name] = times(part, repetitions, replay.device)
+    return {
+        name: usual_and_slow([1e6 * value for value in values]) for name, values in seconds.items()
+    }
+
+
+def time_checkpoint(replay: EpisodicReplay) -> dict[str, Any]:
+    """Write all frames to a temporary directory and read them back, from the system's cache."""
+    say("writing and reading all frames")
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        started = time.perf_counter()
+        replay.write_frames(directory)
+        written = time.perf_counter()
+        replay.read_frames(directory)
+        read = time.perf_counter()
+        size = sum(file.stat().st_size for file in directory.iterdir())
+    return {
+        "seconds": {"write_frames": written - started, "read_frames": read - written},
+        "bytes": size,
+    }
+
+
+def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
+    """All figures. Raises `UsageError` if the game is unknown or the memory does not fit."""
+    torch.set_num_threads(settings.threads)
+    say(f"playing {RECORDED_STEPS * settings.num_envs * FRAMES_PER_STEP:,} frames")
+    frames = recorded_frames(settings)
+    resident_before = peak_resident()
+    replay = EpisodicReplay(
+        capacity=settings.replay_capacity,
+        num_streams=settings.num_envs,
+        frame_shape=frames.shape[2:],
+        frame_dtype=torch_dtype(frames.dtype),
+        stack=AtariVector.stack,
+        device=device,
+    )
+    rng = np.random.default_rng(settings.seed)
+    rows = played(frames, rng)
+    say(f"filling a memory of {settings.replay_capacity:,} transitions")
+    started = time.perf_counter()
+    # One step more than the memory holds, so that every append overwrites.
+    for row in islice(rows, math.ceil(settings.replay_capacity / settings.num_envs) + 1):
+        replay.append(*row)
+    fill_seconds = time.perf_counter() - started
+    figures: dict[str, Any] = {"microseconds": time_parts(replay, rows, rng, settings.repetitions)}
+    if settings.checkpoint:
+        figures["checkpoint"] = time_checkpoint(replay)
+    figures["memory"] = {
+        "transitions": replay.num_transitions,
+        "segments": replay.num_segments,
+        "fill_seconds": fill_seconds,
+        "resident_before": resident_before,
+        "peak_resident": peak_resident(),
+    }
+    if device.type == "cuda":
+        figures["memory"]["peak_device"] = torch.cuda.max_memory_allocated(device)
+    return figures
+
+
+def table(figures: dict[str, Any], num_envs: int) -> str:
+    """The figures as Markdown."""
+    rows = [
+        (part.replace("_", " "), f"{value['median']:.1f}", f"{value['p95']:.1f}")
+        for part, value in figures["microseconds"].items()
+    ]
+    memory = figures["memory"]
+    lines = [
+        markdown(("part", "median, µs", "95th percentile, µs"), rows),
+        f"\nan append holds {num_envs} frames, a draw {BATCH_SIZE} transitions\n"
+        f"{memory['transitions']:,} transitions and {memory['segments']:,} segments, "
+        f"filled in {memory['fill_seconds']:.1f} s; peak resident memory of the process "
+        f"{memory['peak_resident'] / 1e9:.2f} GB, "
+        f"{memory['resident_before'] / 1e9:.2f} GB of them before the memory was made",
+    ]
+    if "peak_device" in memory:
+        lines.append(f"peak memory on the device {memory['peak_device'] / 1e9:.2f} GB")
+    if "checkpoint" in figures:
+        seconds, size = figures["checkpoint"]["seconds"], figures["checkpoint"]["bytes"]
+        lines.append(
+            f"all frames written in {seconds['write_frames']:.1f} s, read back in "
+            f"{seconds['read_frames']:.1f} s, {size / 1e6:.1f} MB on disk"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print the table and write the file."""
+    settings = parse(
+        Settings,
+        sys.argv[1:],
+        prog="replay_speed.py",
+        description="What appending to the replay memory and drawing from it cost.",
+    )
+    require_at_least(1, settings, "replay_capacity", "num_envs", "threads", "repetitions")
+    require_at_least(0, settings, "seed")
+    require_writable(settings.json)
+    device = device_named(settings.device)
+    context = stated(settings)
+    figures = measure(settings, device)
+    publish(context, figures, table(figures, settings.num_envs), settings.json)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,337 @@
+"""What each piece of learning and acting takes that a GPU is given as one CUDA graph.
+
+    python benchmarks/update_speed.py --json updates.json
+
+The pieces of one learner and of several stacked as one (`agents.stacked`), on a memory of frames
+that were played, each beside two limits: its arithmetic at the rate of a large matrix product, and
+its bytes over the bus at the rate of a large copy, both measured before (see `limits`). The last
+rows are whole gradient steps of an agent, with their draws, target passes and targets.
+
+The results file holds `matrix` and `copy`, the rates, and `pieces`, a list with, for each
+`precision`, number of `learners` and `piece`:
+
+| key | meaning |
+| --- | --- |
+| microseconds | of a call, from one to the next, many in a row: what a run pays for it |
+| device_microseconds | of its work on the GPU, by events; it is launched before, where |
+| | nothing waits for results |
+| launches, kernels | calls to the GPU's driver; kernels and copies that it does for them |
+| arithmetic_microseconds, bus_microseconds | the limits |
+| over_one | microseconds over those of one learner |
+
+What only a GPU has is null on the CPU.
+"""
+
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from limits import Flops, copy_rate, count_flops, matrix_rate
+from measurement import (
+    markdown,
+    publish,
+    require_at_least,
+    require_writable,
+    say,
+    stated,
+    times,
+)
+from runs import BATCH_SIZE, network_arguments, random_play, require_atari
+from torch import Tensor
+
+from agents import AGENTS, Learner
+from agents.ebu import PASS_STATES
+from agents.graphs import Captured
+from agents.stacked import StackedLearner
+from ebu.commandline import parse, run_command
+from ebu.errors import UsageError
+from ebu.replay import EpisodicReplay
+from ebu.staging import Staging
+from ebu.targets import backward_targets
+from envs.games import canonical_game
+from presets import DEFAULT
+
+SMALLEST_PASS = 32
+BATCHES = 3
+# Clock cycles, some 25 ms, for which the GPU is kept busy while a row is queued.
+BUSY_CYCLES = 50_000_000
+LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    game: str = "pong"
+    """An Atari game, played at random."""
+    precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    """Arithmetic of the networks."""
+    learners: tuple[int, ...] = (1, 11)
+    """K: numbers of learners."""
+    num_envs: int = 64
+    """Environments that are acted for."""
+    steps: int = 1_200
+    """Vector steps of play in the memory; a game of Pong is over in a thousand."""
+    threads: int = 2
+    """Threads of torch."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    repetitions: int = 100
+    """Calls in a row."""
+    seed: int = 0
+    """Seed of the play, the weights and the draws."""
+    json: Path | None = None
+    """Write settings, machine and all figures to this file."""
+
+
+class Piece(NamedTuple):
+    """Something that is launched as one.
+
+    | field | meaning |
+    | --- | --- |
+    | flops | floating-point operations of a call |
+    | bus_bytes | bytes that a call brings to the device |
+    """
+
+    name: str
+    call: Callable[[], object]
+    flops: float
+    bus_bytes: int
+
+
+def pieces_of(
+    learner: Learner, replay: EpisodicReplay, flops: Flops, rng: np.random.Generator
+) -> Iterator[Piece]:
+    """The pieces of a learner, or of K in one."""
+    staging = Staging(replay.device)
+    learners = learner.num_learners if isinstance(learner, StackedLearner) else 1
+    rows = (learners,) if isinstance(learner, StackedLearner) else ()
+    betas = torch.full(rows, DEFAULT.method.beta, device=replay.device) if rows else 0.5
+
+    def update(replay: EpisodicReplay, located: Tensor, targets: Tensor) -> Tensor:
+        batch = replay.batch(located)
+        return learner.update(batch.states, batch.actions, targets)[0]
+
+    def target_pass(replay: EpisodicReplay, located: Tensor) -> Tensor:
+        return learner.target_values(replay.batch(located).next_states)
+
+    def sweep(
+        replay: EpisodicReplay, located: Tensor, next_values: Tensor, how_it_ends: Tensor
+    ) -> Tensor:
+        batch = replay.batch(located)
+        length, terminated = how_it_ends
+        return backward_targets(
+            batch.rewards,
+            next_values,
+            batch.actions,
+            terminated != 0,
+            gamma=DEFAULT.method.gamma,
+            beta=betas,
+            lengths=length,
+        )
+
+    located = replay.locate(*replay.draw_transitions(rng, BATCH_SIZE))
+    targets = torch.zeros((*rows, BATCH_SIZE), device=replay.device)
+    step = Captured(update, staging, changes=learner.tensors)
+    yield Piece(
+        f"gradient step on {BATCH_SIZE}",
+        lambda: step(replay, located, targets),
+        learners * flops.update,
+        located.nbytes,
+    )
+
+    forward = Captured(target_pass, staging)
+    size = SMALLEST_PASS
+    while size <= PASS_STATES[replay.device.type]:
+        places = replay.locate(*replay.draw_transitions(rng, size))
+        yield Piece(
+            f"target pass of {size}",
+            partial(forward, replay, places),
+            learners * size * flops.state,
+            places.nbytes,
+        )
+        size *= 2
+    next_values = forward(replay, places).clone()
+    how_it_ends = np.array([len(places), 1])
+    backward = Captured(sweep, staging)
+    yield Piece(
+        f"sweep over {len(places)}",
+        partial(backward, replay, places, next_values, how_it_ends),
+        0.0,
+        places.nbytes + how_it_ends.nbytes,
+    )
+
+    acting = Captured(learner.values, staging)
+
+    def actions() -> Tensor:
+        return acting(replay.newest_states()).argmax(-1)
+
+    flops_of_all = learners * replay.num_streams * flops.state
+    places_of_all = replay.num_streams * replay.stack * np.dtype(np.int64).itemsize
+    name = f"acting for {replay.num_streams}"
+    yield Piece(name, actions, flops_of_all, places_of_all)
+    yield Piece(f"{name}, actions waited for", lambda: actions().cpu(), flops_of_all, places_of_all)
+
+
+def whole_updates(learner: Learner, replay: EpisodicReplay, flops: Flops) -> Iterator[Piece]:
+    """A gradient step of each agent with everything that it needs."""
+    for name, agent_type in AGENTS.items():
+        agent = agent_type(DEFAULT.method, learner, np.random.default_rng(0))
+        yield Piece(
+            f"all of a gradient step, {name}",
+            partial(agent.learn, replay, 1),
+            flops.update + BATCH_SIZE * flops.state,
+            0,
+        )
+
+
+def time_piece(call: Callable[[], object], count: int, device: torch.device) -> dict[str, Any]:
+    """Times and launches of a call, `count` in a row."""
+
+    def row() -> None:
+        for _ in range(count):
+            call()
+
+    seconds = statistics.median(times(row, BATCHES, device)) / count
+    figures: dict[str, Any] = {"microseconds": 1e6 * seconds}
+    if device.type != "cuda":
+        return {**figures, "device_microseconds": None, "launches": None, "kernels": None}
+    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    # Launching is not timed: all is queued before the GPU comes to it.
+    torch.cuda._sleep(BUSY_CYCLES)
+    started.record()
+    row()
+    ended.record()
+    torch.cuda.synchronize()
+    figures["device_microseconds"] = 1e3 * started.elapsed_time(ended) / count
+    return figures | count_launches(call)
+
+
+def count_launches(call: Callable[[], object]) -> dict[str, int]:
+    """What one call launches, by torch's profiler."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+        torch.cuda.synchronize()
+    events = profile.events()
+    return {
+        "launches": sum(event.name.startswith(LAUNCHES) for event in events),
+        "kernels": sum(
+            event.device_type.name == "CUDA" and not event.is_user_annotation for event in events
+        ),
+    }
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """All figures."""
+    flops = count_flops(canonical_game(settings.game))
+    rng = np.random.default_rng(settings.seed)
+    matrix: dict[str, float] = {}
+    figures: list[dict[str, Any]] = []
+    with random_play(
+        settings.steps,
+        game=settings.game,
+        num_envs=settings.num_envs,
+        seed=settings.seed,
+        device=settings.device,
+        threads=settings.threads,
+    ) as trainer:
+        replay, arguments = trainer.replay, network_arguments(trainer)
+        copied = copy_rate(replay.device)
+        for precision in settings.precisions:
+            matrix[precision] = matrix_rate(replay.device, precision)["max"]
+            arguments |= {"precision": precision, "rng": rng}
+            one: dict[str, float] = {}
+            for learners in settings.learners:
+                learner = (
+                    Learner(DEFAULT.learner, **arguments)
+                    if learners == 1
+                    else StackedLearner(DEFAULT.learner, num_learners=learners, **arguments)
+                )
+                pieces = chain(
+                    pieces_of(learner, replay, flops, rng),
+                    whole_updates(learner, replay, flops) if learners == 1 else (),
+                )
+                for piece in pieces:
+                    say(f"{precision}, K={learners}: {piece.name}")
+                    taken = time_piece(piece.call, settings.repetitions, replay.device)
+                    one.setdefault(piece.name, taken["microseconds"])
+                    figures.append(
+                        {
+                            "precision": precision,
+                            "learners": learners,
+                            "piece": piece.name,
+                            **taken,
+                            "arithmetic_microseconds": 1e6 * piece.flops / matrix[precision],
+                            "bus_microseconds": 1e6 * piece.bus_bytes / copied,
+                            "over_one": taken["microseconds"] / one[piece.name],
+                        }
+                    )
+    return {"matrix": matrix, "copy": copied, "pieces": figures}
+
+
+def table(pieces: list[dict[str, Any]]) -> str:
+    """The pieces as a Markdown table."""
+
+    def cell(value: float | None, form: str = ",.1f") -> str:
+        return "" if value is None else format(value, form)
+
+    header = (
+        "precision",
+        "K",
+        "piece",
+        "µs",
+        "on the GPU, µs",
+        "launches",
+        "kernels",
+        "arithmetic, µs",
+        "bus, µs",
+        "over one learner",
+    )
+    rows = [
+        (
+            each["precision"],
+            str(each["learners"]),
+            each["piece"],
+            cell(each["microseconds"]),
+            cell(each["device_microseconds"]),
+            cell(each["launches"], "d"),
+            cell(each["kernels"], "d"),
+            cell(each["arithmetic_microseconds"]),
+            cell(each["bus_microseconds"], ".2f"),
+            cell(each["over_one"], ".2f"),
+        )
+        for each in pieces
+    ]
+    return markdown(header, rows)
+
+
+def main() -> None:
+    """Measure, print the table and write the file."""
+    settings = parse(
+        Settings,
+        sys.argv[1:],
+        prog="update_speed.py",
+        description="What the pieces of learning and acting take, beside their limits.",
+    )
+    require_at_least(1, settings, "learners", "num_envs", "threads", "repetitions")
+    require_at_least(100, settings, "steps")
+    require_at_least(0, settings, "seed")
+    if 1 not in settings.learners[:1]:
+        raise UsageError("--learners must begin with 1, which the others are compared with")
+    require_writable(settings.json)
+    require_atari(settings.game)
+    context = stated(settings)
+    figures = measure(settings)
+    publish(context, figures, table(figures["pieces"]), settings.json)
+
+
+if __name__ == "__main__":
+    run_command(main)

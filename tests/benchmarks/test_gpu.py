@@ -1,0 +1,178 @@
+"""The one command for a machine with a GPU: all parts, small, without one; and parts that fail."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gpu
+import pytest
+import torch
+
+from ebu.errors import EbuError, UsageError
+
+SCRIPT = Path(gpu.__file__)
+CONTEXT: dict[str, Any] = {"machine": {"gpu": "a GPU", "cpu": "a CPU"}, "settings": {"seed": 0}}
+WRITE_RESULTS = """
+import json, sys
+from pathlib import Path
+print("seed 0\\n\\n| the table |")
+figures = {"machine": {}, "versions": {}, "flags": sys.argv[1:-2]}
+Path(sys.argv[-1]).write_text(json.dumps(figures))
+"""
+
+
+@pytest.fixture
+def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts that take no time in the place of the benchmarks."""
+    for name, text in {
+        "works": WRITE_RESULTS,
+        "fails": "import sys; print('on my way', file=sys.stderr); sys.exit('error: not today')",
+        "hangs": "import time; time.sleep(600)",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setattr(gpu, "BENCHMARKS", tmp_path)
+
+
+def test_every_part_runs(tmp_path: Path) -> None:
+    """Half a minute: every benchmark in processes of its own."""
+    path = tmp_path / "results.json"
+    flags = ["--device", "cpu", "--num-envs", "2", "--threads", "1", "--json", str(path)]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(path.read_text())
+    assert report["machine"]["cores"] >= 1
+    assert report["settings"] == {
+        "device": "cpu",
+        "num_envs": 2,
+        "threads": 1,
+        "minutes": 8.5,
+        "seed": 0,
+    }
+    results = {name: part["results"] for name, part in report["parts"].items()}
+    assert all(part["seconds"] > 0 for part in report["parts"].values())
+    parity = results["parity"]["parity"]
+    assert [each["agent"] for each in parity] == ["ebu", "dqn"]
+    # Without a GPU there are no graphs.
+    assert all(each["bitwise"] and each["within"] for each in parity)
+    pieces = results["pieces"]["pieces"]
+    names = [f"target pass of {size}" for size in (32, 64, 128, 256)]
+    names = ["gradient step on 32", *names, "sweep over 256", "acting for 2"]
+    names += ["acting for 2, actions waited for"]
+    agents = [f"all of a gradient step, {agent}" for agent in ("ebu", "dqn")]
+    assert [(each["learners"], each["piece"]) for each in pieces] == [
+        *((1, name) for name in names + agents),
+        *((2, name) for name in names),
+    ]
+    one, two = pieces[0], pieces[len(names + agents)]
+    assert one["over_one"] == 1
+    assert two["over_one"] == two["microseconds"] / one["microseconds"]
+    assert two["arithmetic_microseconds"] == 2 * one["arithmetic_microseconds"] > 0
+    assert one["device_microseconds"] is None
+    train = results["breakout at 1 updates per step"]
+    assert list(train["speeds"]) == ["dqn, N=2"]
+    shares = train["stages"]["dqn, N=2"]["shares"]
+    assert min(shares.values()) > 0
+    whole = set(shares) - {"target_passes", "targets"}
+    assert whole == {"acting", "sending", "learning", "emulator_wait", "storing", "rest"}
+    assert sum(shares[stage] for stage in whole) == pytest.approx(1)
+    limit = train["limits"]["float32"]
+    assert min(limit["seconds_per_million_frames"].values()) > 0
+    assert train["speeds"]["dqn, N=2"]["of_limit"]["median"] == pytest.approx(
+        train["speeds"]["dqn, N=2"]["frames_per_second"]["median"]
+        / limit["frames_per_second"]["median"]
+    )
+    tables = path.with_suffix(".md").read_text()
+    assert tables.strip() == done.stdout.strip()
+    assert tables.count("\n## ") == len(results) == 6
+    for heading in ("| append |", "| native |", "| dqn | float32 | yes |", "| dqn, N=2 |"):
+        assert heading in tables
+    assert done.stderr.count("at most") == 6
+
+
+@pytest.mark.usefixtures("scripts")
+def test_a_part_that_fails_leaves_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "gpu.json"
+    parts = [
+        gpu.Part("first", "fails", "--seed 0", 1),
+        gpu.Part("second", "works", "--seed 1", 1),
+        gpu.Part("third", "works", "", 1, rounds=True),
+    ]
+    settings = gpu.Settings(json=path, minutes=1.0)
+    with pytest.raises(EbuError, match=r"^failed: first; all else is in .*gpu\.json$"):
+        gpu.run_parts(parts, CONTEXT, settings)
+    report = json.loads(path.read_text())
+    assert {key: report[key] for key in CONTEXT} == CONTEXT
+    outcome = report["parts"]
+    assert outcome["first"]["error"] == "error: not today"
+    assert outcome["second"]["command"] == "python benchmarks/works.py --seed 1"
+    # Said once, for all: neither the machine nor the versions.
+    assert outcome["second"]["results"] == {"flags": ["--seed", "1"]}
+    flag, minutes = outcome["third"]["results"]["flags"]
+    assert flag == "--minutes"
+    assert 0.5 < float(minutes) < 1.0  # all that the others left
+    tables = path.with_suffix(".md").read_text()
+    assert tables.startswith("# Benchmarks on a GPU\n")
+    assert (
+        "## first\n\n    python benchmarks/fails.py --seed 0\n\nfailed: error: not today" in tables
+    )
+    assert tables.count("| the table |") == 2
+    assert "1/3  first: error: not today" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("scripts")
+def test_a_part_is_stopped_when_its_time_is_up() -> None:
+    entry, tables = gpu.run_part(gpu.Part("slow", "hangs", "", 1), 0.5)
+    assert entry["error"] == "not done after 0 s"
+    assert 0.5 <= entry["seconds"] < 60
+    assert tables == ""
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(UsageError, match=r"^there is no CUDA device here; --device cpu tries"):
+        gpu.main()
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        ("--minutes 0", "--minutes is 0"),
+        ("--num-envs 0", "--num-envs is 0"),
+        ("--threads -1", "--threads is -1"),
+        ("--device tpu", "--device"),
+        ("--json no/such/folder.json", "--json no/such/folder.json"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    flags: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *flags.split()])
+    with pytest.raises(UsageError) as refused:
+        gpu.main()
+    assert complaint in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_all_parts_understand_their_flags() -> None:
+    """On the machine with the GPU a flag that is wrong would cost a part."""
+    import importlib
+
+    from ebu.commandline import parse
+
+    parts = gpu.parts_of(gpu.Settings(threads=16))
+    assert len({part.name for part in parts}) == len(parts) == 11
+    for part in parts:
+        flags = part.flags.split() + (["--minutes", "1.5"] if part.rounds else [])
+        settings = importlib.import_module(part.script).Settings
+        parse(settings, flags, prog=part.script, description="")

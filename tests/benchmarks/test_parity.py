@@ -1,0 +1,78 @@
+"""How weights are compared."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import parity
+import pytest
+import torch
+from runs import random_play
+
+from agents import Agent
+from ebu.training import Trainer
+
+
+@pytest.fixture(scope="module")
+def trainer() -> Iterator[Trainer]:
+    with random_play(
+        100, num_envs=2, game="breakout", seed=0, device="cpu", deterministic=False, threads=1
+    ) as played:
+        yield played
+
+
+def agent_of(*weights: float) -> Any:
+    """What of an agent is compared: a network of two tensors."""
+    layer = torch.nn.Linear(1, 1)
+    with torch.no_grad():
+        layer.weight.fill_(weights[0])
+        layer.bias.fill_(weights[1])
+    return SimpleNamespace(learner=SimpleNamespace(online=layer))
+
+
+def test_the_difference_is_relative_to_all_weights() -> None:
+    agent = agent_of(3.0, -4.0)
+    assert parity.difference(agent, agent_of(3.0, -4.5)).item() == pytest.approx(0.1)
+    assert parity.difference(agent, agent_of(6.0, -8.0)).item() == pytest.approx(1.0)
+    # One unit in the last place is not lost among the squares.
+    last_bit = float(torch.nextafter(torch.tensor(3.0), torch.tensor(4.0)))
+    assert 0 < parity.difference(agent, agent_of(last_bit, -4.0)).item() < 1e-7
+    assert parity.difference(agent, agent_of(3.0, -4.0)).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("updates", "expected"), [(1, [1]), (7, [1, 7]), (100, [1, 10, 100]), (101, [1, 10, 100, 101])]
+)
+def test_milestones(updates: int, expected: list[int]) -> None:
+    assert parity.milestones(updates) == expected
+
+
+@pytest.mark.parametrize("name", ["ebu", "dqn"])
+def test_another_update_is_found(name: str, trainer: Trainer) -> None:
+    """One agent rounds otherwise in one update: in step that ends there, apart it stays."""
+    agents = parity.agents_of(name, "float32", 0, trainer)
+    assert parity.in_step(agents, trainer.replay, 2) == 0
+    round_otherwise_once(agents["eager"])
+    largest = parity.in_step(agents, trainer.replay, 2)
+    assert 0 < largest < parity.TOLERANCE["float32"]
+    assert parity.in_step(agents, trainer.replay, 2) == 0
+
+    agents = parity.agents_of(name, "float32", 0, trainer)
+    round_otherwise_once(agents["graphed"])
+    differences = parity.apart(agents, trainer.replay, 2)
+    assert list(differences["graphed"]) == ["1", "2"]
+    assert min(differences["graphed"].values()) > 0
+    assert differences["again"] == {"1": 0, "2": 0}
+
+
+def round_otherwise_once(agent: Agent) -> None:
+    """Change the gradients of the next update."""
+    optimizer = agent.learner.optimizer
+
+    def change(*_: object) -> None:
+        hook.remove()
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                weight.grad *= 1.001
+
+    hook = optimizer.register_step_pre_hook(change)
