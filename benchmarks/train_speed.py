@@ -309,10 +309,10 @@ def check(settings: Settings) -> None:
         raise UsageError("nothing to measure: give --agents and --precisions, --against or all")
     require_writable(settings.json)
     require_atari(settings.game)
-    if settings.against:
-        require_installed("stable_baselines3", "Stable-Baselines3")
     for peer in theirs(settings):
         sb3_rhythm(peer.num_envs, per_step)
+    if settings.against:
+        require_installed("stable_baselines3", "Stable-Baselines3")
 
 
 def main() -> None:
