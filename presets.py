@@ -4,15 +4,19 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import numpy as np
+import tyro
 
 from agents import AGENTS, AgentConfig, LearnerConfig
-from ebu.commandline import device_named, one_of, parse
-from ebu.errors import UsageError
+from ebu.commandline import device_named, not_negative, one_of, parse, positive, shares
 from ebu.schedules import ExplorationConfig
 from envs.protocols import PROTOCOLS
+
+AGENT_HELP = (
+    f"What learns, and from which targets: {', '.join(AGENTS)}. Each has flags of its own, which "
+    "--agent NAME --help shows."
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,7 @@ class TrainConfig:
 
     game: str = "pong"
     """Atari game (pong, Pong, ALE/Pong-v5) or id of a Gymnasium environment (CartPole-v1)."""
-    agent: str = "ebu"
-    """How transitions are drawn and what their targets are: ebu or dqn."""
+    agent: Annotated[str, tyro.conf.arg(help=AGENT_HELP)] = "ebu"
     preset: str = "default"
     """Starting point of all settings: default, or paper (those of the EBU paper's code)."""
     frames: int = 10_000_000
@@ -64,7 +67,7 @@ class TrainConfig:
     """On a GPU, take only operations that give the same bits every time; a CPU always does."""
     profile: bool = False
     """Write a trace of some steps to RUN_DIR/profile, for TensorBoard or Perfetto."""
-    method: AgentConfig = field(default_factory=AgentConfig)
+    method: AgentConfig = field(default_factory=AGENTS["ebu"].config_type)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -105,16 +108,14 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
 
     Raises `UsageError` with one line for anything that cannot be run.
     """
-    preset = "default"
-    for position, argument in enumerate(args):
-        name, separator, value = argument.partition("=")
-        if name == "--preset":
-            preset = value if separator else "".join(args[position + 1 : position + 2])
+    preset, agent = _value_of("--preset", args, "default"), _value_of("--agent", args, "ebu")
+    one_of("--preset", preset, PRESETS)
+    one_of("--agent", agent, AGENTS)
     config = parse(
         TrainConfig,
         args,
-        default=PRESETS.get(preset, DEFAULT),
-        prog="train.py",
+        default=for_agent(PRESETS[preset], agent),
+        prog="train.py" if agent == DEFAULT.agent else f"train.py --agent {agent}",
         description=(
             "Train an agent on an Atari game. The same command on the same run directory goes on "
             "where it stopped."
@@ -124,52 +125,56 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
     return config
 
 
+def for_agent(preset: TrainConfig, agent: str) -> TrainConfig:
+    """A preset with the settings of another agent: its own defaults where the preset has none."""
+    method, usual = flat(preset.method), flat(DEFAULT.method)
+    different = {name: value for name, value in method.items() if value != usual[name]}
+    return replace(preset, agent=agent, method=AGENTS[agent].config_type(**different))
+
+
+def _value_of(flag: str, args: Sequence[str], default: str) -> str:
+    """The last value given to a flag."""
+    value = default
+    for position, argument in enumerate(args):
+        name, separator, joined = argument.partition("=")
+        if name == flag:
+            value = joined if separator else "".join(args[position + 1 : position + 2])
+    return value
+
+
 def _check(config: TrainConfig) -> None:
-    method, learner, exploration = config.method, config.learner, config.exploration
-    one_of("--agent", config.agent, AGENTS)
-    one_of("--preset", config.preset, PRESETS)
+    learner, exploration = config.learner, config.exploration
+    config.method.check()
     one_of("--protocol", config.protocol, PROTOCOLS)
     device_named(config.device)
-    for flag, value in (
-        ("--frames", config.frames),
-        ("--num-envs", config.num_envs),
-        ("--replay-capacity", config.replay_capacity),
-        ("--log-every-frames", config.log_every_frames),
-        ("--checkpoint-minutes", config.checkpoint_minutes),
-        ("--batch-size", method.batch_size),
-        ("--mix-segments", method.mix_segments),
-        ("--updates-per-step", method.updates_per_step),
-        ("--learning-rate", learner.learning_rate),
-        ("--optimizer-epsilon", learner.optimizer_epsilon),
-        ("--target-sync-updates", learner.target_sync_updates),
-        ("--eval-episodes", config.evaluation.eval_episodes),
-    ):
-        _require(value > 0 and np.isfinite(value), f"{flag} must be positive, not {value}")
-    for flag, value in (
-        ("--seed", config.seed),
-        ("--threads", config.threads),
-        ("--learning-starts", method.learning_starts),
-        ("--epsilon-decay-steps", exploration.epsilon_decay_steps),
-        ("--random-start-actions", exploration.random_start_actions),
-        ("--eval-every-frames", config.evaluation.eval_every_frames),
-    ):
-        _require(value >= 0, f"{flag} must not be negative, but is {value}")
-    for flag, share in (
-        ("--beta", method.beta),
-        ("--gamma", method.gamma),
-        ("--epsilon-start", exploration.epsilon_start),
-        ("--epsilon-end", exploration.epsilon_end),
-    ):
-        _require(0 <= share <= 1, f"{flag} must lie between 0 and 1, but is {share}")
-    _require(
-        method.batch_size % method.mix_segments == 0,
-        f"--mix-segments {method.mix_segments} must divide --batch-size {method.batch_size}",
+    positive(
+        {
+            "--frames": config.frames,
+            "--num-envs": config.num_envs,
+            "--replay-capacity": config.replay_capacity,
+            "--log-every-frames": config.log_every_frames,
+            "--checkpoint-minutes": config.checkpoint_minutes,
+            "--learning-rate": learner.learning_rate,
+            "--optimizer-epsilon": learner.optimizer_epsilon,
+            "--target-sync-updates": learner.target_sync_updates,
+            "--eval-episodes": config.evaluation.eval_episodes,
+        }
     )
-
-
-def _require(holds: bool, complaint: str) -> None:
-    if not holds:
-        raise UsageError(complaint)
+    not_negative(
+        {
+            "--seed": config.seed,
+            "--threads": config.threads,
+            "--epsilon-decay-steps": exploration.epsilon_decay_steps,
+            "--random-start-actions": exploration.random_start_actions,
+            "--eval-every-frames": config.evaluation.eval_every_frames,
+        }
+    )
+    shares(
+        {
+            "--epsilon-start": exploration.epsilon_start,
+            "--epsilon-end": exploration.epsilon_end,
+        }
+    )
 
 
 def flat(config: Any) -> dict[str, Any]:

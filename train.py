@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from agents import AGENTS, Agent, Learner
+from agents import AGENTS, Agent
 from ebu.checkpoint import Checkpoint, load_latest
 from ebu.commandline import all_cores, device_named, has_bfloat16, run_command
 from ebu.errors import EbuError, UsageError
@@ -124,7 +124,9 @@ def build_trainer(config: TrainConfig) -> Trainer:
         stack=env.stack,
         device=device,
     )
-    learner = Learner(
+    kind = AGENTS[config.agent]
+    learner = kind.build_learner(
+        config.method,
         config.learner,
         stack=env.stack,
         frame_shape=env.frame_shape,
@@ -133,7 +135,7 @@ def build_trainer(config: TrainConfig) -> Trainer:
         precision=precision,
         rng=weights_rng,
     )
-    agent = AGENTS[config.agent](config.method, learner, drawing_rng)
+    agent = kind(config.method, learner, drawing_rng)
 
     run_dir = config.run_dir or Path(
         "runs", f"{game.replace('/', '-')}-{config.agent}-{config.preset}-seed{config.seed}"
@@ -278,7 +280,7 @@ class Evaluator:
         )
         try:
             played = evaluate(
-                self.agent.act,
+                self.agent.play,
                 env,
                 episodes=episodes,
                 epsilon=self.config.exploration.epsilon_end if epsilon is None else epsilon,

@@ -2,12 +2,10 @@
 
 from agents.agent import Agent, AgentConfig
 from agents.dqn import Dqn
-from agents.ebu import Ebu
+from agents.ebu import Ebu, EbuConfig
 from agents.learner import Learner, LearnerConfig
+from agents.registry import AGENTS
 from agents.trained import TrainedAgent, load_agent
-
-AGENTS: dict[str, type[Agent]] = {"ebu": Ebu, "dqn": Dqn}
-"""Agents by the name `--agent` takes."""
 
 __all__ = [
     "AGENTS",
@@ -15,6 +13,7 @@ __all__ = [
     "AgentConfig",
     "Dqn",
     "Ebu",
+    "EbuConfig",
     "Learner",
     "LearnerConfig",
     "TrainedAgent",

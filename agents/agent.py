@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -13,7 +13,9 @@ from torch.profiler import record_function
 
 from agents.averages import Averages
 from agents.graphs import Captured
-from agents.learner import Learner
+from agents.learner import Learner, LearnerConfig
+from ebu.commandline import not_negative, positive, shares
+from ebu.interfaces import VectorStep
 from ebu.replay import Batch, EpisodicReplay
 from ebu.staging import Staging
 
@@ -26,12 +28,8 @@ class AgentConfig:
 
     gamma: float = 0.99
     """Discount factor."""
-    beta: float = 0.5
-    """Diffusion factor of EBU: the share of the propagated value in a backward target."""
     batch_size: int = 32
     """Transitions in a minibatch."""
-    mix_segments: int = 1
-    """Segments side by side in a minibatch of EBU; 1 is the original."""
     updates_per_step: float = 0.25
     """Gradient steps per agent step, whatever the number of environments."""
     learning_starts: int = 5_000
@@ -40,6 +38,12 @@ class AgentConfig:
     """Clip rewards to [-1, 1] in targets (evaluation always counts raw rewards)."""
     cuda_graphs: bool = True
     """On a GPU, launch an update as one graph of all its operations."""
+
+    def check(self) -> None:
+        """Raise `UsageError`, with the flag to change, for settings no agent can learn with."""
+        positive({"--batch-size": self.batch_size, "--updates-per-step": self.updates_per_step})
+        not_negative({"--learning-starts": self.learning_starts})
+        shares({"--gamma": self.gamma})
 
 
 def epsilon_greedy(
@@ -76,6 +80,9 @@ class Agent(ABC):
     their values are moved.
     """
 
+    config_type: ClassVar[type[AgentConfig]] = AgentConfig
+    """The settings of this kind of agent: its flags, and their defaults."""
+
     def __init__(self, config: AgentConfig, learner: Learner, rng: np.random.Generator) -> None:
         self.config = config
         self.learner = learner
@@ -88,6 +95,17 @@ class Agent(ABC):
         self._updates_since_line = 0
         self._values = self.captured(lambda states: self.learner.values(states))
         self._gradient_step = self.captured(self._learn_from)
+
+    @classmethod
+    def build_learner(cls, config: AgentConfig, learner: LearnerConfig, **sizes: Any) -> Learner:
+        """What an agent with these settings trains; `sizes` are all other arguments of it."""
+        return Learner(learner, **sizes)
+
+    @staticmethod
+    def policy_weights(state: dict[str, Any]) -> dict[str, Tensor]:
+        """The weights of the network that plays, by their names in it, from a `state_dict`."""
+        weights: dict[str, Tensor] = state["learner"]["online"]
+        return weights
 
     def captured(self, function: Callable[..., ResultT]) -> Captured[ResultT]:
         """The function as one CUDA graph on a GPU; see `Captured` for what it may do."""
@@ -113,6 +131,20 @@ class Agent(ABC):
         values = self._values(stacks.to(self.learner.device))
         return epsilon_greedy(values, epsilon=epsilon, rng=rng, forced_random=forced_random)
 
+    def play(
+        self,
+        stacks: Tensor,
+        *,
+        epsilon: float,
+        rng: np.random.Generator,
+        forced_random: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `act`, but in other games than those that the agent learns from."""
+        return self.act(stacks, epsilon=epsilon, rng=rng, forced_random=forced_random)
+
+    def observe(self, step: VectorStep) -> None:  # noqa: B027
+        """Take note of what the games showed; called after their reset and after every step."""
+
     def learn(self, replay: EpisodicReplay, updates: int) -> None:
         """Take `updates` gradient steps on what the replay memory holds."""
         for _ in range(updates):
@@ -129,22 +161,39 @@ class Agent(ABC):
         Part of what is captured on a GPU: a function of tensors, on the device.
         """
 
+    def loss_weights(self, *given: Tensor) -> Tensor | None:
+        """Weights (B,) float32 of a minibatch's losses, captured like `targets`; None: all 1."""
+        return None
+
     def train_on(
-        self, replay: EpisodicReplay, steps: np.ndarray, streams: np.ndarray, *given: Tensor
-    ) -> None:
-        """Take one gradient step on stored transitions, (B,) int64 each."""
-        self._gradient_step(replay, replay.locate(steps, streams), *given)
+        self,
+        replay: EpisodicReplay,
+        steps: np.ndarray,
+        streams: np.ndarray,
+        *given: np.ndarray | Tensor,
+    ) -> Tensor:
+        """Take one gradient step on stored transitions, (B,) int64 each.
+
+        `given` is passed on to `targets`, arrays as tensors on the device. Returns target - Q(s, a)
+        before the step, (B,) float32, on the device.
+        """
+        errors = self._gradient_step(replay, replay.locate(steps, streams), *given)
         self.learner.count_update()
         # Slots are written in lockstep, one agent step in each stream.
         self._ages += (replay.num_steps - float(steps.mean())) * replay.num_streams
         self._updates_since_line += 1
+        return errors
 
-    def _learn_from(self, replay: EpisodicReplay, located: Tensor, *given: Tensor) -> None:
+    def _learn_from(self, replay: EpisodicReplay, located: Tensor, *given: Tensor) -> Tensor:
         batch = replay.batch(located)
         targets = self.targets(batch, *given)
         with record_function("update"):
-            loss, values = self.learner.update(batch.states, batch.actions, targets)
-            self._averages.add(loss, values.mean(), values.max(), targets.mean())
+            loss, values = self.learner.update(
+                batch.states, batch.actions, targets, self.loss_weights(*given)
+            )
+            # Means also over learners, where there are several.
+            self._averages.add(loss.mean(), values.mean(), values.max(), targets.mean())
+        return targets - values
 
     def metrics(self) -> dict[str, float]:
         """Averages since the last call, for the logs."""

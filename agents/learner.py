@@ -153,7 +153,9 @@ class Learner:
         """The target network's action values (B, A) float32 of states (B, stack, *frame_shape)."""
         return self._forward(self._fast_target, states)
 
-    def update(self, states: Tensor, actions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def update(
+        self, states: Tensor, actions: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Take one gradient step of the Huber loss (delta 1) between Q(s, a) and the targets.
 
         | argument | shape, dtype |
@@ -161,6 +163,7 @@ class Learner:
         | states | (B, stack, *frame_shape) |
         | actions | (B,) int64 |
         | targets | (B,) float32 |
+        | weights | (B,) float32, by which the losses are multiplied; all 1 if absent |
 
         Returns the loss () and the values Q(s, a) (B,) before the step, on the device.
         """
@@ -168,6 +171,8 @@ class Learner:
         actions = actions.expand(values.shape[:-1])
         values = values.gather(-1, actions[..., None]).squeeze(-1)
         losses = functional.huber_loss(values, targets, reduction="none")
+        if weights is not None:
+            losses = losses * weights
         loss = losses.sum(-1) if self.config.loss_reduction == "sum" else losses.mean(-1)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward(torch.ones_like(loss))

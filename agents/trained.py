@@ -9,6 +9,7 @@ from torch import Tensor
 
 from agents.agent import epsilon_greedy
 from agents.networks import build_network
+from agents.registry import AGENTS
 from ebu.checkpoint import load_latest
 from ebu.errors import EbuError
 from ebu.run_directory import read_config
@@ -92,7 +93,8 @@ def load_agent(
             num_actions=environment["num_actions"],
             generator=torch.Generator(),
         )
-        network.load_state_dict(checkpoint.state["agent"]["learner"]["online"])
+        kind = AGENTS[config["settings"]["agent"]]
+        network.load_state_dict(kind.policy_weights(checkpoint.state["agent"]))
     except (KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise EbuError(

@@ -36,7 +36,7 @@ from ebu.commandline import parse, run_command
 from ebu.errors import UsageError
 from ebu.replay import EpisodicReplay
 from ebu.training import Trainer
-from presets import DEFAULT
+from presets import DEFAULT, for_agent
 
 # The first update moves the weights by 2e-3 of their norm, later ones by a tenth of that. Adam's
 # first steps hardly depend on how small a gradient is, so what is rounded there comes out enlarged:
@@ -82,7 +82,7 @@ def agents_of(name: str, precision: str, seed: int, trainer: Trainer) -> dict[st
             precision=precision,
             rng=np.random.default_rng(seed),
         )
-        config = replace(DEFAULT.method, cuda_graphs=way == "graphed")
+        config = replace(for_agent(DEFAULT, name).method, cuda_graphs=way == "graphed")
         agents[way] = AGENTS[name](config, learner, np.random.default_rng(seed))
     return agents
 

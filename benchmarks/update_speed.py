@@ -47,7 +47,7 @@ from runs import BATCH_SIZE, network_arguments, random_play, require_atari
 from torch import Tensor
 
 from agents import AGENTS, Learner
-from agents.ebu import PASS_STATES
+from agents.backward import PASS_STATES
 from agents.graphs import Captured
 from agents.stacked import StackedLearner
 from ebu.commandline import parse, run_command
@@ -56,7 +56,7 @@ from ebu.replay import EpisodicReplay
 from ebu.staging import Staging
 from ebu.targets import backward_targets
 from envs.games import canonical_game
-from presets import DEFAULT
+from presets import DEFAULT, for_agent
 
 SMALLEST_PASS = 32
 BATCHES = 3
@@ -113,7 +113,7 @@ def pieces_of(
     staging = Staging(replay.device)
     learners = learner.num_learners if isinstance(learner, StackedLearner) else 1
     rows = (learners,) if isinstance(learner, StackedLearner) else ()
-    betas = torch.full(rows, DEFAULT.method.beta, device=replay.device) if rows else 0.5
+    betas = torch.full(rows, 0.5, device=replay.device) if rows else 0.5
 
     def update(replay: EpisodicReplay, located: Tensor, targets: Tensor) -> Tensor:
         batch = replay.batch(located)
@@ -182,8 +182,9 @@ def pieces_of(
 
 def whole_updates(learner: Learner, replay: EpisodicReplay, flops: Flops) -> Iterator[Piece]:
     """A gradient step of each agent with everything that it needs."""
-    for name, agent_type in AGENTS.items():
-        agent = agent_type(DEFAULT.method, learner, np.random.default_rng(0))
+    for name in ("ebu", "dqn"):
+        method = for_agent(DEFAULT, name).method
+        agent = AGENTS[name](method, learner, np.random.default_rng(0))
         yield Piece(
             f"all of a gradient step, {name}",
             partial(agent.learn, replay, 1),

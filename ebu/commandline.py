@@ -3,10 +3,11 @@
 import contextlib
 import difflib
 import io
+import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NoReturn, TypeVar
 
 import torch
@@ -68,6 +69,29 @@ def one_of(flag: str, value: str, known: Iterable[str]) -> None:
         near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UsageError(f"{flag} {value}: choose one of {', '.join(names)}{hint}")
+
+
+def positive(flags: Mapping[str, float]) -> None:
+    """Raise `UsageError` unless each of these values, by their flags, is above 0 and finite."""
+    for flag, value in flags.items():
+        _require(value > 0 and math.isfinite(value), f"{flag} must be positive, not {value}")
+
+
+def not_negative(flags: Mapping[str, float]) -> None:
+    """Raise `UsageError` if one of these values, by their flags, is below 0."""
+    for flag, value in flags.items():
+        _require(value >= 0, f"{flag} must not be negative, but is {value}")
+
+
+def shares(flags: Mapping[str, float]) -> None:
+    """Raise `UsageError` unless each of these values, by their flags, lies in [0, 1]."""
+    for flag, value in flags.items():
+        _require(0 <= value <= 1, f"{flag} must lie between 0 and 1, but is {value}")
+
+
+def _require(holds: bool, complaint: str) -> None:
+    if not holds:
+        raise UsageError(complaint)
 
 
 def device_named(name: str) -> torch.device:

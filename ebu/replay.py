@@ -50,6 +50,10 @@ class Batch:
     def next_states(self) -> Tensor:
         return self._stacks(self._located[:, 2:])
 
+    def at(self, located: Tensor) -> "Batch":
+        """Other transitions of the same memory, at these places."""
+        return Batch(self._frames, self._slots, located)
+
     def _stacks(self, rows: Tensor) -> Tensor:
         gathered = self._frames.index_select(0, rows.reshape(-1))
         return gathered.view(*rows.shape, *self._frames.shape[1:])
@@ -322,19 +326,41 @@ class EpisodicReplay:
         first, and the next one. steps, streams: (B,) int64; IndexError if one is not stored.
         """
         located = np.empty((len(steps), self.stack + 2), np.int64)
-        ages = steps - self._oldest
-        rows = steps % self.ring_length * self.num_streams + streams
-        starts = self._starts.take(rows)
-        context = starts & _CONTEXT
-        refused = (starts < _TRANSITION) | (ages < context)
-        # Read without a sign, negative numbers are too large as well.
-        refused |= ages.view(np.uint64) >= self._num_steps - 1 - self._oldest
-        refused |= streams.view(np.uint64) >= self.num_streams
-        if refused.any():
+        rows, context, stored = self._look_up(steps, streams)
+        if not stored.all():
             raise IndexError("a transition was asked for that is not stored, or not any more")
         located[:, 0] = rows
         self._window(rows, context, out=located[:, 1:])
         return located
+
+    def _look_up(
+        self, steps: np.ndarray, streams: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The rows of transitions, their contexts, and whether they are stored."""
+        ages = steps - self._oldest
+        rows = steps % self.ring_length * self.num_streams + streams
+        starts = self._starts.take(rows, mode="wrap")
+        context = starts & _CONTEXT
+        stored = (starts >= _TRANSITION) & (ages >= context)
+        # Read without a sign, negative numbers are too large as well.
+        stored &= ages.view(np.uint64) < self._num_steps - 1 - self._oldest
+        stored &= streams.view(np.uint64) < self.num_streams
+        return rows, context, stored
+
+    def neighbours(
+        self, steps: np.ndarray, streams: np.ndarray, *, before: int, after: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The transitions around stored ones, in the same games.
+
+        steps, streams: (B,) int64. Returns steps (B, before + 1 + after) int64, oldest first, and
+        whether each is joined to the one in the middle by stored transitions of the game (a lost
+        life does not part them); where it is not, its step is that of the middle.
+        """
+        around = steps[:, None] + np.arange(-before, after + 1)
+        _, _, joined = self._look_up(around, np.broadcast_to(streams[:, None], around.shape))
+        for side in (joined[:, before:], joined[:, before::-1]):
+            np.logical_and.accumulate(side, axis=1, out=side)
+        return np.where(joined, around, steps[:, None]), joined
 
     def batch(self, located: Tensor) -> Batch:
         """The transitions at these places, (B, 1 + stack + 1) int64 on the device."""

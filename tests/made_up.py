@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents import Agent, AgentConfig, Ebu
+from agents import Agent, Ebu, EbuConfig
 from ebu.checkpoint import load_latest, save_checkpoint
 from ebu.replay import EpisodicReplay
 from ebu.segments import Segment
@@ -141,7 +141,9 @@ class TableLearner:
         self.passes.append(len(states))
         return table_values(states, self.salt)
 
-    def update(self, states: Tensor, actions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def update(
+        self, states: Tensor, actions: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         self.updates.append(Update(states.clone(), actions.clone(), targets.clone()))
         return torch.tensor(0.0), targets
 
@@ -287,7 +289,7 @@ def draws_in_order(replay: EpisodicReplay, segments: Iterable[Segment]) -> None:
 
 def ebu_of(learner: Any, seed: int = 0, **config: Any) -> Ebu:
     """An EBU agent with minibatches of 32 unless told otherwise."""
-    arguments = AgentConfig(**{"gamma": GAMMA, "batch_size": 32, **config})
+    arguments = EbuConfig(**{"gamma": GAMMA, "batch_size": 32, **config})
     return Ebu(arguments, learner, np.random.default_rng(seed))
 
 

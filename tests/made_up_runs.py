@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents import AGENTS, AgentConfig, Learner, LearnerConfig
+from agents import AGENTS, LearnerConfig
 from ebu.checkpoint import load_latest
+from ebu.interfaces import VectorStep
 from ebu.monitoring import Monitor, cut_logs
 from ebu.replay import EpisodicReplay
 from ebu.schedules import ExplorationConfig
@@ -49,6 +50,8 @@ class Onlooker:
         self.actions.append(rng.integers(NUM_ACTIONS, size=len(stacks)))
         self.probabilities.append(rng.random(len(stacks), dtype=np.float32))
         return self.actions[-1], self.probabilities[-1]
+
+    def observe(self, step: VectorStep) -> None: ...
 
     def learn(self, replay: EpisodicReplay, updates: int) -> None:
         self.updates.append(updates)
@@ -111,7 +114,11 @@ def trainer_in(
 def real_run(run_dir: Path, agent: str, precision: str = "float32", **options: Any) -> Trainer:
     """A small run of a real agent: games of all endings, a ring that wraps, ends in mid-segment."""
     name, _, mix = agent.partition("-mix-")
-    learner = Learner(
+    kind = AGENTS[name]
+    lanes: dict[str, Any] = {"mix_segments": int(mix)} if mix else {}
+    method = kind.config_type(batch_size=8, **lanes)
+    learner = kind.build_learner(
+        method,
         LearnerConfig(target_sync_updates=20, learning_rate=1e-3),
         stack=3,
         frame_shape=MadeUpGames.frame_shape,
@@ -120,8 +127,7 @@ def real_run(run_dir: Path, agent: str, precision: str = "float32", **options: A
         precision=precision,
         rng=np.random.default_rng(1),
     )
-    method = AgentConfig(batch_size=8, mix_segments=int(mix or 1))
-    built = AGENTS[name](method, learner, np.random.default_rng(2))
+    built = kind(method, learner, np.random.default_rng(2))
     defaults: dict[str, Any] = {
         "capacity": 240,
         "learning_starts": 40,

@@ -475,7 +475,7 @@ def test_an_altered_configuration_is_one_line(
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["game", "protocol", "network", "random_start_actions"])
+@pytest.mark.parametrize("name", ["game", "agent", "protocol", "network", "random_start_actions"])
 def test_a_configuration_that_lacks_something_is_one_line(copied: Path, name: str) -> None:
     path = copied / "config.json"
     settings = json.loads(path.read_text())

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents import Learner, LearnerConfig
-from agents.ebu import PASS_STATES, pass_sizes
+from agents.backward import PASS_STATES, pass_sizes
 from ebu.segments import Segment
 from tests.made_up import (
     CPU,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import agents.agent
-from agents import AGENTS, Agent, AgentConfig, Learner, LearnerConfig
+from agents import AGENTS, Agent, LearnerConfig
 from agents.graphs import Captured
 from ebu.replay import EpisodicReplay
 from ebu.staging import Staging
@@ -50,8 +50,12 @@ def played_memory(device: torch.device, steps: int = 400) -> EpisodicReplay:
 def agent_of(
     name: str, device: torch.device, *, precision: str = "float32", **config: Any
 ) -> Agent:
-    learner = Learner(
-        LearnerConfig(target_sync_updates=10, optimizer=config.pop("optimizer", "adam")),
+    kind = AGENTS[name]
+    settings = LearnerConfig(target_sync_updates=10, optimizer=config.pop("optimizer", "adam"))
+    method = kind.config_type(**config)
+    learner = kind.build_learner(
+        method,
+        settings,
         stack=4,
         frame_shape=(SIDE, SIDE),
         num_actions=NUM_ACTIONS,
@@ -59,7 +63,7 @@ def agent_of(
         precision=precision,
         rng=np.random.default_rng(1),
     )
-    return AGENTS[name](AgentConfig(**config), learner, np.random.default_rng(2))
+    return kind(method, learner, np.random.default_rng(2))
 
 
 class Recorded(Captured[Any]):

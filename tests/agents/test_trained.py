@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import load_agent
-from agents.agent import AgentConfig
+from agents import EbuConfig, load_agent
 from agents.ebu import Ebu
 from agents.learner import Learner, LearnerConfig
 from agents.networks import HEADS
@@ -34,7 +33,7 @@ def agent_of(seed: int, network: str = "nature", shape: str = "image") -> Ebu:
         precision="float32",
         rng=np.random.default_rng(seed),
     )
-    return Ebu(AgentConfig(), learner, np.random.default_rng(seed))
+    return Ebu(EbuConfig(), learner, np.random.default_rng(seed))
 
 
 def start_run(run_dir: Path, network: str = "nature", shape: str = "image") -> Path:
@@ -47,7 +46,7 @@ def start_run(run_dir: Path, network: str = "nature", shape: str = "image") -> P
         "frame_dtype": frame_dtype,
         "frames_per_step": 4,
     }
-    settings = {"network": network, "game": "pong", "seed": 3}
+    settings = {"agent": "ebu", "network": network, "game": "pong", "seed": 3}
     write_config(run_dir, {"settings": settings, "environment": environment})
     return run_dir
 
