@@ -46,6 +46,8 @@ class TrainConfig:
     """Where the run lives [default: runs/GAME-AGENT-PRESET-seedSEED]. One that is there goes on."""
     protocol: str = "paper"
     """paper (no sticky actions, a lost life ends a segment) or machado (sticky actions)."""
+    life_loss_ends_segment: bool | None = None
+    """Whether a lost life ends a segment as a game's end does [default: as the protocol says]."""
     num_envs: int = 8
     """Environments played side by side."""
     replay_capacity: int = 1_000_000

@@ -90,6 +90,8 @@ def build_trainer(config: TrainConfig) -> Trainer:
     _prepare_torch(device, threads, config.deterministic)
     precision = _precision(config.precision, device)
     protocol = PROTOCOLS[config.protocol]
+    if config.life_loss_ends_segment is not None:
+        protocol = replace(protocol, life_loss_ends_segment=config.life_loss_ends_segment)
     game = canonical_game(config.game) if is_atari(config.game) else config.game
     to_seed = np.random.SeedSequence(config.seed)
     weights_rng, exploration_rng, drawing_rng, env_rng = (

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents import load_agent
+from agents import AgentConfig, load_agent
 from ebu.checkpoint import load_latest
 from ebu.errors import EbuError, UsageError
 from ebu.profiling import PROFILED_STEPS
@@ -132,6 +132,23 @@ def test_presets_read_as_lists_of_differences() -> None:
     }
     shared = ("gamma", "beta", "batch_size", "mix_segments", "replay_capacity", "clip_rewards")
     assert [paper[name] for name in shared] == [0.99, 0.5, 32, 1, 1_000_000, True]
+
+
+def test_an_agent_has_flags_of_its_own_and_presets_fit_it() -> None:
+    config = parse_arguments(["--agent", "dqn", "--preset=paper"])
+    assert config.agent == "dqn"
+    assert config.method == AgentConfig(updates_per_step=1.0, learning_starts=50_000)
+    with pytest.raises(UsageError, match=r"--beta.*--agent dqn --help"):
+        parse_arguments(["--agent", "dqn", "--beta", "0.3"])
+
+
+@pytest.mark.parametrize(("args", "ends"), [([], True), (["False"], False), (["True"], True)])
+def test_whether_a_lost_life_ends_a_segment_can_be_chosen(
+    tmp_path: Path, args: list[str], ends: bool
+) -> None:
+    trainer = build(tmp_path, *[f"--life-loss-ends-segment={value}" for value in args])
+    assert trainer.config.life_loss_ends_segment is ends
+    trainer.close()
 
 
 def test_a_flag_overrides_its_preset_wherever_it_stands() -> None:
