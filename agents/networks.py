@@ -1,4 +1,4 @@
-"""Q-networks by name.
+"""Q-networks by name; `agents.architectures` says what the names stand for.
 
 Every network takes stacks (B, stack, *frame_shape), uint8 or float32, and returns (B, num_actions)
 float32 action values. Images are divided by 255 inside.
@@ -8,15 +8,15 @@ in docs/performance.md.
 """
 
 import math
-from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from agents.architectures import KERNELS, STRIDES, Architecture, architecture
 from ebu.errors import UsageError
 
-HIDDEN_UNITS = 512
 SMALLEST_SIDE = 36
 """Side of the smallest image that the three convolutions leave a pixel of."""
 
@@ -75,28 +75,70 @@ class Dense(nn.Linear):
 
     def forward(self, features: Tensor) -> Tensor:
         if features.device.type == "cpu" and _arithmetic(features.device) == torch.float32:
+            if self.bias is None:
+                return torch.mm(self.weight, features.t()).t()
             return torch.addmm(self.bias[:, None], self.weight, features.t()).t()
         return super().forward(features)
 
 
+class TuckerConvolution(nn.Sequential):
+    """A convolution in Tucker-2 form (Kim et al. 2016): to fewer channels, convolve, to all."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int, ranks: tuple[int, int]
+    ) -> None:
+        rank_in, rank_out = ranks
+        super().__init__(
+            nn.Conv2d(inputs, rank_in, kernel_size=1, bias=False),
+            nn.Conv2d(rank_in, rank_out, kernel_size=kernel, stride=stride, bias=False),
+            nn.Conv2d(rank_out, outputs, kernel_size=1),
+        )
+
+
+class LowRankDense(nn.Sequential):
+    """A dense layer as the product of two: inputs to rank, rank to units."""
+
+    def __init__(self, num_features: int, units: int, rank: int) -> None:
+        super().__init__(Dense(num_features, rank, bias=False), Dense(rank, units))
+
+
 class NatureTorso(nn.Sequential):
-    """Three convolutions of Mnih et al. 2015 (Nature), stacks in, flat features out.
+    """Three convolutions as of Mnih et al. 2015 (Nature), stacks in, flat features out.
 
     Features are ordered by pixel, then channel, as they lie in memory.
     """
 
-    def __init__(self, stack: int, frame_shape: tuple[int, ...]) -> None:
+    def __init__(self, sizes: Architecture, stack: int, frame_shape: tuple[int, ...]) -> None:
         super().__init__(
-            FirstConvolution(stack, 32, stride=4),
+            FirstConvolution(stack, sizes.filters[0], stride=STRIDES[0]),
             nn.ReLU(inplace=True),
-            nn.Conv2d(32, 64, kernel_size=4, stride=2),
+            _convolution(sizes, 1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(64, 64, kernel_size=3, stride=1),
+            _convolution(sizes, 2),
             nn.ReLU(inplace=True),
             FlattenPixels(),
         )
         with torch.no_grad():
             self.num_features = int(self(torch.zeros(1, stack, *frame_shape)).shape[1])
+
+    def maps(self, stacks: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The convolutions' outputs (B, C, H, W) after their ReLU, and the flat features."""
+        maps = []
+        for layer in self:
+            stacks = layer(stacks)
+            if isinstance(layer, nn.ReLU):
+                maps.append(stacks)
+        return maps, stacks
+
+
+def _convolution(sizes: Architecture, index: int) -> nn.Module:
+    """The second or the third convolution (index 1 or 2), whole or in Tucker-2 form."""
+    inputs, outputs = sizes.filters[index - 1 : index + 1]
+    kernel, stride = KERNELS[index], STRIDES[index]
+    if sizes.tucker is None:
+        return nn.Conv2d(inputs, outputs, kernel_size=kernel, stride=stride)
+    rank_in, rank_out = sizes.tucker[2 * index - 2 : 2 * index]
+    return TuckerConvolution(inputs, outputs, kernel, stride, (rank_in, rank_out))
 
 
 class FlattenPixels(nn.Module):
@@ -107,10 +149,10 @@ class FlattenPixels(nn.Module):
 
 
 class VectorTorso(nn.Sequential):
-    """One hidden layer over flat observations (B, stack, D)."""
+    """One hidden layer over flat observations (B, stack, D), of 128 units in the full size."""
 
-    def __init__(self, stack: int, frame_shape: tuple[int, ...]) -> None:
-        self.num_features = 128
+    def __init__(self, sizes: Architecture, stack: int, frame_shape: tuple[int, ...]) -> None:
+        self.num_features = 2 * sizes.filters[-1]
         super().__init__(
             nn.Flatten(),
             Dense(stack * math.prod(frame_shape), self.num_features),
@@ -121,29 +163,81 @@ class VectorTorso(nn.Sequential):
 class PlainHead(nn.Sequential):
     """One hidden layer, one value per action."""
 
-    def __init__(self, num_features: int, num_actions: int) -> None:
+    def __init__(self, sizes: Architecture, num_features: int, num_actions: int) -> None:
         super().__init__(
-            Dense(num_features, HIDDEN_UNITS),
+            Dense(num_features, sizes.hidden)
+            if sizes.svd is None
+            else LowRankDense(num_features, sizes.hidden, sizes.svd),
             nn.ReLU(inplace=True),
-            nn.Linear(HIDDEN_UNITS, num_actions),
+            nn.Linear(sizes.hidden, num_actions),
         )
+
+    def hidden_and_outputs(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The hidden layer (B, D) after its ReLU, and what `forward` returns."""
+        dense, relu, last = self
+        hidden = relu(dense(features))
+        return hidden, last(hidden)
 
 
 class DuelingHead(nn.Module):
     """State value plus mean-free advantages (Wang et al. 2016, eq. 9)."""
 
-    def __init__(self, num_features: int, num_actions: int) -> None:
+    def __init__(self, sizes: Architecture, num_features: int, num_actions: int) -> None:
         super().__init__()
-        self.value = PlainHead(num_features, 1)
-        self.advantage = PlainHead(num_features, num_actions)
+        self.value = PlainHead(sizes, num_features, 1)
+        self.advantage = PlainHead(sizes, num_features, num_actions)
 
     def forward(self, features: Tensor) -> Tensor:
         advantage: Tensor = self.advantage(features)
-        value: Tensor = self.value(features)
-        return value + advantage - advantage.mean(dim=1, keepdim=True)
+        return _dueling(self.value(features), advantage)
+
+    def hidden_and_outputs(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Both hidden layers (B, 2 D) after their ReLU, value first; what `forward` returns."""
+        advantages_hidden, advantage = self.advantage.hidden_and_outputs(features)
+        value_hidden, value = self.value.hidden_and_outputs(features)
+        return torch.cat([value_hidden, advantages_hidden], dim=1), _dueling(value, advantage)
 
 
-HEADS: dict[str, Callable[[int, int], nn.Module]] = {"nature": PlainHead, "dueling": DuelingHead}
+def _dueling(value: Tensor, advantage: Tensor) -> Tensor:
+    return value + advantage - advantage.mean(dim=1, keepdim=True)
+
+
+class Features(NamedTuple):
+    """What a Q-network computes on the way to its outputs, each after its ReLU.
+
+    | field | shape |
+    | --- | --- |
+    | conv1, conv2, conv3 | (B, C, H, W), H × W of 20 × 20, 9 × 9, 7 × 7 for images of 84 × 84 |
+    | hidden | (B, D); of a dueling network (B, 2 D), the value's stream first |
+    | outputs | (B, A), what the network returns |
+    """
+
+    conv1: Tensor
+    conv2: Tensor
+    conv3: Tensor
+    hidden: Tensor
+    outputs: Tensor
+
+
+class QNetwork(nn.Sequential):
+    """A torso and a head: stacks (B, stack, *frame_shape) in, action values (B, A) out."""
+
+    def __init__(self, torso: NatureTorso | VectorTorso, head: PlainHead | DuelingHead) -> None:
+        super().__init__(torso, head)
+
+    def features(self, states: Tensor) -> Features:
+        """The action values of states (B, stack, *frame_shape) with all that led to them.
+
+        Raises `UsageError` for a network over flat observations: it has no convolutions.
+        """
+        torso, head = self
+        if not isinstance(torso, NatureTorso):
+            raise UsageError(
+                "a network over flat observations has no feature maps: leave out what compares them"
+            )
+        assert isinstance(head, PlainHead | DuelingHead)
+        (conv1, conv2, conv3), flat = torso.maps(states)
+        return Features(conv1, conv2, conv3, *head.hidden_and_outputs(flat))
 
 
 def build_network(
@@ -153,15 +247,15 @@ def build_network(
     frame_shape: tuple[int, ...],
     num_actions: int,
     generator: torch.Generator,
-) -> nn.Module:
+) -> QNetwork:
     """Build a Q-network: He-uniform weights and biases of 0.1, as the EBU paper's code.
 
-    Two-axis frames get the Nature convolutions, flat ones a hidden layer in their place.
+    Two-axis frames get convolutions, flat ones a hidden layer in their place.
 
-    Raises `UsageError` for an unknown name or an image too small for the convolutions.
+    Raises `UsageError` for an unknown name, an image too small for the convolutions, and ranks of
+    convolutions that flat frames leave out, or above the number of features.
     """
-    if name not in HEADS:
-        raise UsageError(f"unknown network '{name}': choose one of {', '.join(HEADS)}")
+    sizes = architecture(name)
     torso: NatureTorso | VectorTorso
     if len(frame_shape) == 2:
         if min(frame_shape) < SMALLEST_SIDE:
@@ -169,14 +263,22 @@ def build_network(
                 f"images of {frame_shape[0]}×{frame_shape[1]} pixels are too small for the "
                 f"network's convolutions: each side needs at least {SMALLEST_SIDE}"
             )
-        torso = NatureTorso(stack, frame_shape)
+        torso = NatureTorso(sizes, stack, frame_shape)
     else:
-        torso = VectorTorso(stack, frame_shape)
-    network = nn.Sequential(torso, HEADS[name](torso.num_features, num_actions))
+        if sizes.tucker is not None:
+            raise UsageError(f"network '{name}': flat observations leave no convolutions to factor")
+        torso = VectorTorso(sizes, stack, frame_shape)
+    if sizes.svd is not None and sizes.svd > torso.num_features:
+        raise UsageError(
+            f"network '{name}': rank {sizes.svd} of a dense layer over {torso.num_features} "
+            f"features is too high: {torso.num_features} at most"
+        )
+    head = DuelingHead if sizes.dueling else PlainHead
+    network = QNetwork(torso, head(sizes, torso.num_features, num_actions))
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)
-            assert module.bias is not None
-            nn.init.constant_(module.bias, 0.1)
-    channels_last: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if module.bias is not None:
+                nn.init.constant_(module.bias, 0.1)
+    channels_last: QNetwork = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return channels_last

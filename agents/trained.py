@@ -1,27 +1,34 @@
 """A trained agent, ready to act."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from agents.agent import epsilon_greedy
-from agents.networks import build_network
+from agents.agent import Agent, epsilon_greedy
+from agents.networks import QNetwork, build_network
 from agents.registry import AGENTS
 from ebu.checkpoint import load_latest
 from ebu.errors import EbuError
 from ebu.run_directory import read_config
 
 WEIGHTS = {"final": "checkpoints", "best": "best"}
+STUDENT = "student"
+"""The agent that config.json names where a network was distilled and not trained on games."""
+
+Outputs = Literal["values", "logits"]
+"""What a network's outputs are: action values, or a policy's logits, which say nothing of value."""
 
 
 class TrainedAgent:
-    """A Q-network with the configuration of the run it comes from.
+    """A Q-network or a policy with the configuration of the run it comes from.
 
     | attribute | meaning |
     | --- | --- |
+    | network | what plays |
+    | outputs | what its outputs are: "values", or "logits" of a policy |
     | config | the run's config.json: {"settings": …, "environment": …} |
     | frames | emulator frames it was trained on |
     | num_actions | number of actions A |
@@ -30,28 +37,39 @@ class TrainedAgent:
 
     def __init__(
         self,
-        network: torch.nn.Module,
+        network: QNetwork,
+        outputs: Outputs,
         config: dict[str, Any],
         frames: int,
         device: torch.device,
         warnings: list[str],
     ) -> None:
         self.network = network.to(device).eval().requires_grad_(False)
+        self.outputs = outputs
         self.config = config
         self.frames = frames
         self.num_actions: int = config["environment"]["num_actions"]
         self.device = device
         self.warnings = warnings
 
-    @torch.no_grad()
     def values(self, stacks: np.ndarray | Tensor) -> Tensor:
-        """Action values (B, A) float32 of stacks (B, stack, *frame_shape), oldest frame first."""
-        values: Tensor = self.network(torch.as_tensor(stacks, device=self.device))
-        return values
+        """Action values (B, A) float32 of stacks (B, stack, *frame_shape), oldest frame first.
+
+        Raises `ValueError` for a policy, whose outputs are no values.
+        """
+        if self.outputs != "values":
+            raise ValueError("a policy has no action values: its outputs are logits")
+        return self.outputs_of(stacks)
+
+    @torch.no_grad()
+    def outputs_of(self, stacks: np.ndarray | Tensor) -> Tensor:
+        """Values or logits (B, A) float32, as `outputs` says, of stacks as in `values`."""
+        outputs: Tensor = self.network(torch.as_tensor(stacks, device=self.device))
+        return outputs
 
     def act(self, stack: np.ndarray | Tensor) -> int:
         """The greedy action for one stack (stack, *frame_shape), oldest frame first."""
-        return int(self.values(torch.as_tensor(stack)[None]).argmax())
+        return int(self.outputs_of(torch.as_tensor(stack)[None]).argmax())
 
     def choose(
         self,
@@ -63,7 +81,7 @@ class TrainedAgent:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Epsilon-greedy actions (N,) int64 for N stacks, and their probabilities (N,) float32."""
         return epsilon_greedy(
-            self.values(stacks), epsilon=epsilon, rng=rng, forced_random=forced_random
+            self.outputs_of(stacks), epsilon=epsilon, rng=rng, forced_random=forced_random
         )
 
 
@@ -72,7 +90,7 @@ def load_agent(
     weights: Literal["final", "best"] = "final",
     device: str | torch.device = "cpu",
 ) -> TrainedAgent:
-    """Load the agent a run has trained: its newest weights, or those that evaluated best.
+    """Load a student, or the agent a run has trained: its newest weights, or the best evaluated.
 
     Raises `UsageError` if `run_dir` is no run directory, `EbuError` if it holds no whole weights.
     """
@@ -82,24 +100,38 @@ def load_agent(
     if checkpoint is None:
         raise EbuError(
             f"{run_dir} has no {weights} weights yet: train on until its first "
-            + ("checkpoint" if weights == "final" else "evaluation")
+            + ("checkpoint" if weights == "final" else "evaluation; a student has final ones alone")
         )
-    environment = config["environment"]
+    environment, settings = config["environment"], config["settings"]
     try:
         network = build_network(
-            config["settings"]["network"],
+            str(settings["network"]),
             stack=environment["stack"],
             frame_shape=tuple(environment["frame_shape"]),
             num_actions=environment["num_actions"],
             generator=torch.Generator(),
         )
-        kind = AGENTS[config["settings"]["agent"]]
+        is_student = settings["agent"] == STUDENT
+        kind = Agent if is_student else AGENTS[settings["agent"]]
         network.load_state_dict(kind.policy_weights(checkpoint.state["agent"]))
+        outputs = _outputs_named(settings["outputs"]) if is_student else "values"
     except (KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise EbuError(
             f"the weights in {run_dir} do not fit its config.json ({reason}): restore it"
         ) from error
     return TrainedAgent(
-        network, config, checkpoint.state["frames"], torch.device(device), checkpoint.warnings
+        network,
+        outputs,
+        config,
+        checkpoint.state["frames"],
+        torch.device(device),
+        checkpoint.warnings,
     )
+
+
+def _outputs_named(name: Any) -> Outputs:
+    if name not in get_args(Outputs):
+        raise TypeError(f"outputs are {' or '.join(get_args(Outputs))}, not {name!r}")
+    outputs: Outputs = name
+    return outputs

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agents.networks import HEADS, Dense, DuelingHead, build_network
+from agents.architectures import ARCHITECTURES
+from agents.networks import Dense, DuelingHead, QNetwork, build_network
 from ebu.errors import UsageError
 
 ATARI: dict[str, Any] = {"stack": 4, "frame_shape": (84, 84)}
@@ -16,7 +17,10 @@ SMALL: dict[str, Any] = {"stack": 4, "frame_shape": (36, 36)}
 FLAT: dict[str, Any] = {"stack": 1, "frame_shape": (6,)}
 
 
-def network_of(name: str = "nature", seed: int = 0, **shape: Any) -> nn.Module:
+NAMES = [*ARCHITECTURES, "6-5-4/7", "nature@tucker=16,32,32,32,svd=64", "dueling@svd=8"]
+
+
+def network_of(name: str = "nature", seed: int = 0, **shape: Any) -> QNetwork:
     arguments = {**SMALL, "num_actions": 5, **shape}
     return build_network(name, generator=torch.Generator().manual_seed(seed), **arguments)
 
@@ -52,7 +56,7 @@ def test_the_dueling_network_has_two_streams_of_512_units_over_the_same_convolut
 
 
 def test_the_dueling_head_is_value_plus_advantage_minus_mean_advantage() -> None:
-    head = DuelingHead(num_features=7, num_actions=4)
+    head = DuelingHead(ARCHITECTURES["dueling"], num_features=7, num_actions=4)
     features = torch.randn(5, 7)
     value, advantage = head.value(features), head.advantage(features)
     assert value.shape == (5, 1)
@@ -61,8 +65,16 @@ def test_the_dueling_head_is_value_plus_advantage_minus_mean_advantage() -> None
     torch.testing.assert_close(head(features).mean(dim=1), value[:, 0])
 
 
-@pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("shape", [ATARI, SMALL, FLAT], ids=["atari", "small", "flat"])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        (name, shape)
+        for name in NAMES
+        for shape in (ATARI, SMALL, FLAT)
+        # Flat observations have no convolutions to factorise.
+        if shape is not FLAT or "tucker" not in name
+    ],
+)
 def test_one_float32_value_for_each_action(name: str, shape: dict[str, Any]) -> None:
     states = torch.rand(3, shape["stack"], *shape["frame_shape"])
     values = network_of(name, **shape)(states)
@@ -91,7 +103,7 @@ def test_the_first_convolution_is_torchs_on_pixels_divided_by_255(
         torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", NAMES)
 def test_bytes_and_the_same_pixels_in_float_give_the_same_values(name: str) -> None:
     network, states = network_of(name), pixels(6, **SMALL)
     torch.testing.assert_close(network(states.float()), network(states))
@@ -121,7 +133,7 @@ def test_every_frame_of_the_stack_counts(shape: dict[str, Any]) -> None:
         assert not torch.equal(network(other), network(states))
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", ["nature", "dueling", "net2"])
 @pytest.mark.parametrize("shape", [ATARI, FLAT], ids=["atari", "flat"])
 def test_weights_are_he_uniform_and_biases_a_tenth(name: str, shape: dict[str, Any]) -> None:
     for layer in layers(network_of(name, **shape)):
@@ -137,7 +149,7 @@ def test_weights_are_he_uniform_and_biases_a_tenth(name: str, shape: dict[str, A
         assert bool(layer.bias.eq(0.1).all())
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_seed_decides_the_weights(name: str) -> None:
     torch.manual_seed(17)  # The global generator does not matter.
     one = network_of(name, seed=3).state_dict()
@@ -152,8 +164,100 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
         network_of("natur")
     message = str(refusal.value)
     assert "natur" in message
-    assert all(name in message for name in HEADS)
+    assert all(name in message for name in ARCHITECTURES)
+    assert message.endswith("did you mean nature?")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("0-16-16/64", "unknown network"),
+        ("16-16/64", "unknown network"),
+        ("16-16-16", "unknown network"),
+        ("-16-16-16/64", "unknown network"),
+        ("nature@", "names no ranks"),
+        ("nature@half", "names no ranks"),
+        ("nature@svd=0", "names no ranks"),
+        ("nature@tucker=1,2,3", "names no ranks"),
+        ("nature@tucker=1,2,3,4svd=5", "names no ranks"),
+        ("nature@svd=513", "512 at most"),
+        ("nature@tucker=33,64,64,64", "32,64 at most"),
+        ("nature@tucker=32,64,64,65", "64,64 at most"),
+        # Behind one channel in, a kernel of 4 × 4 pixels tells 16 apart.
+        ("nature@tucker=1,17,64,64", "32,16 at most"),
+    ],
+)
+def test_widths_and_ranks_that_are_none_are_refused_in_one_line(name: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason) as refusal:
+        network_of(name)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_rank_above_the_number_of_features_is_refused() -> None:
+    assert network_of("nature@svd=64")(pixels(1, **SMALL)).shape == (1, 5)
+    with pytest.raises(UsageError, match="64 at most"):
+        network_of("nature@svd=65")
+
+
+def test_flat_observations_leave_no_convolutions_to_factorise() -> None:
+    with pytest.raises(UsageError, match="convolutions"):
+        network_of("nature@tucker=16,32,32,32", **FLAT)
+
+
+def test_a_name_of_widths_gives_layers_of_these_widths() -> None:
+    sizes = [tuple(layer.weight.shape) for layer in layers(network_of("6-5-4/7", **ATARI))]
+    assert sizes == [(6, 4, 8, 8), (5, 6, 4, 4), (4, 5, 3, 3), (7, 4 * 7 * 7), (5, 7)]
+
+
+def test_ranks_in_a_name_give_layers_of_these_ranks() -> None:
+    network = network_of("nature@tucker=9,10,11,12,svd=13", **ATARI)
+    assert [tuple(layer.weight.shape) for layer in layers(network)] == [
+        (32, 4, 8, 8),
+        (9, 32, 1, 1),
+        (10, 9, 4, 4),
+        (64, 10, 1, 1),
+        (11, 64, 1, 1),
+        (12, 11, 3, 3),
+        (64, 12, 1, 1),
+        (13, 3136),
+        (512, 13),
+        (5, 512),
+    ]
+
+
+def test_a_network_over_flat_observations_narrows_with_its_name() -> None:
+    sizes = [tuple(layer.weight.shape) for layer in layers(network_of("net1", **FLAT))]
+    assert sizes == [(64, 6), (256, 64), (5, 256)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_are_what_the_outputs_are_computed_from(name: str) -> None:
+    network, states = network_of(name, **ATARI), pixels(3, **ATARI)
+    sizes = ARCHITECTURES.get(name, ARCHITECTURES["nature"])
+    features = network.features(states)
+    assert torch.equal(features.outputs, network(states))
+    if name in ARCHITECTURES:
+        grids = zip(sizes.filters, (20, 9, 7), strict=True)
+        assert [tuple(layer.shape) for layer in features[:3]] == [(3, c, g, g) for c, g in grids]
+        assert features.hidden.shape == (3, sizes.hidden * (2 if sizes.dueling else 1))
+    for layer in features[:4]:
+        assert bool((layer >= 0).all())
+        assert bool((layer > 0).any())
+    # Layer for layer the next one's input, so each can be compared and taught.
+    assert torch.equal(network[0][3](network[0][2](features.conv1)), features.conv2)
+    gradients = torch.autograd.grad(features.hidden.sum(), list(network[0].parameters()))
+    assert all(bool(gradient.any()) for gradient in gradients)
+
+
+def test_a_network_over_flat_observations_has_no_feature_maps() -> None:
+    with pytest.raises(UsageError, match="feature maps"):
+        network_of(**FLAT).features(torch.rand(1, 1, 6))
+
+
+def test_a_dense_layer_without_bias_is_a_linear_one() -> None:
+    layer, features = Dense(7, 3, bias=False), torch.randn(5, 7)
+    torch.testing.assert_close(layer(features), features @ layer.weight.t())
 
 
 @pytest.mark.parametrize("frame_shape", [(35, 84), (84, 35), (8, 8), (1, 1)])

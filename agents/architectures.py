@@ -1,0 +1,129 @@
+"""What a network's name stands for: the widths of its layers, and the ranks of factorised ones.
+
+nature                                the network of Mnih et al. 2015 (Nature)
+dueling                               the same convolutions, two streams (Wang et al. 2016)
+net1, net2, net3                      the three sizes of Rusu et al. 2015 below it
+16-32-32/256                          any other widths: three convolutions, dense layer
+nature@tucker=16,32,32,32,svd=64      the second and third convolution in Tucker-2 form, ranks
+                                      in, out, in, out; the first dense layer of rank 64
+"""
+
+import difflib
+import re
+from dataclasses import dataclass, replace
+
+from ebu.errors import UsageError
+
+KERNELS = (8, 4, 3)
+STRIDES = (4, 2, 1)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The sizes of a Q-network.
+
+    | field | meaning |
+    | --- | --- |
+    | filters | of the three convolutions |
+    | hidden | units of the dense layer, in each stream of a dueling network |
+    | dueling | a stream for the state's value and one for the advantages |
+    | tucker | ranks of the second convolution (in, out), then of the third; None: both whole |
+    | svd | rank of the first dense layer; None: whole |
+    """
+
+    filters: tuple[int, int, int]
+    hidden: int
+    dueling: bool = False
+    tucker: tuple[int, int, int, int] | None = None
+    svd: int | None = None
+
+
+ARCHITECTURES = {
+    "nature": Architecture((32, 64, 64), 512),
+    "dueling": Architecture((32, 64, 64), 512, dueling=True),
+    "net1": Architecture((16, 32, 32), 256),
+    "net2": Architecture((16, 16, 16), 128),
+    "net3": Architecture((16, 16, 16), 64),
+}
+"""Networks that have a name of their own."""
+
+_COUNT = r"([1-9]\d{0,3})"
+_WIDTHS = re.compile(rf"{_COUNT}-{_COUNT}-{_COUNT}/{_COUNT}")
+_RANKS = re.compile(rf"tucker={_COUNT},{_COUNT},{_COUNT},{_COUNT}(?:,svd={_COUNT})?|svd={_COUNT}")
+
+
+def architecture(name: str) -> Architecture:
+    """The sizes of the network of this name.
+
+    Raises `UsageError`, one line, for a name that stands for none.
+    """
+    base, factorised, ranks = name.partition("@")
+    sizes = whole_architecture(base)
+    if sizes is None:
+        raise UsageError(unknown("network", name, [*ARCHITECTURES], "widths such as 16-32-32/256"))
+    if factorised:
+        tucker, svd = parse_ranks(ranks)
+        sizes = replace(sizes, tucker=tucker, svd=svd)
+        _check_ranks(name, sizes)
+    return sizes
+
+
+def whole_architecture(name: str) -> Architecture | None:
+    """The sizes of a network that is not factorised; None where the name stands for none."""
+    widths = _WIDTHS.fullmatch(name)
+    if widths is None:
+        return ARCHITECTURES.get(name)
+    conv1, conv2, conv3, hidden = map(int, widths.groups())
+    return Architecture((conv1, conv2, conv3), hidden)
+
+
+def parse_ranks(text: str) -> tuple[tuple[int, int, int, int] | None, int | None]:
+    """The ranks of `tucker=16,32,32,32,svd=64`, of which one half may be absent (None).
+
+    Raises `UsageError` where the text names no ranks.
+    """
+    found = _RANKS.fullmatch(text)
+    if found is None:
+        raise UsageError(
+            f"'{text}' names no ranks: write tucker=16,32,32,32 (in, out of the second "
+            "convolution, in, out of the third), svd=64, or both with a comma between"
+        )
+    one, two, three, four, svd_after, svd_alone = found.groups()
+    if one is None:
+        return None, int(svd_alone)
+    svd = None if svd_after is None else int(svd_after)
+    return (int(one), int(two), int(three), int(four)), svd
+
+
+def ranks_name(tucker: tuple[int, int, int, int] | None, svd: int | None) -> str:
+    """What `parse_ranks` reads these ranks from; at least one of the two is given."""
+    parts = [] if tucker is None else [f"tucker={','.join(map(str, tucker))}"]
+    return ",".join(parts if svd is None else [*parts, f"svd={svd}"])
+
+
+def unknown(kind: str, name: str, names: list[str], others: str) -> str:
+    """One line on a name that is not known, with what is, and the nearest of `names`."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"unknown {kind} '{name}': choose one of {', '.join(names)}, or {others}{hint}"
+
+
+def _check_ranks(name: str, sizes: Architecture) -> None:
+    if sizes.tucker is not None:
+        first, second, third = sizes.filters
+        layers = (
+            (sizes.tucker[:2], (first, second), KERNELS[1]),
+            (sizes.tucker[2:], (second, third), KERNELS[2]),
+        )
+        for (inner, outer), (inputs, outputs), kernel in layers:
+            most_in, most_out = min(inputs, outer * kernel**2), min(outputs, inner * kernel**2)
+            if inner > most_in or outer > most_out:
+                raise UsageError(
+                    f"network '{name}': the ranks {inner},{outer} of a convolution of {inputs} "
+                    f"to {outputs} channels are too high: {most_in},{most_out} at most"
+                )
+    if sizes.svd is not None and sizes.svd > sizes.hidden:
+        raise UsageError(
+            f"network '{name}': rank {sizes.svd} of a dense layer of {sizes.hidden} units is too "
+            f"high: {sizes.hidden} at most"
+        )

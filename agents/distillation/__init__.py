@@ -1,0 +1,1 @@
+"""Distillation: a trained agent compressed into a smaller one."""

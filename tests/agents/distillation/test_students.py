@@ -1,0 +1,386 @@
+"""Students: their sizes, what their names rebuild, and the directories that hold them."""
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+
+import evaluate
+from agents import TrainedAgent, load_agent
+from agents.architectures import architecture
+from agents.distillation import students
+from agents.distillation.students import (
+    Student,
+    build,
+    check_name,
+    multiply_adds,
+    num_parameters,
+    save_student,
+    student_of,
+)
+from agents.networks import build_network
+from agents.trained import Outputs
+from ebu.errors import EbuError, UsageError
+from ebu.run_directory import read_config, write_config
+from envs.protocols import PAPER, PROTOCOLS
+from tests.made_up import CPU
+
+SETTINGS = {
+    "agent": "ebu",
+    "game": "breakout",
+    "protocol": "paper",
+    "epsilon_end": 0.1,
+    "random_start_actions": 30,
+    "seed": 3,
+    "learning_rate": 1e-4,
+}
+needs_tensorly = pytest.mark.skipif(
+    importlib.util.find_spec("tensorly") is None, reason="tensorly, the extra factorize, is missing"
+)
+
+
+def rng_of(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def teacher_of(
+    network: str = "nature",
+    num_actions: int = 4,
+    frame_shape: tuple[int, ...] = (84, 84),
+    outputs: Outputs = "values",
+) -> TrainedAgent:
+    """An agent with random weights that plays Breakout."""
+    built = build_network(
+        network, stack=4, frame_shape=frame_shape, num_actions=num_actions, generator=rng_of(0)
+    )
+    environment = {
+        "num_actions": num_actions,
+        "stack": 4,
+        "frame_shape": list(frame_shape),
+        "frame_dtype": "uint8",
+        "frames_per_step": 4,
+    }
+    config = {"settings": {**SETTINGS, "network": network}, "environment": environment}
+    return TrainedAgent(built, outputs, config, 1_000_000, CPU, [])
+
+
+def states_of(count: int) -> Tensor:
+    return torch.randint(256, (count, 4, 84, 84), dtype=torch.uint8, generator=rng_of(1))
+
+
+def save(directory: Path, student: Student, **changes: Any) -> None:
+    arguments: dict[str, Any] = {
+        "teacher": teacher_of(),
+        "teacher_dir": Path("runs/breakout"),
+        "seed": 5,
+        "settings": {"kl": 1.0},
+    }
+    save_student(directory, student, **{**arguments, **changes})
+
+
+# --- sizes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "operations"),
+    [
+        ("nature", 1_693_362, 9_352_192),
+        ("net1", 427_874, 3_159_552),
+        ("net2", 113_346, 2_185_728),
+        ("net3", 61_954, 2_134_400),
+        ("16-32-32/256", 427_874, 3_159_552),
+        # 97.3 % of the parameters, and 16.3 % of them with 56 % of the work.
+        ("nature@tucker=16,32,32,32", 1_647_794, 6_643_712),
+        ("nature@tucker=16,32,32,32,svd=64", 275_634, 5_271_552),
+    ],
+)
+def test_the_published_sizes(name: str, parameters: int, operations: int) -> None:
+    student = build(name, 18, generator=rng_of(0))
+    assert num_parameters(student) == parameters
+    assert multiply_adds(student) == operations
+    assert multiply_adds(student.network) == operations
+
+
+@pytest.mark.parametrize("frame_shape", [(36, 36), (37, 90), (85, 84)])
+def test_the_count_is_that_of_the_published_convolutions(frame_shape: tuple[int, int]) -> None:
+    student = build("6-5-4/7", 3, frame_shape=frame_shape, stack=2, generator=rng_of(0))
+    plain = nn.Sequential(nn.Conv2d(2, 6, 8, 4), nn.Conv2d(6, 5, 4, 2), nn.Conv2d(5, 4, 3))
+    expected, images = 7 * 3, torch.zeros(1, 2, *frame_shape)
+    for layer in plain:
+        images = layer(images)
+        expected += images.numel() * layer.weight[0].numel()
+    expected += images.numel() * 7
+    assert multiply_adds(student, stack=2, frame_shape=frame_shape) == expected
+
+
+def test_a_dueling_network_counts_both_streams() -> None:
+    student = build("dueling", 18, generator=rng_of(0))
+    assert multiply_adds(student) == 9_352_192 + 3136 * 512 + 512
+
+
+# --- names ----------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.data())
+def test_a_name_says_every_size(data: st.DataObject) -> None:
+    conv1, conv2, conv3, hidden = (data.draw(st.integers(1, 9)) for _ in range(4))
+    name = f"{conv1}-{conv2}-{conv3}/{hidden}"
+    # Of up to nine channels, nine pixels of a kernel let every pair of ranks through.
+    ranks = [data.draw(st.integers(1, most)) for most in (conv1, conv2, conv2, conv3, hidden)]
+    factorised = f"{name}@tucker={','.join(map(str, ranks[:4]))},svd={ranks[4]}"
+    sizes = architecture(factorised)
+    assert [*sizes.filters, sizes.hidden] == [conv1, conv2, conv3, hidden]
+    assert [*(sizes.tucker or ()), sizes.svd] == ranks
+    student = build(factorised, 3, generator=rng_of(0))
+    weights = student.network.state_dict()
+    assert [
+        weights[f"0.{path}.weight"].shape[0] for path in ("0", "2.0", "2.1", "2.2", "4.0", "4.1")
+    ] == [conv1, ranks[0], ranks[1], conv2, ranks[2], ranks[3]]
+    assert weights["1.0.0.weight"].shape[0] == ranks[4]
+
+
+@needs_tensorly
+@pytest.mark.parametrize("network", ["net1", "dueling"])
+def test_the_name_of_a_factorised_student_rebuilds_it(network: str) -> None:
+    student = student_of(teacher_of(network), "teacher@half", generator=rng_of(0))
+    again = build(student.name, 4, generator=rng_of(9))
+    again.load_state_dict(student.state_dict())
+    assert torch.equal(again(states_of(3)), student(states_of(3)))
+
+
+@pytest.mark.parametrize("network", ["nature", "dueling", "12-16-16/64"])
+def test_a_born_again_student_has_the_teachers_architecture_and_weights_of_its_own(
+    network: str,
+) -> None:
+    teacher = teacher_of(network)
+    student = student_of(teacher, "teacher", generator=rng_of(1))
+    assert student.name == network
+    mine, theirs = student.network.state_dict(), teacher.network.state_dict()
+    assert {k: w.shape for k, w in mine.items()} == {k: w.shape for k, w in theirs.items()}
+    assert not any(torch.equal(mine[k], theirs[k]) for k in mine if k.endswith("weight"))
+
+
+def test_a_student_sees_what_its_teacher_sees() -> None:
+    student = student_of(teacher_of("net2", 7, (36, 40)), "net3", generator=rng_of(0))
+    assert student(torch.zeros(2, 4, 36, 40)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nett1", "did you mean net1?"),
+        ("teecher", "did you mean teacher?"),
+        ("16-16-16", "16-32-32/256"),
+        ("", "teacher@half"),
+        ("net1@quarter", "energy=0.9"),
+        ("teacher@energy=2", "at most 1"),
+    ],
+)
+def test_an_unknown_student_is_refused_in_one_line(name: str, said: str) -> None:
+    for refused in (
+        lambda: check_name(name),
+        lambda: student_of(teacher_of("net3"), name, generator=rng_of(0)),
+    ):
+        with pytest.raises(UsageError) as refusal:
+            refused()
+        assert said in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+
+
+@needs_tensorly
+def test_only_the_teachers_own_network_can_be_factorised() -> None:
+    teacher = teacher_of("net3")
+    assert student_of(teacher, "net3@svd=8", generator=rng_of(0)).name == "net3@svd=8"
+    assert student_of(teacher, "16-16-16/64@svd=8", generator=rng_of(0)).name == "net3@svd=8"
+    with pytest.raises(UsageError, match="teacher@svd=8"):
+        student_of(teacher, "net2@svd=8", generator=rng_of(0))
+
+
+# --- outputs --------------------------------------------------------------------------------
+
+
+def test_a_student_gives_its_features_and_float32_whatever_it_computes_in() -> None:
+    student, states = build("net3", 4, generator=rng_of(0)), states_of(3)
+    assert torch.equal(student.features(states).outputs, student(states))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert student(states).dtype == torch.float32
+
+
+@needs_tensorly
+@pytest.mark.parametrize("network", ["net3", "dueling"])
+def test_a_factorised_policy_starts_at_the_teachers_values_over_the_temperature(
+    network: str,
+) -> None:
+    teacher, states = teacher_of(network), states_of(5)
+    values = teacher.values(states)
+    policy = student_of(teacher, "teacher@energy=1", temperature=0.01, generator=rng_of(0))
+    torch.testing.assert_close(policy(states), values / 0.01, atol=1e-2, rtol=0)
+    valued = student_of(
+        teacher, "teacher@energy=1", outputs="values", temperature=0.01, generator=rng_of(0)
+    )
+    torch.testing.assert_close(valued(states), values, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("outputs", ["values", "logits"])
+def test_a_policy_cannot_be_mistaken_for_a_value_network(tmp_path: Path, outputs: Outputs) -> None:
+    student = build("net3", 4, outputs=outputs, generator=rng_of(2))
+    save(tmp_path / "student", student)
+    agent, states = load_agent(tmp_path / "student"), states_of(6)
+    assert agent.outputs == outputs
+    if outputs == "values":
+        assert torch.equal(agent.values(states), agent.outputs_of(states))
+    else:
+        with pytest.raises(ValueError, match="logits"):
+            agent.values(states)
+
+
+@pytest.mark.parametrize("outputs", [None, "policy", ["logits"]])
+def test_a_student_that_does_not_say_what_its_outputs_are_is_refused(
+    tmp_path: Path, outputs: Any
+) -> None:
+    save(tmp_path, build("net3", 4, generator=rng_of(2)))
+    config = read_config(tmp_path)
+    config["settings"]["outputs"] = outputs
+    if outputs is None:
+        del config["settings"]["outputs"]
+    write_config(tmp_path, config)
+    with pytest.raises(EbuError, match=r"config\.json"):
+        load_agent(tmp_path)
+
+
+# --- directories ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["net2", "dueling", "12-16-16/64", "net3@tucker=4,5,6,7,svd=8"])
+def test_a_saved_student_acts_as_before(tmp_path: Path, name: str) -> None:
+    student, states = build(name, 4, generator=rng_of(2)), states_of(12)
+    save(tmp_path / "new" / "student", student)
+    agent = load_agent(tmp_path / "new" / "student")
+    with torch.no_grad():
+        outputs = student(states)
+    assert torch.equal(agent.outputs_of(states), outputs)
+    assert [agent.act(state) for state in states] == outputs.argmax(dim=1).tolist()
+    actions, probabilities = agent.choose(states, epsilon=0.0, rng=np.random.default_rng(0))
+    assert actions.tolist() == outputs.argmax(dim=1).tolist()
+    assert probabilities.tolist() == [1.0] * 12
+
+
+def test_its_configuration_is_what_it_plays_under_and_how_it_was_taught(tmp_path: Path) -> None:
+    save(tmp_path, build("net3", 4, generator=rng_of(2)))
+    assert read_config(tmp_path) == {
+        "settings": {
+            "kl": 1.0,
+            "game": "breakout",
+            "protocol": "paper",
+            "epsilon_end": 0.1,
+            "random_start_actions": 30,
+            "agent": "student",
+            "network": "net3",
+            "outputs": "logits",
+            "seed": 5,
+            "teacher": "runs/breakout",
+        },
+        "environment": teacher_of().config["environment"],
+    }
+    assert load_agent(tmp_path).frames == 1_000_000
+
+
+def test_it_is_scored_and_filmed_like_any_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROTOCOLS, "paper", dataclasses.replace(PAPER, eval_max_frames=200))
+    save(tmp_path / "student", build("net3", 4, generator=rng_of(2)))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "student").rglob("*")}
+    video = tmp_path / "best.gif"
+    record = evaluate.run(
+        evaluate.EvaluateConfig(run_dir=tmp_path / "student", episodes=2, threads=1, video=video)
+    )
+    assert record["games"] == 2
+    assert record["game"] == "breakout"
+    assert record["policy"] == "agent"
+    assert record["epsilon"] == 0.05
+    with Image.open(video) as pictures:
+        assert getattr(pictures, "n_frames", 1) > 1
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_saved_again_it_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    first, second = (build("net3", 4, generator=rng_of(seed)) for seed in (1, 2))
+    for student in (first, second):
+        save(tmp_path, student)
+    with torch.no_grad():
+        assert torch.equal(load_agent(tmp_path).outputs_of(states_of(3)), second(states_of(3)))
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("student", "changes", "difference"),
+    [
+        (("net2", "logits"), {}, "network was net3, is net2"),
+        (("net3", "values"), {}, "outputs was logits, is values"),
+        (("net3", "logits"), {"seed": 6}, "seed was 5, is 6"),
+        (("net3", "logits"), {"settings": {"kl": 2.0}}, "kl was 1.0, is 2.0"),
+    ],
+)
+def test_another_student_is_not_overwritten(
+    tmp_path: Path, student: tuple[str, Outputs], changes: dict[str, Any], difference: str
+) -> None:
+    save(tmp_path, build("net3", 4, generator=rng_of(1)))
+    before = load_agent(tmp_path).outputs_of(states_of(3))
+    name, outputs = student
+    with pytest.raises(UsageError, match=difference) as refusal:
+        save(tmp_path, build(name, 4, outputs=outputs, generator=rng_of(2)), **changes)
+    assert "\n" not in str(refusal.value)
+    assert torch.equal(load_agent(tmp_path).outputs_of(states_of(3)), before)
+
+
+def test_the_teachers_own_directory_is_not_overwritten(tmp_path: Path) -> None:
+    write_config(tmp_path, teacher_of().config)
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(UsageError, match="agent was ebu, is student"):
+        save(tmp_path, build("net3", 4, generator=rng_of(2)))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize("fails", ["save_checkpoint", "write_config"])
+def test_what_could_not_be_saved_whole_is_no_run_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise EbuError("full") if fails == "save_checkpoint" else OSError(28, "No space left")
+
+    student = build("net3", 4, generator=rng_of(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(students, fails, full)
+        with pytest.raises(EbuError) as failure:
+            save(tmp_path, student)
+        assert "\n" not in str(failure.value)
+        with pytest.raises(UsageError, match="not a run directory"):
+            load_agent(tmp_path)
+    save(tmp_path, student)
+    assert load_agent(tmp_path).frames == 1_000_000
+
+
+def test_a_student_has_no_weights_that_evaluated_best(tmp_path: Path) -> None:
+    save(tmp_path, build("net3", 4, generator=rng_of(2)))
+    with pytest.raises(EbuError, match="student has final ones alone"):
+        load_agent(tmp_path, "best")
+
+
+def test_the_settings_are_plain_json(tmp_path: Path) -> None:
+    student = build("net3", 4, generator=rng_of(2))
+    # A tuple reads back as a list, and is the same setting.
+    for _ in range(2):
+        save(tmp_path, student, settings={"weights": (1, 2)})
+    assert json.loads((tmp_path / "config.json").read_text())["settings"]["weights"] == [1, 2]
