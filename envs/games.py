@@ -69,6 +69,8 @@ ALL57: tuple[str, ...] = tuple(sorted(_TABLE))
 PAPER49: tuple[str, ...] = tuple(game for game in ALL57 if _TABLE[game]["in_paper49"] == "1")
 # Aitchison, Sweetser, Hutter (2023): the five games that best predict the median over all 57.
 ATARI5: tuple[str, ...] = ("battle_zone", "double_dunk", "name_this_game", "phoenix", "qbert")
+GAME_SETS: dict[str, tuple[str, ...]] = {"paper49": PAPER49, "atari5": ATARI5, "all57": ALL57}
+"""The usual sets of games by name."""
 
 
 def reference_scores(game: str) -> ReferenceScores | None:

@@ -1,1 +1,1 @@
-"""Studies that take many runs each; every one is a script."""
+"""Studies of the small worlds, each a script, and the parts of `study.py` and `report.py`."""

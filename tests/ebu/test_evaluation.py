@@ -14,9 +14,13 @@ from hypothesis import strategies as st
 from ebu.evaluation import (
     Evaluation,
     evaluate,
+    even_out,
     human_normalised,
     interquartile_mean,
     mean_interval,
+    mean_median_iqm,
+    performance_profile,
+    relative_score,
     stratified_bootstrap_interval,
     summarise,
 )
@@ -356,6 +360,28 @@ def test_equal_reference_scores_normalise_nothing() -> None:
         human_normalised(1.0, 3.0, 3.0)
 
 
+@pytest.mark.parametrize(
+    ("score", "random", "human", "baseline", "expected"),
+    [
+        (50.0, 0.0, 100.0, 50.0, 0.0),
+        (75.0, 0.0, 100.0, 50.0, 0.25),
+        # A baseline above the human is itself the measure.
+        (300.0, 0.0, 100.0, 200.0, 0.5),
+        (0.0, 0.0, 100.0, 200.0, -1.0),
+        (-10.0, -20.0, 0.0, -15.0, 0.25),
+    ],
+)
+def test_relative_scores_by_hand(
+    score: float, random: float, human: float, baseline: float, expected: float
+) -> None:
+    assert relative_score(score, random, human, baseline) == pytest.approx(expected)
+
+
+def test_nothing_is_relative_to_play_no_better_than_random() -> None:
+    with pytest.raises(ValueError, match="better than random"):
+        relative_score(1.0, 3.0, 3.0, 2.0)
+
+
 def test_the_interquartile_mean_by_hand() -> None:
     # Of eight scores the two lowest and the two highest are left out.
     scores = np.array([[100.0, 1.0, 3.0, -50.0], [2.0, 4.0, 900.0, 0.0]])
@@ -371,6 +397,90 @@ def test_the_interquartile_mean_knows_no_order_and_stays_inside(
     middle = interquartile_mean(np.array(scores))
     assert middle == pytest.approx(interquartile_mean(np.array(shuffled)))
     assert min(scores) - 1e-6 <= middle <= max(scores) + 1e-6
+
+
+def test_mean_median_and_iqm_by_hand() -> None:
+    # Three games with means 1, 2 and 30; of the six runs the middle four are 1, 2, 2, 10.
+    scores = np.array([[1.0, 1.0], [2.0, 2.0], [10.0, 50.0]])
+    assert mean_median_iqm(scores) == pytest.approx([11, 2, (1 + 2 + 2 + 10) / 4])
+
+
+def test_a_performance_profile_by_hand() -> None:
+    scores = np.array([[0.2, 0.6], [1.0, 2.0]])
+    shares = performance_profile(scores, np.array([0.0, 0.5, 0.6, 1.0, 1.5, 2.0]))
+    # Above, not at: a score of 0.6 is not above 0.6.
+    assert shares.tolist() == [1, 0.75, 0.5, 0.25, 0.25, 0]
+
+
+@given(
+    st.lists(st.lists(st.floats(-5, 5), min_size=1, max_size=4), min_size=1, max_size=5),
+    st.lists(st.floats(-6, 6), min_size=2, max_size=6),
+)
+def test_a_performance_profile_never_rises(
+    scores: list[list[float]], thresholds: list[float]
+) -> None:
+    even = even_out([np.array(of_game) for of_game in scores])
+    shares = performance_profile(even, np.array(sorted(thresholds)))
+    assert (np.diff(shares) <= 0).all()
+    assert performance_profile(even, np.array([-6.0, 5.0])).tolist() == [1, 0]
+
+
+def test_evening_out_by_hand() -> None:
+    even = even_out([np.array([1.0]), np.array([2.0, 3.0]), np.array([4.0, 5.0, 6.0])])
+    assert even.tolist() == [
+        [1, 1, 1, 1, 1, 1],
+        [2, 3, 2, 3, 2, 3],
+        [4, 5, 6, 4, 5, 6],
+    ]
+    scores = np.array([[1.0, 2.0], [3.0, 4.0]])
+    assert even_out(scores).tolist() == scores.tolist()
+
+
+@given(st.lists(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=5), min_size=1, max_size=5))
+def test_evened_out_games_weigh_the_same(scores: list[list[float]]) -> None:
+    games = [np.array(of_game) for of_game in scores]
+    even = even_out(games)
+    assert even.mean(axis=1) == pytest.approx([of_game.mean() for of_game in games])
+
+
+@pytest.mark.parametrize("scores", [[], [[]], [[1.0], []]])
+def test_a_game_without_scores_cannot_be_evened_out(scores: list[list[float]]) -> None:
+    with pytest.raises(ValueError, match="every game needs a score"):
+        even_out([np.array(of_game) for of_game in scores])
+
+
+def test_the_bootstrap_draws_as_many_seeds_as_a_game_has() -> None:
+    # One game with the seeds 0 and 1, one with 10, 20 and 30: each resample's means.
+    means: list[tuple[float, float]] = []
+
+    def statistic(resample: np.ndarray) -> float:
+        assert resample.shape == (2, 6)
+        means.append((float(resample[0].mean()), float(resample[1].mean())))
+        return 0.0
+
+    scores = [np.array([0.0, 1.0]), np.array([10.0, 20.0, 30.0])]
+    stratified_bootstrap_interval(scores, statistic, np.random.default_rng(0), resamples=5_400)
+    first = [round(mean, 9) for mean, _ in means]
+    counts = [first.count(value) for value in (0.0, 0.5, 1.0)]
+    # Samplers that do this fail once in 1,000 times (and the seed is fixed).
+    assert scipy.stats.chisquare(counts, [1_350, 2_700, 1_350]).pvalue > 1e-3
+    # Of the 27 draws of three seeds 1, 3, 6, 7, 6, 3, 1 have these sums.
+    sums = [round(3 * mean) for _, mean in means]
+    counts = [sums.count(value) for value in (30, 40, 50, 60, 70, 80, 90)]
+    expected = [200 * ways for ways in (1, 3, 6, 7, 6, 3, 1)]
+    assert scipy.stats.chisquare(counts, expected).pvalue > 1e-3
+
+
+def test_the_bootstrap_of_several_numbers_is_that_of_each() -> None:
+    scores = np.random.default_rng(3).normal(size=(4, 5))
+    low, high = stratified_bootstrap_interval(
+        scores, mean_median_iqm, np.random.default_rng(4), resamples=50
+    )
+    alone = stratified_bootstrap_interval(
+        scores, interquartile_mean, np.random.default_rng(4), resamples=50
+    )
+    assert low.shape == high.shape == (3,)
+    assert (low[2], high[2]) == alone
 
 
 def test_the_bootstrap_draws_seeds_anew_and_keeps_every_game() -> None:

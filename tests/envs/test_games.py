@@ -11,6 +11,7 @@ from envs import AtariVector, GymnasiumVector, UnknownGameError, is_atari, make_
 from envs.games import (
     ALL57,
     ATARI5,
+    GAME_SETS,
     PAPER49,
     TWO_PLAYER_GAMES,
     UnplayableGameError,
@@ -122,6 +123,7 @@ def test_the_sets_of_games() -> None:
         *["berzerk", "defender", "phoenix", "pitfall", "skiing", "solaris", "surround"],
         "yars_revenge",
     }
+    assert GAME_SETS == {"paper49": PAPER49, "atari5": ATARI5, "all57": ALL57}
     assert ATARI5 == ("battle_zone", "double_dunk", "name_this_game", "phoenix", "qbert")
 
 
