@@ -22,7 +22,8 @@ class LearnerConfig:
     """The network and how it follows its targets."""
 
     network: str = "nature"
-    """Q-network: nature or dueling. Flat observations get a hidden layer for the convolutions."""
+    """Q-network: nature, dueling, the small net1, net2, net3, or widths such as 16-32-32/256. Flat
+    observations get a hidden layer for the convolutions."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """adam, or the centred RMSProp of DQN 2015 with its epsilon inside the root."""
     learning_rate: float = 1e-4
@@ -117,31 +118,33 @@ class Learner:
         if precision == "bfloat16":
             self._fast_target = _rounded(copy.deepcopy(self.target))
         self.sync_target()
-        weights = list(self.online.parameters())
-        self.optimizer: torch.optim.Optimizer
-        if config.optimizer == "rmsprop":
-            self.optimizer = CenteredRMSProp(
-                weights, lr=config.learning_rate, epsilon=config.optimizer_epsilon
-            )
-        else:
-            self.optimizer = torch.optim.Adam(
-                weights,
-                lr=config.learning_rate,
-                eps=config.optimizer_epsilon,
-                fused=True,
-                capturable=device.type == "cuda",
-            )
-            # Made here and not in the first step: a captured step finds its averages in place.
-            for weight in weights:
-                self.optimizer.state[weight] = {
-                    "step": torch.zeros((), device=device),
-                    "exp_avg": torch.zeros_like(weight),
-                    "exp_avg_sq": torch.zeros_like(weight),
-                }
+        self.optimizer = self._optimizer_of(list(self.online.parameters()))
 
     def _built(self, build: Callable[[], nn.Module]) -> nn.Module:
         """What the learner trains: a network, or several from as many calls."""
         return build()
+
+    def _optimizer_of(self, weights: list[Tensor]) -> torch.optim.Optimizer:
+        config = self.config
+        if config.optimizer == "rmsprop":
+            return CenteredRMSProp(
+                weights, lr=config.learning_rate, epsilon=config.optimizer_epsilon
+            )
+        optimizer = torch.optim.Adam(
+            weights,
+            lr=config.learning_rate,
+            eps=config.optimizer_epsilon,
+            fused=True,
+            capturable=self.device.type == "cuda",
+        )
+        # Made here and not in the first step: a captured step finds its averages in place.
+        for weight in weights:
+            optimizer.state[weight] = {
+                "step": torch.zeros((), device=self.device),
+                "exp_avg": torch.zeros_like(weight),
+                "exp_avg_sq": torch.zeros_like(weight),
+            }
+        return optimizer
 
     @torch.no_grad()
     def values(self, states: Tensor) -> Tensor:
@@ -168,16 +171,7 @@ class Learner:
         Returns the loss () and the values Q(s, a) (B,) before the step, on the device.
         """
         values = self._forward(self.online, states)
-        actions = actions.expand(values.shape[:-1])
-        values = values.gather(-1, actions[..., None]).squeeze(-1)
-        losses = functional.huber_loss(values, targets, reduction="none")
-        if weights is not None:
-            losses = losses * weights
-        loss = losses.sum(-1) if self.config.loss_reduction == "sum" else losses.mean(-1)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward(torch.ones_like(loss))
-        self.optimizer.step()
-        return loss.detach(), values.detach()
+        return self._descend(self.optimizer, values, actions, targets, weights)
 
     def count_update(self) -> None:
         """To be called after each update: the target network follows every so many of them."""
@@ -205,10 +199,30 @@ class Learner:
         if self._fast_target is not self.target:
             self._fast_target.load_state_dict(self.target.state_dict())
 
-    def _forward(self, network: nn.Module, states: Tensor) -> Tensor:
+    def _forward(self, network: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
         with self._autocast:
-            values: Tensor = network(states)
+            values = network(states)
         return values.float()
+
+    def _descend(
+        self,
+        optimizer: torch.optim.Optimizer,
+        values: Tensor,
+        actions: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """What `update` does with the network's values (B, A)."""
+        actions = actions.expand(values.shape[:-1])
+        values = values.gather(-1, actions[..., None]).squeeze(-1)
+        losses = functional.huber_loss(values, targets, reduction="none")
+        if weights is not None:
+            losses = losses * weights
+        loss = losses.sum(-1) if self.config.loss_reduction == "sum" else losses.mean(-1)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(torch.ones_like(loss))
+        optimizer.step()
+        return loss.detach(), values.detach()
 
     def state_dict(self) -> dict[str, Any]:
         averages = self.optimizer.state

@@ -1,0 +1,340 @@
+"""States to distil on: each frame once, the teacher's outputs, whole episodes held out."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.distillation.temperature import median_gap
+from ebu.checkpoint import REPLACED, load_latest, save_checkpoint
+from ebu.errors import EbuError, UsageError
+from ebu.memory import unfilled
+from ebu.replay_files import read_frames, write_frames
+from ebu.targets import backward_targets
+
+HELD_OUT_SHARE = 0.02
+LABEL_BATCH = 256
+_NAME = "states"
+
+
+@dataclass(frozen=True)
+class StateSet:
+    """States of E episodes in F frames, N states in all, and the teacher's outputs for them.
+
+    An episode is a game, or a piece of one, as consecutive frames; a lost life does not end it. A
+    state is the newest `stack` frames of its episode, oldest first, with zeros before the episode's
+    first frame, as in play. Only frames at which an action was chosen are newest frames of states;
+    a piece from the middle of a game begins with frames that are only context.
+
+    | field | shape, dtype | meaning |
+    | --- | --- | --- |
+    | frames | (F, *frame_shape) uint8 or float32 | episode after episode, each frame once |
+    | episodes | (E,) int64 | row of each episode's first frame, rising from 0 |
+    | held_out_episodes | (E,) bool | never trained on; at least one |
+    | newest | (N,) int64 | row of each state's newest frame, rising |
+    | outputs | (N, A) float32 | the teacher's, for each state |
+    | actions | (N,) int64 | what was done there; no label: it explores, and may be old |
+    | rewards | (N,) float32 | raw, of that action |
+    | terminated | (N,) bool | the value ends behind that action |
+    | stack | | frames in a state |
+    | sources | | what the states were made with, one entry of JSON values for each joined set |
+
+    All tensors lie on one device. ValueError if the parts do not fit together.
+    """
+
+    frames: Tensor
+    episodes: Tensor
+    held_out_episodes: Tensor
+    newest: Tensor
+    outputs: Tensor
+    actions: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    stack: int
+    sources: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        for states in (self.outputs, self.actions, self.rewards, self.terminated):
+            if len(states) != len(self.newest):
+                raise ValueError(f"{len(states)} rows for {len(self.newest)} states")
+        if len(self.episodes) != len(self.held_out_episodes):
+            raise ValueError("held_out_episodes is not of the episodes")
+
+    def __len__(self) -> int:
+        return len(self.newest)
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.episodes)
+
+    @property
+    def num_actions(self) -> int:
+        return self.outputs.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.frames.device
+
+    def episode_of(self, indices: Tensor) -> Tensor:
+        """The episodes (B,) int64 of states (B,) int64."""
+        return torch.searchsorted(self.episodes, self.newest[indices], right=True) - 1
+
+    def stacks(self, indices: Tensor) -> Tensor:
+        """States (B, stack, *frame_shape) of the frames' dtype; indices (B,) int64 in [0, N)."""
+        newest = self.newest[indices]
+        first = self.episodes[self.episode_of(indices)]
+        rows = newest[:, None] + torch.arange(1 - self.stack, 1, device=self.device)
+        absent = rows < first[:, None]
+        gathered = self.frames.index_select(0, rows.clamp_min(0).flatten())
+        stacks = gathered.view(*rows.shape, *self.frames.shape[1:])
+        return stacks.masked_fill_(absent.view(*rows.shape, *[1] * (stacks.ndim - 2)), 0)
+
+    @property
+    def train(self) -> Tensor:
+        """Indices (N − M,) int64, rising, of the states of all other episodes."""
+        return (~self._is_held_out()).nonzero().squeeze(1)
+
+    @property
+    def held_out(self) -> Tensor:
+        """Indices (M,) int64, rising, of the states of the held-out episodes."""
+        return self._is_held_out().nonzero().squeeze(1)
+
+    def _is_held_out(self) -> Tensor:
+        every = torch.arange(len(self), device=self.device)
+        return self.held_out_episodes[self.episode_of(every)]
+
+    @property
+    def median_gap(self) -> float:
+        """The teacher's, over the states to train on; see `temperature.median_gap`."""
+        return median_gap(self.outputs[self.train])
+
+    def to(self, device: torch.device) -> "StateSet":
+        """The same set with its tensors on this device; 200,000 Atari states take 1.4 GB there."""
+        moved: dict[str, Any] = {
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+    def relabelled(self, label: Callable[[Tensor], Tensor]) -> "StateSet":
+        """The same states with the outputs (B, A) that `label` gives to stacks of them."""
+        return replace(self, outputs=label_states(self, label))
+
+
+def label_states(states: StateSet, label: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `label` gives to stacks (B, stack, *frame_shape) of each state: (N, A) float32."""
+    every = torch.arange(len(states), device=states.device)
+    outputs = [label(states.stacks(part)) for part in every.split(LABEL_BATCH)]
+    return torch.cat(outputs).float().to(states.device)
+
+
+def hold_out(
+    num_episodes: int, rng: np.random.Generator, *, share: float = HELD_OUT_SHARE
+) -> Tensor:
+    """Which episodes to hold out: (E,) bool, a share of them drawn uniformly, at least one.
+
+    Raises EbuError for a single episode: nothing would be left to train on.
+    """
+    if num_episodes < 2:
+        raise EbuError(
+            "the states are all of one episode, and whole episodes are held out: collect more "
+            "states, or in more environments"
+        )
+    count = min(max(1, round(share * num_episodes)), num_episodes - 1)
+    held_out = torch.zeros(num_episodes, dtype=torch.bool)
+    held_out[torch.from_numpy(rng.permutation(num_episodes)[:count])] = True
+    return held_out
+
+
+def join(sets: Sequence[StateSet]) -> StateSet:
+    """All states of several sets; what was held out in one of them stays held out.
+
+    Raises `EbuError` if their frames, stacks or actions differ.
+    """
+    kinds = {(s.frames.shape[1:], s.frames.dtype, s.stack, s.num_actions) for s in sets}
+    if len(kinds) != 1:
+        raise EbuError("the states to be joined are of different environments: give one game's")
+    ends = np.cumsum([0] + [len(s.frames) for s in sets]).tolist()
+
+    def joined(parts: Iterable[Tensor]) -> Tensor:
+        return torch.cat(list(parts))
+
+    return StateSet(
+        frames=joined(s.frames for s in sets),
+        episodes=joined(s.episodes + end for s, end in zip(sets, ends, strict=False)),
+        held_out_episodes=joined(s.held_out_episodes for s in sets),
+        newest=joined(s.newest + end for s, end in zip(sets, ends, strict=False)),
+        outputs=joined(s.outputs for s in sets),
+        actions=joined(s.actions for s in sets),
+        rewards=joined(s.rewards for s in sets),
+        terminated=joined(s.terminated for s in sets),
+        stack=sets[0].stack,
+        sources=tuple(source for s in sets for source in s.sources),
+    )
+
+
+def draw_apart(states: StateSet, count: int, rng: np.random.Generator) -> Tensor:
+    """Indices (count,) int64 of states to train on, from as many episodes as there are.
+
+    For losses that compare the states of a batch: neighbours in time are all alike. Episodes are
+    drawn without replacement until all have had their turn, and one of its states uniformly.
+    """
+    train = states.train.cpu()
+    episodes = states.episode_of(train.to(states.device)).cpu()
+    firsts = torch.cat([torch.tensor([True]), episodes[1:] != episodes[:-1]]).nonzero().squeeze(1)
+    starts = firsts.numpy()
+    lengths = np.diff(np.append(starts, len(train)))
+    turns = -(-count // len(starts))
+    chosen = np.concatenate([rng.permutation(len(starts)) for _ in range(turns)])[:count]
+    drawn = starts[chosen] + rng.integers(lengths[chosen])
+    return train[torch.from_numpy(drawn)].to(states.device)
+
+
+def hard_targets(states: StateSet, *, gamma: float, beta: float, clip_rewards: bool) -> Tensor:
+    """EBU's backward targets of the actions taken: (N,) float32, NaN where unknown.
+
+    Lee et al. 2019, Algorithm 2, over every stretch of consecutive states up to where the value
+    ends; `outputs` must be action values. A stretch that breaks off bootstraps from its last state,
+    whose own target is then unknown, as what followed it is not stored.
+    """
+    targets = torch.full((len(states),), torch.nan)
+    outputs, actions = states.outputs.cpu(), states.actions.cpu()
+    terminated, newest = states.terminated.cpu(), states.newest.cpu()
+    rewards = states.rewards.cpu()
+    if clip_rewards:
+        rewards = rewards.clamp(-1, 1)
+    episode = states.episode_of(torch.arange(len(states), device=states.device)).cpu()
+    follows = (newest[1:] == newest[:-1] + 1) & (episode[1:] == episode[:-1]) & ~terminated[:-1]
+    ends = [*(~follows).nonzero().squeeze(1).add(1).tolist(), len(states)]
+    start = 0
+    for end in ends:
+        last = end if terminated[end - 1] else end - 1
+        if last > start:
+            # Behind a terminated step no value counts; any one takes its place.
+            next_values = outputs[start + 1 : last + 1]
+            if len(next_values) < last - start:
+                next_values = torch.cat([next_values, outputs[-1:]])
+            targets[start:last] = backward_targets(
+                rewards[start:last],
+                next_values,
+                actions[start:last],
+                terminated[last - 1],
+                gamma=gamma,
+                beta=beta,
+            )
+        start = end
+    return targets.to(states.device)
+
+
+# --- on the disk ----------------------------------------------------------------------------
+
+
+def save_states(directory: Path, states: StateSet) -> None:
+    """Write a set into a directory, whole or not at all; one that is there is replaced.
+
+    Frames are compressed. Raises `UsageError` for a directory that holds anything else, `EbuError`
+    where the disk is full or fails.
+    """
+    _refuse_foreign(directory)
+    state = {
+        name: value for name, value in vars(states).items() if name not in ("frames", "sources")
+    }
+    state |= {
+        "frame_shape": list(states.frames.shape[1:]),
+        "frame_dtype": str(states.frames.dtype).removeprefix("torch."),
+        "num_frames": len(states.frames),
+        "sources": list(states.sources),
+    }
+    ring = states.frames.cpu()[:, None]
+    save_checkpoint(
+        directory,
+        _NAME,
+        state,
+        writers=[lambda files: write_frames(files, ring, 0, len(ring))],
+        keep=1,
+    )
+
+
+def load_states(directory: Path) -> StateSet:
+    """Read a set that `save_states` wrote, on the CPU; it changes nothing on the disk.
+
+    Raises `UsageError` if there is none, `EbuError`, one line, if it is damaged.
+    """
+    if not _holds_states(directory):
+        raise UsageError(f"{directory} holds no states: name a directory that they were saved in")
+    try:
+        saved = load_latest(directory, state_only=True)
+        assert saved is not None
+        state = saved.state
+        frames = unfilled(
+            (state.pop("num_frames"), *state.pop("frame_shape")),
+            getattr(torch, state.pop("frame_dtype")),
+            torch.device("cpu"),
+        )
+        # Compared with checksums of its own while it is read.
+        read_frames(saved.directory, frames[:, None], 0, len(frames))
+        return StateSet(frames=frames, sources=tuple(state.pop("sources")), **state)
+    except (EbuError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = str(error).partition(";")[0]
+        raise EbuError(
+            f"the states in {directory} cannot be read ({reason}): put back a copy, or delete "
+            "that directory to collect them again"
+        ) from error
+
+
+def saved_or_made(
+    directory: Path, source: Mapping[str, Any], make: Callable[[], StateSet | None]
+) -> StateSet | None:
+    """The states saved in this directory, or those that `make` makes now, saved there.
+
+    A command that was killed thus collects again what it had not saved, and nothing else. `source`
+    is what the states are made with: the first of `StateSet.sources` of what is saved must be the
+    same. None, and nothing saved, where `make` was told to stop.
+
+    Raises `UsageError` if the directory holds states made otherwise.
+    """
+    # As it will read back: a tuple is a list in JSON.
+    source = json.loads(json.dumps(source))
+    if _holds_states(directory):
+        states = load_states(directory)
+        made = states.sources[0] if states.sources else {}
+        differing = [
+            f"{key} was {made.get(key)}, is {source.get(key)}"
+            for key in sorted(made.keys() | source.keys())
+            if made.get(key) != source.get(key)
+        ]
+        if differing:
+            raise UsageError(
+                f"{directory} holds states made otherwise: {'; '.join(differing)}. Repeat what "
+                "they were made with, or choose another directory"
+            )
+        return states
+    _refuse_foreign(directory)
+    made_now = make()
+    if made_now is None:
+        return None
+    states = replace(made_now, sources=(dict(source),))
+    save_states(directory, states)
+    return states
+
+
+def _holds_states(directory: Path) -> bool:
+    return any(os.path.isdir(directory / name) for name in (_NAME, _NAME + REPLACED))
+
+
+def _refuse_foreign(directory: Path) -> None:
+    """Saving removes what else lies there, as it does with earlier checkpoints."""
+    if not os.path.isdir(directory):
+        return
+    names = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
+    if foreign := [name for name in names if name not in (_NAME, _NAME + REPLACED)]:
+        raise UsageError(
+            f"{directory} holds files that are no states ({foreign[0]}): choose another directory"
+        )

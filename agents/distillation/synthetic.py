@@ -1,0 +1,141 @@
+"""Made-up states: noise, mixtures of real frames, and shifted ones.
+
+Buciluǎ, Caruana, Niculescu-Mizil 2006, "Model Compression": a student may learn from inputs that
+nobody saw, as long as the teacher labels them. These are the baselines beside learnt generators.
+"""
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.distillation.collect import Label
+from agents.distillation.states import StateSet, hold_out
+from ebu.commandline import one_of
+
+Mixture = Literal["convex", "cut"]
+RUN = 32
+"""States in a made-up episode: long enough that frames are shared, short enough to have many."""
+SHIFT = 4
+"""Pixels by which a shifted state is moved at most (Kostrikov et al. 2021, for 84 × 84)."""
+
+
+def noise(
+    count: int,
+    *,
+    frame_shape: tuple[int, ...],
+    stack: int,
+    label: Label,
+    rng: np.random.Generator,
+) -> StateSet:
+    """`count` states of uint8 frames in which every pixel is drawn uniformly, and their labels.
+
+    Raises `EbuError` for fewer than two episodes, of `RUN` states each.
+    """
+    lengths = [min(RUN, count - done) for done in range(0, count, RUN)]
+    episodes = [
+        torch.from_numpy(rng.integers(256, size=(length + stack - 1, *frame_shape), dtype=np.uint8))
+        for length in lengths
+    ]
+    return _state_set(episodes, stack, label, rng)
+
+
+def mixed(
+    real: StateSet, count: int, *, how: Mixture, label: Label, rng: np.random.Generator
+) -> StateSet:
+    """`count` states made of two real ones each, labelled by the teacher as what they now are.
+
+    Two stretches of consecutive states to train on are mixed frame by frame, so that what moves in
+    either goes on moving. One draw serves a whole stretch:
+
+    | how | frames |
+    | --- | --- |
+    | convex | λ a + (1 − λ) b, λ uniform in [0, 1] (Zhang et al. 2018, mixup) |
+    | cut | a, with a rectangle of uniform corners from b (Yun et al. 2019, CutMix); for images |
+
+    Raises `EbuError` for fewer than two made-up episodes.
+    """
+    one_of("--mixture", how, get_args(Mixture))
+    train = real.train.cpu()
+    episodes, made = [], 0
+    while made < count:
+        one, other = (
+            _stretch(real, int(train[index]), min(RUN, count - made))
+            for index in rng.integers(len(train), size=2)
+        )
+        shorter = min(len(one), len(other))
+        one, other = one[:shorter], other[:shorter]
+        episodes.append(_convex(one, other, rng) if how == "convex" else _cut(one, other, rng))
+        made += shorter - real.stack + 1
+    return _state_set(episodes, real.stack, label, rng)
+
+
+def _stretch(states: StateSet, index: int, length: int) -> Tensor:
+    """The frames of at most `length` consecutive states from one on, context first."""
+    indices = torch.arange(index, min(index + length, len(states)), device=states.device)
+    newest, episode = states.newest[indices], states.episode_of(indices)
+    consecutive = (newest == newest[0] + torch.arange(len(indices), device=states.device)) & (
+        episode == episode[0]
+    )
+    # From the first that does not follow on.
+    indices = indices[consecutive.cummin(dim=0).values]
+    context = states.stacks(indices[:1])[0, :-1]
+    return torch.cat([context, states.frames[states.newest[indices]]]).cpu()
+
+
+def _convex(one: Tensor, other: Tensor, rng: np.random.Generator) -> Tensor:
+    mixed = torch.lerp(other.float(), one.float(), rng.random())
+    return mixed.to(one.dtype) if one.is_floating_point() else mixed.round().to(one.dtype)
+
+
+def _cut(one: Tensor, other: Tensor, rng: np.random.Generator) -> Tensor:
+    (top, bottom), (left, right) = (
+        sorted(rng.integers(side + 1, size=2).tolist()) for side in one.shape[-2:]
+    )
+    pasted = one.clone()
+    pasted[..., top:bottom, left:right] = other[..., top:bottom, left:right]
+    return pasted
+
+
+def _state_set(
+    episodes: list[Tensor], stack: int, label: Label, rng: np.random.Generator
+) -> StateSet:
+    """Episodes of frames, the first stack − 1 of each context alone, as a set with its labels."""
+    lengths = torch.tensor([len(episode) for episode in episodes])
+    starts = lengths.cumsum(0) - lengths
+    newest = torch.cat(
+        [
+            torch.arange(start + stack - 1, start + length)
+            for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
+        ]
+    )
+    states = StateSet(
+        frames=torch.cat(episodes),
+        episodes=starts,
+        held_out_episodes=hold_out(len(episodes), rng),
+        newest=newest,
+        outputs=torch.empty(len(newest), 0),
+        actions=torch.zeros(len(newest), dtype=torch.int64),
+        rewards=torch.zeros(len(newest)),
+        terminated=torch.zeros(len(newest), dtype=torch.bool),
+        stack=stack,
+    )
+    return states.relabelled(label)
+
+
+def shifted(stacks: Tensor, rng: np.random.Generator) -> Tensor:
+    """Images (B, stack, H, W), each state moved by up to `SHIFT` pixels both ways, edges repeated.
+
+    All frames of a state move alike. With the labels of the last generation for exactly these
+    inputs it is the label refinery (Bagherinezhad et al. 2018); as augmentation Kostrikov et al.
+    2021, "Image Augmentation Is All You Need".
+    """
+    batch, stack, height, width = stacks.shape
+    moves = torch.from_numpy(rng.integers(-SHIFT, SHIFT + 1, size=(2, batch, 1)))
+    down, right = moves.to(stacks.device)
+    rows = (torch.arange(height, device=stacks.device) - down).clamp(0, height - 1)
+    columns = (torch.arange(width, device=stacks.device) - right).clamp(0, width - 1)
+    which = torch.arange(batch, device=stacks.device)[:, None, None, None]
+    frame = torch.arange(stack, device=stacks.device)[None, :, None, None]
+    return stacks[which, frame, rows[:, None, :, None], columns[:, None, None, :]]

@@ -1,0 +1,336 @@
+"""Sets of states: stacks, episodes held out, targets, joining, and what is on the disk."""
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from agents.distillation.states import (
+    StateSet,
+    draw_apart,
+    hard_targets,
+    hold_out,
+    join,
+    load_states,
+    save_states,
+    saved_or_made,
+)
+from ebu.errors import EbuError, UsageError
+from tests.made_up import same
+
+
+def set_of(
+    *lengths: int, context: int = 0, stack: int = 3, seed: int = 0, shape: tuple[int, ...] = (2, 2)
+) -> StateSet:
+    """Episodes of so many states, each behind `context` frames; frames count from 1."""
+    draw = torch.Generator().manual_seed(seed)
+    frames_of = [context + length for length in lengths]
+    starts = (np.cumsum(frames_of) - frames_of).tolist()
+    newest = [
+        row
+        for start, length in zip(starts, frames_of, strict=True)
+        for row in range(start + context, start + length)
+    ]
+    count = len(newest)
+    numbers = torch.arange(1, sum(frames_of) + 1, dtype=torch.uint8)
+    return StateSet(
+        frames=numbers.view(-1, *[1] * len(shape)).expand(-1, *shape).contiguous(),
+        episodes=torch.tensor(starts),
+        held_out_episodes=hold_out(len(lengths), np.random.default_rng(seed)),
+        newest=torch.tensor(newest),
+        outputs=torch.randn(count, 4, generator=draw),
+        actions=torch.randint(4, (count,), generator=draw),
+        rewards=torch.randn(count, generator=draw),
+        terminated=torch.zeros(count, dtype=torch.bool),
+        stack=stack,
+        sources=({"seed": seed},),
+    )
+
+
+def equal(one: StateSet, other: StateSet) -> bool:
+    return all(
+        same(getattr(one, part.name), getattr(other, part.name)) for part in fields(StateSet)
+    )
+
+
+def numbers(states: StateSet, index: int) -> list[int]:
+    """The frames of a state by what they hold."""
+    pixels: list[int] = states.stacks(torch.tensor([index]))[0, :, 0, 0].tolist()
+    return pixels
+
+
+def test_stacks_by_hand() -> None:
+    states = set_of(3, 4)
+    assert [numbers(states, index) for index in (0, 1, 2)] == [[0, 0, 1], [0, 1, 2], [1, 2, 3]]
+    # The second episode does not look back into the first.
+    assert [numbers(states, index) for index in (3, 5, 6)] == [[0, 0, 4], [4, 5, 6], [5, 6, 7]]
+    stacks = states.stacks(torch.tensor([6, 0]))
+    assert stacks.shape == (2, 3, 2, 2)
+    assert stacks.dtype == torch.uint8
+    assert states.frames[0, 0, 0] == 1
+
+
+def test_a_piece_from_the_middle_of_a_game_begins_with_its_context() -> None:
+    states = set_of(2, 1, context=2)
+    assert len(states) == 3
+    assert [numbers(states, index) for index in range(3)] == [[1, 2, 3], [2, 3, 4], [5, 6, 7]]
+    assert states.episode_of(torch.arange(3)).tolist() == [0, 0, 1]
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=2, max_size=8),
+    st.integers(0, 3),
+    st.integers(1, 4),
+    st.data(),
+)
+def test_a_stack_is_what_play_showed(
+    lengths: list[int], context: int, stack: int, data: st.DataObject
+) -> None:
+    states = set_of(*lengths, context=context, stack=stack)
+    index = data.draw(st.integers(0, len(states) - 1))
+    episode = int(states.episode_of(torch.tensor([index])))
+    first = int(states.episodes[episode]) + 1
+    newest = int(states.newest[index]) + 1
+    expected = [n if n >= first else 0 for n in range(newest - stack + 1, newest + 1)]
+    assert numbers(states, index) == expected
+
+
+# --- what is held out -----------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=60), st.integers(0, 5))
+def test_whole_episodes_are_held_out(lengths: list[int], seed: int) -> None:
+    states = set_of(*lengths, seed=seed)
+    train, held_out = states.train, states.held_out
+    assert sorted([*train.tolist(), *held_out.tolist()]) == list(range(len(states)))
+    assert len(train) > 0
+    assert len(held_out) > 0
+    kept_apart = set(states.episode_of(held_out).tolist())
+    assert not kept_apart & set(states.episode_of(train).tolist())
+    assert len(kept_apart) == max(1, round(0.02 * len(lengths)))
+
+
+def test_what_is_held_out_is_drawn_by_the_seed() -> None:
+    draws = [hold_out(1000, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert [int(draw.sum()) for draw in draws] == [20, 20, 20]
+    assert int(hold_out(2, np.random.default_rng(0), share=1.0).sum()) == 1
+
+
+def test_one_episode_cannot_be_split() -> None:
+    with pytest.raises(EbuError, match="collect more"):
+        hold_out(1, np.random.default_rng(0))
+
+
+def test_the_median_gap_is_of_the_states_to_train_on() -> None:
+    states = set_of(3, 3, 3)
+    outputs = torch.zeros(9, 4)
+    outputs[states.train, 1] = 0.25
+    outputs[states.held_out, 1] = 100.0
+    assert replace(states, outputs=outputs).median_gap == 0.25
+
+
+def test_draws_apart_visit_every_episode_before_one_comes_again() -> None:
+    states = set_of(1, 40, 2, 7, 5, 9)
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(100):
+        drawn = draw_apart(states, 5, rng)
+        episodes = states.episode_of(drawn).tolist()
+        assert len(set(episodes)) == 5
+        assert not set(drawn.tolist()) & set(states.held_out.tolist())
+        seen |= set(drawn.tolist())
+    # A state of the longest episode is missed with probability 0.975^100 = 0.08, so some are.
+    assert len(seen) > len(states.train) / 2
+    many = states.episode_of(draw_apart(states, 12, rng)).bincount(minlength=6)
+    assert sorted(many.tolist()) == [0, 2, 2, 2, 3, 3]
+
+
+# --- labels and targets ---------------------------------------------------------------------
+
+
+def test_labels_are_those_of_the_stacks() -> None:
+    states = set_of(300, 3, shape=(1, 1))
+    sizes = []
+
+    def label(stacks: Tensor) -> Tensor:
+        sizes.append(len(stacks))
+        return stacks.flatten(1)[:, -2:].double()
+
+    labelled = states.relabelled(label)
+    assert labelled.outputs.dtype == torch.float32
+    assert labelled.num_actions == 2
+    assert max(sizes) < 300
+    every = states.stacks(torch.arange(303)).flatten(1)
+    assert torch.equal(labelled.outputs, every[:, -2:].float())
+
+
+def targets_by_hand(states: StateSet, start: int, end: int, beta: float) -> list[float]:
+    """Algorithm 2 for states start to end − 1, as a recursion in plain numbers."""
+    outputs, actions = states.outputs.double().tolist(), states.actions.tolist()
+    rewards = states.rewards.double().clamp(-1, 1).tolist()
+    targets: list[float] = []
+    for k in reversed(range(start, end)):
+        if k == end - 1:
+            y = rewards[k] if states.terminated[k] else rewards[k] + 0.9 * max(outputs[k + 1])
+        else:
+            values = list(outputs[k + 1])
+            taken = actions[k + 1]
+            values[taken] = beta * targets[0] + (1 - beta) * values[taken]
+            y = rewards[k] + 0.9 * max(values)
+        targets.insert(0, y)
+    return targets
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_hard_targets_go_back_from_where_the_value_ends(beta: float) -> None:
+    # A game that ends; one in which a life is lost in the middle and that breaks off; one state.
+    states = set_of(4, 6, 1)
+    states.terminated[3] = states.terminated[6] = True
+    targets = hard_targets(states, gamma=0.9, beta=beta, clip_rewards=True)
+    expected = [
+        *targets_by_hand(states, 0, 4, beta),
+        *targets_by_hand(states, 4, 7, beta),
+        *targets_by_hand(states, 7, 9, beta),
+    ]
+    torch.testing.assert_close(targets[:9], torch.tensor(expected))
+    assert targets[9:].isnan().all()
+
+
+def test_a_hard_target_at_the_very_end_is_the_reward() -> None:
+    states = set_of(2, 1)
+    states.terminated[:] = True
+    states.rewards[:] = torch.tensor([0.5, -3.0, 2.5])
+    raw = hard_targets(states, gamma=0.9, beta=1.0, clip_rewards=False)
+    assert torch.equal(raw, states.rewards)
+
+
+# --- joining --------------------------------------------------------------------------------
+
+
+def test_joined_sets_are_one_after_the_other() -> None:
+    one, other = set_of(3, 2, seed=1), set_of(2, 5, 1, context=2, seed=2)
+    joined = join([one, other])
+    assert len(joined) == len(one) + len(other)
+    indices = torch.arange(len(one))
+    assert torch.equal(joined.stacks(indices), one.stacks(indices))
+    indices = torch.arange(len(other))
+    assert torch.equal(joined.stacks(indices + len(one)), other.stacks(indices))
+    held_out = [*one.held_out.tolist(), *(other.held_out + len(one)).tolist()]
+    assert joined.held_out.tolist() == held_out
+    assert torch.equal(joined.outputs, torch.cat([one.outputs, other.outputs]))
+    assert joined.sources == ({"seed": 1}, {"seed": 2})
+
+
+def test_sets_of_different_games_are_not_joined() -> None:
+    for other in (set_of(3, 2, stack=4), set_of(3, 2, shape=(3, 2))):
+        with pytest.raises(EbuError, match="different environments"):
+            join([set_of(3, 2), other])
+
+
+def test_parts_that_do_not_fit_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="4 rows for 5 states"):
+        replace(set_of(3, 2), rewards=torch.zeros(4))
+
+
+# --- on the disk ----------------------------------------------------------------------------
+
+
+def test_a_saved_set_comes_back_as_it_was(tmp_path: Path) -> None:
+    states = set_of(30, 2, 5, context=1)
+    save_states(tmp_path / "states", states)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert equal(load_states(tmp_path / "states"), states)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    save_states(tmp_path / "states", set_of(3, 4))
+    assert len(load_states(tmp_path / "states")) == 7
+
+
+def files_of(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def test_any_damage_is_one_clear_line(tmp_path: Path) -> None:
+    save_states(tmp_path / "states", set_of(30, 2))
+    files = files_of(tmp_path)
+    assert len(files) == 5
+    for path in files:
+        content = path.read_bytes()
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        for damaged in (flipped, content[:middle], b"", None):
+            if damaged is None:
+                path.unlink()
+            else:
+                path.write_bytes(damaged)
+            with pytest.raises(EbuError, match="put back a copy") as failure:
+                load_states(tmp_path / "states")
+            assert not isinstance(failure.value, UsageError)
+            assert "\n" not in str(failure.value)
+            path.write_bytes(content)
+    assert len(load_states(tmp_path / "states")) == 32
+
+
+def test_a_full_disk_leaves_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_states(tmp_path / "states", set_of(30, 2))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agents.distillation.states.write_frames", full)
+        with pytest.raises(EbuError, match="free space"):
+            save_states(tmp_path / "states", set_of(5, 5))
+    assert len(load_states(tmp_path / "states")) == 32
+
+
+def test_a_directory_of_other_things_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    attempts: list[Callable[[], object]] = [
+        lambda: save_states(tmp_path, set_of(2, 2)),
+        lambda: saved_or_made(tmp_path, {}, lambda: set_of(2, 2)),
+        lambda: load_states(tmp_path),
+        lambda: load_states(tmp_path / "absent"),
+    ]
+    for attempt in attempts:
+        with pytest.raises(UsageError):
+            attempt()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
+
+
+def test_what_was_saved_is_not_made_again(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def make() -> StateSet:
+        made.append(1)
+        return set_of(3, 4)
+
+    source = {"seed": 3, "epsilon": 0.05, "shape": (2, 2)}
+    first = saved_or_made(tmp_path / "round", source, make)
+    again = saved_or_made(tmp_path / "round", source, make)
+    assert first is not None
+    assert again is not None
+    assert made == [1]
+    assert equal(first, again)
+    assert first.sources == ({"seed": 3, "epsilon": 0.05, "shape": [2, 2]},)
+    with pytest.raises(UsageError, match=r"epsilon was 0\.05, is 0\.1; games was None, is 2"):
+        saved_or_made(tmp_path / "round", {**source, "epsilon": 0.1, "games": 2}, make)
+
+
+def test_what_was_stopped_is_not_saved(tmp_path: Path) -> None:
+    assert saved_or_made(tmp_path / "round", {}, lambda: None) is None
+    assert files_of(tmp_path) == []
+    # A killed process leaves a hidden draft behind.
+    (tmp_path / "round" / ".states.1.tmp").mkdir(parents=True)
+    assert saved_or_made(tmp_path / "round", {}, lambda: set_of(2, 2)) is not None
+    assert [path.name for path in (tmp_path / "round").iterdir()] == ["states"]
