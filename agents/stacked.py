@@ -1,8 +1,9 @@
 """K learners as one: K Q-networks that take a gradient step together on the same states."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,14 @@ from torch.overrides import TorchFunctionMode
 
 from agents.learner import Learner, LearnerConfig
 
+IN_TURN = {"cpu"}
+"""Kinds of device on which K networks compute one after the other instead of in one pass.
+
+A processor that is busy with the arithmetic of one network gains nothing from fewer launches, and
+loses in bfloat16 and with many networks (docs/performance.md). In turn each network learns what it
+would alone, to the last bit.
+"""
+
 
 class StackedNetworks(nn.Module):
     """K networks of one kind in one pass: states (B, stack, *frame_shape) → values (K, B, A).
@@ -20,6 +29,7 @@ class StackedNetworks(nn.Module):
     Every parameter has a leading axis K; its name is that in a single network, after `networks.`.
     The first convolution is one with K times the filters, since the networks share its input; later
     ones are grouped, linear layers are batched products: the number of launches is that of one.
+    On devices `IN_TURN` the pass is one of each network, without gradients.
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
@@ -35,10 +45,9 @@ class StackedNetworks(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         device = states.device.type
-        if device == "cpu" and not torch.is_grad_enabled():
-            # Passes without gradients may be over hundreds of states, where one network after the
-            # other is faster: memory of tens of megabytes comes fresh from the system every time.
-            return torch.stack([self.one(index, states) for index in range(self.num_networks)])
+        if device in IN_TURN:
+            of_each = map(self.weights_of, range(self.num_networks))
+            return torch.stack([self.one(weights, states) for weights in of_each])
         autocast = torch.is_autocast_enabled(device)
         weights = dict(self.networks.named_parameters())
         with _LayersIn(torch.get_autocast_dtype(device)) if autocast else nullcontext():
@@ -47,14 +56,21 @@ class StackedNetworks(nn.Module):
             )
         return values
 
-    def one(self, index: int, states: Tensor) -> Tensor:
-        """Action values (B, A) of states (B, stack, *frame_shape) by one of the networks."""
-        values: Tensor = functional_call(self.networks, self.weights_of(index), (states,))
+    def one(self, weights: dict[str, Tensor], states: Tensor) -> Tensor:
+        """Action values (B, A) of states (B, stack, *frame_shape) with the weights of one."""
+        values: Tensor = functional_call(self.networks, weights, (states,))
         return values
 
     def weights_of(self, index: int) -> dict[str, Tensor]:
         """The parameters of one of the networks, named as in a network of its own; no copies."""
         return {name: stacked.detach()[index] for name, stacked in self.networks.named_parameters()}
+
+
+class _Single(NamedTuple):
+    """One of K learners by itself: its weights, by their names, and an optimizer of them alone."""
+
+    weights: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
 
 
 class StackedLearner(Learner):
@@ -94,9 +110,42 @@ class StackedLearner(Learner):
             precision=precision,
             rng=rng,
         )
+        self._singles = self._singly() if device.type in IN_TURN else []
 
     def _built(self, build: Callable[[], nn.Module]) -> nn.Module:
         return StackedNetworks([build() for _ in range(self.num_learners)])
+
+    def update(
+        self, states: Tensor, actions: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if not self._singles:
+            return super().update(states, actions, targets, weights)
+        of_each = []
+        for single, its_targets in zip(self._singles, targets, strict=True):
+            network = functools.partial(self.online.one, single.weights)
+            values = self._forward(network, states)
+            of_each.append(self._descend(single.optimizer, values, actions, its_targets, weights))
+        losses, values = map(torch.stack, zip(*of_each, strict=True))
+        return losses, values
+
+    def _singly(self) -> list[_Single]:
+        """Each learner by itself: parts of the stacked weights and averages, and no copies."""
+        singles = []
+        for index in range(self.num_learners):
+            weights = self.online.weights_of(index)
+            leaves = [weight.requires_grad_() for weight in weights.values()]
+            singles.append(_Single(weights, self._optimizer_of(leaves)))
+        columns = zip(*(single.weights.values() for single in singles), strict=True)
+        for weight, parts in zip(self.online.parameters(), columns, strict=True):
+            slots = [
+                single.optimizer.state[part] for single, part in zip(singles, parts, strict=True)
+            ]
+            for name in slots[0]:
+                stacked = _stacked([slot[name] for slot in slots])
+                self.optimizer.state[weight][name] = stacked
+                for slot, part in zip(slots, stacked, strict=True):
+                    slot[name] = part
+        return singles
 
     @torch.no_grad()
     def values_of(self, learners: Tensor, states: Tensor) -> Tensor:
@@ -107,12 +156,15 @@ class StackedLearner(Learner):
         | learners | (N,) int64, whose values are asked for, on the learner's device |
         | states | (N, stack, *frame_shape) |
         """
-        if self.device.type != "cpu":
+        if not self._singles:
             # As many launches for all learners as for one, and of the same shapes every time.
             return self.values(states)[learners, torch.arange(len(states), device=self.device)]
         with self._autocast:
             by_learner = torch.cat(
-                [self.online.one(k, states[learners == k]) for k in learners.unique().tolist()]
+                [
+                    self.online.one(self._singles[k].weights, states[learners == k])
+                    for k in learners.unique().tolist()
+                ]
             )
         values = torch.empty_like(by_learner, dtype=torch.float32)
         values[learners.argsort(stable=True)] = by_learner.float()

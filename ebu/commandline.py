@@ -78,9 +78,10 @@ def positive(flags: Mapping[str, float]) -> None:
 
 
 def not_negative(flags: Mapping[str, float]) -> None:
-    """Raise `UsageError` if one of these values, by their flags, is below 0."""
+    """Raise `UsageError` unless each of these values, by their flags, is 0 or more and finite."""
     for flag, value in flags.items():
         _require(value >= 0, f"{flag} must not be negative, but is {value}")
+        _require(math.isfinite(value), f"{flag} must be finite, but is {value}")
 
 
 def shares(flags: Mapping[str, float]) -> None:

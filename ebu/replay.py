@@ -319,6 +319,10 @@ class EpisodicReplay:
         start = self._starts[step % self.ring_length, stream]
         return bool(start >= _TRANSITION and step - int(start & _CONTEXT) >= self._oldest)
 
+    def stored(self, steps: np.ndarray, streams: np.ndarray) -> np.ndarray:
+        """`is_stored` of many: steps, streams (B,) int64 → (B,) bool."""
+        return self._look_up(steps, streams)[2]
+
     def locate(self, steps: np.ndarray, streams: np.ndarray) -> np.ndarray:
         """Where stored transitions lie, on the host: (B, 1 + stack + 1) int64.
 

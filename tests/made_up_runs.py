@@ -22,6 +22,9 @@ Evaluate = Callable[[int, Callable[[], bool]], dict[str, Any] | None]
 
 open_trainers: list[Trainer] = []
 
+SMALL: dict[str, dict[str, Any]] = {"adaptive_ebu": {"learners": 3, "copy_every_steps": 60}}
+"""Settings with which an agent shows in a short run what it does in a long one."""
+
 
 class Onlooker:
     """Plays at random, learns nothing, and notes what the loop asks of it."""
@@ -116,7 +119,7 @@ def real_run(run_dir: Path, agent: str, precision: str = "float32", **options: A
     name, _, mix = agent.partition("-mix-")
     kind = AGENTS[name]
     lanes: dict[str, Any] = {"mix_segments": int(mix)} if mix else {}
-    method = kind.config_type(batch_size=8, **lanes)
+    method = kind.config_type(batch_size=8, **lanes, **SMALL.get(name, {}))
     learner = kind.build_learner(
         method,
         LearnerConfig(target_sync_updates=20, learning_rate=1e-3),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import agents.stacked
 from agents.graphs import Captured
 from agents.learner import Learner, LearnerConfig
 from agents.networks import build_network
@@ -22,6 +23,17 @@ FRAME_SHAPES = pytest.mark.parametrize("frame_shape", [(6,), (36, 36)], ids=["fl
 NETWORKS = pytest.mark.parametrize("network", ["nature", "dueling"])
 OPTIMIZERS = pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 PRECISIONS = pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+
+
+@pytest.fixture(autouse=True, params=["in turn", "in one pass"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to compute: that of the CPU, and that of a GPU on the CPU."""
+    if request.param == "in one pass":
+        monkeypatch.setattr(agents.stacked, "IN_TURN", set())
+
+
+IN_TURN = pytest.mark.parametrize("way", ["in turn"], indirect=True)
+IN_ONE_PASS = pytest.mark.parametrize("way", ["in one pass"], indirect=True)
 
 
 def shape_of(
@@ -166,6 +178,42 @@ def test_each_learns_what_it_would_alone(
             assert apart < 1e-2 * moved
 
 
+@IN_TURN
+@NETWORKS
+@OPTIMIZERS
+@PRECISIONS
+@FRAME_SHAPES
+def test_in_turn_each_learns_what_it_would_alone_to_the_last_bit(
+    network: str, optimizer: str, precision: str, frame_shape: tuple[int, ...]
+) -> None:
+    settings: dict[str, Any] = {
+        "network": network,
+        "optimizer": optimizer,
+        "precision": precision,
+        "frame_shape": frame_shape,
+        "target_sync_updates": 3,
+    }
+    stacked = stacked_of(**settings)
+    alone = separate_ones(stacked, **settings)
+    for update in range(5):
+        states, actions, targets = minibatch(update, frame_shape=frame_shape)
+        weights = torch.rand(len(actions), generator=torch.Generator().manual_seed(update))
+        losses, values = stacked.update(states, actions, targets, weights)
+        stacked.count_update()
+        for k, learner in enumerate(alone):
+            loss, value = learner.update(states, actions, targets[k], weights)
+            learner.count_update()
+            assert torch.equal(losses[k], loss)
+            assert torch.equal(values[k], value)
+    states = states_of(99, 5, frame_shape)
+    for k, learner in enumerate(alone):
+        assert same(stacked.online.weights_of(k), dict(learner.online.state_dict()))
+        assert torch.equal(stacked.values(states)[k], learner.values(states))
+        assert torch.equal(stacked.target_values(states)[k], learner.target_values(states))
+        of_one = stacked.values_of(torch.full((len(states),), k), states)
+        assert torch.equal(of_one, learner.values(states))
+
+
 def first_update(learner: Learner, *batch: Tensor) -> tuple[Tensor, Tensor]:
     """Values and gradients of an update; of K learners a row for each."""
     _, values = learner.update(*batch)
@@ -174,6 +222,7 @@ def first_update(learner: Learner, *batch: Tensor) -> tuple[Tensor, Tensor]:
     return values, torch.cat([gradient.flatten(leading) for gradient in gradients], dim=-1)
 
 
+@IN_ONE_PASS
 @NETWORKS
 @FRAME_SHAPES
 def test_values_and_gradients_are_those_of_each_alone(
@@ -193,6 +242,7 @@ def test_values_and_gradients_are_those_of_each_alone(
             assert error < 2e-3
 
 
+@IN_ONE_PASS
 @NETWORKS
 @FRAME_SHAPES
 def test_in_bfloat16_they_differ_from_those_alone_by_its_rounding(
@@ -422,6 +472,7 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@IN_ONE_PASS
 @OPTIMIZERS
 @PRECISIONS
 def test_an_update_is_one_pass_for_all_and_reads_nothing_back(

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from agents import EbuConfig, load_agent
+from agents.adaptive import AdaptiveEbu, AdaptiveEbuConfig
 from agents.ebu import Ebu
 from agents.learner import Learner, LearnerConfig
+from agents.stacked import StackedLearner
 from ebu.checkpoint import load_latest, save_checkpoint
 from ebu.errors import EbuError, UsageError
 from ebu.run_directory import write_config
+from envs import VectorStep
 from tests.made_up import CPU
 
 NUM_ACTIONS = 5
@@ -35,7 +38,9 @@ def agent_of(seed: int, network: str = "nature", shape: str = "image") -> Ebu:
     return Ebu(EbuConfig(), learner, np.random.default_rng(seed))
 
 
-def start_run(run_dir: Path, network: str = "nature", shape: str = "image") -> Path:
+def start_run(
+    run_dir: Path, network: str = "nature", shape: str = "image", agent: str = "ebu"
+) -> Path:
     stack, frame_shape, frame_dtype = SHAPES[shape]
     run_dir.mkdir(exist_ok=True)
     environment = {
@@ -45,7 +50,7 @@ def start_run(run_dir: Path, network: str = "nature", shape: str = "image") -> P
         "frame_dtype": frame_dtype,
         "frames_per_step": 4,
     }
-    settings = {"agent": "ebu", "network": network, "game": "pong", "seed": 3}
+    settings = {"agent": agent, "network": network, "game": "pong", "seed": 3}
     write_config(run_dir, {"settings": settings, "environment": environment})
     return run_dir
 
@@ -78,6 +83,38 @@ def test_a_loaded_agent_acts_as_the_one_that_was_trained(
             action = trained.act(given)
             assert type(action) is int
             assert action == best
+
+
+def test_of_several_learners_the_best_is_loaded(tmp_path: Path) -> None:
+    stack, frame_shape, _ = SHAPES["image"]
+    method = AdaptiveEbuConfig(learners=3)
+    learner = AdaptiveEbu.build_learner(
+        method,
+        LearnerConfig(),
+        stack=stack,
+        frame_shape=frame_shape,
+        num_actions=NUM_ACTIONS,
+        device=CPU,
+        precision="float32",
+        rng=np.random.default_rng(1),
+    )
+    assert isinstance(learner, StackedLearner)
+    agent = AdaptiveEbu(method, learner, np.random.default_rng(1))
+    run_dir, stacks = start_run(tmp_path / "run", agent="adaptive_ebu"), stacks_of(20)
+    ends = np.ones(3, dtype=bool)
+    for best, frames in ((2, 400), (1, 800)):
+        rewards = np.where(np.arange(3) == best, frames, 0).astype(np.float32)
+        agent.observe(VectorStep(np.zeros(3), 0 * rewards, ~ends, ~ends, ~ends, ends))
+        agent.observe(VectorStep(np.zeros(3), rewards, ends, ~ends, ~ends, ~ends))
+        save(agent, frames, run_dir / "checkpoints")
+        loaded = load_agent(run_dir)
+        assert loaded.frames == frames
+        assert torch.equal(loaded.values(stacks), learner.values(stacks)[best])
+        in_training, of_loaded = (
+            choose(stacks, epsilon=0.2, rng=np.random.default_rng(5))
+            for choose in (agent.play, loaded.choose)
+        )
+        assert all(map(np.array_equal, in_training, of_loaded))
 
 
 def test_what_is_known_about_it(tmp_path: Path) -> None:

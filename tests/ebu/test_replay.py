@@ -199,6 +199,72 @@ def filled(
     return replay, model
 
 
+def test_neighbours_by_hand():
+    replay = make_replay(16)
+    # Steps 0 to 4 of a game that loses a life at 2; its last frame at 4; 5 to 8 of the next.
+    scripted(replay, "s.l.ts...")
+    streams = np.zeros(4, np.int64)
+    steps, joined = replay.neighbours(np.array([0, 2, 3, 7]), streams, before=2, after=1)
+    # A lost life parts nothing. A game's first and last frame do, and so does the newest step.
+    assert joined.tolist() == [
+        [False, False, True, True],
+        [True, True, True, True],
+        [True, True, True, False],
+        [True, True, True, False],
+    ]
+    assert steps.tolist() == [[0, 0, 0, 1], [0, 1, 2, 3], [1, 2, 3, 3], [5, 6, 7, 7]]
+    assert replay.neighbours(np.array([3]), np.array([0]), before=0, after=0)[1].tolist() == [
+        [True]
+    ]
+
+
+def test_neighbours_reach_no_further_than_what_is_stored():
+    replay = make_replay(10)
+    scripted(replay, "s" + "." * 14)
+    # Frames 5 to 14 are stored, and states hold four of them.
+    steps, joined = replay.neighbours(np.array([9]), np.array([0]), before=4, after=6)
+    assert joined[0].tolist() == [False, False, False, True, True] + [True] * 4 + [False] * 2
+    assert steps[0].tolist() == [9, 9, 9, 8, 9, 10, 11, 12, 13, 9, 9]
+
+
+@given(scenes(), st.integers(0, 6), st.integers(0, 6))
+@settings(max_examples=60, deadline=None)
+def test_neighbours_are_joined_by_what_the_model_holds(scene, before, after):
+    num_streams = scene["num_streams"]
+    capacity = scene["capacity"] + 4 * num_streams
+    replay, model = filled(capacity, num_streams, scene["chances"], scene["seed"], scene["laps"])
+    pairs = sorted(model.transitions())
+    if not pairs:
+        return
+    steps, streams = np.array(pairs, dtype=np.int64).T
+    around, joined = replay.neighbours(steps, streams, before=before, after=after)
+    assert around.shape == joined.shape == (len(pairs), before + 1 + after)
+    stored = set(pairs)
+    for row, (step, stream) in enumerate(pairs):
+        for column, offset in enumerate(range(-before, after + 1)):
+            way = range(min(step, step + offset), max(step, step + offset) + 1)
+            expected = all((k, stream) in stored for k in way)
+            assert joined[row, column] == expected
+            assert around[row, column] == (step + offset if expected else step)
+    # Unstored steps are told apart, for whoever asks about many.
+    every = np.arange(-1, replay.num_steps + 1)
+    for stream in range(replay.num_streams):
+        mask = replay.stored(every, np.full(len(every), stream))
+        assert mask.tolist() == [replay.is_stored(stream, int(step)) for step in every]
+
+
+def test_a_batch_gathers_other_transitions_of_its_memory():
+    replay, model = filled(200, 2, Chances(), seed=8)
+    steps, streams = replay.draw_transitions(np.random.default_rng(9), 30)
+    batch = replay.read(steps[:5], streams[:5])
+    other = batch.at(torch.from_numpy(replay.locate(steps[5:], streams[5:])))
+    expected = replay.read(steps[5:], streams[5:])
+    for part in ("states", "next_states", "actions", "rewards", "terminated", "probabilities"):
+        assert torch.equal(getattr(other, part), getattr(expected, part))
+        assert len(getattr(batch, part)) == 5
+    assert_gathers(replay, model, list(zip(steps.tolist(), streams.tolist(), strict=True)))
+
+
 def test_segments_are_drawn_uniformly():
     replay, _ = filled(600, 3, Chances(), seed=1)
     table = stored_segments(replay)

@@ -23,8 +23,9 @@ def real_evaluation(trainer: Trainer) -> Evaluate:
     """Plays games of its own with the agent, as a run does."""
 
     def evaluate_now(frames: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+        agent: Any = trainer.agent
         played = evaluate(
-            trainer.agent.act,
+            agent.play,
             MadeUpGames(2, random_games(frames, 10)),
             episodes=3,
             epsilon=0.1,
@@ -86,16 +87,33 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trainer]
     return finished
 
 
+OFTEN = (180, 660, 664, 700, 1500)
 AGENTS_AND_PRECISIONS = [
     ("ebu", "float32"),
     ("ebu-mix-4", "float32"),
     ("dqn", "float32"),
     ("ebu", "bfloat16"),
 ]
+COMPARED = [
+    "adaptive_ebu",
+    "double_dqn",
+    "nstep",
+    "prioritized",
+    "retrace",
+    "q_lambda-mix-2",
+    "optimality_tightening",
+]
+PARTS = [
+    *(
+        (agent, precision, stops)
+        for agent, precision in AGENTS_AND_PRECISIONS
+        for stops in ((4,), OFTEN, (1400,))
+    ),
+    *((agent, "float32", OFTEN) for agent in COMPARED),
+]
 
 
-@pytest.mark.parametrize(("agent", "precision"), AGENTS_AND_PRECISIONS)
-@pytest.mark.parametrize("stops", [(4,), (180, 660, 664, 700, 1500), (1400,)])
+@pytest.mark.parametrize(("agent", "precision", "stops"), PARTS)
 def test_a_run_in_parts_ends_as_one_in_one_go(
     tmp_path: Path,
     straight: Callable[..., Trainer],

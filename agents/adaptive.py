@@ -1,0 +1,226 @@
+"""Adaptive Episodic Backward Update: K diffusion factors at once (Lee et al. 2019, Algorithm 3)."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.agent import AgentConfig, epsilon_greedy
+from agents.ebu import Ebu, EbuConfig
+from agents.learner import Learner, LearnerConfig
+from agents.stacked import StackedLearner
+from ebu.commandline import positive
+from ebu.errors import UsageError
+from ebu.interfaces import VectorStep
+
+
+@dataclass(frozen=True)
+class AdaptiveEbuConfig(EbuConfig):
+    """EBU with several diffusion factors, which compete."""
+
+    beta: float = EbuConfig.beta
+    """Diffusion factor of a single learner (--learners 1); several have 0, 1/(K-1), ..., 1."""
+    learners: int = 11
+    """Learners K; each has networks and a diffusion factor of its own."""
+    copy_every_steps: int = 62_500
+    """Agent steps between two copies of the best learner's networks to all."""
+
+    def check(self) -> None:
+        super().check()
+        positive({"--learners": self.learners, "--copy-every-steps": self.copy_every_steps})
+        if self.learners > 1 and self.beta != type(self).beta:
+            raise UsageError(
+                f"--beta {self.beta} is for --learners 1: {self.learners} learners have the "
+                "diffusion factors from 0 to 1 at equal distances"
+            )
+
+    @property
+    def betas(self) -> np.ndarray:
+        """The learners' diffusion factors (K,) float64, ascending."""
+        if self.learners == 1:
+            return np.array([self.beta])
+        return np.arange(self.learners) / (self.learners - 1)
+
+
+class Rotation:
+    """Which learner plays in which environment, and how well each has played.
+
+    An environment that starts a game takes the next learner, environments in the order of their
+    index; the loss of a life starts no game. The score of a learner is the mean return, in raw
+    rewards, of the games that it finished since `forget_scores`.
+
+    | attribute | shape, dtype | meaning |
+    | --- | --- | --- |
+    | players | (N,) int64 | the learner that plays in each environment; (0,) before the reset |
+    | agent_steps | | agent steps played in all environments |
+    """
+
+    def __init__(self, num_learners: int) -> None:
+        self.players = np.zeros(0, dtype=np.int64)
+        self.agent_steps = 0
+        self._next = 0
+        self._returns = np.zeros(0)
+        self._totals = np.zeros(num_learners)
+        self._games = np.zeros(num_learners, dtype=np.int64)
+
+    def add(self, step: VectorStep) -> None:
+        """Count the reset or one step of every environment."""
+        if len(self.players) == 0:
+            self.players = np.zeros(len(step.started), dtype=np.int64)
+            self._returns = np.zeros(len(step.started))
+        starting = np.flatnonzero(step.started)
+        num_learners = len(self._games)
+        self.players[starting] = (self._next + np.arange(len(starting))) % num_learners
+        self._next = (self._next + len(starting)) % num_learners
+        self._returns += step.rewards
+        self._returns[starting] = 0
+        self.agent_steps += len(self.players) - len(starting)
+        finished = np.flatnonzero(step.terminated | step.truncated)
+        np.add.at(self._totals, self.players[finished], self._returns[finished])
+        np.add.at(self._games, self.players[finished], 1)
+
+    def scores(self) -> dict[int, float]:
+        """The score of each learner that has finished a game, in the order of their index."""
+        candidates = np.flatnonzero(self._games).tolist()
+        return {k: float(self._totals[k] / self._games[k]) for k in candidates}
+
+    def forget_scores(self) -> None:
+        """Scores begin anew; games go on, and count with all of their rewards once they end."""
+        self._totals[:] = 0
+        self._games[:] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "players": self.players,
+            "agent_steps": self.agent_steps,
+            "next": self._next,
+            "returns": self._returns,
+            "totals": self._totals,
+            "games": self._games,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.players = state["players"]
+        self.agent_steps = state["agent_steps"]
+        self._next = state["next"]
+        self._returns = state["returns"]
+        self._totals, self._games = state["totals"], state["games"]
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy of one learner's networks to all: whose, with which score, and when."""
+
+    winner: int
+    score: float
+    agent_step: int
+
+
+class AdaptiveEbu(Ebu):
+    """K learners with diffusion factors from 0 to 1, trained on the same draws of one memory.
+
+    They take turns at playing, from game to game. Every `copy_every_steps` agent steps the networks
+    of the learner with the best score since the last copy replace those of all. While no learner
+    has finished a game since then, nothing is copied, and the interval goes on until one has.
+    """
+
+    config_type = AdaptiveEbuConfig
+    config: AdaptiveEbuConfig
+    learner: StackedLearner
+
+    def __init__(
+        self, config: AdaptiveEbuConfig, learner: StackedLearner, rng: np.random.Generator
+    ) -> None:
+        super().__init__(config, learner, rng)
+        self.beta = torch.as_tensor(config.betas, device=learner.device)
+        self.rotation = Rotation(config.learners)
+        self.copies = 0
+        """Copies made so far."""
+        self.last_copy: Copy | None = None
+        self._values_of = self.captured(
+            lambda learners, states: self.learner.values_of(learners, states)
+        )
+
+    @classmethod
+    def build_learner(cls, config: AgentConfig, learner: LearnerConfig, **sizes: Any) -> Learner:
+        assert isinstance(config, AdaptiveEbuConfig)
+        return StackedLearner(learner, num_learners=config.learners, **sizes)
+
+    @staticmethod
+    def policy_weights(state: dict[str, Any]) -> dict[str, Tensor]:
+        stacked = state["learner"]["online"].items()
+        return {name.removeprefix("networks."): weights[state["best"]] for name, weights in stacked}
+
+    @property
+    def best(self) -> int:
+        """The learner with the best score since the last copy, of equals the one with the lowest
+        index; before a game has ended, the winner of the last copy, and before that the first.
+        """
+        scores = self.rotation.scores()
+        if scores:
+            return max(scores, key=scores.__getitem__)
+        return self.last_copy.winner if self.last_copy else 0
+
+    def act(
+        self,
+        stacks: Tensor,
+        *,
+        epsilon: float,
+        rng: np.random.Generator,
+        forced_random: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        values = self._values_of(self.rotation.players, stacks.to(self.learner.device))
+        return epsilon_greedy(values, epsilon=epsilon, rng=rng, forced_random=forced_random)
+
+    def play(
+        self,
+        stacks: Tensor,
+        *,
+        epsilon: float,
+        rng: np.random.Generator,
+        forced_random: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `act`, with the best learner in every environment."""
+        best = np.full(len(stacks), self.best)
+        values = self._values_of(best, stacks.to(self.learner.device))
+        return epsilon_greedy(values, epsilon=epsilon, rng=rng, forced_random=forced_random)
+
+    def observe(self, step: VectorStep) -> None:
+        self.rotation.add(step)
+        last = self.last_copy.agent_step if self.last_copy else 0
+        scores = self.rotation.scores()
+        if self.rotation.agent_steps - last >= self.config.copy_every_steps and scores:
+            self.last_copy = Copy(self.best, scores[self.best], self.rotation.agent_steps)
+            self.learner.copy_weights(self.last_copy.winner)
+            self.rotation.forget_scores()
+            self.copies += 1
+
+    def metrics(self) -> dict[str, float]:
+        betas = self.config.betas.tolist()
+        metrics = {**super().metrics(), "adaptive/best_beta": betas[self.best]}
+        for k, score in self.rotation.scores().items():
+            metrics[f"adaptive/score_beta_{betas[k]:.3g}"] = score
+        metrics["adaptive/copies"] = float(self.copies)
+        if self.last_copy is not None:
+            metrics["adaptive/winner_beta"] = betas[self.last_copy.winner]
+            metrics["adaptive/winner_score"] = self.last_copy.score
+            metrics["adaptive/copied_at_agent_step"] = float(self.last_copy.agent_step)
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "best": self.best,
+            "rotation": self.rotation.state_dict(),
+            "copies": self.copies,
+            "last_copy": None if self.last_copy is None else asdict(self.last_copy),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.rotation.load_state_dict(state["rotation"])
+        self.copies = state["copies"]
+        last = state["last_copy"]
+        self.last_copy = None if last is None else Copy(**last)
