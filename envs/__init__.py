@@ -8,6 +8,7 @@ import importlib
 
 import gymnasium
 
+import envs.maze  # noqa: F401 (registers ebu/Maze-v0)
 from envs.atari import AtariVector
 from envs.games import (
     UnknownGameError,

@@ -1,0 +1,364 @@
+"""The maze: its rules, its digits, Gymnasium's and a peer's checkers, N of them in step."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import scipy.stats
+from gymnasium.utils.env_checker import check_env
+
+from envs import make_vector
+from envs.gymnasium_vector import GymnasiumVector
+from envs.maze import MAX_STEPS, ManyMazes, Maze, MazeEnv, load_digits
+from envs.protocols import PROTOCOLS
+from presets import parse_arguments
+from tests.envs.play import actions_for, assert_same, play
+from tests.made_up import same
+from train import build_trainer
+
+UP, RIGHT, DOWN, LEFT = range(4)
+# The statistics below fail by chance once in a million seeds, and the seeds are fixed.
+ERROR_RATE = 1e-6
+
+# The way: 9 down the left side, then 2 right, 3 up, 2 right, 3 down, 5 right.
+SNAKE = """
+A#........
+.#........
+.#........
+.#........
+.#........
+.####.....
+.#...#....
+.#.#.#....
+.#.#.#....
+...#......
+"""
+
+
+def walls_of(text: str) -> np.ndarray:
+    return np.array([[letter == "#" for letter in row] for row in text.split()])
+
+
+def position(observation: np.ndarray, side: int = 8) -> tuple[int, int]:
+    """(x, y) as the two images of an observation say it."""
+    digits = load_digits(side)
+    images = observation.reshape(2, 1, -1)
+    same = (digits.images.reshape(1, len(digits.images), -1) == images).all(axis=2)
+    assert same.any(axis=1).all(), "not an image of the set"
+    labels = np.repeat(np.arange(10), digits.number)
+    found = [set(labels[which].tolist()) for which in same]
+    assert [len(each) for each in found] == [1, 1]
+    return found[0].pop(), found[1].pop()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"image_side": 28}, {"slip_probability": 0.2, "density": 0.5}, {"maze_seed": 3}],
+    ids=str,
+)
+def test_gymnasium_has_nothing_to_say(options: dict[str, Any]) -> None:
+    # Its checker's warnings are errors here, as in all tests.
+    for render_mode in ("rgb_array", "ansi"):
+        check_env(gymnasium.make("ebu/Maze-v0", render_mode=render_mode, **options).unwrapped)
+
+
+def test_what_other_peoples_agents_rely_on() -> None:
+    env = gymnasium.make("ebu/Maze-v0")
+    assert env.action_space == gymnasium.spaces.Discrete(4)
+    assert isinstance(env.observation_space, gymnasium.spaces.Box)
+    first, _ = env.reset(seed=0)
+    kept = first.copy()
+    for action in (np.int64(DOWN), np.array([DOWN])[0], DOWN):
+        observation, reward, terminated, truncated, info = env.step(action)
+        assert env.observation_space.contains(observation)
+        assert type(reward) is float
+        assert type(terminated) is type(truncated) is bool
+        assert isinstance(info, dict)
+    # What was handed out stays as it was, and may be written to: the next game has clean images.
+    np.testing.assert_array_equal(first, kept)
+    first[:] = 0.5
+    again, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(again, kept)
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
+def test_the_dqn_of_stable_baselines3_trains_on_it_unchanged() -> None:
+    why = "Stable-Baselines3 comes with the extra bench"
+    sb3 = pytest.importorskip("stable_baselines3", reason=why)
+    env_checker = pytest.importorskip("stable_baselines3.common.env_checker", reason=why)
+    env_checker.check_env(gymnasium.make("ebu/Maze-v0", image_side=28))
+    env_checker.check_env(env := gymnasium.make("ebu/Maze-v0"))
+    model = sb3.DQN("MlpPolicy", env, learning_starts=100, seed=0)
+    before = [weight.detach().clone() for weight in model.q_net.parameters()]
+    model.learn(300)
+    assert any(
+        (was != now).any() for was, now in zip(before, model.q_net.parameters(), strict=True)
+    )
+    action, _ = model.predict(env.reset(seed=0)[0])
+    assert action in range(4)
+
+
+@pytest.mark.parametrize("agent", ["ebu", "dqn"])
+def test_our_own_training_takes_it_by_its_name_and_goes_on_exactly(
+    agent: str, tmp_path: Path
+) -> None:
+    flags = "--game ebu/Maze-v0 --frames 800 --num-envs 2 --learning-starts 200 --device cpu "
+    flags += "--threads 1 --replay-capacity 1000 --eval-every-frames 0 --log-every-frames 100 "
+    flags += f"--agent {agent} --run-dir "
+    runs: list[dict[str, Any]] = []
+    for name, stops in (("straight", [800]), ("in parts", [450, 800])):
+        run_dir = tmp_path / name
+        for stop in stops:
+            trainer = build_trainer(parse_arguments([*flags.split(), str(run_dir)]))
+            assert trainer.run(stop)
+            runs.append(trainer.state_dict())
+            trainer.close()
+    straight, _, resumed = runs
+    assert same(straight, resumed)
+    metrics = [
+        (tmp_path / name / "metrics.jsonl").read_bytes() for name in ("straight", "in parts")
+    ]
+    assert metrics[0] == metrics[1]
+    assert json.loads(metrics[0].splitlines()[-1])["train/updates"] > 50
+
+
+def test_a_maze_by_hand() -> None:
+    maze = Maze.from_walls(walls_of(SNAKE))
+    assert maze.shortest_path == 9 + 2 + 3 + 2 + 3 + 5
+    # The start: the border above and to the left, a wall to the right, a way down.
+    assert maze.next_cells[0].tolist() == [0, 0, 10, 0]
+    assert maze.rewards[0].tolist() == [0, -1, 0, 0]
+    # Left of the goal: walls nowhere, the border below.
+    assert maze.next_cells[98].tolist() == [88, 99, 98, 97]
+    assert maze.rewards[98].tolist() == [0, 1000, 0, 0]
+
+
+@pytest.mark.parametrize("blocked", [(0, 0), (9, 9), (3, 0)], ids=["start", "goal", "between"])
+def test_a_maze_without_a_way_is_refused(blocked: tuple[int, int]) -> None:
+    walls = walls_of(SNAKE)
+    walls[blocked] = True
+    with pytest.raises(ValueError, match="no way"):
+        Maze.from_walls(walls)
+
+
+def test_a_game_by_hand() -> None:
+    env = MazeEnv()
+    env.maze = Maze.from_walls(walls_of(SNAKE))
+    observation, info = env.reset(seed=0)
+    assert info == {"position": (0, 0)}
+    assert position(observation) == (0, 0)
+    played = [env.step(np.int64(action)) for action in (UP, RIGHT, LEFT, DOWN, UP)]
+    assert [step[1] for step in played] == [0, -1, 0, 0, 0]
+    assert [position(step[0]) for step in played] == [(0, 0), (0, 0), (0, 0), (0, 1), (0, 0)]
+    way = [DOWN] * 9 + [RIGHT] * 2 + [UP] * 3 + [RIGHT] * 2 + [DOWN] * 3 + [RIGHT] * 5
+    played = [env.step(np.int64(action)) for action in way]
+    assert [step[1] for step in played] == [0] * (len(way) - 1) + [1000]
+    assert [step[2] for step in played] == [False] * (len(way) - 1) + [True]
+    assert not any(step[3] for step in played)
+    assert position(played[-1][0]) == played[-1][4]["position"] == (9, 9)
+
+
+def test_no_step_outside_a_game_and_no_other_action() -> None:
+    env = MazeEnv(density=0.0)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.int64(UP))
+    env.reset(seed=0)
+    for action in (-1, 4, 0.5):
+        with pytest.raises(gymnasium.error.InvalidAction):
+            env.step(action)  # type: ignore[arg-type]
+    for action in [RIGHT] * 9 + [DOWN] * 9:
+        env.step(np.int64(action))
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.int64(UP))
+
+
+def test_a_game_is_cut_after_1000_steps() -> None:
+    env = gymnasium.make("ebu/Maze-v0")
+    env.reset(seed=0)
+    cuts = [env.step(UP)[3] for _ in range(MAX_STEPS)]
+    assert cuts == [False] * (MAX_STEPS - 1) + [True]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"density": 0.61}, "density"),
+        ({"density": -0.1}, "density"),
+        ({"maze_seed": -1}, "maze_seed"),
+        ({"slip_probability": 1.5}, "slip_probability"),
+        ({"image_side": 16}, "image_side"),
+        ({"render_mode": "human"}, "render_mode"),
+    ],
+    ids=str,
+)
+def test_arguments_that_do_not_fit_are_refused(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        MazeEnv(**options)
+
+
+def test_a_seed_names_a_maze() -> None:
+    again, same, other = (Maze.draw(0.4, seed) for seed in (5, 5, 6))
+    assert (again.walls == same.walls).all()
+    assert (again.walls != other.walls).any()
+    env = MazeEnv(density=0.4, maze_seed=5)
+    env.reset(seed=1)
+    env.reset(seed=2)
+    assert (env.maze.walls == again.walls).all()
+
+
+@pytest.mark.parametrize("density", [0.2, 0.5])
+def test_mazes_have_the_walls_of_their_density_and_a_way(density: float) -> None:
+    mazes = [Maze.draw(density, seed) for seed in range(20)]
+    assert all(not maze.walls[0, 0] and not maze.walls[9, 9] for maze in mazes)
+    assert all(18 <= maze.shortest_path <= 60 for maze in mazes)
+    share = np.mean([maze.walls.mean() for maze in mazes])
+    # To be solvable takes some walls away: the denser, the more.
+    assert 0.75 * density < share < density
+
+
+def test_every_visit_shows_a_fresh_image() -> None:
+    env = MazeEnv()
+    env.reset(seed=0)
+    seen = [env.step(np.int64(LEFT))[0][:64] for _ in range(500)]
+    different = {image.tobytes() for image in seen}
+    number = int(load_digits().number[0])
+    # Of 500 draws from the images of 0, their expected number of different ones; what differs from
+    # it by more than 6 standard deviations (at most sqrt(500) each) does not happen.
+    expected = number * (1 - (1 - 1 / number) ** 500)
+    assert abs(len(different) - expected) < 6 * expected**0.5
+    assert len(different) <= number
+
+
+def test_the_digits_are_sorted_and_enlarged() -> None:
+    small, large = load_digits(8), load_digits(28)
+    assert small.images.shape == (1797, 8, 8)
+    assert large.images.shape == (1797, 28, 28)
+    for digits in (small, large):
+        assert digits.images.dtype == np.float32
+        assert digits.images.min() == 0.0
+        assert digits.images.max() == 1.0
+        assert digits.number.sum() == 1797
+        np.testing.assert_array_equal(digits.first[1:], np.cumsum(digits.number)[:-1])
+    # Enlarging keeps the mean brightness.
+    means = small.images.mean(axis=(1, 2)), large.images.mean(axis=(1, 2))
+    np.testing.assert_allclose(*means, atol=0.02)
+    chosen = small.chosen(np.array([3, 3]), np.array([0.0, np.nextafter(1.0, 0.0)]))
+    assert chosen.tolist() == [small.first[3], small.first[3] + small.number[3] - 1]
+    env = MazeEnv(image_side=28)
+    assert position(env.reset(seed=0)[0], side=28) == (0, 0)
+
+
+@pytest.mark.parametrize("slip_probability", [0.0, 0.2, 1.0])
+def test_moves_slip_to_the_perpendiculars(slip_probability: float) -> None:
+    draws = 4_000
+    # Down from the middle of an empty maze.
+    env = MazeEnv(density=0.0, slip_probability=slip_probability)
+    env.reset(seed=0)
+    counts = {(0, 1): 0, (-1, 0): 0, (1, 0): 0}
+    for _ in range(draws):
+        env._cell = 44
+        _, _, _, _, info = env.step(np.int64(DOWN))
+        x, y = info["position"]
+        counts[x - 4, y - 4] += 1
+    shares = (1 - slip_probability, slip_probability / 2, slip_probability / 2)
+    for count, share in zip(counts.values(), shares, strict=True):
+        assert scipy.stats.binomtest(count, draws, share).pvalue > ERROR_RATE
+
+
+@pytest.mark.parametrize("slip_probability", [0.0, 0.2])
+def test_many_mazes_play_what_single_ones_play(slip_probability: float) -> None:
+    steps, densities, seeds = 2_200, (0.2, 0.3, 0.5), (7, 8, 7)
+    mazes = [Maze.draw(density, index) for index, density in enumerate(densities)]
+    many = ManyMazes(mazes, seeds, slip_probability=slip_probability)
+    actions = np.random.default_rng(0).integers(4, size=(steps, len(mazes)))
+    # A drift to the goal, so that games end both ways.
+    actions[:, :2] = np.where(actions[:, :2] == UP, RIGHT, actions[:, :2])
+    first = many.reset()
+    played = [many.step(row) for row in actions]
+    pixels = load_digits().images
+    ends = {"terminated": 0, "truncated": 0}
+    for i, density in enumerate(densities):
+        env = gymnasium.make(
+            "ebu/Maze-v0", density=density, maze_seed=i, slip_probability=slip_probability
+        )
+        observation, _ = env.reset(seed=seeds[i])
+        np.testing.assert_array_equal(pixels[first[i]].reshape(-1), observation)
+        for row, step in zip(actions, played, strict=True):
+            observation, reward, terminated, truncated, _ = env.step(row[i])
+            np.testing.assert_array_equal(pixels[step.next_images[i]].reshape(-1), observation)
+            assert step.rewards[i] == reward
+            assert (step.terminated[i], step.truncated[i]) == (terminated, truncated)
+            if terminated or truncated:
+                ends["terminated" if terminated else "truncated"] += 1
+                observation, _ = env.reset()
+            np.testing.assert_array_equal(pixels[step.images[i]].reshape(-1), observation)
+    assert min(ends.values()) > 0
+
+
+def test_a_row_of_many_does_not_depend_on_the_others() -> None:
+    mazes = [Maze.draw(0.3, index) for index in range(3)]
+    actions = np.random.default_rng(0).integers(4, size=(200, 3))
+    many = ManyMazes(mazes, [1, 2, 3], slip_probability=0.2)
+    alone = ManyMazes(mazes[1:2], [2], slip_probability=0.2)
+    assert (many.reset()[1] == alone.reset()[0]).all()
+    for row in actions:
+        for ours, theirs in zip(many.step(row), alone.step(row[1:2]), strict=True):
+            np.testing.assert_array_equal(ours[1], theirs[0])
+
+
+def test_it_comes_back_from_its_journal() -> None:
+    env = GymnasiumVector("ebu/Maze-v0", 2, seed=5)
+    env.reset()
+    play(env, actions_for(env, 1_100))
+    saved = env.state_dict()
+    expected = play(env, actions_for(env, 50))
+    again = GymnasiumVector("ebu/Maze-v0", 2, seed=5)
+    again.load_state_dict(saved)
+    assert_same(play(again, actions_for(again, 50)), expected)
+
+
+def test_the_text() -> None:
+    env = MazeEnv(render_mode="ansi")
+    env.maze = Maze.from_walls(walls_of(SNAKE))
+    env.reset(seed=0)
+    rows = env.render().split("\n")
+    assert rows[0] == rows[-1] == "#" * 12
+    inner = [row[1:-1] for row in rows[1:-1]]
+    assert inner[:9] == SNAKE.split()[:9]
+    assert inner[9] == "...#.....G"
+    env.step(np.int64(DOWN))
+    assert [row[:3] for row in env.render().split("\n")[1:3]] == ["#.#", "#A#"]
+
+
+def test_the_picture() -> None:
+    env = MazeEnv(render_mode="rgb_array")
+    env.maze = Maze.from_walls(walls_of(SNAKE))
+    observation, _ = env.reset(seed=0)
+    picture = env.render()
+    assert picture.shape == (288, 432, 3)
+    assert picture.dtype == np.uint8
+    cells = picture[12::24, 12:288:24]
+    kinds = {tuple(colour) for colour in cells.reshape(-1, 3).tolist()}
+    assert len(kinds) == 4  # wall, free, agent, goal
+    walls = (cells == cells[0, 0]).all(axis=2)
+    np.testing.assert_array_equal(walls[1:-1, 1:-1], walls_of(SNAKE))
+    # Each pixel of the digits is 16 pixels of the picture.
+    for upper, digit in zip((0, 144), observation.reshape(2, 8, 8), strict=True):
+        shown = picture[upper + 16 : upper + 136 : 16, 288 + 16 : 288 + 136 : 16, 0]
+        np.testing.assert_array_equal(shown, (255 * digit).astype(np.uint8))
+    assert (env.render() == picture).all()
+    assert MazeEnv().render() is None
+
+
+def test_without_scikit_learn_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load_digits.cache_clear()
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ValueError, match=r"pip install .*scikit-learn") as refused:
+        make_vector("ebu/Maze-v0", 1, seed=0, protocol=PROTOCOLS["paper"], training=True)
+    assert "\n" not in str(refused.value)
