@@ -1,6 +1,6 @@
 """Draw the training curves of the runs in data/ (their metrics.jsonl, as committed).
 
-python docs/results/plot.py    writes docs/pictures/curves.png
+python docs/results/plot.py    writes curves.png, agents.png and ablation.png in docs/pictures/
 """
 
 import json
@@ -10,16 +10,20 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-HERE = Path(__file__).parent
+DATA = Path(__file__).parent / "data"
+PICTURES = Path(__file__).parent.parent / "pictures"
 GAMES, AGENTS = ("breakout", "pong"), {"ebu": "tab:blue", "dqn": "tab:orange"}
+RETURNS = "mean raw return of the last 100 training games"
 
 
-def curve(path: Path) -> tuple[list[int], list[float]]:
-    """Frames, and the mean raw return of the last 100 training games at them."""
+def curve(path: Path) -> tuple[list[float], list[float]]:
+    """Millions of frames, and the mean raw return of the last 100 training games at them."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     points = [
-        (line["frames"], line["train/return_last_100_games"])
+        (line["frames"] / 1e6, line["train/return_last_100_games"])
         for line in lines
         if "train/return_last_100_games" in line
     ]
@@ -27,27 +31,61 @@ def curve(path: Path) -> tuple[list[int], list[float]]:
     return list(frames), list(returns)
 
 
-def main() -> None:
-    figure, panels = plt.subplots(1, len(GAMES), figsize=(10, 4), constrained_layout=True)
+def draw(panel: Axes, pattern: str, colour: str, label: str, width: float = 1.5) -> None:
+    """All seeds of a method, a line each."""
+    for number, path in enumerate(sorted(DATA.glob(pattern))):
+        panel.plot(*curve(path), color=colour, label=None if number else label, linewidth=width)
+
+
+def finish(figure: Figure, name: str) -> None:
+    for panel in figure.axes:
+        panel.grid(alpha=0.3)
+        panel.legend(loc="upper left", fontsize="small")
+    figure.supxlabel("million frames")
+    figure.supylabel(RETURNS)
+    figure.savefig(PICTURES / name, dpi=120)
+
+
+def draw_first_million() -> None:
+    figure, panels = plt.subplots(1, len(GAMES), figsize=(10, 4), layout="constrained")
     for panel, game in zip(panels, GAMES, strict=True):
         for agent, colour in AGENTS.items():
-            runs = sorted((HERE / "data").glob(f"{game}-{agent}-seed*.jsonl"))
-            for seed, path in enumerate(runs):
-                frames, returns = curve(path)
-                label = f"{agent}, one line a seed" if seed == 0 and len(runs) > 1 else agent
-                panel.plot(
-                    [frame / 1e6 for frame in frames],
-                    returns,
-                    color=colour,
-                    label=label if seed == 0 else None,
-                )
+            draw(panel, f"{game}-{agent}-seed*.jsonl", colour, agent)
         panel.set_title(game)
-        panel.set_xlabel("million frames")
-        panel.set_ylabel("mean raw return of the last 100 training games")
-        panel.grid(alpha=0.3)
-        panel.legend()
-    figure.savefig(HERE.parent / "pictures" / "curves.png", dpi=120)
+    finish(figure, "curves.png")
+
+
+def draw_agents() -> None:
+    """Each agent in a panel of its own, with ebu and dqn for comparison."""
+    paths = (DATA / "agents").glob("*-seed0.jsonl")
+    others = sorted({path.name.removesuffix("-seed0.jsonl") for path in paths} - set(AGENTS))
+    figure, panels = plt.subplots(
+        2, -(-len(others) // 2), figsize=(13, 6), sharex=True, sharey=True, layout="constrained"
+    )
+    for panel, name in zip(panels.flat, others, strict=False):
+        for agent, colour in AGENTS.items():
+            draw(panel, f"agents/{agent}-seed*.jsonl", colour, agent, width=0.8)
+        draw(panel, f"agents/{name}-seed*.jsonl", "tab:green", name, width=2)
+    for panel in list(panels.flat)[len(others) :]:
+        panel.remove()
+    finish(figure, "agents.png")
+
+
+def draw_ablation() -> None:
+    """Each control in a panel of its own, with ebu and dqn for comparison."""
+    paths = (DATA / "ablation").glob("*-seed0.jsonl")
+    controls = sorted(path.name.removesuffix("-seed0.jsonl") for path in paths)
+    figure, panels = plt.subplots(
+        1, len(controls), figsize=(15, 3.6), sharex=True, sharey=True, layout="constrained"
+    )
+    for panel, name in zip(panels, controls, strict=True):
+        for agent, colour in AGENTS.items():
+            draw(panel, f"agents/{agent}-seed*.jsonl", colour, agent, width=0.8)
+        draw(panel, f"ablation/{name}-seed*.jsonl", "tab:green", name, width=2)
+    finish(figure, "ablation.png")
 
 
 if __name__ == "__main__":
-    main()
+    draw_first_million()
+    draw_agents()
+    draw_ablation()
