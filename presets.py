@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from agents import AGENTS, AgentConfig, LearnerConfig
+from agents.architectures import architecture
 from ebu.commandline import device_named, not_negative, one_of, parse, positive, shares
+from ebu.errors import UsageError
 from ebu.schedules import ExplorationConfig
 from envs.protocols import PROTOCOLS
 
@@ -69,6 +71,9 @@ class TrainConfig:
     """On a GPU, take only operations that give the same bits every time; a CPU always does."""
     profile: bool = False
     """Write a trace of some steps to RUN_DIR/profile, for TensorBoard or Perfetto."""
+    distill: tuple[str, ...] | None = None
+    """Networks that learn beside the agent to play as its best evaluation did (net2 net3); they go
+    to RUN_DIR/students and change nothing in the run."""
     method: AgentConfig = field(default_factory=AGENTS["ebu"].config_type)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
@@ -148,6 +153,14 @@ def _check(config: TrainConfig) -> None:
     learner, exploration = config.learner, config.exploration
     config.method.check()
     one_of("--protocol", config.protocol, PROTOCOLS)
+    students = config.distill or ()
+    for name in students:
+        try:
+            architecture(name)
+        except UsageError as error:
+            raise UsageError(f"--distill: {error}") from None
+    if len(set(students)) < len(students):
+        raise UsageError(f"--distill {' '.join(students)}: name each once")
     device_named(config.device)
     positive(
         {

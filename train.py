@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from agents import AGENTS, Agent
+from agents.distillation.online import Students, student_directory
 from ebu.checkpoint import Checkpoint, load_latest
 from ebu.commandline import all_cores, device_named, has_bfloat16, run_command
 from ebu.errors import EbuError, UsageError
@@ -76,6 +77,8 @@ def main() -> int:
         _say(f"stopped at frame {trainer.frames:,}: the same command goes on")
         return 128 + stopped_by[0]
     _say(f"done: score it with: python evaluate.py {run_dir}")
+    for name in config.distill or ():
+        _say(f"and {name} with: python evaluate.py {student_directory(run_dir, name)}")
     return 0
 
 
@@ -154,6 +157,9 @@ def build_trainer(config: TrainConfig) -> Trainer:
             "frames_per_step": env.frames_per_step,
         },
     }
+    students = None
+    if config.distill:
+        students = Students(config.distill, agent, description, run_dir, seed=config.seed)
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(env.close)
         lock = on_failure.enter_context(
@@ -188,6 +194,7 @@ def build_trainer(config: TrainConfig) -> Trainer:
             run_dir=run_dir,
             lock=lock,
             profile=Profile(run_dir / "profile") if config.profile else None,
+            follower=students,
         )
         if checkpoint is not None:
             _say(f"{run_dir}: playing the games of frame {checkpoint.state['frames']:,} again")

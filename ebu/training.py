@@ -43,6 +43,23 @@ class Agent(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+class Follower(Protocol):
+    """What learns from the agent beside it, and changes nothing in what the agent does."""
+
+    def learn(self, replay: EpisodicReplay, updates: int) -> None:
+        """The agent has made so many more updates."""
+
+    def follow(self) -> None:
+        """The agent is now as it was in the best evaluation so far."""
+
+    def metrics(self) -> dict[str, float]: ...
+    def save(self, frames: int) -> None:
+        """A checkpoint was written: write what is to be used of it."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """The rhythm of a run."""
@@ -160,6 +177,7 @@ class Trainer:
     | | it was told to stop |
     | run_dir | checkpoints go to checkpoints/, the best evaluated weights to best/ |
     | lock | the run directory's open lock file, held until `close` |
+    | follower | learns from the agent beside it; the run is the same with and without it |
 
     Everything that changes during a run is in `state_dict`, the frames of the replay memory
     excepted, which a checkpoint holds as files of their own.
@@ -179,6 +197,7 @@ class Trainer:
         run_dir: Path,
         lock: IO[str],
         profile: Profile | None = None,
+        follower: Follower | None = None,
     ) -> None:
         self.config = config
         self.env = env
@@ -190,6 +209,7 @@ class Trainer:
         self.evaluate = evaluate
         self.run_dir = run_dir
         self.profile = profile
+        self.follower = follower
         self.stop_requested = False
         self._lock = lock
 
@@ -271,8 +291,12 @@ class Trainer:
             self._receive(step, actions, probabilities)
 
     def _learn(self) -> None:
+        updates = self._updates_due()
         with self._stage("learning"):
-            self.agent.learn(self.replay, self._updates_due())
+            self.agent.learn(self.replay, updates)
+        if self.follower is not None:
+            with self._stage("following"):
+                self.follower.learn(self.replay, updates)
 
     def _receive(
         self, step: VectorStep, actions: np.ndarray | None, probabilities: np.ndarray | None
@@ -313,6 +337,8 @@ class Trainer:
             "train/updates": float(self.updates),
         }
         metrics |= self.agent.metrics()
+        if self.follower is not None:
+            metrics |= self.follower.metrics()
         metrics |= {f"replay/{name}": value for name, value in self.replay.statistics().items()}
         self.monitor.scalars(self.frames, metrics)
 
@@ -329,6 +355,8 @@ class Trainer:
             self._best = record["mean"]
             state = {"agent": self.agent.state_dict(), "frames": self.frames}
             save_checkpoint(self.run_dir / "best", self._checkpoint_name(), state, keep=1)
+            if self.follower is not None:
+                self.follower.follow()
         self.monitor.evaluation(self.frames, record)
         self._eval_interval.done(self.frames)
         if progress is not None:
@@ -339,13 +367,16 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint; changes nothing in the run."""
         with self._stage("checkpoints"):
-            return save_checkpoint(
+            saved = save_checkpoint(
                 self.run_dir / "checkpoints",
                 self._checkpoint_name(),
                 self.state_dict(),
                 writers=[self.replay.write_frames],
                 logs=self.monitor.sync(),
             )
+            if self.follower is not None:
+                self.follower.save(self.frames)
+            return saved
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of a run with the same settings."""
@@ -388,6 +419,7 @@ class Trainer:
             "agent": self.agent.state_dict(),
             "env": self.env.state_dict(),
             "replay": self.replay.state_dict(),
+            **({} if self.follower is None else {"follower": self.follower.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -403,3 +435,5 @@ class Trainer:
         self.agent.load_state_dict(state["agent"])
         self.env.load_state_dict(state["env"])
         self.replay.load_state_dict(state["replay"])
+        if self.follower is not None:
+            self.follower.load_state_dict(state["follower"])

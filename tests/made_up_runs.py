@@ -14,7 +14,7 @@ from ebu.interfaces import VectorStep
 from ebu.monitoring import Monitor, cut_logs
 from ebu.replay import EpisodicReplay
 from ebu.schedules import ExplorationConfig
-from ebu.training import Trainer, TrainingConfig
+from ebu.training import Follower, Trainer, TrainingConfig
 from tests.made_up import CPU, NUM_ACTIONS, MadeUpGames, empty_replay, random_games
 
 STEP_FRAMES = MadeUpGames.frames_per_step
@@ -81,9 +81,13 @@ def trainer_in(
     exploration: ExplorationConfig | None = None,
     evaluate: Evaluate = no_evaluation,
     resume: bool = False,
+    follower: Callable[[Any], Follower] | None = None,
     **config: Any,
 ) -> Trainer:
-    """A run in this directory, from its beginning or from its newest checkpoint."""
+    """A run in this directory, from its beginning or from its newest checkpoint.
+
+    `follower` makes what learns beside the agent.
+    """
     run_dir.mkdir(exist_ok=True)
     checkpoint = load_latest(run_dir / "checkpoints")
     assert resume == (checkpoint is not None)
@@ -107,6 +111,7 @@ def trainer_in(
         evaluate=evaluate,
         run_dir=run_dir,
         lock=(run_dir / "lock").open("w"),
+        follower=None if follower is None else follower(agent),
     )
     open_trainers.append(trainer)
     if checkpoint is not None:

@@ -4,7 +4,7 @@ Buciluǎ, Caruana, Niculescu-Mizil 2006, "Model Compression": a student may lear
 nobody saw, as long as the teacher labels them. These are the baselines beside learnt generators.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from agents.distillation.collect import Label
 from agents.distillation.states import StateSet, hold_out
-from ebu.commandline import one_of
 
 Mixture = Literal["convex", "cut"]
 RUN = 32
@@ -56,7 +55,6 @@ def mixed(
 
     Raises `EbuError` for fewer than two made-up episodes.
     """
-    one_of("--mixture", how, get_args(Mixture))
     train = real.train.cpu()
     episodes, made = [], 0
     while made < count:

@@ -346,17 +346,6 @@ def test_mixtures_move_as_the_game_does() -> None:
     torch.testing.assert_close(steps[:, 1:] - steps[:, :-1], torch.ones(len(full), 2))
 
 
-def test_an_unknown_mixture_is_refused() -> None:
-    with pytest.raises(UsageError, match="did you mean convex"):
-        mixed(
-            set_of(3, 3),
-            10,
-            how="convx",  # type: ignore[arg-type]
-            label=mean_pixels,
-            rng=np.random.default_rng(0),
-        )
-
-
 def test_shifted_states_move_as_one_by_a_few_pixels() -> None:
     row, column = torch.arange(20)[:, None], torch.arange(20)[None]
     image = (10 * row + column).to(torch.uint8)

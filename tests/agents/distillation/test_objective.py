@@ -190,3 +190,32 @@ def test_a_layer_that_a_network_lacks_and_constants_out_of_range_are_refused() -
     for constant, flag in constants:
         with pytest.raises(UsageError, match=flag):
             objective_of({"kl": 1.0}, **constant)
+
+
+def test_the_discriminator_learns_to_tell_two_policies_apart() -> None:
+    objective = objective_of({"adversarial": 1.0})
+    adam = torch.optim.Adam(objective.parameters(), lr=1e-2)
+    draw = torch.Generator().manual_seed(5)
+
+    def policies() -> tuple[Tensor, Tensor]:
+        # The teacher nearly always takes the first action, the student any.
+        lead = torch.tensor([2.0, 0.0, 0.0, 0.0])
+        noise = torch.randn(2, 64, ACTIONS, generator=draw)
+        return lead + 0.5 * noise[0], noise[1]
+
+    def share_told_apart() -> float:
+        teacher, student = policies()
+        judge = objective.discriminator
+        real = judge(torch.softmax(teacher / objective.temperature, dim=1)) > 0
+        made = judge(torch.softmax(student, dim=1)) > 0
+        return float(torch.cat([real, ~made]).double().mean())
+
+    before = share_told_apart()
+    for _ in range(100):
+        teacher, student = policies()
+        total, _ = objective(Minibatch({"outputs": student}, {"outputs": teacher}))
+        adam.zero_grad()
+        total.backward()
+        adam.step()
+    assert before < 0.75
+    assert share_told_apart() > 0.9

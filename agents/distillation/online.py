@@ -1,0 +1,230 @@
+"""Online distillation: students learn while their teacher trains, from what it plays.
+
+Policy distillation (Rusu et al. 2015) on the live replay memory, towards the best teacher so far:
+the networks of the best evaluation, not those of the moment, which in training are good and bad by
+turns. Rhythm, step size and the following of the temperature are this project's own choices.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.agent import Agent
+from agents.averages import Averages
+from agents.distillation.losses import policy_divergence
+from agents.distillation.records import file_name
+from agents.distillation.students import Student, build, save_student
+from agents.distillation.temperature import median_gap
+from agents.networks import build_network
+from agents.trained import TrainedAgent
+from ebu.replay import EpisodicReplay
+
+EVERY_UPDATES = 4
+"""Updates of the agent for each update of the students."""
+BATCH_SIZE = 32
+"""States in a minibatch, the same for all students, drawn uniformly from the memory."""
+LEARNING_RATE = 3e-4
+"""Step size of Adam, the same to the end: the teacher changes, too."""
+REFRESH_UPDATES = 1_000
+"""Before the first evaluation: updates of the agent between two copies of its network to follow."""
+GAP_SHARE = 0.01
+"""Share that a minibatch's median gap has in the new temperature."""
+_STREAM = int.from_bytes(b"onli")
+
+
+def student_directory(run_dir: Path, name: str) -> Path:
+    """Where a run keeps the student of this name: a directory like that of a run."""
+    return run_dir / "students" / file_name(name)
+
+
+class Students:
+    """Students of an agent in training, and the teacher that they follow.
+
+    The teacher is the network that played the best evaluation so far; before the first one, a copy
+    of the agent's network that is renewed every `REFRESH_UPDATES`. It is the one that `load_agent`
+    would load: of an agent with several learners the one that the agent names.
+
+    τ is that of `auto` (see `temperature`): the median gap between the teacher's two best actions,
+    here a running mean of the minibatches' medians, begun with the first.
+
+    Nothing is drawn from the agent's random numbers, and nothing of its is changed: it trains as it
+    would alone, to the last bit.
+
+    | argument | meaning |
+    | --- | --- |
+    | names | of the students' networks |
+    | config | the run's config.json: {"settings": …, "environment": …} |
+    | seed | of the run |
+
+    Raises `UsageError`, one line, for a name that stands for no network here.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        agent: Agent,
+        config: dict[str, Any],
+        run_dir: Path,
+        *,
+        seed: int,
+    ) -> None:
+        self._agent = agent
+        self._config = config
+        self._run_dir = run_dir
+        self._seed = seed
+        self._device = agent.learner.device
+        weights, self._rng = (
+            np.random.default_rng(stream)
+            for stream in np.random.SeedSequence(seed, spawn_key=(_STREAM,)).spawn(2)
+        )
+        environment = config["environment"]
+        sizes: dict[str, Any] = {
+            "stack": environment["stack"],
+            "frame_shape": tuple(environment["frame_shape"]),
+            "num_actions": environment["num_actions"],
+        }
+        self._pupils = {
+            name: _Pupil(build(name, **sizes, generator=_generator(weights)).to(self._device))
+            for name in names
+        }
+        self._teacher = build_network(
+            str(config["settings"]["network"]), **sizes, generator=torch.Generator()
+        ).to(self._device)
+        self._teacher.requires_grad_(False)
+        self._evaluated = False
+        self._updates = 0
+        self._temperature = 0.0
+
+    def learn(self, replay: EpisodicReplay, updates: int) -> None:
+        """Take the students' updates that are due once the agent has made so many more."""
+        for _ in range(updates):
+            if not self._evaluated and self._updates % REFRESH_UPDATES == 0:
+                self._copy_teacher()
+            self._updates += 1
+            if self._updates % EVERY_UPDATES == 0:
+                self._update(replay)
+
+    def follow(self) -> None:
+        """The agent as it is now is the best that was evaluated: follow it from here on."""
+        self._evaluated = True
+        self._copy_teacher()
+
+    def metrics(self) -> dict[str, float]:
+        """Averages since the last call, for the logs.
+
+        Of each student `loss`, the divergence from the teacher, and `agreement`, the share of the
+        states in which it chooses the teacher's action.
+        """
+        metrics = {
+            f"distill/{file_name(name)}/{what}": value
+            for name, pupil in self._pupils.items()
+            for what, value in pupil.averages.take().items()
+        }
+        return {**metrics, "distill/temperature": self._temperature} if metrics else metrics
+
+    def save(self, frames: int) -> None:
+        """Write each student's directory, RUN_DIR/students/NAME, as that of a run.
+
+        Raises `UsageError` where it holds something else, `EbuError` where the disk is full.
+        """
+        teacher = TrainedAgent(
+            self._teacher, "values", self._config, frames, self._device, warnings=[]
+        )
+        for name, pupil in self._pupils.items():
+            save_student(
+                student_directory(self._run_dir, name),
+                pupil.student,
+                teacher=teacher,
+                teacher_dir=self._run_dir,
+                seed=self._seed,
+                settings={"student": name, "losses": {"kl": 1.0}, "online": True},
+            )
+
+    def _copy_teacher(self) -> None:
+        self._teacher.load_state_dict(self._agent.policy_weights(self._agent.state_dict()))
+
+    def _update(self, replay: EpisodicReplay) -> None:
+        states = replay.read(*replay.draw_transitions(self._rng, BATCH_SIZE)).states
+        with torch.no_grad():
+            taught = self._teacher(states)
+        gap = median_gap(taught)
+        self._temperature += (GAP_SHARE if self._temperature else 1.0) * (gap - self._temperature)
+        # A teacher to which all actions are alike has nothing to teach yet.
+        if self._temperature > 0:
+            for pupil in self._pupils.values():
+                pupil.update(states, taught, self._temperature)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "updates": self._updates,
+            "evaluated": self._evaluated,
+            "temperature": self._temperature,
+            "rng": self._rng.bit_generator.state,
+            "teacher": dict(self._teacher.state_dict()),
+            "pupils": {file_name(name): pupil.state_dict() for name, pupil in self._pupils.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._updates = state["updates"]
+        self._evaluated = state["evaluated"]
+        self._temperature = state["temperature"]
+        self._rng.bit_generator.state = state["rng"]
+        self._teacher.load_state_dict(state["teacher"])
+        for name, pupil in self._pupils.items():
+            pupil.load_state_dict(state["pupils"][file_name(name)])
+
+
+class _Pupil:
+    """A student in training."""
+
+    def __init__(self, student: Student) -> None:
+        self.student = student
+        weights = [*student.parameters()]
+        device = weights[0].device
+        self.averages = Averages(("loss", "agreement"), device)
+        self._optimizer = torch.optim.Adam(weights, lr=LEARNING_RATE, fused=True)
+        # Made here and not in the first step: a run that is taken up finds its averages in place.
+        for weight in weights:
+            self._optimizer.state[weight] = {
+                "step": torch.zeros((), device=device),
+                "exp_avg": torch.zeros_like(weight),
+                "exp_avg_sq": torch.zeros_like(weight),
+            }
+
+    def update(self, states: Tensor, taught: Tensor, temperature: float) -> None:
+        """Take a gradient step towards the teacher's outputs (B, A) for states (B, stack, …)."""
+        outputs = self.student(states)
+        loss = policy_divergence(taught, outputs, temperature=temperature)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimizer.step()
+        agreement = (outputs.argmax(dim=1) == taught.argmax(dim=1)).float().mean()
+        self.averages.add(loss.detach(), agreement)
+
+    def state_dict(self) -> dict[str, Any]:
+        slots = self._optimizer.state
+        return {
+            "student": dict(self.student.state_dict()),
+            "optimizer": {
+                name: dict(slots[weight]) for name, weight in self.student.named_parameters()
+            },
+            "averages": self.averages.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.student.load_state_dict(state["student"])
+        # In place: a fused optimizer walks through weights and averages in the order in which both
+        # lie in memory.
+        with torch.no_grad():
+            for name, weight in self.student.named_parameters():
+                for slot, value in state["optimizer"][name].items():
+                    self._optimizer.state[weight][slot].copy_(value)
+        self.averages.load_state_dict(state["averages"])
+
+
+def _generator(rng: np.random.Generator) -> torch.Generator:
+    return torch.Generator().manual_seed(int(rng.integers(2**63)))

@@ -1,0 +1,199 @@
+"""What a distillation has measured, as JSON files: each written whole or not at all."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar, cast
+
+from ebu.durable import sync
+from ebu.errors import EbuError
+
+
+class Score(TypedDict):
+    """Games played to score something. Comparable where all but the returns came out alike.
+
+    | key | meaning |
+    | --- | --- |
+    | mean, games, returns | raw scores |
+    | interval_95 | [low, high] of the mean by Student's t; None for a single game |
+    | human_normalised | None where the protocol's table has no human score |
+    | epsilon, protocol, seed | under what they were played |
+    | frames_played | emulator frames in all games |
+    """
+
+    mean: float
+    games: int
+    interval_95: list[float] | None
+    returns: list[float]
+    human_normalised: float | None
+    epsilon: float
+    protocol: str
+    seed: int
+    frames_played: int
+
+
+class Constant(TypedDict):
+    """The best action to repeat for ever, its games, and the mean score of every action."""
+
+    action: int
+    evaluation: Score
+    means: list[float]
+
+
+class StateCounts(TypedDict):
+    """States that were trained on and held out, and the rounds they were collected in.
+
+    source: play, replay, noise, mixed, kegnet, or the directory they were read from. Of the made-up
+    ones, noise, mixed and kegnet, those held out are made up as well.
+    """
+
+    train: int
+    held_out: int
+    rounds: int
+    source: str
+
+
+class TeacherRecord(TypedDict):
+    """The teacher, what stands beside it, and how it was softened.
+
+    | key | meaning |
+    | --- | --- |
+    | frames | emulator frames it was trained on |
+    | evaluation, random, constant | its games, those of random play and of constant actions |
+    | gap | median of the best minus the second-best output over the states, in their units |
+    | temperature | τ, in the same units; `temperature_setting` is what was asked for |
+    | entropy | of softmax(outputs / τ), the mean over the states, in nats |
+    """
+
+    run_dir: str
+    game: str
+    protocol: str
+    network: str
+    frames: int
+    num_actions: int
+    parameters: int
+    multiply_adds: int
+    evaluation: Score
+    random: Score
+    constant: Constant
+    gap: float
+    temperature: float
+    temperature_setting: str
+    entropy: float
+    states: StateCounts
+
+
+class HeldOut(TypedDict):
+    """A student on the states of episodes that nobody trained on.
+
+    | key | meaning |
+    | --- | --- |
+    | loss | the main loss |
+    | agreement | share of the states in which it chooses the teacher's action |
+    | regret | mean of max_a T(s, a) − T(s, a_S), in units of the teacher's outputs T |
+    | states | how many they are |
+    """
+
+    loss: float
+    agreement: float
+    regret: float
+    states: int
+
+
+class StudentRecord(TypedDict):
+    """One student of one seed.
+
+    | key | meaning |
+    | --- | --- |
+    | student, network | the name that was asked for, and the one that rebuilds it |
+    | method | the losses it was trained by, see `method_name` |
+    | states | that it was trained on |
+    | seconds | wall time of its training; the only number that is not the same every time |
+    """
+
+    student: str
+    network: str
+    method: str
+    seed: int
+    outputs: str
+    parameters: int
+    multiply_adds: int
+    updates: int
+    states: int
+    seconds: float
+    held_out: HeldOut
+    evaluation: Score
+
+
+RecordT = TypeVar("RecordT", Score, TeacherRecord, StudentRecord)
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record, whole or not at all. Raises `EbuError` where the disk is full or fails."""
+    draft = path.with_name(f".{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        sync(draft)
+        draft.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise EbuError(
+            f"cannot write {path}: {error.strerror or error}; free space or make it writable, and "
+            "run the same command again"
+        ) from error
+
+
+def read_record(path: Path, kind: type[RecordT]) -> RecordT | None:
+    """A record that `write_record` wrote; None where there is none.
+
+    Raises `EbuError`, one line, for a file that is no record of this kind.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        missing = kind.__annotations__.keys() - record.keys()
+        if missing:
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError) as error:
+        raise EbuError(
+            f"{path} cannot be read ({error}): put back a copy, or delete it to have it measured "
+            "again"
+        ) from error
+    return cast(RecordT, record)
+
+
+def method_name(weights: Mapping[str, float]) -> str:
+    """The losses of a student as a label: the main one, and others with their weights."""
+    main, *added = (name for name, weight in weights.items() if weight)
+    return "+".join([main, *(f"{name}{weights[name]:g}" for name in added)])
+
+
+def file_name(name: str) -> str:
+    """A student's name as part of a file's: `/`, `@`, `=` and `,` become `_`."""
+    return re.sub(r"[/@=,]", "_", name)
+
+
+def student_name(student: str, method: str, seed: int) -> str:
+    """What a student's directory is called."""
+    return f"{file_name(student)}-{method}-seed{seed}"
+
+
+def chosen(records: Sequence[StudentRecord]) -> StudentRecord:
+    """Of one student's seeds the one with the lowest held-out loss, whatever it scored.
+
+    Choosing by the score would count luck as skill.
+    """
+    return min(records, key=lambda record: record["held_out"]["loss"])
+
+
+def retention(student: Score, teacher: TeacherRecord) -> float | None:
+    """(S − random) / (T − random) of mean scores; None where the teacher is no better than random.
+
+    The raw ratio S / T means nothing where scores are negative or random play has some.
+    """
+    random = teacher["random"]["mean"]
+    gain = teacher["evaluation"]["mean"] - random
+    return (student["mean"] - random) / gain if gain > 0 else None

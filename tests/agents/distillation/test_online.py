@@ -1,0 +1,320 @@
+"""Students that learn while their teacher trains: from whom, from what, and that nobody notices."""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from agents import load_agent
+from agents.distillation import online
+from agents.distillation.losses import policy_divergence
+from agents.distillation.online import Students, student_directory
+from agents.distillation.students import build
+from agents.distillation.temperature import median_gap
+from ebu.checkpoint import load_latest
+from ebu.errors import UsageError
+from ebu.run_directory import write_config
+from ebu.training import Trainer
+from evaluate import EvaluateConfig
+from evaluate import run as evaluate_run
+from presets import parse_arguments
+from tests.made_up import NUM_ACTIONS, MadeUpGames, same
+from tests.made_up_runs import STEP_FRAMES, lines, open_trainers, real_run
+from train import build_trainer
+
+END = STEP_FRAMES * 260
+NAMES = ("net3", "4-4-4/8")
+SIZES: dict[str, Any] = {"stack": 3, "frame_shape": MadeUpGames.frame_shape}
+CONFIG = {
+    "settings": {"network": "nature", "game": "made-up", "protocol": "paper", "epsilon_end": 0.01},
+    "environment": {**SIZES, "frame_shape": [3], "num_actions": NUM_ACTIONS},
+}
+
+
+@pytest.fixture(autouse=True)
+def closing() -> Iterator[None]:
+    """Close the runs a test has opened."""
+    yield
+    while open_trainers:
+        open_trainers.pop().close()
+
+
+def means(*scores: float) -> Callable[[int, Callable[[], bool]], dict[str, Any] | None]:
+    """Evaluations with these scores, one after the other."""
+    left = iter(scores)
+    return lambda frames, should_stop: {"mean": next(left), "games": 1}
+
+
+def run_in(run_dir: Path, agent: str = "ebu", *, distill: bool = True, **options: Any) -> Trainer:
+    """A small run, with students unless told otherwise."""
+
+    def students(trained: Any) -> Students:
+        return Students(NAMES, trained, CONFIG, run_dir, seed=3)
+
+    given: dict[str, Any] = {"follower": students if distill else None, **options}
+    return real_run(run_dir, agent, **given)
+
+
+def evaluated(run_dir: Path, agent: str = "ebu", **options: Any) -> Trainer:
+    """A run that is evaluated twice, the second time with less success."""
+
+    def score(frames: int, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        return {"mean": -float(frames), "games": 1}
+
+    return run_in(run_dir, agent, eval_every_frames=400, evaluate=score, **options)
+
+
+def students_of(trainer: Trainer) -> Students:
+    assert isinstance(trainer.follower, Students)
+    return trainer.follower
+
+
+def playing(trainer: Trainer) -> dict[str, Tensor]:
+    """A copy of the weights that the agent would play with now."""
+    agent: Any = trainer.agent
+    weights = agent.policy_weights(agent.state_dict())
+    return {name: weight.clone() for name, weight in weights.items()}
+
+
+def teacher(trainer: Trainer) -> dict[str, Tensor]:
+    weights = students_of(trainer).state_dict()["teacher"]
+    return {name: weight.clone() for name, weight in weights.items()}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trainer]:
+    """Runs with students that went to their end in one go, each made once."""
+
+    @functools.cache
+    def finished(agent: str = "ebu") -> Trainer:
+        run = evaluated(tmp_path_factory.mktemp("straight"), agent)
+        assert run.run(END)
+        assert run.updates > 100
+        return run
+
+    return finished
+
+
+# --- nobody notices, and nothing is lost ----------------------------------------------------
+
+
+@pytest.mark.parametrize("agent", ["ebu", "adaptive_ebu"])
+def test_the_agent_trains_to_the_same_bits_with_students_and_without(
+    tmp_path: Path, straight: Callable[..., Trainer], agent: str
+) -> None:
+    alone, followed = evaluated(tmp_path, agent, distill=False), straight(agent)
+    assert alone.run(END)
+    state = followed.state_dict()
+    assert state.keys() - alone.state_dict().keys() == {"follower"}
+    for key, value in alone.state_dict().items():
+        assert same(value, state[key]), key
+    bests = [load_latest(run.run_dir / "best", state_only=True) for run in (alone, followed)]
+    assert bests[0] is not None
+    assert bests[1] is not None
+    assert same(bests[0].state, bests[1].state)
+    without = [
+        {name: value for name, value in line.items() if not name.startswith("distill/")}
+        for line in lines(followed.run_dir)
+    ]
+    assert without == lines(alone.run_dir)
+    assert not (alone.run_dir / "students").exists()
+
+
+def test_a_run_in_parts_has_the_same_students(
+    tmp_path: Path, straight: Callable[..., Trainer]
+) -> None:
+    for part, until in enumerate((4, 330, 404, 700, END)):
+        run = evaluated(tmp_path, resume=part > 0)
+        assert run.run(until)
+        run.close()
+    whole = straight()
+    assert same(run.state_dict(), whole.state_dict())
+    assert lines(tmp_path) == lines(whole.run_dir)
+    for name in NAMES:
+        weights = [
+            load_agent(student_directory(directory, name)).network.state_dict()
+            for directory in (tmp_path, whole.run_dir)
+        ]
+        assert same(dict(weights[0]), dict(weights[1]))
+
+
+# --- the teacher ----------------------------------------------------------------------------
+
+
+def test_the_best_evaluation_so_far_is_followed(tmp_path: Path) -> None:
+    run = run_in(tmp_path, eval_every_frames=400, evaluate=means(5.0, 1.0, 5.0, 9.0))
+    followed: list[dict[str, Tensor]] = []
+    for until in (400, 800, 1200, 1600):
+        run.run(until + STEP_FRAMES * 20)
+        followed.append(teacher(run))
+    assert same(followed[0], followed[1])
+    assert same(followed[0], followed[2])
+    assert not same(followed[0], followed[3])
+    best = load_latest(tmp_path / "best", state_only=True)
+    assert best is not None
+    assert same(dict(best.state["agent"]["learner"]["online"]), followed[3])
+    assert not same(playing(run), followed[3])
+
+
+def test_before_an_evaluation_copies_of_the_agent_are_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(online, "REFRESH_UPDATES", 20)
+    run = run_in(tmp_path)
+    run.save = lambda: tmp_path  # type: ignore[method-assign]
+    copies: list[dict[str, Tensor]] = []
+    while run.updates < 64:
+        run.run(run.frames + STEP_FRAMES * 4)
+        if not copies or not same(copies[-1], teacher(run)):
+            copies.append(teacher(run))
+    # New weights before the first update, then a copy at 0, 20, 40, 60 updates.
+    assert len(copies) == 5
+
+
+def test_of_several_learners_the_one_that_the_agent_names_is_followed(tmp_path: Path) -> None:
+    run = run_in(tmp_path, "adaptive_ebu", eval_every_frames=800, evaluate=means(1.0))
+    run.run(800)
+    agent: Any = run.agent
+    named = agent.learner.online.weights_of(agent.best)
+    assert same({name: weight.clone() for name, weight in named.items()}, teacher(run))
+    others = set(range(3)) - {agent.best}
+    assert not any(same(agent.learner.online.weights_of(k), teacher(run)) for k in others)
+
+
+# --- what is learnt -------------------------------------------------------------------------
+
+
+def test_updates_are_adams_on_the_divergence_from_the_teacher(tmp_path: Path) -> None:
+    run = run_in(tmp_path, distill=False)
+    run.run(STEP_FRAMES * 60)
+    students = Students(["4-4-4/8"], run.agent, CONFIG, tmp_path, seed=3)  # type: ignore[arg-type]
+    students.learn(run.replay, 4 * online.EVERY_UPDATES - 1)
+
+    streams = np.random.SeedSequence(3, spawn_key=(int.from_bytes(b"onli"),)).spawn(2)
+    weights, rng = map(np.random.default_rng, streams)
+    generator = torch.Generator().manual_seed(int(weights.integers(2**63)))
+    student = build("4-4-4/8", NUM_ACTIONS, **SIZES, generator=generator)
+    adam = torch.optim.Adam(student.parameters(), lr=online.LEARNING_RATE)
+    agent: Any = run.agent
+    temperature = 0.0
+    for update in range(3):
+        places = run.replay.draw_transitions(rng, online.BATCH_SIZE)
+        states = run.replay.read(*places).states
+        taught = agent.learner.values(states)
+        gap = median_gap(taught)
+        temperature = gap if update == 0 else 0.99 * temperature + 0.01 * gap
+        adam.zero_grad()
+        policy_divergence(taught, student(states), temperature=temperature).backward()
+        adam.step()
+    state = students.state_dict()
+    assert state["temperature"] == pytest.approx(temperature)
+    for name, weight in student.state_dict().items():
+        torch.testing.assert_close(state["pupils"]["4-4-4_8"]["student"][name], weight)
+
+
+def test_students_become_like_their_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(online, "LEARNING_RATE", 1e-2)
+    run = run_in(tmp_path, distill=False)
+    run.run(STEP_FRAMES * 60)
+    students = Students(NAMES, run.agent, CONFIG, tmp_path, seed=3)  # type: ignore[arg-type]
+    students.learn(run.replay, 10 * online.EVERY_UPDATES)
+    first = students.metrics()
+    students.learn(run.replay, 300 * online.EVERY_UPDATES)
+    students.metrics()
+    students.learn(run.replay, 10 * online.EVERY_UPDATES)
+    last = students.metrics()
+    for name in ("net3", "4-4-4_8"):
+        assert last[f"distill/{name}/loss"] < first[f"distill/{name}/loss"] / 2
+        assert last[f"distill/{name}/agreement"] > first[f"distill/{name}/agreement"]
+    assert students.metrics() == {}
+
+
+def test_a_teacher_to_which_all_actions_are_alike_teaches_nothing(tmp_path: Path) -> None:
+    run = run_in(tmp_path, distill=False)
+    run.run(STEP_FRAMES * 60)
+    agent: Any = run.agent
+    with torch.no_grad():
+        for weight in agent.learner.online.parameters():
+            weight.zero_()
+    students = Students(NAMES, agent, CONFIG, tmp_path, seed=3)
+    before = [weight.clone() for weight in _weights(students)]
+    students.learn(run.replay, 40)
+    assert all(map(torch.equal, before, _weights(students)))
+    assert students.metrics() == {}
+
+
+def _weights(students: Students) -> list[Tensor]:
+    pupils = students.state_dict()["pupils"].values()
+    return [weight for pupil in pupils for weight in pupil["student"].values()]
+
+
+# --- what is written ------------------------------------------------------------------------
+
+
+def test_students_are_written_with_the_checkpoints_as_run_directories(
+    straight: Callable[..., Trainer],
+) -> None:
+    run = straight()
+    for name in NAMES:
+        student = load_agent(student_directory(run.run_dir, name))
+        assert (student.outputs, student.frames) == ("logits", run.frames)
+        assert student.config["settings"]["network"] == name
+        assert student.config["settings"]["teacher"] == str(run.run_dir)
+        assert student.act(np.zeros((3, 3), np.float32)) in range(NUM_ACTIONS)
+    logged = lines(run.run_dir)[-1]
+    assert 0 <= logged["distill/net3/agreement"] <= 1
+    assert logged["distill/temperature"] > 0
+
+
+def test_what_is_no_student_of_this_run_is_not_written_over(tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    directory = student_directory(tmp_path, "net3")
+    directory.mkdir(parents=True)
+    write_config(directory, {"settings": {"agent": "ebu"}, "environment": {}})
+    with pytest.raises(UsageError, match="holds another agent") as error:
+        run.run(STEP_FRAMES * 60)
+    assert "\n" not in str(error.value)
+    # The run's own checkpoint was there first.
+    assert load_latest(tmp_path / "checkpoints") is not None
+
+
+CARTPOLE = [
+    *("--game", "CartPole-v1", "--frames", "600", "--num-envs", "2", "--threads", "1"),
+    *("--replay-capacity", "2000", "--learning-starts", "200", "--log-every-frames", "200"),
+    *("--eval-every-frames", "300", "--eval-episodes", "1", "--device", "cpu"),
+]
+
+
+def test_students_of_the_main_command(tmp_path: Path) -> None:
+    flags = [*CARTPOLE, "--run-dir", str(tmp_path / "run")]
+    for until in (400, 600):
+        trainer = build_trainer(parse_arguments([*flags, "--distill", "net3", "4-4-4/8"]))
+        assert trainer.run(until)
+        trainer.close()
+    directory = student_directory(tmp_path / "run", "net3")
+    record = evaluate_run(EvaluateConfig(directory, episodes=2, device="cpu", threads=1))
+    assert record["games"] == 2
+    settings = json.loads((directory / "config.json").read_text())["settings"]
+    assert settings["game"] == "CartPole-v1"
+    with pytest.raises(UsageError, match=r"distill was \['net3', '4-4-4/8'\], is None"):
+        build_trainer(parse_arguments(flags))
+
+
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        (["net9"], r"^--distill: unknown network 'net9': .*; did you mean net"),
+        (["net2", "net2"], r"^--distill net2 net2: name each once$"),
+    ],
+)
+def test_names_that_cannot_be_are_refused(names: list[str], complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        parse_arguments(["--distill", *names])
