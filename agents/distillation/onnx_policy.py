@@ -1,0 +1,86 @@
+"""An exported network as a player: scored and compared as the agent that it is a file of."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.agent import epsilon_greedy
+from ebu.errors import EbuError, UsageError
+
+
+class OnnxPolicy:
+    """Plays by an ONNX file, on the CPU; its arithmetic is onnxruntime's alone.
+
+    | argument | meaning |
+    | --- | --- |
+    | file | a path, or the content of a file |
+    | name | what messages call it; the path if not given |
+    | threads | of each call |
+
+    | attribute | meaning |
+    | --- | --- |
+    | about | the file's metadata, strings by name; see `export` |
+    | outputs | "values" or "logits" |
+    | stack, frame_shape | of the states it takes |
+    | num_actions | number of actions A |
+
+    Raises `UsageError` where onnxruntime is missing or there is no such file, `EbuError` for a file
+    that cannot be read or is no such network.
+    """
+
+    def __init__(self, file: str | Path | bytes, name: str = "", *, threads: int = 1) -> None:
+        if importlib.util.find_spec("onnxruntime") is None:
+            raise UsageError("playing by ONNX files needs onnxruntime: pip install 'ebu[export]'")
+        import onnxruntime
+
+        name = name or ("the file" if isinstance(file, bytes) else str(file))
+        if not isinstance(file, bytes) and not Path(file).is_file():
+            raise UsageError(f"there is no file {name}: export a network first")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        try:
+            self._session = onnxruntime.InferenceSession(
+                file if isinstance(file, bytes) else str(file),
+                options,
+                providers=["CPUExecutionProvider"],
+            )
+            (stacks,), (outputs,) = self._session.get_inputs(), self._session.get_outputs()
+            if stacks.type != "tensor(uint8)" or outputs.name not in ("values", "logits"):
+                raise ValueError(f"it takes {stacks.type} and gives {outputs.name}")
+            _, self.stack, *shape = stacks.shape
+        # onnxruntime's own errors have no base but Exception.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise EbuError(
+                f"{name} is not a network that was exported here ({reason}): export it again"
+            ) from error
+        self._input = stacks.name
+        self.frame_shape: tuple[int, ...] = tuple(shape)
+        self.outputs: str = outputs.name
+        self.num_actions: int = outputs.shape[1]
+        self.about: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+
+    def outputs_of(self, stacks: np.ndarray) -> np.ndarray:
+        """Values or logits (B, A) float32 of stacks (B, stack, *frame_shape) uint8."""
+        outputs: np.ndarray = self._session.run(None, {self._input: stacks})[0]
+        return outputs
+
+    def act(self, stack: np.ndarray) -> int:
+        """The greedy action for one stack (stack, *frame_shape) uint8, oldest frame first."""
+        return int(self.outputs_of(stack[None]).argmax())
+
+    def choose(
+        self,
+        stacks: Tensor,
+        *,
+        epsilon: float,
+        rng: np.random.Generator,
+        forced_random: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `TrainedAgent.choose`, with the same draws: `ebu.evaluation.evaluate` plays by it."""
+        outputs = torch.from_numpy(self.outputs_of(stacks.cpu().numpy()))
+        return epsilon_greedy(outputs, epsilon=epsilon, rng=rng, forced_random=forced_random)

@@ -1,0 +1,144 @@
+"""The picture of a distillation: what is kept of the teacher against what it costs."""
+
+import io
+from collections.abc import Sequence
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+from agents.distillation.rows import Row
+
+Cost = Literal["parameters", "multiply_adds", "p50_us"]
+COSTS: dict[Cost, str] = {
+    "parameters": "parameters",
+    "multiply_adds": "multiply-adds for a state",
+    "p50_us": "median answer in onnxruntime, µs",
+}
+"""What is on the horizontal axes. The last one knows int8 files from float32 ones."""
+PANEL_INCHES = (4.2, 3.6)
+
+
+def picture(rows: Sequence[Row]) -> bytes:
+    """A PNG with a panel for each cost: retention, or scores where the teacher has gained nothing.
+
+    Students that were chosen are marked large, with their intervals over games, their other seeds
+    small. The line joins what nothing cheaper is better than.
+    """
+    costs = [cost for cost in COSTS if any(row[cost] is not None for row in rows)]
+    relative = all(row["retention"] is not None for row in rows)
+    methods = sorted({row["method"] for row in rows if row["method"] is not None})
+    colours = {method: f"C{index % 10}" for index, method in enumerate(methods)}
+    width, height = PANEL_INCHES
+    figure = Figure(figsize=(max(6.5, width * len(costs)), height + 0.8), layout="constrained")
+    panels = figure.subplots(1, max(1, len(costs)), squeeze=False, sharey=True)[0]
+    for panel, cost in zip(panels, costs, strict=False):
+        _draw(panel, cost, rows, colours, relative)
+    panels[0].set_ylabel("share of the teacher's gain kept, %" if relative else "mean score")
+    figure.legend(
+        handles=_legend(rows, colours), loc="outside upper center", ncols=min(6, len(colours) + 4)
+    )
+    content = io.BytesIO()
+    # Without the library's version: the same report has the same bytes.
+    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
+    return content.getvalue()
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of points (cost, what is kept) those that keep more than all cheaper ones, cheapest first."""
+    found: list[tuple[float, float]] = []
+    for cost, kept in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not found or kept > found[-1][1]:
+            found.append((cost, kept))
+    return found
+
+
+def _draw(
+    panel: Axes, cost: Cost, rows: Sequence[Row], colours: dict[str, str], relative: bool
+) -> None:
+    costs = [row[cost] or 0 for row in rows if row[cost] is not None]
+    panel.set_xscale("log")
+    subs = (1.0, 2.0, 5.0) if max(costs) > 8 * min(costs) else (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+    panel.xaxis.set_major_locator(LogLocator(subs=subs))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    panel.set_xlabel(COSTS[cost])
+    panel.grid(alpha=0.3)
+    points = []
+    labelled: dict[tuple[str, bool], tuple[float, float]] = {}
+    for row in rows:
+        height = _height(row, relative)
+        if row["kind"] == "floor":
+            dotted = row["name"] == rows[0]["name"]
+            panel.axhline(height, color="grey", linestyle=":" if dotted else "--", linewidth=1)
+            continue
+        at, method = row[cost], row["method"]
+        is_int8 = row["kind"] == "int8"
+        # An int8 file costs as many parameters and multiplications as the float32 one.
+        if at is None or (is_int8 and cost != "p50_us"):
+            continue
+        colour = "black" if method is None else colours[method]
+        large = row["chosen"] or method is None
+        if large and (interval := _interval(row, relative)) is not None:
+            panel.plot([at, at], interval, color=colour, linewidth=1, alpha=0.6)
+        panel.plot(
+            at,
+            height,
+            marker="s" if is_int8 else "*" if method is None else "o",
+            markersize=(12 if method is None and not is_int8 else 7) if large else 3,
+            markerfacecolor="white" if is_int8 else colour,
+            color=colour,
+            alpha=1 if large else 0.5,
+            # Baselines lie under what is compared with them.
+            zorder=2 if row["kind"] == "baseline" else 3,
+        )
+        if large:
+            points.append((at, height))
+            key = (row["name"], is_int8)
+            if key not in labelled or height > labelled[key][1]:
+                labelled[key] = (at, height)
+    for (name, _), point in labelled.items():
+        # Below to the right: the line comes from the left and leaves upwards.
+        panel.annotate(name, point, xytext=(6, -11), textcoords="offset points", fontsize=8)
+    panel.plot(*zip(*front(points), strict=True), color="grey", linewidth=1, zorder=0)
+    panel.margins(x=0.2, y=0.1)
+
+
+def _height(row: Row, relative: bool) -> float:
+    if relative and row["retention"] is not None:
+        return 100 * row["retention"]
+    return row["evaluation"]["mean"]
+
+
+def _interval(row: Row, relative: bool) -> list[float] | None:
+    if not relative:
+        return row["evaluation"]["interval_95"]
+    kept = row["retention_95"]
+    return None if kept is None else [100 * end for end in kept]
+
+
+def _legend(rows: Sequence[Row], colours: dict[str, str]) -> list[Line2D]:
+    def marker(shape: str, colour: str, label: str, face: str | None = None) -> Line2D:
+        return Line2D(
+            [],
+            [],
+            linestyle="",
+            marker=shape,
+            color=colour,
+            markerfacecolor=face or colour,
+            markersize=8,
+            label=label,
+        )
+
+    handles = [marker("*", "black", "teacher")]
+    handles += [marker("o", colour, method) for method, colour in colours.items()]
+    if any(row["kind"] == "int8" for row in rows):
+        handles.append(marker("s", "black", "int8", "white"))
+    floor = [row["name"] for row in rows if row["kind"] == "floor"]
+    handles += [
+        Line2D([], [], color="grey", linewidth=1, linestyle=":" if first else "--", label=name)
+        for first, name in zip((True, False), floor, strict=False)
+    ]
+    return handles

@@ -1,0 +1,275 @@
+"""Several teachers as one: whose policy it is, what it is blind to, who may be a member."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from agents.distillation import ensemble
+from agents.distillation.collect import collect
+from agents.distillation.ensemble import (
+    MeanPolicy,
+    Member,
+    as_ensemble,
+    check_members,
+    learners_of,
+    load_members,
+)
+from agents.distillation.offline import Pupil, Stopped
+from agents.distillation.procedures import ProcedureConfig, check_ensemble, check_single
+from agents.distillation.sources import rng_of
+from agents.distillation.temperature import median_gap
+from agents.trained import load_agent
+from ebu.checkpoint import load_latest, save_checkpoint
+from ebu.errors import UsageError
+from ebu.run_directory import write_config
+from tests.agents.distillation.made_up_teachers import SIDE, STACK, procedure_in, teacher_of
+from tests.made_up import CPU
+
+
+class Fixed(nn.Module):
+    """A member with the same outputs in every state."""
+
+    def __init__(self, outputs: list[float]) -> None:
+        super().__init__()
+        self.outputs = torch.tensor(outputs)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.outputs.expand(len(states), -1)
+
+
+STATES = torch.zeros(2, STACK, SIDE, SIDE, dtype=torch.uint8)
+
+
+def policy_of(members: list[list[float]], temperatures: list[float]) -> Tensor:
+    """The ensemble's probabilities, the same in each state."""
+    outputs = MeanPolicy([Fixed(member) for member in members], temperatures)(STATES)
+    assert outputs.shape == (2, len(members[0]))
+    assert torch.equal(outputs[0], outputs[1])
+    return torch.softmax(outputs[0], dim=0)
+
+
+def test_the_mean_of_policies_by_hand() -> None:
+    # Softened by 2 and by 10: odds of 1 : 3 and of 9 : 1.
+    members = [[0.0, 2 * math.log(3)], [10 * math.log(9), 0.0]]
+    expected = [(0.25 + 0.9) / 2, (0.75 + 0.1) / 2]
+    torch.testing.assert_close(policy_of(members, [2.0, 10.0]), torch.tensor(expected))
+
+
+def test_blind_to_what_a_member_adds_to_its_values_and_to_their_scale() -> None:
+    members = [[1.0, 2.0, 0.5], [0.3, 0.2, 0.4]]
+    plain = policy_of(members, [0.7, 0.1])
+    shifted = policy_of([[value + 100 for value in members[0]], members[1]], [0.7, 0.1])
+    scaled = policy_of([members[0], [1000 * value for value in members[1]]], [0.7, 100.0])
+    torch.testing.assert_close(shifted, plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scaled, plain)
+
+
+def test_what_no_member_would_do_has_a_logarithm_too() -> None:
+    outputs = MeanPolicy([Fixed([0.0, 1.0]), Fixed([0.0, 2.0])], [1e-3, 1e-3])(STATES)
+    assert outputs.isfinite().all()
+    assert torch.softmax(outputs, dim=1)[0].tolist() == pytest.approx([0, 1])
+
+
+# --- the procedure --------------------------------------------------------------------------
+
+
+def test_each_member_has_the_temperature_of_its_own_play(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ensemble, "PROBE_STATES", 80)
+    members = [Member(teacher_of(seed), tmp_path / str(seed)) for seed in range(2)]
+    procedure = procedure_in(tmp_path / "out", members[0].agent)
+    joined = as_ensemble(procedure, members)
+    teacher = joined.teacher
+    assert (teacher.outputs, joined.temperature, teacher.frames) == ("logits", "auto", 200)
+    record = json.loads((tmp_path / "out" / "ensemble.json").read_text())["members"]
+    assert [member["member"] for member in record] == [str(member.run_dir) for member in members]
+    temperatures = [member["temperature"] for member in record]
+    for number, member in enumerate(members):
+        rng = rng_of(procedure.seed, ensemble.PROBE, number)
+        env = procedure.make_games(ensemble.PROBE_GAMES, int(rng.integers(2**31)))
+        own = collect(env, member.agent.outputs_of, count=80, rng=rng)
+        assert own is not None
+        assert temperatures[number] == record[number]["gap"] == median_gap(own.outputs)
+    states = joined.gather("play", 80, 1, 8, Pupil("2-2-2/4", {"kl": 1.0}, 0))
+    baselines = joined.baselines(joined.teacher.choose)
+    described = joined.describe_teacher(states, baselines, 1)
+    assert described["run_dir"] == ", ".join(member.name for member in members)
+    assert described["network"] == "2 × 3-3-3/6"
+    # Labels are the mean policy at temperature 1.
+    lesson = joined.lesson(states, {"kl": 1.0})
+    assert lesson.temperature == 1.0
+    stacks = states.stacks(torch.arange(5))
+    policies = [
+        torch.softmax(member.agent.outputs_of(stacks) / tau, dim=1)
+        for member, tau in zip(members, temperatures, strict=True)
+    ]
+    torch.testing.assert_close(
+        torch.softmax(states.outputs[:5], dim=1), torch.stack(policies).mean(dim=0)
+    )
+
+    # Taken up again, nobody plays again; and a student can be taught and scored.
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("it was measured")
+
+    monkeypatch.setattr(ensemble, "collect", refuse)
+    again = as_ensemble(procedure, members)
+    assert torch.equal(again.teacher.outputs_of(stacks), states.outputs[:5])
+    pupil = Pupil("2-2-2/4", {"kl": 1.0}, 0)
+    taught = again.teach(pupil, lesson)
+    assert taught["held_out"]["states"] == len(states.held_out)
+    assert load_agent(again.directory(pupil)).outputs == "logits"
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("rusu", 0.01), ("0.3", 0.3)])
+def test_a_temperature_that_is_set_is_each_members(
+    setting: str, expected: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ensemble, "PROBE_STATES", 16)
+    members = [Member(teacher_of(seed), tmp_path / str(seed)) for seed in range(2)]
+    joined = as_ensemble(procedure_in(tmp_path, members[0].agent, temperature=setting), members)
+    network = joined.teacher.network
+    assert isinstance(network, MeanPolicy)
+    assert network.temperatures.tolist() == pytest.approx([expected] * 2)
+    assert joined.temperature == "auto"
+
+
+def test_told_to_stop_nothing_is_written(tmp_path: Path) -> None:
+    members = [Member(teacher_of(seed), tmp_path / str(seed)) for seed in range(2)]
+    procedure = procedure_in(tmp_path, members[0].agent, should_stop=lambda: True)
+    with pytest.raises(Stopped):
+        as_ensemble(procedure, members)
+    assert not (tmp_path / "ensemble.json").exists()
+
+
+# --- members --------------------------------------------------------------------------------
+
+
+def adaptive_run(run_dir: Path, **settings: Any) -> Path:
+    """A run of adaptive EBU: three learners, of which the second plays."""
+    singles = [dict(teacher_of(seed).network.state_dict()) for seed in range(3)]
+    stacked = {f"networks.{name}": torch.stack([s[name] for s in singles]) for name in singles[0]}
+    state = {"agent": {"learner": {"online": stacked}, "best": 1}, "frames": 100}
+    save_checkpoint(run_dir / "checkpoints", "frames-000000000100", state)
+    config = teacher_of(0, agent="adaptive_ebu", **{"learners": 3, **settings}).config
+    write_config(run_dir, config)
+    return run_dir
+
+
+def games_of(run_dirs: list[Path], *, all_learners: bool = True) -> dict[str, list[Member]]:
+    return load_members(run_dirs, "final", CPU, all_learners=all_learners)
+
+
+def test_the_learners_of_adaptive_ebu_are_members(tmp_path: Path) -> None:
+    run_dir = adaptive_run(tmp_path / "run")
+    members = learners_of(run_dir, "final", CPU)
+    assert [member.name for member in members] == [f"{run_dir} learner {k}" for k in range(3)]
+    assert [m.name for m in games_of([run_dir])["pictures"]] == [m.name for m in members]
+    stacks = torch.randint(256, (4, STACK, SIDE, SIDE), dtype=torch.uint8)
+    for seed, member in enumerate(members):
+        assert torch.equal(member.agent.outputs_of(stacks), teacher_of(seed).outputs_of(stacks))
+    assert torch.equal(load_agent(run_dir).outputs_of(stacks), members[1].agent.outputs_of(stacks))
+
+
+def test_learners_see_frames_together_and_runs_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ensemble, "PROBE_STATES", 16)
+    members = learners_of(adaptive_run(tmp_path / "run"), "final", CPU)
+    members.append(Member(teacher_of(5), tmp_path / "other"))
+    joined = as_ensemble(procedure_in(tmp_path / "out", members[0].agent), members)
+    assert joined.teacher.frames == 200
+
+
+def test_runs_of_one_game_are_together_and_no_run_is_named_twice(tmp_path: Path) -> None:
+    runs = [adaptive_run(tmp_path / name) for name in ("one", "other")]
+    runs.append(adaptive_run(tmp_path / "third", game="pong"))
+    games = games_of(runs, all_learners=False)
+    assert {game: [m.run_dir for m in members] for game, members in games.items()} == {
+        "pictures": runs[:2],
+        "pong": runs[2:],
+    }
+    with pytest.raises(UsageError, match="name each run once"):
+        games_of([runs[0], tmp_path / "third" / ".." / "one"])
+
+
+@pytest.mark.parametrize("settings", [{"learners": 1}, {"agent": "ebu"}])
+def test_an_ensemble_of_one_learner_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    adaptive_run(tmp_path / "run")
+    config = teacher_of(0).config
+    config["settings"] |= {"agent": "adaptive_ebu", **settings}
+    if settings.get("agent") == "ebu":
+        checkpoint = load_latest(tmp_path / "run" / "checkpoints")
+        assert checkpoint is not None
+        state = {"agent": {"learner": {"online": dict(teacher_of(0).network.state_dict())}}}
+        save_checkpoint(tmp_path / "run" / "checkpoints", checkpoint.name, {**state, "frames": 100})
+    write_config(tmp_path / "run", config)
+    with pytest.raises(UsageError, match=r"^--all-learners: .* has one learner: name a run"):
+        learners_of(tmp_path / "run", "final", CPU)
+
+
+def test_members_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
+    first = Member(teacher_of(0), tmp_path / "first")
+    for part, key, value in (
+        ("settings", "protocol", "machado"),
+        ("settings", "game", "pong"),
+        ("environment", "num_actions", 6),
+        ("environment", "frame_shape", [84, 84]),
+    ):
+        agent = teacher_of(1)
+        agent.config[part][key] = value
+        with pytest.raises(UsageError, match=f"^{key} of .*first is .* of .*other .*: an ensemble"):
+            check_members([first, Member(agent, tmp_path / "other")])
+
+
+def test_what_an_ensemble_cannot_teach_is_refused() -> None:
+    check_ensemble(["net2", "teacher"], [{"kl": 1.0, "hint_dense": 0.0}, {"hard": 1.0}], None)
+    with pytest.raises(UsageError, match=r"^hint_dense compares layers .*: leave --hint-dense out"):
+        check_ensemble(["net2"], [{"kl": 1.0}, {"kl": 1.0, "hint_dense": 0.1}], None)
+    with pytest.raises(UsageError, match=r"^--students teacher@half starts .* an ensemble"):
+        check_ensemble(["net2", "teacher@half"], [{"kl": 1.0}], None)
+    for losses, asked in (([{"regression": 1.0}], None), ([{"hinton": 1.0}], "values")):
+        with pytest.raises(UsageError, match=r"^an ensemble is a policy, which has no values"):
+            check_ensemble(["net2"], losses, asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "students", "complaint"),
+    [
+        (ProcedureConfig(generations=0), ["net2"], "--generations must be positive"),
+        (ProcedureConfig(generations=2, mutual=True), ["net2"], "leave one out"),
+        (
+            ProcedureConfig(generations=2),
+            ["net2", "teacher@half"],
+            "--students teacher@half starts",
+        ),
+    ],
+)
+def test_procedures_that_do_not_go_together_are_one_line(
+    config: ProcedureConfig, students: list[str], complaint: str
+) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        config.check(students)
+    replace(config, generations=1).check(students)
+
+
+@pytest.mark.parametrize(
+    ("config", "flag"),
+    [
+        (ProcedureConfig(generations=2), "--generations"),
+        (ProcedureConfig(refine_labels=True), "--refine-labels"),
+        (ProcedureConfig(mutual=True), "--mutual"),
+    ],
+)
+def test_several_games_in_one_network_are_learnt_offline_alone(
+    config: ProcedureConfig, flag: str
+) -> None:
+    check_single(ProcedureConfig(), ["pong", "breakout"], ["net2"])
+    with pytest.raises(UsageError, match=f"^{flag} is for one game, .* pong and breakout"):
+        check_single(config, ["pong", "breakout"], ["net2"])

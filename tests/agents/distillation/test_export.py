@@ -1,0 +1,355 @@
+"""Networks as ONNX files, float32 and int8: the same answers as torch's, or no file."""
+
+import errno
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from agents.distillation import export as exporting
+from agents.distillation.export import (
+    LEAST_AGREEMENT,
+    TOLERANCE,
+    Parity,
+    compare,
+    export,
+    exportable,
+    onnx_bytes,
+    parity_states,
+    write_whole,
+)
+from agents.distillation.int8 import CALIBRATION_STATES, calibration_states, quantised
+from agents.distillation.onnx_policy import OnnxPolicy
+from agents.distillation.states import StateSet
+from agents.networks import build_network
+from agents.trained import Outputs, TrainedAgent
+from ebu.errors import EbuError, UsageError
+from tests.agents.distillation.test_states import set_of
+from tests.agents.distillation.test_students import rng_of, teacher_of
+from tests.made_up import CPU
+
+SIDE = 36
+
+
+def agent_of(
+    network: str = "net3", *, outputs: Outputs = "logits", seed: int = 0, stack: int = 4
+) -> TrainedAgent:
+    """An agent whose action depends on what it sees."""
+    built = build_network(
+        network,
+        stack=stack,
+        frame_shape=(SIDE, SIDE),
+        num_actions=4,
+        generator=rng_of(seed),
+    )
+    # Of a network without training one output is always the highest.
+    with torch.no_grad():
+        last = [layer for layer in built.modules() if isinstance(layer, nn.Linear)][-1]
+        last.bias.sub_(built(states_of(stack=stack).stacks(torch.arange(64))).mean(dim=0))
+    config: dict[str, Any] = teacher_of(network, 4, (SIDE, SIDE)).config
+    config["environment"]["stack"] = stack
+    return TrainedAgent(built, outputs, config, 100, CPU, [])
+
+
+def states_of(*lengths: int, stack: int = 4) -> StateSet:
+    """Episodes of frames of blocks of one colour each."""
+    states = set_of(*(lengths or (20,) * 8), stack=stack, shape=(SIDE, SIDE))
+    blocks = torch.randint(256, (len(states.frames), 4, 4), dtype=torch.uint8, generator=rng_of(3))
+    return replace(states, frames=blocks.repeat_interleave(9, 1).repeat_interleave(9, 2))
+
+
+STATES = states_of()
+EVERY = torch.arange(len(STATES))
+
+
+@pytest.fixture(scope="module")
+def agent() -> TrainedAgent:
+    return agent_of()
+
+
+@pytest.fixture(scope="module")
+def content(agent: TrainedAgent) -> bytes:
+    return onnx_bytes(agent, "net3-kl")
+
+
+# --- float32 --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("network", "outputs", "stack"),
+    [
+        ("net3", "logits", 4),
+        ("4-6-8/10@tucker=2,3,4,5,svd=6", "logits", 3),
+        ("dueling@svd=8", "values", 4),
+    ],
+)
+def test_a_file_answers_as_torch_does_for_any_number_of_states(
+    tmp_path: Path, network: str, outputs: Outputs, stack: int
+) -> None:
+    agent, states = agent_of(network, outputs=outputs, stack=stack), states_of(stack=stack)
+    path = tmp_path / "new" / "agent.onnx"
+    parity = export(agent, path, states, name="it")
+    assert parity.states == len(states)
+    assert parity.agreement == 1
+    assert parity.largest_difference < 1e-5
+    policy = OnnxPolicy(path)
+    assert (policy.outputs, policy.stack, policy.num_actions) == (outputs, stack, 4)
+    assert policy.frame_shape == (SIDE, SIDE)
+    for count in (1, 2, 5):
+        stacks = states.stacks(torch.arange(count))
+        answered = policy.outputs_of(stacks.numpy())
+        assert answered.dtype == np.float32
+        np.testing.assert_allclose(answered, agent.outputs_of(stacks), atol=1e-5)
+        assert policy.act(stacks[-1].numpy()) == agent.act(stacks[-1])
+    # Not all the same action: the comparison means something.
+    assert len({policy.act(states.stacks(index[None])[0].numpy()) for index in EVERY}) > 1
+
+
+def test_bytes_go_in_and_outputs_come_out(content: bytes) -> None:
+    graph = onnx.load_from_string(content).graph
+    (stacks,), (outputs,) = graph.input, graph.output
+    assert (stacks.name, outputs.name) == ("stacks", "logits")
+    assert stacks.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert outputs.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    sizes = [size.dim_param or size.dim_value for size in stacks.type.tensor_type.shape.dim]
+    assert sizes == ["batch", 4, SIDE, SIDE]
+
+
+def test_the_file_says_what_it_is(content: bytes) -> None:
+    assert OnnxPolicy(content).about == {
+        "agent": "net3-kl",
+        "network": "net3",
+        "outputs": "logits",
+        "num_actions": "4",
+        "game": "breakout",
+        "protocol": "paper",
+    }
+
+
+def test_the_same_agent_gives_the_same_bytes_and_no_paths(
+    agent: TrainedAgent, content: bytes
+) -> None:
+    assert onnx_bytes(agent, "net3-kl") == content
+    assert str(Path(exporting.__file__).parents[1]).encode() not in content
+    assert len(content) < 1.05 * 4 * sum(w.numel() for w in agent.network.parameters()) + 20_000
+
+
+def test_the_agent_is_as_it_was(agent: TrainedAgent, content: bytes) -> None:
+    for name, weight in agent_of().network.state_dict().items():
+        assert torch.equal(weight, agent.network.state_dict()[name])
+
+
+def test_a_file_that_computes_something_else_is_refused_and_not_written(
+    tmp_path: Path, agent: TrainedAgent, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "net3.onnx"
+    path.write_bytes(b"as it was")
+    monkeypatch.setattr(exporting, "onnx_bytes", lambda *_: content)
+    with pytest.raises(EbuError, match=r"net3\.onnx is refused.* over 160 states") as refusal:
+        export(agent_of(seed=1), path, STATES, name="other")
+    assert "\n" not in str(refusal.value)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("net3.onnx", b"as it was")]
+    export(agent, path, STATES, name="net3-kl")
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("difference", "agreement", "fine"),
+    [
+        (TOLERANCE, LEAST_AGREEMENT, True),
+        (1.01 * TOLERANCE, 1.0, False),
+        (0.0, LEAST_AGREEMENT - 1e-4, False),
+        (float("nan"), 1.0, False),
+    ],
+)
+def test_what_parity_is_enough(difference: float, agreement: float, fine: bool) -> None:
+    parity = Parity(10_000, difference, 1.0, agreement)
+    if fine:
+        parity.check("it")
+    else:
+        with pytest.raises(EbuError, match="refused"):
+            parity.check("it")
+
+
+class Answers:
+    """An agent, or a file's player, whose outputs are these, row after row."""
+
+    def __init__(self, rows: Sequence[Sequence[float]], kind: Callable[[Any], Any]) -> None:
+        self._rows, self._kind = iter(rows), kind
+
+    def outputs_of(self, stacks: Any) -> Any:
+        return self._kind([next(self._rows) for _ in stacks])
+
+
+def parity_of(reference: Sequence[Sequence[float]], found: Sequence[Sequence[float]]) -> Parity:
+    agent: Any = Answers(reference, torch.tensor)
+    policy: Any = Answers(found, np.array)
+    return compare(agent, policy, STATES, EVERY[: len(found)])
+
+
+def test_parity_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "CHUNK", 2)
+    reference = [[0.0, 1.0, 3.0, 2.0], [5.0, 1.0, 1.0, 4.0], [2.0, 0.0, 0.0, 0.0]]
+    # In the second state another action has become the best one.
+    found = [[0.0, 1.0, 3.5, 2.0], [4.25, 1.0, 1.0, 4.5], [2.0, 0.0, 0.0, 0.0]]
+    parity = parity_of(reference, found)
+    assert parity.states == 3
+    assert parity.spread == pytest.approx((3 + 4 + 2) / 3)
+    assert parity.largest_difference == pytest.approx(0.75 / 3)
+    assert parity.agreement == pytest.approx(2 / 3)
+
+
+def test_outputs_that_are_all_alike_have_to_be_the_same() -> None:
+    assert parity_of([[1.0, 1, 1]], [[1.0, 1, 1]]).largest_difference == 0
+    assert parity_of([[1.0, 1, 1]], [[1.0, 1, 1 + 1e-6]]).largest_difference == float("inf")
+
+
+@pytest.mark.parametrize("count", [1, 7, 20, 50, 160, 10_000])
+def test_parity_is_on_held_out_states_first(count: int) -> None:
+    held_out = set(STATES.held_out.tolist())
+    found = parity_states(STATES, count).tolist()
+    assert len(found) == len(set(found)) == min(count, len(STATES))
+    assert len(held_out.intersection(found)) == min(count, len(held_out))
+
+
+def test_only_single_networks_over_images_are_exported(tmp_path: Path) -> None:
+    flat = build_network("nature", stack=1, frame_shape=(4,), num_actions=2, generator=rng_of(0))
+    several = nn.ModuleList([agent_of().network, agent_of().network])
+    for network in (flat, several):
+        assert not exportable(network)
+        agent = agent_of()
+        agent.network = network  # type: ignore[assignment]
+        with pytest.raises(UsageError, match="only single networks over images"):
+            export(agent, tmp_path / "it.onnx", STATES, name="it")
+    assert exportable(agent_of().network)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_is_one_line_and_the_old_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "net3.onnx"
+    write_whole(path, b"as it was")
+
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(exporting, "sync", full)
+    for refused in (path, path / "no directory" / "net3.onnx"):
+        with pytest.raises(EbuError, match="cannot write") as failure:
+            write_whole(refused, b"other")
+        assert "\n" not in str(failure.value)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("net3.onnx", b"as it was")]
+
+
+def test_missing_packages_are_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name.startswith("onnx") else real(name, *rest),
+    )
+    with pytest.raises(UsageError, match=r"onnx and onnxscript and onnxruntime.*ebu\[export\]"):
+        exporting.require_export()
+    with pytest.raises(UsageError, match=r"onnxruntime.*ebu\[export\]"):
+        OnnxPolicy(b"")
+
+
+# --- int8 -----------------------------------------------------------------------------------
+
+
+def test_an_int8_file_is_small_and_nearly_the_same(agent: TrainedAgent, content: bytes) -> None:
+    small = quantised(content, STATES, EVERY[::2])
+    assert quantised(content, STATES, EVERY[::2]) == small
+    # Of a network as small as this one, much of a file is not weights.
+    assert len(small) < len(content) / 2
+    policy = OnnxPolicy(small)
+    assert policy.about == OnnxPolicy(content).about
+    judge = STATES.stacks(EVERY[1::2])
+    outputs, reference = policy.outputs_of(judge.numpy()), agent.outputs_of(judge).numpy()
+    # Rounding to 8 bits shows, and is not more than that.
+    differences = np.abs(outputs - reference)
+    assert 1e-4 < differences.mean() < 0.05 * np.ptp(reference, axis=1).mean()
+    assert (outputs.argmax(axis=1) == reference.argmax(axis=1)).mean() > 0.9
+
+
+def test_bytes_enter_an_int8_file_as_they_are(content: bytes) -> None:
+    graph = onnx.load_from_string(quantised(content, STATES, STATES.held_out)).graph
+    (first,) = (node for node in graph.node if "stacks" in node.input)
+    assert first.op_type == "DequantizeLinear"
+    assert "Cast" not in {node.op_type for node in graph.node}
+    weights = {w.name: w for w in graph.initializer}
+    scale, zero = (onnx.numpy_helper.to_array(weights[name]) for name in first.input[1:])
+    assert zero.dtype == np.uint8
+    assert (scale.item(), zero.item()) == (1, 0)
+    kinds = {w.data_type for w in graph.initializer if len(w.dims) > 1}
+    assert kinds == {onnx.TensorProto.INT8}
+    # The outputs leave as they were computed.
+    (last,) = (node for node in graph.node if "logits" in node.output)
+    assert last.op_type in ("Gemm", "Add", "MatMul")
+
+
+def test_it_is_calibrated_on_the_given_states_alone(
+    content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    real = StateSet.stacks
+
+    def noticing(states: StateSet, indices: Tensor) -> Tensor:
+        seen.append(indices)
+        return real(states, indices)
+
+    monkeypatch.setattr(StateSet, "stacks", noticing)
+    quantised(content, STATES, EVERY[3:70])
+    assert torch.cat(seen).tolist() == list(range(3, 70))
+
+
+@pytest.mark.parametrize(("length", "count"), [(1, 1), (2, 1), (7, 3), (2_000, CALIBRATION_STATES)])
+def test_calibrated_and_judged_on_different_held_out_states(length: int, count: int) -> None:
+    states = set_of(length, length)
+    calibrate, judge = calibration_states(states)
+    assert len(calibrate) == count
+    together = [*calibrate.tolist(), *judge.tolist()]
+    if length == 1:
+        assert calibrate.tolist() == judge.tolist() == states.held_out.tolist()
+    else:
+        assert sorted(together) == states.held_out.tolist()
+
+
+# --- playing --------------------------------------------------------------------------------
+
+
+def test_a_file_plays_with_the_draws_of_its_agent(agent: TrainedAgent, content: bytes) -> None:
+    policy, stacks = OnnxPolicy(content), STATES.stacks(EVERY[:50])
+    forced = np.arange(50) < 5
+    played = [
+        player.choose(stacks, epsilon=0.3, rng=np.random.default_rng(4), forced_random=forced)
+        for player in (agent, policy)
+    ]
+    for one, other in zip(*played, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_is_no_such_file_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(UsageError, match="no file"):
+        OnnxPolicy(tmp_path / "none.onnx")
+    model = onnx.load_from_string(content)
+    model.graph.output[0].name = "actions"
+    model.graph.node[-1].output[0] = "actions"
+    damaged = {
+        "half.onnx": content[: len(content) // 2],
+        "text.onnx": b"no network",
+        "other.onnx": model.SerializeToString(),
+    }
+    for name, found in damaged.items():
+        (tmp_path / name).write_bytes(found)
+        with pytest.raises(EbuError, match=f"{name} is not a network that was") as refusal:
+            OnnxPolicy(tmp_path / name)
+        assert "\n" not in str(refusal.value)

@@ -1,0 +1,516 @@
+"""The report of a distillation, from made-up records: its figures, its words, its picture."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from agents.distillation.deploy import ExportRecord
+from agents.distillation.pareto import front
+from agents.distillation.records import (
+    Score,
+    StudentRecord,
+    TeacherRecord,
+    file_name,
+    write_record,
+)
+from agents.distillation.report import Report, assemble, export_name, write_report
+from agents.distillation.report_text import report_text
+from agents.distillation.retention import retention_interval
+from agents.distillation.rows import Row
+from ebu.errors import EbuError, UsageError
+from ebu.evaluation import mean_interval
+
+
+def score_of(*returns: float, **changes: Any) -> Score:
+    interval = mean_interval(np.array(returns))
+    score: Score = {
+        "mean": float(np.mean(returns)),
+        "games": len(returns),
+        "interval_95": None if interval is None else list(interval),
+        "returns": list(returns),
+        "human_normalised": None,
+        "epsilon": 0.05,
+        "protocol": "paper",
+        "seed": 7,
+        "frames_played": 4_000,
+    }
+    return {**score, **changes}  # type: ignore[typeddict-item]
+
+
+def around(mean: float) -> list[float]:
+    return [mean - 2, mean, mean + 2]
+
+
+def teacher_record(**changes: Any) -> TeacherRecord:
+    record: TeacherRecord = {
+        "run_dir": "runs/breakout",
+        "game": "breakout",
+        "protocol": "paper",
+        "network": "nature",
+        "frames": 1_000_000,
+        "num_actions": 4,
+        "parameters": 1_686_180,
+        "multiply_adds": 9_345_024,
+        "evaluation": score_of(*around(102)),
+        "random": score_of(1, 2, 3, epsilon=1.0),
+        "constant": {"action": 3, "evaluation": score_of(5, 6, 7), "means": [0.0, 2.0, 1.0, 6.0]},
+        "gap": 0.0512,
+        "temperature": 0.0512,
+        "temperature_setting": "auto",
+        "entropy": 0.987,
+        "states": {"train": 196_000, "held_out": 4_000, "rounds": 3, "source": "play"},
+    }
+    return {**record, **changes}  # type: ignore[typeddict-item]
+
+
+def student_record(
+    name: str, seed: int, mean: float, loss: float, method: str = "kl", **changes: Any
+) -> StudentRecord:
+    record: StudentRecord = {
+        "student": name,
+        "network": name,
+        "method": method,
+        "seed": seed,
+        "outputs": "logits",
+        "parameters": {"net1": 424_276, "net2": 111_540}.get(name, 61_000),
+        "multiply_adds": {"net1": 3_155_968, "net2": 2_183_936}.get(name, 2_133_504),
+        "updates": 10_000,
+        "states": 196_000,
+        "seconds": 300.0,
+        "held_out": {"loss": loss, "agreement": 0.91, "regret": 0.0123, "states": 4_000},
+        "evaluation": score_of(*around(mean)),
+    }
+    return {**record, **changes}  # type: ignore[typeddict-item]
+
+
+def export_record(name: str, seed: int, p50_us: float, **changes: Any) -> ExportRecord:
+    record: ExportRecord = {
+        "seed": seed,
+        "onnx": f"{name}.onnx",
+        "bytes": 447_579,
+        "opset": 20,
+        "parity": {
+            "states": 10_000,
+            "largest_difference": 4e-6,
+            "agreement": 0.9999,
+            "tolerance": 1e-3,
+        },
+        "int8": {
+            "onnx": f"{name}.int8.onnx",
+            "bytes": 121_473,
+            "calibrated_on": 512,
+            "states": 3_488,
+            "agreement": 0.97,
+            "evaluation": score_of(*around(80)),
+        },
+        "latency": {
+            "torch": {"p50_us": 4 * p50_us, "p99_us": 5 * p50_us},
+            "onnxruntime": {"p50_us": p50_us, "p99_us": 2 * p50_us},
+            "int8": {"p50_us": p50_us / 2, "p99_us": p50_us},
+            "threads": 1,
+            "batch": 1,
+            "calls": 1_000,
+            "hardware": "a processor, 2 cores, Linux x86_64",
+        },
+    }
+    return {**record, **changes}  # type: ignore[typeddict-item]
+
+
+STUDENTS = [
+    student_record("net1", 0, 100, 0.031),
+    student_record("net1", 1, 96, 0.030),
+    student_record("net1", 2, 98, 0.033),
+    student_record("net2", 0, 82, 0.050),
+    student_record("net2", 1, 87, 0.052),
+    student_record("net2", 2, 90, 0.051),
+    student_record("net1", 0, 60, 0.4, "hard"),
+    student_record("net2", 0, 50, 0.4, "hard"),
+]
+EXPORTS = {
+    "teacher": export_record("teacher", 3, 250, bytes=6_746_042),
+    "net1-kl": export_record("net1-kl", 1, 90),
+    "net2-kl": export_record("net2-kl", 0, 65),
+}
+
+
+def recorded(
+    out: Path,
+    *,
+    teacher: TeacherRecord | None = None,
+    students: list[StudentRecord] = STUDENTS,
+    exports: dict[str, ExportRecord] | None = EXPORTS,
+    left_out: dict[str, str] | None = None,
+) -> Report:
+    """What the report of these records holds."""
+    write_record(out / "teacher.json", teacher or teacher_record())
+    for record in students:
+        name = f"{export_name(record['student'], record['method'])}-seed{record['seed']}"
+        write_record(out / "students" / name / "result.json", record)
+    if exports is not None:
+        records = {"exports": exports, "left_out": left_out or {}}
+        write_record(out / "export" / "export.json", records)
+    return assemble(out)
+
+
+def text_of(report: Report) -> str:
+    return report_text(report, "pareto.png")
+
+
+def row_of(
+    report: Report, name: str, method: str | None = None, seed: int | None = None, kind: str = ""
+) -> Row:
+    (row,) = (
+        row
+        for row in report["rows"]
+        if (row["name"], row["method"], row["seed"]) == (name, method, seed)
+        and (row["kind"] == kind if kind else row["kind"] != "int8")
+    )
+    return row
+
+
+def table(text: str, heading: str) -> list[list[str]]:
+    """The cells of the table under a heading, its header first."""
+    lines = text.partition(f"## {heading}\n")[2].partition("\n## ")[0].splitlines()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if line.startswith("|")
+    ]
+    return [rows[0], *rows[2:]]
+
+
+# --- figures --------------------------------------------------------------------------------
+
+
+def test_figures_by_hand(tmp_path: Path) -> None:
+    report = recorded(tmp_path)
+    row = row_of(report, "net2", "kl", 0)
+    assert row["retention"] == pytest.approx((82 - 2) / (102 - 2))
+    assert row["raw_ratio"] == pytest.approx(82 / 102)
+    assert (row["held_out_loss"], row["agreement"], row["regret"]) == (0.050, 0.91, 0.0123)
+    assert (row["parameters"], row["multiply_adds"]) == (111_540, 2_183_936)
+    assert (row["bytes"], row["p50_us"], row["p99_us"]) == (447_579, 65, 130)
+    assert row_of(report, "random play")["retention"] == 0
+    assert row_of(report, "always action 3")["retention"] == pytest.approx(0.04)
+    assert row_of(report, "teacher")["retention"] == 1
+    (of_net2,) = (m for m in report["methods"] if (m["name"], m["method"]) == ("net2", "kl"))
+    assert of_net2["seeds"] == [0, 1, 2]
+    assert of_net2["score"] == pytest.approx((82 + 87 + 90) / 3)
+    assert of_net2["retention"] == pytest.approx((80 + 85 + 88) / 300)
+    assert of_net2["held_out_loss"] == pytest.approx(0.051)
+
+
+def test_intervals_are_over_games_for_one_player_and_over_seeds_for_a_method(
+    tmp_path: Path,
+) -> None:
+    report = recorded(tmp_path)
+    teacher, random = around(102), [1, 2, 3]
+    row = row_of(report, "net1", "kl", 2)
+    assert row["retention_95"] == list(retention_interval(around(98), teacher, random) or ())
+    (of_net1, single) = (m for m in report["methods"] if m["name"] == "net1")
+    assert of_net1["retention_95"] == list(retention_interval([100, 96, 98], teacher, random) or ())
+    assert single["method"] == "hard"
+    assert single["retention_95"] is None
+
+
+def test_the_chosen_seed_has_the_lowest_held_out_loss_whatever_it_scored(tmp_path: Path) -> None:
+    report = recorded(tmp_path)
+    chosen = [
+        (row["name"], row["seed"])
+        for row in report["rows"]
+        if row["chosen"] and row["kind"] == "student"
+    ]
+    assert chosen == [("net1", 1), ("net2", 0)]
+    assert [m["chosen_seed"] for m in report["methods"]] == [1, 0, 0, 0]
+
+
+def test_int8_files_have_rows_of_their_own(tmp_path: Path) -> None:
+    report = recorded(tmp_path)
+    int8 = [row for row in report["rows"] if row["kind"] == "int8"]
+    assert [(row["name"], row["seed"]) for row in int8] == [
+        ("teacher", None),
+        ("net1", 1),
+        ("net2", 0),
+    ]
+    row = int8[2]
+    assert row["evaluation"]["mean"] == 80
+    assert row["retention"] == pytest.approx(0.78)
+    assert (row["bytes"], row["p50_us"]) == (121_473, 65 / 2)
+
+
+@pytest.mark.parametrize(
+    ("mean", "above"), [(2.0, False), (6.0, False), (10.9, False), (11.1, True)]
+)
+def test_above_the_floor_is_an_interval_above_random_and_the_best_constant(
+    tmp_path: Path, mean: float, above: bool
+) -> None:
+    # Student's t for three games two apart: 4.97 to both sides; the constant scores 6.
+    report = recorded(tmp_path, students=[student_record("net1", 0, mean, 0.1)], exports=None)
+    assert row_of(report, "net1", "kl", 0)["above_floor"] is above
+    assert row_of(report, "always action 3")["above_floor"] is None
+
+
+@pytest.mark.parametrize(
+    ("methods", "baselines"),
+    [
+        (["kl", "hard", "from-scratch"], ["hard", "from-scratch"]),
+        (["hard", "from-scratch"], ["from-scratch"]),
+        (["from-scratch"], ["from-scratch"]),
+        (["hard+hint0.1", "hard"], ["hard"]),
+    ],
+)
+def test_what_is_a_baseline(tmp_path: Path, methods: list[str], baselines: list[str]) -> None:
+    students = [student_record("net1", 0, 50, 0.1, method) for method in methods]
+    report = recorded(tmp_path, students=students, exports=None)
+    kinds = {row["method"]: row["kind"] for row in report["rows"] if row["method"]}
+    assert kinds == {m: "baseline" if m in baselines else "student" for m in methods}
+    # What others are compared with comes behind them.
+    found = [row["kind"] for row in report["rows"] if row["method"]]
+    assert found == sorted(found, reverse=True)
+
+
+# --- words ----------------------------------------------------------------------------------
+
+
+def test_the_text_says_under_what_all_was_measured(tmp_path: Path) -> None:
+    report = recorded(tmp_path)
+    text = text_of(report)
+    for said in (
+        "3 games under protocol `paper` with ε = 0.05 and seed 7",
+        "States, from play in 3 rounds: 196,000 to learn from, 4,000 of other episodes held out",
+        "median gap between its two best actions is 0.0512",
+        "τ = 0.0512 (auto) its entropy is 0.987 nats",
+        "Hardware: a processor, 2 cores, Linux x86_64; 1,000 calls",
+        "![what is kept against what it costs](pareto.png)",
+    ):
+        assert said in text
+    assert "Warning" not in text
+
+
+def test_every_player_stands_in_the_table_of_scores(tmp_path: Path) -> None:
+    report = recorded(tmp_path)
+    header, *rows = table(text_of(report), "Scores")
+    assert all(len(row) == len(header) for row in rows)
+    assert [row[0] for row in rows[:4]] == ["random play", "always action 3", "teacher", "net1"]
+    assert len(rows) == len(report["rows"]) == 3 + len(STUDENTS) + len(EXPORTS)
+    assert [
+        "**net2**, chosen", "kl", "0", "82.00 [77.03, 86.97]", "80.0% [75.9%, 84.2%]", "0.804",
+        "91.0%", "0.0123", "0.05", "yes",
+    ] in rows  # fmt: skip
+    assert rows[-1][:4] == ["net2, int8", "kl", "0", "80.00 [75.03, 84.97]"]
+
+
+def test_sizes_latencies_and_files_are_compared_with_the_teachers(tmp_path: Path) -> None:
+    report = recorded(tmp_path)
+    text = text_of(report)
+    assert table(text, "Sizes")[2] == ["net1", "424,276", "25.2%", "3,155,968", "33.8%"]
+    latencies = table(text, "Answers on the CPU")
+    assert latencies[2] == ["net1-kl", "360 / 450", "90 / 180", "45 / 90", "36.0%", "18.0%"]
+    assert table(text, "ONNX files")[2] == [
+        "net1-kl.onnx", "447,579", "121,473", "3.68", "10,000", "4.0e-06 (≤ 0.001)", "99.99%",
+        "97.0% of 3,488", "512",
+    ]  # fmt: skip
+
+
+def test_names_that_are_no_plain_words(tmp_path: Path) -> None:
+    name = "teacher@tucker=16,32,32,32"
+    label = export_name(name, "kl")
+    assert label == "teacher_tucker_16_32_32_32-kl"
+    students = [student_record(name, 0, 90, 0.1)]
+    report = recorded(tmp_path, students=students, exports={label: export_record(label, 0, 90)})
+    assert row_of(report, name, "kl", 0, "int8")["bytes"] == 121_473
+    assert [f"**`{name}`**, chosen", "kl"] in [row[:2] for row in table(text_of(report), "Scores")]
+    assert file_name(name) in text_of(report)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"evaluation": score_of(1, 2, 6)}, "not above that of random play, 2.00"),
+        ({"evaluation": score_of(7, 8, 9)}, "not above that of always action 3, 6.00"),
+        ({"evaluation": score_of(100)}, "a single game"),
+    ],
+)
+def test_a_teacher_that_is_not_above_the_floor_is_warned_of_in_the_head(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    report = recorded(tmp_path, teacher=teacher_record(**changes))
+    assert any(said in line for line in report["warnings"])
+    head = text_of(report).partition("## ")[0]
+    assert f"**Warning:** {report['warnings'][0]}" in head
+
+
+def test_a_teacher_that_has_gained_nothing_gives_no_shares(tmp_path: Path) -> None:
+    report = recorded(tmp_path, teacher=teacher_record(evaluation=score_of(0, 1, 2)))
+    assert len(report["warnings"]) >= 2
+    assert {row["retention"] for row in report["rows"]} == {None}
+    assert {row["retention"] for row in report["methods"]} == {None}
+    rows = table(text_of(report), "Scores")
+    assert {row[4] for row in rows[1:]} == {"–"}
+
+
+def test_negative_scores_have_no_raw_ratio(tmp_path: Path) -> None:
+    teacher = teacher_record(
+        evaluation=score_of(*around(-10)),
+        random=score_of(-21, -21, -20, epsilon=1.0),
+        constant={"action": 0, "evaluation": score_of(-21, -21, -21), "means": [-21.0] * 4},
+    )
+    report = recorded(tmp_path, teacher=teacher, students=[student_record("net1", 0, -12, 0.1)])
+    row = row_of(report, "net1", "kl", 0)
+    assert row["raw_ratio"] is None
+    assert row["retention"] == pytest.approx((-12 + 62 / 3) / (-10 + 62 / 3))
+
+
+def test_students_chosen_on_made_up_states_are_warned_of(tmp_path: Path) -> None:
+    counts: Any = {"train": 980, "held_out": 20, "rounds": 1, "source": "kegnet"}
+    report = recorded(tmp_path, teacher=teacher_record(states=counts))
+    made_up, experimental = report["warnings"]
+    assert "made up (kegnet), those held out too: seeds are chosen on them" in made_up
+    assert experimental.startswith("Experimental: states from KegNet's generators")
+    assert "States, from kegnet: 980 to learn from, 20" in text_of(report)
+
+
+@pytest.mark.parametrize("method", ["kl+adversarial0.1", "hinton+hint0.5+adversarial1-joint"])
+def test_what_is_experimental_is_called_so(tmp_path: Path, method: str) -> None:
+    (warning,) = recorded(tmp_path, students=[student_record("net1", 0, 90, 0.1, method)])[
+        "warnings"
+    ]
+    assert warning.startswith("Experimental: no gain of an adversarial loss")
+
+
+def test_an_ensemble_is_described_and_has_no_file(tmp_path: Path) -> None:
+    members = [
+        {"member": f"runs/{seed}", "frames": 500_000, "temperature": 0.05, "gap": 0.07}
+        for seed in range(3)
+    ]
+    write_record(tmp_path / "ensemble.json", {"members": members})
+    exports = {"net1-kl": export_record("net1-kl", 1, 90)}
+    why = "only single networks over images, such as Atari's, are exported"
+    report = recorded(
+        tmp_path,
+        teacher=teacher_record(network="ensemble of 3 nature"),
+        students=STUDENTS[:3],
+        exports=exports,
+        left_out={"teacher": why},
+    )
+    assert report["members"] == members
+    text = text_of(report)
+    assert text.startswith("# breakout: students of ensemble of 3 nature\n")
+    assert "| `runs/2` | 500,000 | 0.05 | 0.07 |" in text
+    assert f"- teacher has no file: {why}\n" in text
+
+
+def test_scores_of_another_setting_are_warned_of(tmp_path: Path) -> None:
+    other = score_of(*around(90), epsilon=0.01, seed=8)
+    student = student_record("net1", 0, 0, 0.1, evaluation=other)
+    (warning,) = recorded(tmp_path, students=[student], exports=None)["warnings"]
+    assert warning.startswith("net1, kl, seed 0 was scored with another epsilon and seed")
+
+
+def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
+    (tmp_path / "students" / "net3-kl-seed0").mkdir(parents=True)
+    exports = {"net1-kl": export_record("net1-kl", 0, 90)}
+    why = "only single networks over images, such as Atari's, are exported"
+    report = recorded(tmp_path, students=STUDENTS[:6], exports=exports, left_out={"teacher": why})
+    assert report["missing"] == [
+        "net3-kl-seed0 is not finished",
+        "no student was taught hard labels",
+        "no student was trained on games from scratch",
+        f"teacher has no file: {why}",
+        "net1, kl: the files are of seed 0, and seed 1 is the chosen one now",
+        "net2 was not exported",
+    ]
+    text = text_of(report)
+    for line in report["missing"]:
+        assert f"- {line}\n" in text
+    # Without the teacher's file there is nothing to give shares of.
+    assert table(text, "Answers on the CPU")[0] == [
+        "agent", "torch p50 / p99, µs", "onnxruntime", "int8",
+    ]  # fmt: skip
+    assert not any(row["name"] == "teacher" and row["kind"] == "int8" for row in report["rows"])
+
+
+def test_a_report_can_be_written_before_any_student_is_there(tmp_path: Path) -> None:
+    report = recorded(tmp_path, students=[], exports=None)
+    assert report["methods"] == []
+    assert report["missing"] == [
+        "no student is finished",
+        "nothing was exported: file sizes, int8 and latency are not known",
+    ]
+    assert "Methods" not in text_of(report)
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def test_the_json_is_the_report_and_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+    names = ("report.md", "report.json", "pareto.png")
+    recorded(tmp_path)
+    report = write_report(tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    before = [(tmp_path / name).read_bytes() for name in names]
+    assert write_report(tmp_path) == report
+    assert [(tmp_path / name).read_bytes() for name in names] == before
+
+
+@pytest.mark.parametrize(
+    ("exports", "teacher", "panels"),
+    [
+        (EXPORTS, teacher_record(), 3),
+        (None, teacher_record(evaluation=score_of(0, 1, 2)), 2),
+    ],
+    ids=["exported", "not exported, and no shares"],
+)
+def test_the_picture_has_a_panel_for_every_cost_that_is_known(
+    tmp_path: Path, exports: dict[str, ExportRecord] | None, teacher: TeacherRecord, panels: int
+) -> None:
+    recorded(tmp_path, exports=exports, teacher=teacher)
+    write_report(tmp_path)
+    with Image.open(tmp_path / "pareto.png") as drawn:
+        pixels = np.asarray(drawn.convert("L"))
+    # A row of pixels through the frames meets a black edge on both sides of each.
+    edges = (pixels[pixels.shape[0] // 3 : pixels.shape[0] // 2] < 50).all(axis=0)
+    assert np.count_nonzero(np.diff(np.flatnonzero(edges)) > 1) + 1 == 2 * panels
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(-3, 3)), min_size=1))
+def test_the_front_is_what_nothing_as_cheap_is_as_good_as(points: list[tuple[int, int]]) -> None:
+    found = front(points)
+    expected = {
+        (cost, kept)
+        for cost, kept in points
+        if not any(c <= cost and k >= kept and (c, k) != (cost, kept) for c, k in points)
+    }
+    assert found == sorted(expected)
+
+
+def test_a_directory_that_is_no_distillations_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no teacher\.json"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["teacher.json", "students/net1-kl-seed0/result.json"])
+def test_a_damaged_record_is_named_and_the_last_report_stays(tmp_path: Path, name: str) -> None:
+    recorded(tmp_path)
+    write_report(tmp_path)
+    before = (tmp_path / "report.md").read_bytes()
+    (tmp_path / name).write_text("{")
+    with pytest.raises(EbuError, match=name) as failure:
+        write_report(tmp_path)
+    assert "\n" not in str(failure.value)
+    assert (tmp_path / "report.md").read_bytes() == before
+
+
+def test_a_report_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    recorded(tmp_path)
+    (tmp_path / "report.md").mkdir()
+    with pytest.raises(EbuError, match="cannot write") as failure:
+        write_report(tmp_path)
+    assert "\n" not in str(failure.value)
+    assert list(tmp_path.glob(".report*")) == []

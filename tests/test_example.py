@@ -1,0 +1,96 @@
+"""examples/play_onnx.py plays as this project does, without any of it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ale_py
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from agents.distillation.export import onnx_bytes
+from agents.distillation.onnx_policy import OnnxPolicy
+from agents.trained import TrainedAgent
+from ebu.evaluation import evaluate
+from ebu.frames import FrameStack, torch_dtype
+from envs import make_vector
+from envs.protocols import PROTOCOLS
+from envs.vector import environment_seed
+from examples import play_onnx
+from tests.agents.distillation.test_students import teacher_of
+
+SEED = 3
+ENV_SEED = environment_seed(SEED, 0, 0)
+BLOCKED = ("torch", "onnx", "ebu", "agents", "envs")
+
+
+def played_agent(protocol: str) -> TrainedAgent:
+    """A network with random weights whose actions depend on what it sees of Breakout."""
+    env = make_vector("breakout", 1, seed=0, protocol=PROTOCOLS[protocol], training=False)
+    agent = teacher_of("net3", env.num_actions, outputs="logits")
+    agent.config["settings"]["protocol"] = protocol
+    stack = FrameStack(1, env.frame_shape, torch_dtype(env.frame_dtype), 4, torch.device("cpu"))
+    rng, step, seen = np.random.default_rng(0), env.reset(), []
+    for _ in range(60):
+        seen.append(stack.push(step.frames, step.started).clone())
+        env.send(rng.integers(env.num_actions, size=1))
+        step = env.recv()
+    env.close()
+    (*_, last) = (layer for layer in agent.network.modules() if isinstance(layer, nn.Linear))
+    with torch.no_grad():
+        last.bias.sub_(agent.network(torch.cat(seen)).mean(dim=0))
+    return agent
+
+
+@pytest.fixture(scope="module", params=["paper", "machado"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp(request.param) / "net3.onnx"
+    path.write_bytes(onnx_bytes(played_agent(request.param), "net3"))
+    return path
+
+
+def test_the_example_plays_as_this_project_does(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent = []
+
+    class Recorded(ale_py.AtariVectorEnv):
+        def step(self, actions: np.ndarray) -> Any:
+            sent.append(int(actions[0]))
+            return super().step(actions)
+
+    monkeypatch.setattr(play_onnx, "AtariVectorEnv", Recorded)
+    score = play_onnx.play(str(exported), seed=ENV_SEED)
+
+    policy = OnnxPolicy(exported)
+    protocol = PROTOCOLS[policy.about["protocol"]]
+    env = make_vector("breakout", 1, seed=SEED, protocol=protocol, training=False)
+    rng = np.random.default_rng(ENV_SEED)
+    expected = evaluate(policy.choose, env, episodes=1, epsilon=0.05, rng=rng)
+    env.close()
+    assert expected is not None
+    assert sent == expected.actions[0].tolist()
+    assert score == expected.returns[0]
+    # Exploration alone would not do it: both saw the same frames.
+    assert np.bincount(sent).max() < 0.9 * len(sent)
+
+
+@pytest.mark.parametrize("exported", ["paper"], indirect=True)
+def test_it_needs_neither_torch_nor_this_project(exported: Path) -> None:
+    example = Path(play_onnx.__file__)
+    blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in BLOCKED)
+    code = (
+        f"import sys; {blocked}; import runpy; sys.argv = ['play', {str(exported)!r}, '7']; "
+        f"runpy.run_path({str(example)!r}, run_name='__main__')"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=exported.parent,
+        check=True,
+    )
+    assert float(ran.stdout) == play_onnx.play(str(exported), seed=7)
