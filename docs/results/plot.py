@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 DATA = Path(__file__).parent / "data"
 PICTURES = Path(__file__).parent.parent / "pictures"
 GAMES, AGENTS = ("breakout", "pong"), {"ebu": "tab:blue", "dqn": "tab:orange"}
-RETURNS = "mean raw return of the last 100 training games"
+RETURNS = "mean raw return\nof the last 100 training games"
 
 
 def curve(path: Path) -> tuple[list[float], list[float]]:
