@@ -59,4 +59,4 @@ def hardware() -> str:
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     model = models[0] if models else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{model}, {cores} cores, {platform.system()} {platform.machine()}"
+    return f"{model}, {cores} core{'s' * (cores != 1)}, {platform.system()} {platform.machine()}"
