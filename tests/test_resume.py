@@ -113,10 +113,12 @@ def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-@pytest.mark.parametrize("agent", ["ebu", "dqn"])
-def test_a_killed_run_ends_as_one_that_was_never_killed(agent: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("agent", "network"), [("ebu", "nature"), ("dqn", "net2")])
+def test_a_killed_run_ends_as_one_that_was_never_killed(
+    agent: str, network: str, tmp_path: Path
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    flags = [*FLAGS, "--agent", agent]
+    flags = [*FLAGS, "--agent", agent, "--network", network]
     reference = run("never", [*flags, "--run-dir", str(whole)])
     assert reference.returncode == 0, reference.stderr
 

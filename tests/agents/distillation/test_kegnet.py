@@ -191,7 +191,7 @@ def test_a_student_can_be_taught_on_generated_states(
         generator=torch.Generator().manual_seed(2),
     )
     lesson = Lesson(teacher_of(), states, {"kl": 1.0}, LossConfig(), states.median_gap)
-    config = TeachingConfig(updates=150, batch_size=32, learning_rate=3e-3, log_every_updates=150)
+    config = TeachingConfig(updates=300, batch_size=32, learning_rate=3e-3, log_every_updates=300)
     training = Training(tmp_path, student, lesson, config, rng=np.random.default_rng(0))
     before = training.held_out()
     assert training.run()
