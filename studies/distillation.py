@@ -10,12 +10,13 @@ import torch
 
 from agents import TrainedAgent
 from agents.distillation.ensemble import Member, load_members
+from agents.distillation.kegnet import Bar
 from agents.distillation.multi_game import check_games
 from agents.distillation.offline import Offline, Pupil, outputs_for
 from agents.distillation.procedures import check_ensemble, check_single
 from agents.distillation.records import file_name
 from agents.distillation.settings import DistillConfig
-from agents.distillation.sources import KEGNET, SOURCES, Bar
+from agents.distillation.sources import KEGNET, SOURCES
 from agents.distillation.students import student_of
 from agents.distillation.teachers import Examination, check_plays
 from ebu.commandline import all_cores, has_bfloat16

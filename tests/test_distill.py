@@ -118,7 +118,7 @@ def test_generated_states_are_held_out_and_recorded_as_such(
         rng, shape = np.random.default_rng(0), (84, 84)
         return noise(how["count"], frame_shape=shape, stack=4, label=agent.outputs_of, rng=rng)
 
-    monkeypatch.setattr("agents.distillation.kegnet.generate", generate)
+    monkeypatch.setattr("agents.distillation.sources.generate", generate)
     flags = ("--states-from", "kegnet", "--baselines", "--seeds", 1)
     outcome = distilled(teacher, tmp_path, *flags)
     assert outcome.teacher["states"]["source"] == "kegnet"

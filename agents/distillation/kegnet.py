@@ -37,6 +37,7 @@ _STREAM = int.from_bytes(b"kegn")
 _DOUBLINGS = 3
 
 Bar = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
+"""From what is done, of how many of what, to what is told how many are done."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from agents.distillation.distill import (
     drawing,
     examined,
 )
+from agents.distillation.kegnet import Bar
 from agents.distillation.objective import TERMS, LossConfig
 from agents.distillation.records import (
     Constant,
@@ -36,7 +37,7 @@ from agents.distillation.records import (
     student_name,
     write_record,
 )
-from agents.distillation.sources import Bar, Sources, finished, rng_of
+from agents.distillation.sources import Sources, finished, rng_of
 from agents.distillation.sources import Stopped as Stopped
 from agents.distillation.states import StateSet, hard_targets, join
 from agents.distillation.students import (

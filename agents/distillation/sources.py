@@ -5,7 +5,6 @@ States are saved once they are whole: a procedure that was stopped or killed fin
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from agents.distillation.collect import EPSILON, collect, from_replay
+from agents.distillation.kegnet import Bar, generate
 from agents.distillation.states import StateSet, join, load_states, saved_or_made
 from agents.distillation.synthetic import mixed, noise
 from agents.distillation.teachers import check_states
@@ -31,8 +31,6 @@ COLLECTING = int.from_bytes(b"coll")
 """Stream of random numbers, far from those of students, runs and evaluations."""
 
 ResultT = TypeVar("ResultT")
-Bar = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
-"""From what is done, of how many of what, to what is told how many are done."""
 Actor = Callable[[int, Sequence[StateSet], int], Act]
 """Who plays a round: from its number, the states of those before it, and the number of rounds."""
 
@@ -193,8 +191,6 @@ class Sources:
         )
 
     def _generated(self, count: int) -> StateSet | None:
-        from agents.distillation.kegnet import generate
-
         return generate(
             self.teacher,
             count=count,

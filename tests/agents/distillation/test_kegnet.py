@@ -184,7 +184,7 @@ def test_a_student_can_be_taught_on_generated_states(
 ) -> None:
     states, _ = made
     student = build(
-        "4-4-4/8",
+        "8-8-8/16",
         ACTIONS,
         stack=STACK,
         frame_shape=(SIDE, SIDE),
