@@ -5,7 +5,7 @@ The learner knows no episode and no game: it is given states, actions and target
 
 import copy
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agents.networks import FirstConvolution, build_network
+from agents.optimizers import CenteredRMSProp, adam, averages_of, load_averages
 
 
 @dataclass(frozen=True)
@@ -34,43 +35,6 @@ class LearnerConfig:
     """How the Huber losses of a minibatch are joined."""
     target_sync_updates: int = 1_000
     """Updates between two copies of the online weights to the target network."""
-
-
-class CenteredRMSProp(torch.optim.Optimizer):
-    """RMSProp of Graves 2013 (eq. 38-40) without momentum, as in DQN 2015 and EBU.
-
-    m <- rho m + (1 - rho) g;  v <- rho v + (1 - rho) g^2;  w <- w - lr g / sqrt(v - m^2 + eps)
-
-    torch's own RMSprop adds epsilon outside the root, which is another step size altogether.
-    """
-
-    def __init__(
-        self, parameters: Iterable[Tensor], *, lr: float, rho: float = 0.95, epsilon: float = 0.01
-    ) -> None:
-        super().__init__(parameters, {"lr": lr, "rho": rho, "epsilon": epsilon})
-        for group in self.param_groups:
-            for weight in group["params"]:
-                self.state[weight] = {
-                    "mean": torch.zeros_like(weight),
-                    "square": torch.zeros_like(weight),
-                }
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take one step on the gradients as they stand."""
-        for group in self.param_groups:
-            weights = list(group["params"])
-            gradients = [weight.grad for weight in weights]
-            means = [self.state[weight]["mean"] for weight in weights]
-            squares = [self.state[weight]["square"] for weight in weights]
-            torch._foreach_lerp_(means, gradients, 1 - group["rho"])
-            torch._foreach_mul_(squares, group["rho"])
-            torch._foreach_addcmul_(squares, gradients, gradients, 1 - group["rho"])
-            variances = torch._foreach_addcmul(squares, means, means, -1.0)
-            # Rounding can leave a variance a little below zero; epsilon covers it.
-            torch._foreach_add_(variances, group["epsilon"])
-            torch._foreach_sqrt_(variances)
-            torch._foreach_addcdiv_(weights, gradients, variances, -group["lr"])
 
 
 class Learner:
@@ -130,21 +94,12 @@ class Learner:
             return CenteredRMSProp(
                 weights, lr=config.learning_rate, epsilon=config.optimizer_epsilon
             )
-        optimizer = torch.optim.Adam(
+        return adam(
             weights,
-            lr=config.learning_rate,
-            eps=config.optimizer_epsilon,
-            fused=True,
+            learning_rate=config.learning_rate,
+            epsilon=config.optimizer_epsilon,
             capturable=self.device.type == "cuda",
         )
-        # Made here and not in the first step: a captured step finds its averages in place.
-        for weight in weights:
-            optimizer.state[weight] = {
-                "step": torch.zeros((), device=self.device),
-                "exp_avg": torch.zeros_like(weight),
-                "exp_avg_sq": torch.zeros_like(weight),
-            }
-        return optimizer
 
     @torch.no_grad()
     def values(self, states: Tensor) -> Tensor:
@@ -225,14 +180,11 @@ class Learner:
         return loss.detach(), values.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        averages = self.optimizer.state
         return {
             "updates": self.updates,
             "online": dict(self.online.state_dict()),
             "target": dict(self.target.state_dict()),
-            "optimizer": {
-                name: dict(averages[weight]) for name, weight in self.online.named_parameters()
-            },
+            "optimizer": averages_of(self.optimizer, self.online),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -240,12 +192,7 @@ class Learner:
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
         self._refresh_fast_target()
-        # In place: captured graphs keep the addresses, and a fused optimizer walks through weights
-        # and averages in the order in which both lie in memory.
-        with torch.no_grad():
-            for name, weight in self.online.named_parameters():
-                for slot, value in state["optimizer"][name].items():
-                    self.optimizer.state[weight][slot].copy_(value)
+        load_averages(self.optimizer, self.online, state["optimizer"])
 
 
 def _rounded(network: nn.Module) -> nn.Module:

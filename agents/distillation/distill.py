@@ -22,6 +22,7 @@ from agents.distillation.records import HeldOut
 from agents.distillation.states import StateSet, draw_apart
 from agents.distillation.students import Student
 from agents.networks import QNetwork
+from agents.optimizers import adam, averages_of, load_averages
 from agents.trained import TrainedAgent
 from ebu.checkpoint import load_latest, save_checkpoint
 from ebu.commandline import positive
@@ -186,7 +187,7 @@ class Course(ABC):
             lesson.objective(student, weights, generator) for student, lesson in self.pairs
         ]
         self._taught = nn.ModuleList([*students, *self._objectives])
-        self._optimizer = _adam(list(self._taught.parameters()), config.learning_rate)
+        self._optimizer = adam(list(self._taught.parameters()), learning_rate=config.learning_rate)
         names = ("train/loss", *(f"train/{name}" for name, weight in weights.items() if weight))
         self._averages = Averages(names, device)
         self._resume()
@@ -302,10 +303,7 @@ class Course(ABC):
             "updates": self.updates,
             "seconds": self.seconds,
             "taught": dict(self._taught.state_dict()),
-            "optimizer": {
-                name: dict(self._optimizer.state[weight])
-                for name, weight in self._taught.named_parameters()
-            },
+            "optimizer": averages_of(self._optimizer, self._taught),
             "rng": self._rng.bit_generator.state,
             "averages": self._averages.state_dict(),
         }
@@ -324,12 +322,7 @@ class Course(ABC):
         try:
             self.updates, self.seconds = state["updates"], state["seconds"]
             self._taught.load_state_dict(state["taught"])
-            # In place: a fused optimizer walks through weights and averages in the order in which
-            # both lie in memory.
-            with torch.no_grad():
-                for name, weight in self._taught.named_parameters():
-                    for slot, value in state["optimizer"][name].items():
-                        self._optimizer.state[weight][slot].copy_(value)
+            load_averages(self._optimizer, self._taught, state["optimizer"])
             self._rng.bit_generator.state = state["rng"]
             self._averages.load_state_dict(state["averages"])
         except (KeyError, RuntimeError) as error:
@@ -377,15 +370,3 @@ def _layers(network: QNetwork, stacks: Tensor, names: frozenset[str]) -> dict[st
 @torch.no_grad()
 def _widths(network: QNetwork, stacks: Tensor) -> dict[str, int]:
     return {name: layer.shape[1] for name, layer in network.features(stacks)._asdict().items()}
-
-
-def _adam(weights: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    optimizer = torch.optim.Adam(weights, lr=learning_rate, fused=True)
-    # Made here and not in the first step: a training that is taken up finds its averages in place.
-    for weight in weights:
-        optimizer.state[weight] = {
-            "step": torch.zeros((), device=weight.device),
-            "exp_avg": torch.zeros_like(weight),
-            "exp_avg_sq": torch.zeros_like(weight),
-        }
-    return optimizer

@@ -20,6 +20,7 @@ from agents.distillation.records import file_name
 from agents.distillation.students import Student, build, save_student
 from agents.distillation.temperature import median_gap
 from agents.networks import build_network
+from agents.optimizers import adam, averages_of, load_averages
 from agents.trained import TrainedAgent
 from ebu.replay import EpisodicReplay
 
@@ -184,16 +185,8 @@ class _Pupil:
     def __init__(self, student: Student) -> None:
         self.student = student
         weights = [*student.parameters()]
-        device = weights[0].device
-        self.averages = Averages(("loss", "agreement"), device)
-        self._optimizer = torch.optim.Adam(weights, lr=LEARNING_RATE, fused=True)
-        # Made here and not in the first step: a run that is taken up finds its averages in place.
-        for weight in weights:
-            self._optimizer.state[weight] = {
-                "step": torch.zeros((), device=device),
-                "exp_avg": torch.zeros_like(weight),
-                "exp_avg_sq": torch.zeros_like(weight),
-            }
+        self.averages = Averages(("loss", "agreement"), weights[0].device)
+        self._optimizer = adam(weights, learning_rate=LEARNING_RATE)
 
     def update(self, states: Tensor, taught: Tensor, temperature: float) -> None:
         """Take a gradient step towards the teacher's outputs (B, A) for states (B, stack, …)."""
@@ -206,23 +199,15 @@ class _Pupil:
         self.averages.add(loss.detach(), agreement)
 
     def state_dict(self) -> dict[str, Any]:
-        slots = self._optimizer.state
         return {
             "student": dict(self.student.state_dict()),
-            "optimizer": {
-                name: dict(slots[weight]) for name, weight in self.student.named_parameters()
-            },
+            "optimizer": averages_of(self._optimizer, self.student),
             "averages": self.averages.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.student.load_state_dict(state["student"])
-        # In place: a fused optimizer walks through weights and averages in the order in which both
-        # lie in memory.
-        with torch.no_grad():
-            for name, weight in self.student.named_parameters():
-                for slot, value in state["optimizer"][name].items():
-                    self._optimizer.state[weight][slot].copy_(value)
+        load_averages(self._optimizer, self.student, state["optimizer"])
         self.averages.load_state_dict(state["averages"])
 
 

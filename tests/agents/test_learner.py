@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.learner import CenteredRMSProp, Learner, LearnerConfig
+from agents.learner import Learner, LearnerConfig
+from agents.optimizers import CenteredRMSProp
 from ebu.errors import UsageError
 from tests.made_up import same, through_disk
 
