@@ -1,7 +1,10 @@
 """Bringing files and names to the disk itself, where a power cut leaves them."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
+
+from ebu.errors import EbuError
 
 
 def sync(path: Path) -> None:
@@ -14,3 +17,25 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all, and its directory where there is none.
+
+    Raises `EbuError`, one line, where the disk is full or fails; a file that was there is then as
+    it was.
+    """
+    draft = path.with_name(f".{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(content)
+        sync(draft)
+        draft.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink()
+        raise EbuError(
+            f"cannot write {path}: {error.strerror or error}; free space or make it writable, and "
+            "run the same command again"
+        ) from error

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ebu.durable import sync
+from ebu.durable import write_whole
 from ebu.errors import EbuError, UsageError
 from ebu.run_directory import CONFIG
 from studies.runs import (
@@ -96,16 +96,7 @@ def write_table(path: Path, runs: Sequence[Run]) -> None:
     table.writeheader()
     for run in runs:
         table.writerow({**row(run), "run_dir": os.path.relpath(run.directory, path.parent)})
-    draft = path.with_name(f".{path.name}")
-    try:
-        draft.write_text(text.getvalue(), encoding="utf-8")
-        sync(draft)
-        draft.replace(path)
-    except OSError as error:
-        raise EbuError(
-            f"cannot write {path}: {error.strerror or error}; free space or make it writable, and "
-            "run the same command again"
-        ) from error
+    write_whole(path, text.getvalue().encode())
 
 
 def row(run: Run) -> dict[str, Any]:

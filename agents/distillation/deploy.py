@@ -19,7 +19,6 @@ from agents.distillation.export import (
     export,
     exportable,
     require_export,
-    write_whole,
 )
 from agents.distillation.int8 import calibration_states, quantised
 from agents.distillation.latency import CALLS, Latency, hardware, latencies
@@ -27,6 +26,7 @@ from agents.distillation.onnx_policy import OnnxPolicy
 from agents.distillation.records import Score, file_name, read_record, write_record
 from agents.distillation.states import StateSet
 from agents.trained import TrainedAgent
+from ebu.durable import write_whole
 from ebu.evaluation import Act
 
 EXPORTS = "export.json"

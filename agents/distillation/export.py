@@ -10,7 +10,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -23,7 +23,7 @@ from torch.nn.utils import skip_init
 from agents.distillation.states import StateSet
 from agents.networks import FirstConvolution, LowRankDense, NatureTorso, PlainHead, QNetwork
 from agents.trained import TrainedAgent
-from ebu.durable import sync
+from ebu.durable import write_whole
 from ebu.errors import EbuError, UsageError
 
 if TYPE_CHECKING:
@@ -192,24 +192,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all. Raises `EbuError` where the disk is full or fails."""
-    draft = path.with_name(f".{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(content)
-        sync(draft)
-        draft.replace(path)
-        sync(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink()
-        raise EbuError(
-            f"cannot write {path}: {error.strerror or error}; free space or make it writable, and "
-            "run the same command again"
-        ) from error
 
 
 # --- the network in ordinary layers ---------------------------------------------------------

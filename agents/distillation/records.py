@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, cast
 
-from ebu.durable import sync
+from ebu.durable import write_whole
 from ebu.errors import EbuError
 
 
@@ -131,18 +131,7 @@ RecordT = TypeVar("RecordT", Score, TeacherRecord, StudentRecord)
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record, whole or not at all. Raises `EbuError` where the disk is full or fails."""
-    draft = path.with_name(f".{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        sync(draft)
-        draft.replace(path)
-        sync(path.parent)
-    except OSError as error:
-        raise EbuError(
-            f"cannot write {path}: {error.strerror or error}; free space or make it writable, and "
-            "run the same command again"
-        ) from error
+    write_whole(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_record(path: Path, kind: type[RecordT]) -> RecordT | None:

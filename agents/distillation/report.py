@@ -14,7 +14,6 @@ from typing import Any, TypedDict, cast
 from agents.distillation.deploy import ExportRecord, ExportRecords, read_exports
 from agents.distillation.ensemble import EnsembleRecord, MemberRecord
 from agents.distillation.experimental import EXPERIMENTAL
-from agents.distillation.export import write_whole
 from agents.distillation.pareto import picture
 from agents.distillation.records import (
     StudentRecord,
@@ -37,6 +36,7 @@ from agents.distillation.rows import (
     teacher_row,
 )
 from agents.distillation.sources import MADE_UP
+from ebu.durable import write_whole
 from ebu.errors import UsageError
 
 HARD, SCRATCH = "hard", "from-scratch"

@@ -23,13 +23,14 @@ from agents.distillation.export import (
     exportable,
     onnx_bytes,
     parity_states,
-    write_whole,
 )
 from agents.distillation.int8 import CALIBRATION_STATES, calibration_states, quantised
 from agents.distillation.onnx_policy import OnnxPolicy
 from agents.distillation.states import StateSet
 from agents.networks import build_network
 from agents.trained import Outputs, TrainedAgent
+from ebu import durable
+from ebu.durable import write_whole
 from ebu.errors import EbuError, UsageError
 from tests.agents.distillation.test_states import set_of
 from tests.agents.distillation.test_students import rng_of, teacher_of
@@ -241,7 +242,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_the_old_one_stays(
     def full(_: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(exporting, "sync", full)
+    monkeypatch.setattr(durable, "sync", full)
     for refused in (path, path / "no directory" / "net3.onnx"):
         with pytest.raises(EbuError, match="cannot write") as failure:
             write_whole(refused, b"other")
