@@ -101,14 +101,13 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     torch.set_num_threads(threads)
 
     agent = None if config.random else _load(config, device)
-    streams = np.random.SeedSequence(config.seed, spawn_key=(EVALUATION_STREAM,)).spawn(2)
-    env_seed, acting = (np.random.default_rng(stream) for stream in streams)
+    env_seed, acting = seeds_of(config.seed)
     game = str(_setting(settings, "game"))
     try:
         env = make_vector(
             game,
             num_envs,
-            seed=int(env_seed.integers(2**31)),
+            seed=env_seed,
             protocol=protocol,
             training=False,
             num_threads=min(threads, num_envs),
@@ -129,7 +128,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
                 env,
                 episodes=episodes,
                 epsilon=epsilon,
-                rng=acting,
+                rng=np.random.default_rng(acting),
                 random_start_actions=int(_setting(settings, "random_start_actions")),
                 device=device,
                 progress=lambda finished: bar.update(finished - bar.n),
@@ -304,9 +303,22 @@ def _num_envs(config: EvaluateConfig, episodes: int) -> int:
         return config.num_envs
     if config.render:
         return 1
-    # As few as play the games in the same number of rounds: 15 for 30 games, not 16.
+    return environments_for(episodes)
+
+
+def environments_for(episodes: int) -> int:
+    """Games played side by side where nothing else is asked for.
+
+    As few as play them in the same number of rounds: 15 for 30 games, not 16.
+    """
     rounds = -(-episodes // MOST_ENVIRONMENTS)
     return -(-episodes // rounds)
+
+
+def seeds_of(seed: int) -> tuple[int, np.random.SeedSequence]:
+    """The environments' seed in an evaluation of this seed, and that of its exploration."""
+    games, acting = np.random.SeedSequence(seed, spawn_key=(EVALUATION_STREAM,)).spawn(2)
+    return int(np.random.default_rng(games).integers(2**31)), acting
 
 
 def _check_output(path: Path) -> None:

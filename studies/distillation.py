@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from agents import TrainedAgent
@@ -24,7 +23,7 @@ from ebu.errors import EbuError, UsageError
 from ebu.memory import available_bytes
 from envs import UnknownGameError, VectorEnvironment, make_vector, random_and_human
 from envs.protocols import PROTOCOLS, Protocol
-from evaluate import EVALUATION_STREAM, MOST_ENVIRONMENTS
+from evaluate import environments_for, seeds_of
 
 GAMES = "games"
 """Where, in the directory of several games, each has a directory of its own."""
@@ -138,16 +137,14 @@ def procedure_for(
 
     games = config.games or protocol.eval_episodes
     # The games that evaluate.py plays with the same seed.
-    rounds = -(-games // MOST_ENVIRONMENTS)
-    streams = np.random.SeedSequence(config.seed, spawn_key=(EVALUATION_STREAM,)).spawn(2)
-    env_seed = int(np.random.default_rng(streams[0]).integers(2**31))
+    env_seed, acting = seeds_of(config.seed)
     random_score, human_score = random_and_human(game, protocol.human_table)
     examination = Examination(
-        make_env=lambda: make_games(-(-games // rounds), env_seed),
+        make_env=lambda: make_games(environments_for(games), env_seed),
         games=games,
         epsilon=epsilon,
         random_start_actions=random_start_actions,
-        acting=streams[1],
+        acting=acting,
         protocol=protocol.name,
         seed=config.seed,
         random_score=random_score,
