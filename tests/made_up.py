@@ -344,3 +344,34 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, np.ndarray):
         return one.dtype == other.dtype and np.array_equal(one, other)
     return bool(one == other)
+
+
+MIXED = (Game(9), Game(6, truncated=True), Game(12, life_losses=(4, 7)), Game(1))
+"""Games that end, are cut, lose lives, and end at once."""
+
+
+class TwoTables(TableLearner):
+    """Its online network has other values than its target network."""
+
+    def values(self, states: Tensor) -> Tensor:
+        return table_values(states, self.salt + 1)
+
+
+def check_restored_draws_the_same(
+    agent_of: Callable[[Any, int], Any], learner_type: type[TableLearner], directory: Path
+) -> tuple[Any, Any]:
+    """An agent, and one that took up its state from disk, learn the same; both of them.
+
+    `agent_of` makes an agent of a learner and a seed.
+    """
+    played, _ = one_stream(*MIXED)
+    learner, other = learner_type(), learner_type()
+    agent, restored = agent_of(learner, 0), agent_of(other, 1)
+    agent.learn(played.replay, updates=3)
+    restored.load_state_dict(through_disk(agent.state_dict(), directory))
+    for each in (agent, restored):
+        each.learn(played.replay, updates=5)
+    for one, two in zip(learner.updates[3:], other.updates, strict=True):
+        assert all(map(torch.equal, one, two))
+    assert same(agent.state_dict(), restored.state_dict())
+    return agent, restored

@@ -5,32 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from agents import AgentConfig
 from agents.double_dqn import DoubleDqn
 from tests.made_up import (
     GAMMA,
-    Game,
+    MIXED,
     Seen,
     TableLearner,
+    TwoTables,
+    check_restored_draws_the_same,
     one_step_target,
     one_stream,
     one_terminated_game,
     places,
-    same,
     table_values,
-    through_disk,
 )
-
-MIXED = (Game(9), Game(6, truncated=True), Game(12, life_losses=(4, 7)), Game(1))
-
-
-class TwoTables(TableLearner):
-    """Its online network has other values than its target network."""
-
-    def values(self, states: Tensor) -> Tensor:
-        return table_values(states, self.salt + 1)
 
 
 def agent_of(learner: TableLearner, seed: int = 0, batch_size: int = 8) -> DoubleDqn:
@@ -77,13 +67,4 @@ def test_targets_are_those_of_what_was_played() -> None:
 
 
 def test_a_restored_agent_draws_the_same(tmp_path: Path) -> None:
-    played, _ = one_stream(*MIXED)
-    learner, other = TwoTables(), TwoTables()
-    agent, restored = agent_of(learner, 0), agent_of(other, 1)
-    agent.learn(played.replay, updates=3)
-    restored.load_state_dict(through_disk(agent.state_dict(), tmp_path))
-    for each in (agent, restored):
-        each.learn(played.replay, updates=5)
-    for one, two in zip(learner.updates[3:], other.updates, strict=True):
-        assert all(map(torch.equal, one, two))
-    assert same(agent.state_dict(), restored.state_dict())
+    check_restored_draws_the_same(agent_of, TwoTables, tmp_path)

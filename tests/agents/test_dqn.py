@@ -14,21 +14,18 @@ from agents.agent import AgentConfig
 from agents.dqn import Dqn
 from tests.made_up import (
     GAMMA,
-    Game,
+    MIXED,
     MadeUpGames,
     Played,
     TableLearner,
+    check_restored_draws_the_same,
     games_of,
     one_step_target,
     one_stream,
     one_terminated_game,
     places,
     random_games,
-    same,
-    through_disk,
 )
-
-MIXED = (Game(9), Game(6, truncated=True), Game(12, life_losses=(4, 7)), Game(1))
 
 
 def agent_of(learner: TableLearner, seed: int = 0, **config: Any) -> Dqn:
@@ -115,16 +112,7 @@ def test_nothing_overwritten_is_trained_on(
 
 
 def test_a_restored_agent_draws_the_same(tmp_path: Path) -> None:
-    played, _ = one_stream(*MIXED)
-    learner, other = TableLearner(), TableLearner()
-    agent, restored = agent_of(learner, 0), agent_of(other, 1)
-    agent.learn(played.replay, updates=3)
-    restored.load_state_dict(through_disk(agent.state_dict(), tmp_path))
-    for each in (agent, restored):
-        each.learn(played.replay, updates=5)
-    for one, two in zip(learner.updates[3:], other.updates, strict=True):
-        assert all(map(torch.equal, one, two))
-    assert same(agent.state_dict(), restored.state_dict())
+    agent, restored = check_restored_draws_the_same(agent_of, TableLearner, tmp_path)
     assert agent.metrics() == restored.metrics()
 
 

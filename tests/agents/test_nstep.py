@@ -14,23 +14,20 @@ from agents.nstep import NStep, NStepConfig
 from ebu.errors import UsageError
 from tests.made_up import (
     GAMMA,
-    Game,
+    MIXED,
     MadeUpGames,
     Place,
     Played,
     TableLearner,
     Update,
+    check_restored_draws_the_same,
     games_of,
     one_stream,
     one_terminated_game,
     places,
     random_games,
-    same,
     table_values,
-    through_disk,
 )
-
-MIXED = (Game(9), Game(6, truncated=True), Game(12, life_losses=(4, 7)), Game(1))
 
 
 def agent_of(learner: TableLearner, seed: int = 0, **config: Any) -> NStep:
@@ -136,16 +133,7 @@ def test_nothing_overwritten_is_trained_on_nor_summed(
 
 
 def test_a_restored_agent_draws_the_same(tmp_path: Path) -> None:
-    played, _ = one_stream(*MIXED)
-    learner, other = TableLearner(), TableLearner()
-    agent, restored = agent_of(learner, 0), agent_of(other, 1)
-    agent.learn(played.replay, updates=3)
-    restored.load_state_dict(through_disk(agent.state_dict(), tmp_path))
-    for each in (agent, restored):
-        each.learn(played.replay, updates=5)
-    for one, two in zip(learner.updates[3:], other.updates, strict=True):
-        assert all(map(torch.equal, one, two))
-    assert same(agent.state_dict(), restored.state_dict())
+    check_restored_draws_the_same(agent_of, TableLearner, tmp_path)
 
 
 def test_no_step_is_refused() -> None:

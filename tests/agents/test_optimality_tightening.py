@@ -9,37 +9,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from agents.dqn import Dqn
 from agents.optimality_tightening import OptimalityTightening, OptimalityTighteningConfig
 from ebu.errors import UsageError
 from tests.made_up import (
     GAMMA,
-    Game,
+    MIXED,
     MadeUpGames,
     Place,
     Played,
     Seen,
     TableLearner,
+    TwoTables,
     Update,
+    check_restored_draws_the_same,
     one_stream,
     one_terminated_game,
     places,
     random_games,
-    same,
     table_values,
-    through_disk,
 )
-
-MIXED = (Game(9), Game(6, truncated=True), Game(12, life_losses=(4, 7)), Game(1))
-
-
-class TwoTables(TableLearner):
-    """Its online network has other values than its target network."""
-
-    def values(self, states: Tensor) -> Tensor:
-        return table_values(states, self.salt + 1)
 
 
 def agent_of(learner: TableLearner, seed: int = 0, **config: Any) -> OptimalityTightening:
@@ -168,16 +158,7 @@ def test_nothing_overwritten_bounds_a_value(
 
 
 def test_a_restored_agent_draws_the_same(tmp_path: Path) -> None:
-    played, _ = one_stream(*MIXED)
-    learner, other = TwoTables(), TwoTables()
-    agent, restored = agent_of(learner, 0), agent_of(other, 1)
-    agent.learn(played.replay, updates=3)
-    restored.load_state_dict(through_disk(agent.state_dict(), tmp_path))
-    for each in (agent, restored):
-        each.learn(played.replay, updates=5)
-    for one, two in zip(learner.updates[3:], other.updates, strict=True):
-        assert all(map(torch.equal, one, two))
-    assert same(agent.state_dict(), restored.state_dict())
+    check_restored_draws_the_same(agent_of, TwoTables, tmp_path)
 
 
 @pytest.mark.parametrize(
