@@ -138,12 +138,12 @@ class _Record:
         order = np.lexsort((self._game, self._environment))
         games = np.stack([self._environment[order], self._game[order]])
         begins = np.append(True, (games[:, 1:] != games[:, :-1]).any(axis=0))
-        episodes = torch.from_numpy(np.flatnonzero(begins))
+        starts = np.flatnonzero(begins)
         rows = torch.from_numpy(order)
         return StateSet(
             frames=self._frames[rows],
-            episodes=episodes,
-            held_out_episodes=hold_out(len(episodes), rng),
+            episodes=torch.from_numpy(starts),
+            held_out_episodes=hold_out(np.diff(np.append(starts, len(order))), rng),
             newest=torch.arange(len(order)),
             outputs=self._outputs[rows],
             actions=torch.from_numpy(self._action[order]),
@@ -248,7 +248,7 @@ def _gather(
     return StateSet(
         frames=frames,
         episodes=torch.from_numpy(starts),
-        held_out_episodes=hold_out(len(pieces), rng),
+        held_out_episodes=hold_out(lengths, rng),
         newest=newest,
         outputs=torch.empty(count, 0),
         actions=actions,

@@ -350,7 +350,7 @@ def _make(
     states = StateSet(
         frames=frames,
         episodes=torch.arange(count) * stack,
-        held_out_episodes=hold_out(count, rng),
+        held_out_episodes=hold_out(np.ones(count), rng),
         newest=torch.arange(count) * stack + stack - 1,
         outputs=torch.empty(count, 0),
         actions=actions,

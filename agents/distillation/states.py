@@ -19,7 +19,7 @@ from ebu.replay_files import read_frames, write_frames
 from ebu.targets import backward_targets
 
 HELD_OUT_SHARE = 0.05
-"""Of the episodes: of 200,000 states the 10,000 that exported files are compared on."""
+"""Of the states at least: of 200,000 the 10,000 that exported files are compared on."""
 LABEL_BATCH = 256
 _NAME = "states"
 
@@ -137,20 +137,23 @@ def label_states(states: StateSet, label: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def hold_out(
-    num_episodes: int, rng: np.random.Generator, *, share: float = HELD_OUT_SHARE
+    lengths: np.ndarray, rng: np.random.Generator, *, share: float = HELD_OUT_SHARE
 ) -> Tensor:
-    """Which episodes to hold out: (E,) bool, a share of them drawn uniformly, at least one.
+    """Which episodes to hold out: (E,) bool, drawn uniformly until they have the share of states.
 
+    lengths (E,): states of each episode. One at least is held out and one left, whatever they have.
     Raises EbuError for a single episode: nothing would be left to train on.
     """
-    if num_episodes < 2:
+    if len(lengths) < 2:
         raise EbuError(
             "the states are all of one episode, and whole episodes are held out: collect more "
             "states, or in more environments"
         )
-    count = min(max(1, round(share * num_episodes)), num_episodes - 1)
-    held_out = torch.zeros(num_episodes, dtype=torch.bool)
-    held_out[torch.from_numpy(rng.permutation(num_episodes)[:count])] = True
+    order = rng.permutation(len(lengths))
+    short = np.cumsum(lengths[order]) < share * lengths.sum()
+    count = min(int(short.sum()) + 1, len(lengths) - 1)
+    held_out = torch.zeros(len(lengths), dtype=torch.bool)
+    held_out[torch.from_numpy(order[:count])] = True
     return held_out
 
 

@@ -111,7 +111,7 @@ def _state_set(
     states = StateSet(
         frames=torch.cat(episodes),
         episodes=starts,
-        held_out_episodes=hold_out(len(episodes), rng),
+        held_out_episodes=hold_out((lengths - stack + 1).numpy(), rng),
         newest=newest,
         outputs=torch.empty(len(newest), 0),
         actions=torch.zeros(len(newest), dtype=torch.int64),
