@@ -281,6 +281,22 @@ def test_an_int8_file_is_small_and_nearly_the_same(agent: TrainedAgent, content:
     assert (outputs.argmax(axis=1) == reference.argmax(axis=1)).mean() > 0.9
 
 
+def test_no_step_of_an_activation_is_spent_on_what_a_relu_cuts_off() -> None:
+    agent = agent_of()
+    convolutions = [layer for layer in agent.network.modules() if isinstance(layer, nn.Conv2d)]
+    with torch.no_grad():
+        for layer in convolutions:
+            assert layer.bias is not None
+            layer.bias[0] = -100
+    content = onnx_bytes(agent, "net3")
+    outputs = OnnxPolicy(quantised(content, STATES, EVERY[::2])).outputs_of(
+        STATES.stacks(EVERY[1::2]).numpy()
+    )
+    reference = agent.outputs_of(STATES.stacks(EVERY[1::2])).numpy()
+    spread = np.ptp(reference, axis=1).mean()
+    assert np.abs(outputs - reference).mean() < 0.05 * spread
+
+
 def test_bytes_enter_an_int8_file_as_they_are(content: bytes) -> None:
     graph = onnx.load_from_string(quantised(content, STATES, STATES.held_out)).graph
     (first,) = (node for node in graph.node if "stacks" in node.input)
