@@ -140,6 +140,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             "policy": "random" if agent is None else "agent",
             "weights": None if agent is None else config.weights,
             "trained_frames": None if agent is None else agent.frames,
+            "teacher": None if agent is None else settings.get("teacher"),
             "run_dir": str(config.run_dir),
             "seed": config.seed,
             "num_envs": num_envs,
@@ -199,6 +200,11 @@ def as_table(record: dict[str, Any]) -> str:
         player = "none: uniformly random actions"
     else:
         player = f"{record['weights']}, after {record['trained_frames']:,} frames of training"
+        if record["teacher"] is not None:
+            player = (
+                f"distilled from {record['teacher']} after its {record['trained_frames']:,} frames "
+                "of training"
+            )
     mean = f"{record['mean']:,.2f}"
     if record["interval_95"] is not None:
         low, high = record["interval_95"]

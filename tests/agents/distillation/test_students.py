@@ -309,6 +309,9 @@ def test_it_is_scored_and_filmed_like_any_agent(
     assert record["game"] == "breakout"
     assert record["policy"] == "agent"
     assert record["epsilon"] == 0.05
+    # The frames are the teacher's: a student was trained on none.
+    row = "weights           distilled from runs/breakout after its 1,000,000 frames of training"
+    assert row in evaluate.as_table(record).splitlines()
     with Image.open(video) as pictures:
         assert getattr(pictures, "n_frames", 1) > 1
     assert {path: path.stat().st_mtime_ns for path in before} == before
