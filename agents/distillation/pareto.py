@@ -1,13 +1,18 @@
 """The picture of a distillation: what is kept of the teacher against what it costs."""
 
 import io
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+from matplotlib.transforms import Transform, offset_copy
 
 from agents.distillation.rows import Row
 
@@ -19,27 +24,36 @@ COSTS: dict[Cost, str] = {
 }
 """What is on the horizontal axes. The last one knows int8 files from float32 ones."""
 PANEL_INCHES = (4.2, 3.6)
+METHOD_POINTS = 6
+"""Between the methods of one student, which cost the same: they stand side by side."""
+LABEL_PLACES = ((6, -11), (6, 5), (-24, 5), (-24, -11))
+"""Of a name beside its point, in points; below to the right is best, as the line leaves upwards."""
+LABEL_SIZE = 8
 
 
 def picture(rows: Sequence[Row]) -> bytes:
     """A PNG with a panel for each cost: retention, or scores where the teacher has gained nothing.
 
     Students that were chosen are marked large, with their intervals over games, their other seeds
-    small. The line joins what nothing cheaper is better than.
+    small; the methods of a student stand side by side about what it costs. The line joins what
+    nothing cheaper is better than.
     """
     costs = [cost for cost in COSTS if any(row[cost] is not None for row in rows)]
     relative = all(row["retention"] is not None for row in rows)
     methods = sorted({row["method"] for row in rows if row["method"] is not None})
-    colours = {method: f"C{index % 10}" for index, method in enumerate(methods)}
-    width, height = PANEL_INCHES
-    figure = Figure(figsize=(max(6.5, width * len(costs)), height + 0.8), layout="constrained")
+    palette = colormaps["tab10" if len(methods) <= 10 else "tab20"]
+    colours = {method: to_hex(palette(index % palette.N)) for index, method in enumerate(methods)}
+    legend = _legend(rows, colours)
+    width = max(6.5, PANEL_INCHES[0] * len(costs))
+    # Inches of the longest name, with its mark.
+    columns = max(1, int(width / (0.7 + 0.085 * max(len(str(h.get_label())) for h in legend))))
+    height = PANEL_INCHES[1] + 0.5 + 0.2 * math.ceil(len(legend) / columns)
+    figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(1, max(1, len(costs)), squeeze=False, sharey=True)[0]
     for panel, cost in zip(panels, costs, strict=False):
         _draw(panel, cost, rows, colours, relative)
     panels[0].set_ylabel("share of the teacher's gain kept, %" if relative else "mean score")
-    figure.legend(
-        handles=_legend(rows, colours), loc="outside upper center", ncols=min(6, len(colours) + 4)
-    )
+    figure.legend(handles=legend, loc="outside upper center", ncols=columns)
     content = io.BytesIO()
     # Without the library's version: the same report has the same bytes.
     figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
@@ -67,6 +81,7 @@ def _draw(
     panel.set_xlabel(COSTS[cost])
     panel.grid(alpha=0.3)
     points = []
+    beside = _side_by_side(panel, [row for row in rows if row[cost] is not None])
     labelled: dict[tuple[str, bool], tuple[float, float]] = {}
     for row in rows:
         height = _height(row, relative)
@@ -81,11 +96,16 @@ def _draw(
             continue
         colour = "black" if method is None else colours[method]
         large = row["chosen"] or method is None
+        place = beside[row["name"], method]
         if large and (interval := _interval(row, relative)) is not None:
-            panel.plot([at, at], interval, color=colour, linewidth=1, alpha=0.6)
+            panel.plot([at, at], interval, color=colour, linewidth=1, alpha=0.6, transform=place)
+            panel.update_datalim([(at, end) for end in interval])
+        # What is not drawn in the data's own place does not count for the axes by itself.
+        panel.update_datalim([(at, height)])
         panel.plot(
             at,
             height,
+            transform=place,
             marker="s" if is_int8 else "*" if method is None else "o",
             markersize=(12 if method is None and not is_int8 else 7) if large else 3,
             markerfacecolor="white" if is_int8 else colour,
@@ -99,11 +119,53 @@ def _draw(
             key = (row["name"], is_int8)
             if key not in labelled or height > labelled[key][1]:
                 labelled[key] = (at, height)
-    for (name, _), point in labelled.items():
-        # Below to the right: the line comes from the left and leaves upwards.
-        panel.annotate(name, point, xytext=(6, -11), textcoords="offset points", fontsize=8)
     panel.plot(*zip(*front(points), strict=True), color="grey", linewidth=1, zorder=0)
-    panel.margins(x=0.2, y=0.1)
+    most = max(Counter(name for name, _ in beside).values())
+    panel.margins(x=0.2 + METHOD_POINTS * most / 2 / (72 * PANEL_INCHES[0]), y=0.1)
+    _label(panel, [(name, point) for (name, _), point in labelled.items()])
+
+
+def _side_by_side(panel: Axes, rows: Sequence[Row]) -> dict[tuple[str, str | None], Transform]:
+    """Where the points of each student and method are drawn: beside its other methods."""
+    methods: dict[str, list[str | None]] = {}
+    for row in rows:
+        if row["method"] not in methods.setdefault(row["name"], []):
+            methods[row["name"]].append(row["method"])
+    return {
+        (name, method): offset_copy(
+            panel.transData,
+            panel.figure,  # type: ignore[arg-type]
+            x=METHOD_POINTS * (index - (len(found) - 1) / 2),
+            units="points",
+        )
+        for name, found in methods.items()
+        for index, method in enumerate(found)
+    }
+
+
+def _label(panel: Axes, named: Sequence[tuple[str, tuple[float, float]]]) -> None:
+    """Write names beside points, each where no other name stands if there is such a place."""
+    panel.autoscale_view()
+    scale = 72 / panel.figure.dpi
+    taken: list[tuple[float, float, float]] = []
+    for name, point in named:
+        x, y = (scale * at for at in panel.transData.transform(point))
+        width = 0.6 * LABEL_SIZE * len(name)
+        free = [
+            (right, up)
+            for right, up in LABEL_PLACES
+            if all(
+                abs(y + up - other_y) > LABEL_SIZE
+                or x + right > other_x + other_width
+                or x + right + width < other_x
+                for other_x, other_y, other_width in taken
+            )
+        ]
+        right, up = (free or LABEL_PLACES)[0]
+        taken.append((x + right, y + up, width))
+        panel.annotate(
+            name, point, xytext=(right, up), textcoords="offset points", fontsize=LABEL_SIZE
+        )
 
 
 def _height(row: Row, relative: bool) -> float:

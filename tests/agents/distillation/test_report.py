@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import colormaps
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from agents.distillation.deploy import ExportRecord
@@ -477,6 +479,21 @@ def test_the_picture_has_a_panel_for_every_cost_that_is_known(
     # A row of pixels through the frames meets a black edge on both sides of each.
     edges = (pixels[pixels.shape[0] // 3 : pixels.shape[0] // 2] < 50).all(axis=0)
     assert np.count_nonzero(np.diff(np.flatnonzero(edges)) > 1) + 1 == 2 * panels
+
+
+def test_every_method_of_a_student_can_be_seen_in_the_picture(tmp_path: Path) -> None:
+    methods = [f"kl+hint_dense0.{number}" for number in range(10, 26)]
+    students = [student_record("net2", 0, 80, 0.05, method) for method in methods]
+    recorded(tmp_path, students=students, exports=None)
+    write_report(tmp_path)
+    with Image.open(tmp_path / "pareto.png") as drawn:
+        pixels = np.asarray(drawn.convert("RGB"))
+    for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert (edge == 255).all(), "something is cut off"
+    # Each has its marks, in the legend and in both panels, as large as those of the others.
+    colours = [255 * np.array(to_rgb(colormaps["tab20"](index))) for index in range(len(methods))]
+    marks = [(np.abs(pixels - colour) < 1.5).all(axis=2).sum() for colour in colours]
+    assert min(marks) > 0.8 * float(np.median(marks)) > 0
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(-3, 3)), min_size=1))
