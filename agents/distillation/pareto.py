@@ -26,8 +26,6 @@ COSTS: dict[Cost, str] = {
 PANEL_INCHES = (4.2, 3.6)
 METHOD_POINTS = 6
 """Between the methods of one student, which cost the same: they stand side by side."""
-LABEL_PLACES = ((6, -11), (6, 5), (-24, 5), (-24, -11))
-"""Of a name beside its point, in points; below to the right is best, as the line leaves upwards."""
 LABEL_SIZE = 8
 
 
@@ -151,9 +149,11 @@ def _label(panel: Axes, named: Sequence[tuple[str, tuple[float, float]]]) -> Non
     for name, point in named:
         x, y = (scale * at for at in panel.transData.transform(point))
         width = 0.6 * LABEL_SIZE * len(name)
+        # Below to the right is best: the line comes from the left and leaves upwards.
+        places = [(6.0, -11), (6.0, 5), (-6 - width, 5), (-6 - width, -11)]
         free = [
             (right, up)
-            for right, up in LABEL_PLACES
+            for right, up in places
             if all(
                 abs(y + up - other_y) > LABEL_SIZE
                 or x + right > other_x + other_width
@@ -161,7 +161,7 @@ def _label(panel: Axes, named: Sequence[tuple[str, tuple[float, float]]]) -> Non
                 for other_x, other_y, other_width in taken
             )
         ]
-        right, up = (free or LABEL_PLACES)[0]
+        right, up = (free or places)[0]
         taken.append((x + right, y + up, width))
         panel.annotate(
             name, point, xytext=(right, up), textcoords="offset points", fontsize=LABEL_SIZE
