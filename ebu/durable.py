@@ -19,22 +19,33 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def replace_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all: a file that was there is otherwise as it was.
+
+    Raises `OSError` where the disk is full or fails.
+    """
+    draft = path.with_name(f".{path.name}")
+    try:
+        draft.write_bytes(content)
+        sync(draft)
+        draft.replace(path)
+        sync(path.parent)
+    except OSError:
+        with suppress(OSError):
+            draft.unlink()
+        raise
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all, and its directory where there is none.
 
     Raises `EbuError`, one line, where the disk is full or fails; a file that was there is then as
     it was.
     """
-    draft = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(content)
-        sync(draft)
-        draft.replace(path)
-        sync(path.parent)
+        replace_whole(path, content)
     except OSError as error:
-        with suppress(OSError):
-            draft.unlink()
         raise EbuError(
             f"cannot write {path}: {error.strerror or error}; free space or make it writable, and "
             "run the same command again"

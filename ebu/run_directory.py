@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from ebu.durable import sync
+from ebu.durable import replace_whole
 from ebu.errors import EbuError, UsageError
 
 CONFIG = "config.json"
@@ -34,12 +34,8 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 
 
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
-    """Write config.json, whole or not at all."""
-    path, draft = run_dir / CONFIG, run_dir / f".{CONFIG}"
-    draft.write_text(json.dumps(config, indent=2))
-    sync(draft)
-    draft.replace(path)
-    sync(run_dir)
+    """Write config.json, whole or not at all. Raises `OSError` where that fails."""
+    replace_whole(run_dir / CONFIG, json.dumps(config, indent=2).encode())
 
 
 def open_run_directory(

@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from agents.maze_learners import METHODS, MazeLearners, MazeLearningConfig  # noqa: E402
 from ebu.commandline import parse, run_command  # noqa: E402
-from ebu.durable import sync  # noqa: E402
+from ebu.durable import replace_whole  # noqa: E402
 from ebu.errors import EbuError, UsageError  # noqa: E402
 from envs.maze import GOAL, MAX_STEPS, MOVES, START, ManyMazes, Maze, load_digits  # noqa: E402
 from studies.maze_report import draw, tables  # noqa: E402
@@ -211,12 +211,8 @@ def study_setting(setting: Setting, out: Path) -> None:
     Raises `EbuError` if it cannot be written.
     """
     result = train_setting(setting, lambda line: print(line, file=sys.stderr, flush=True))
-    path = out / f"{setting.name}.json"
-    draft = path.with_suffix(".draft")
     with _writing_to(out):
-        draft.write_text(json.dumps(result))
-        sync(draft)
-        draft.replace(path)
+        replace_whole(out / f"{setting.name}.json", json.dumps(result).encode())
 
 
 def train_setting(setting: Setting, say: Callable[[str], None]) -> dict[str, Any]:
