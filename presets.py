@@ -48,6 +48,8 @@ class TrainConfig:
     """Where the run lives [default: runs/GAME-AGENT-PRESET-seedSEED]. One that is there goes on."""
     protocol: str = "paper"
     """paper (no sticky actions, a lost life ends a segment) or machado (sticky actions)."""
+    train_noops: int = 30
+    """Up to this many no-ops at the start of a training game; evaluation follows the protocol."""
     life_loss_ends_segment: bool | None = None
     """Whether a lost life ends a segment as a game's end does [default: as the protocol says]."""
     num_envs: int = 8
@@ -85,6 +87,7 @@ DEFAULT = TrainConfig()
 PAPER = replace(
     DEFAULT,
     preset="paper",
+    train_noops=0,
     num_envs=1,
     method=replace(DEFAULT.method, updates_per_step=1.0, learning_starts=50_000),
     learner=replace(
@@ -169,6 +172,7 @@ def _check(config: TrainConfig) -> None:
             "--replay-capacity": config.replay_capacity,
             "--log-every-frames": config.log_every_frames,
             "--checkpoint-minutes": config.checkpoint_minutes,
+            "--output-scale": learner.output_scale,
             "--learning-rate": learner.learning_rate,
             "--optimizer-epsilon": learner.optimizer_epsilon,
             "--target-sync-updates": learner.target_sync_updates,
@@ -179,6 +183,7 @@ def _check(config: TrainConfig) -> None:
         {
             "--seed": config.seed,
             "--threads": config.threads,
+            "--train-noops": config.train_noops,
             "--epsilon-decay-steps": exploration.epsilon_decay_steps,
             "--random-start-actions": exploration.random_start_actions,
             "--eval-every-frames": config.evaluation.eval_every_frames,

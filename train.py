@@ -92,7 +92,7 @@ def build_trainer(config: TrainConfig) -> Trainer:
     threads = config.threads or all_cores()
     _prepare_torch(device, threads, config.deterministic)
     precision = _precision(config.precision, device)
-    protocol = PROTOCOLS[config.protocol]
+    protocol = replace(PROTOCOLS[config.protocol], train_noop_max=config.train_noops)
     if config.life_loss_ends_segment is not None:
         protocol = replace(protocol, life_loss_ends_segment=config.life_loss_ends_segment)
     game = canonical_game(config.game) if is_atari(config.game) else config.game

@@ -82,6 +82,8 @@ class Agent(ABC):
 
     config_type: ClassVar[type[AgentConfig]] = AgentConfig
     """The settings of this kind of agent: its flags, and their defaults."""
+    needs_segments: ClassVar[bool] = False
+    """Whether it learns from whole segments; other agents learn from single transitions."""
 
     def __init__(self, config: AgentConfig, learner: Learner, rng: np.random.Generator) -> None:
         self.config = config

@@ -86,6 +86,7 @@ class BackwardAgent(Agent):
 
     config_type = BackwardConfig
     config: BackwardConfig
+    needs_segments = True
     diagnostics: ClassVar[tuple[str, ...]] = ("q/backward_minus_one_step",)
     """What `diagnose` tells of a drawn segment, by its names in the logs."""
 

@@ -25,6 +25,9 @@ class LearnerConfig:
     network: str = "nature"
     """Q-network: nature, dueling, the small net1, net2, net3, or widths such as 16-32-32/256. Flat
     observations get a hidden layer for the convolutions."""
+    output_scale: float = 1.0
+    """Factor on the initial weights and biases of the output layer. Small ones start all action
+    values near 0; 1 is the initialisation of the EBU paper's code."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """adam, or the centred RMSProp of DQN 2015 with its epsilon inside the root."""
     learning_rate: float = 1e-4
@@ -74,6 +77,7 @@ class Learner:
             frame_shape=frame_shape,
             num_actions=num_actions,
             generator=generator,
+            output_scale=config.output_scale,
         )
         self.online, self.target = (self._built(build).to(device) for _ in range(2))
         self.target.requires_grad_(False)

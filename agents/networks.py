@@ -247,10 +247,12 @@ def build_network(
     frame_shape: tuple[int, ...],
     num_actions: int,
     generator: torch.Generator,
+    output_scale: float = 1.0,
 ) -> QNetwork:
     """Build a Q-network: He-uniform weights and biases of 0.1, as the EBU paper's code.
 
-    Two-axis frames get convolutions, flat ones a hidden layer in their place.
+    The weights and biases of the output layer are multiplied by `output_scale`. Two-axis frames get
+    convolutions, flat ones a hidden layer in their place.
 
     Raises `UsageError` for an unknown name, an image too small for the convolutions, and ranks of
     convolutions that flat frames leave out, or above the number of features.
@@ -280,5 +282,10 @@ def build_network(
             nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)
             if module.bias is not None:
                 nn.init.constant_(module.bias, 0.1)
+    with torch.no_grad():
+        for stream in network.modules():
+            if isinstance(stream, PlainHead):
+                for weights in stream[-1].parameters():
+                    weights *= output_scale
     channels_last: QNetwork = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return channels_last

@@ -178,6 +178,11 @@ class EpisodicReplay:
         return len(self._table)
 
     @property
+    def num_segment_transitions(self) -> int:
+        """Transitions in stored segments."""
+        return self._table.transitions()
+
+    @property
     def num_steps(self) -> int:
         """The absolute step of the next append."""
         return self._num_steps
@@ -400,7 +405,7 @@ class EpisodicReplay:
         return {
             "segments": float(len(self._table)),
             "transitions": float(self._num_transitions),
-            "segment_transitions": float(self._table.transitions()),
+            "segment_transitions": float(self.num_segment_transitions),
             "fill": min(self._num_steps, self.ring_length) / self.ring_length,
             "bytes": float(self._bytes),
             "cuts": float(self._cuts),

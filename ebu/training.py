@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -27,6 +27,8 @@ class Agent(Protocol):
     """What the loop asks of an agent."""
 
     seconds: dict[str, float]
+    needs_segments: ClassVar[bool]
+    """Whether it learns from whole segments; other agents learn from single transitions."""
 
     def act(
         self,
@@ -215,7 +217,10 @@ class Trainer:
 
         self.agent_steps = 0
         self.updates = 0
+        # Agent steps for which updates are made: those missed before learning are not made up.
         self._learning_steps = 0
+        # Agent steps at which segments in progress are cut if most transitions lie in them.
+        self._next_cut = config.learning_starts
         self._best: float | None = None
         self._started = False
         self._games = Games(env.num_envs)
@@ -231,7 +236,7 @@ class Trainer:
 
     @property
     def epsilon(self) -> float:
-        return epsilon_at(self.exploration, self.agent_steps, self.config.learning_starts)
+        return epsilon_at(self.exploration, self._learning_steps)
 
     def run(self, until_frames: int, progress: Progress | None = None) -> bool:
         """Train until `until_frames` frames have been played or `stop_requested` is set.
@@ -302,15 +307,13 @@ class Trainer:
         self, step: VectorStep, actions: np.ndarray | None, probabilities: np.ndarray | None
     ) -> None:
         num_envs = self.env.num_envs
-        terminated = step.terminated
-        if self.config.life_loss_ends_segment:
-            terminated = terminated | step.life_lost
+        terminated, truncated = self._segment_ends(step)
         self.replay.append(
             step.frames,
             np.zeros(num_envs, np.int64) if actions is None else actions,
             step.rewards,
             terminated,
-            step.truncated & ~terminated,
+            truncated,
             step.started,
             np.ones(num_envs, np.float32) if probabilities is None else probabilities,
         )
@@ -318,10 +321,29 @@ class Trainer:
         self.agent.observe(step)
         played = num_envs - int(step.started.sum())
         self.agent_steps += played
-        # Updates missed until learning starts and a segment exists are not made up.
         past_start = self.agent_steps - self.config.learning_starts
-        if past_start > 0 and self.replay.num_segments > 0:
+        stored = (
+            self.replay.num_segments if self.agent.needs_segments else self.replay.num_transitions
+        )
+        if past_start > 0 and stored > 0:
             self._learning_steps += min(played, past_start)
+
+    def _segment_ends(self, step: VectorStep) -> tuple[np.ndarray, np.ndarray]:
+        """Where segments end, (N,) bool each: terminated, and truncated.
+
+        Agents that need segments cannot learn from those in progress, and games can be long. So
+        when learning starts, and whenever twice as much has been played, all segments in progress
+        are cut as truncated if they hold more transitions than the stored ones.
+        """
+        terminated = step.terminated
+        if self.config.life_loss_ends_segment:
+            terminated = terminated | step.life_lost
+        truncated = step.truncated & ~terminated
+        if self.agent.needs_segments and self.agent_steps >= self._next_cut:
+            self._next_cut = 2 * max(1, self.agent_steps)
+            if 2 * self.replay.num_segment_transitions < self.replay.num_transitions:
+                truncated = ~(terminated | step.started)
+        return terminated, truncated
 
     def _updates_due(self) -> int:
         # The small term lets a rate such as 0.1 reach whole updates despite its rounding.
@@ -411,6 +433,7 @@ class Trainer:
             "agent_steps": self.agent_steps,
             "updates": self.updates,
             "learning_steps": self._learning_steps,
+            "next_cut": self._next_cut,
             "next_log": self._log_interval.next,
             "next_evaluation": self._eval_interval.next,
             "best": self._best,
@@ -427,6 +450,7 @@ class Trainer:
         self.agent_steps = state["agent_steps"]
         self.updates = state["updates"]
         self._learning_steps = state["learning_steps"]
+        self._next_cut = state["next_cut"]
         self._log_interval.next = state["next_log"]
         self._eval_interval.next = state["next_evaluation"]
         self._best = state["best"]

@@ -29,7 +29,8 @@ SMALL: dict[str, dict[str, Any]] = {"adaptive_ebu": {"learners": 3, "copy_every_
 class Onlooker:
     """Plays at random, learns nothing, and notes what the loop asks of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, needs_segments: bool = False) -> None:
+        self.needs_segments = needs_segments
         self.seconds: dict[str, float] = {}
         self.stacks: list[torch.Tensor] = []
         self.epsilons: list[float] = []

@@ -119,6 +119,7 @@ def test_presets_read_as_lists_of_differences() -> None:
         "num_envs": 1,
         "updates_per_step": 1.0,
         "learning_starts": 50_000,
+        "train_noops": 0,
         "optimizer": "rmsprop",
         "learning_rate": 2.5e-4,
         "optimizer_epsilon": 0.01,

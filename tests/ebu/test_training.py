@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from ebu.checkpoint import load_latest
+from ebu.replay import EpisodicReplay
 from ebu.schedules import ExplorationConfig, epsilon_at
+from ebu.segments import Segment
 from tests.made_up import Game, MadeUpGames, games_of, random_games, same
 from tests.made_up_runs import STEP_FRAMES, Onlooker, lines, real_run, trainer_in
 
@@ -45,27 +47,46 @@ def test_updates_are_a_share_of_the_agent_steps_since_learning_starts(
     assert trainer.updates == done > 0
 
 
-@pytest.mark.parametrize("rate", [0.25, 1.0])
-def test_updates_missed_before_there_is_a_segment_are_not_made_up(
-    tmp_path: Path, rate: float
+@pytest.mark.parametrize("needs_segments", [False, True])
+@pytest.mark.parametrize("num_envs", [1, 8, 64])
+@pytest.mark.parametrize("learning_starts", [0, 30, 1000])
+def test_learning_starts_in_games_without_an_end(
+    tmp_path: Path, needs_segments: bool, num_envs: int, learning_starts: int
 ) -> None:
-    env, agent = MadeUpGames(1, games_of([50, 10])), Onlooker()
-    trainer = trainer_in(tmp_path, env, agent, updates_per_step=rate, learning_starts=10)
-    trainer.run(STEP_FRAMES * 120)
+    env, agent = MadeUpGames(num_envs, games_of([10**6])), Onlooker(needs_segments=needs_segments)
+    trainer = trainer_in(tmp_path, env, agent, learning_starts=learning_starts)
+    trainer.run(STEP_FRAMES * (2 * learning_starts + 6 * num_envs))
     first = next(index for index, updates in enumerate(agent.updates) if updates)
-    assert played_steps(env, first) >= 49
-    since = played_steps(env, len(agent.updates)) - 50
-    assert 0 <= sum(agent.updates) - math.floor(rate * since) <= 1
+    assert learning_starts < played_steps(env, first + 1)
+    assert played_steps(env, first) <= learning_starts + 3 * num_envs
+    # Epsilon falls with the updates, not before.
+    assert set(agent.epsilons[:first]) == {1.0}
+    assert agent.epsilons[-1] < 1.0
 
 
-def test_many_environments_in_their_first_long_games_miss_their_updates(tmp_path: Path) -> None:
-    env, agent = MadeUpGames(64, games_of([80])), Onlooker()
-    options: dict[str, Any] = {"updates_per_step": 0.25, "learning_starts": 100}
-    trainer_in(tmp_path, env, agent, capacity=64 * 400, **options).run(STEP_FRAMES * 64 * 100)
-    # Nothing for 79 steps, and from then on at most what a vector step owes.
-    assert not any(agent.updates[:80])
-    assert any(agent.updates[80:])
-    assert max(agent.updates) == 16
+def test_stored_segments_hold_a_quarter_of_the_memory_at_least(tmp_path: Path) -> None:
+    env = MadeUpGames(2, games_of([10**6]))
+    trainer = trainer_in(tmp_path, env, Onlooker(needs_segments=True), learning_starts=20)
+    replay = trainer.replay
+    for steps in range(24, 700, 9):
+        trainer.run(STEP_FRAMES * steps)
+        assert 4 * (replay.num_segment_transitions + env.num_envs) >= replay.num_transitions
+    segments = stored_segments(replay)
+    assert not any(segment.terminated for segment in segments)
+    # The younger, the longer: few cuts, however long the game.
+    assert len(segments) <= env.num_envs * 6
+
+
+@pytest.mark.parametrize("needs_segments", [False, True])
+def test_games_that_end_in_time_are_not_cut(tmp_path: Path, needs_segments: bool) -> None:
+    env = MadeUpGames(2, games_of([15], [11]))
+    trainer = trainer_in(tmp_path, env, Onlooker(needs_segments=needs_segments), learning_starts=60)
+    trainer.run(STEP_FRAMES * 700)
+    assert {segment.length for segment in stored_segments(trainer.replay)} == {15, 11}
+
+
+def stored_segments(replay: EpisodicReplay) -> list[Segment]:
+    return [replay._table[index] for index in range(replay.num_segments)]
 
 
 def test_the_agents_learner_takes_the_steps_that_are_counted(tmp_path: Path) -> None:
@@ -126,7 +147,7 @@ def test_the_lines_of_a_log_say_where_the_run_is(tmp_path: Path) -> None:
     for line in lines(tmp_path):
         agent_steps = line["frames"] // STEP_FRAMES
         assert line["train/agent_steps"] == agent_steps
-        assert line["train/epsilon"] == epsilon_at(exploration, agent_steps, 20)
+        assert line["train/epsilon"] == epsilon_at(exploration, max(0, agent_steps - 20))
         assert agent_steps - 20 - env.num_envs <= line["train/updates"] <= agent_steps - 20
         assert 0 < line["replay/fill"] < 1
         assert not any(name.startswith("speed/") for name in line)  # clocks differ
@@ -217,7 +238,7 @@ def test_the_first_actions_of_every_game_are_random_and_epsilon_follows_its_sche
         over = row.terminated | row.truncated
         # What is sent after a game's end is ignored.
         assert np.array_equal(forced[~over], step_in_game[~over] < 4)
-        assert epsilon == epsilon_at(exploration, played_steps(env, number), 30)
+        assert epsilon == epsilon_at(exploration, max(0, played_steps(env, number) - 30))
     assert agent.epsilons[0] == 1.0
     assert agent.epsilons[-1] == 0.25
 
