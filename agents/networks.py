@@ -286,6 +286,6 @@ def build_network(
         for stream in network.modules():
             if isinstance(stream, PlainHead):
                 for weights in stream[-1].parameters():
-                    weights *= output_scale
+                    weights.mul_(output_scale)
     channels_last: QNetwork = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return channels_last
