@@ -25,8 +25,9 @@ AGENT_HELP = (
 class EvaluationConfig:
     """Evaluation in training, on environments and random numbers of its own."""
 
-    eval_every_frames: int = 1_000_000
-    """Frames between two evaluations; 0 turns them off."""
+    eval_every_frames: int | None = None
+    """Frames between two evaluations; 0 turns them off [default: 100,000 in the first million
+    frames, then 1,000,000]."""
     eval_episodes: int = 10
     """Games in an evaluation."""
 
@@ -186,7 +187,7 @@ def _check(config: TrainConfig) -> None:
             "--train-noops": config.train_noops,
             "--epsilon-decay-steps": exploration.epsilon_decay_steps,
             "--random-start-actions": exploration.random_start_actions,
-            "--eval-every-frames": config.evaluation.eval_every_frames,
+            "--eval-every-frames": config.evaluation.eval_every_frames or 0,
         }
     )
     shares(

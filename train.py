@@ -21,7 +21,7 @@ from ebu.commandline import all_cores, device_named, has_bfloat16, run_command
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Evaluation, evaluate, summarise
 from ebu.frames import torch_dtype
-from ebu.monitoring import Monitor, Progress, cut_logs
+from ebu.monitoring import EVALUATIONS, METRICS, Monitor, Progress, cut_logs, last_frames
 from ebu.profiling import Profile
 from ebu.replay import EpisodicReplay
 from ebu.run_directory import open_run_directory
@@ -48,9 +48,9 @@ def main() -> int:
     run_dir = trainer.run_dir
     resumed = f"continuing at frame {trainer.frames:,}" if trainer.frames else "starting"
     _say(f"{run_dir}: {resumed}; watch it with: tensorboard --logdir {run_dir}")
-    if trainer.finished(config.frames):
-        _say(f"already at {trainer.frames:,} frames: raise --frames to go on")
-        return 0
+    already_played = trainer.finished(config.frames)
+    if already_played:
+        _say(f"already at {trainer.frames:,} frames: raise --frames to train on")
     stopped_by: list[int] = []
 
     def stop(number: int, _: Any) -> None:
@@ -63,7 +63,8 @@ def main() -> int:
         signal.signal(number, stop)
     progress = Progress(config.frames, initial=trainer.frames)
     try:
-        finished = trainer.run(config.frames, progress)
+        finished = already_played or trainer.run(config.frames, progress)
+        finished = finished and trainer.finish(progress)
     finally:
         progress.close()
         trainer.close()
@@ -172,12 +173,14 @@ def build_trainer(config: TrainConfig) -> Trainer:
         )
         checkpoint = load_latest(run_dir / "checkpoints")
         monitor = on_failure.enter_context(
-            contextlib.closing(_open_logs(run_dir, checkpoint, description["settings"], protocol))
+            contextlib.closing(_open_logs(run_dir, checkpoint, config, description, protocol))
         )
         trainer = Trainer(
             TrainingConfig(
                 updates_per_step=config.method.updates_per_step,
                 learning_starts=config.method.learning_starts,
+                gamma=config.method.gamma,
+                clip_rewards=config.method.clip_rewards,
                 life_loss_ends_segment=protocol.life_loss_ends_segment,
                 log_every_frames=config.log_every_frames,
                 eval_every_frames=config.evaluation.eval_every_frames,
@@ -233,21 +236,40 @@ def _precision(
 
 
 def _open_logs(
-    run_dir: Path, checkpoint: Checkpoint | None, settings: dict[str, Any], protocol: Protocol
+    run_dir: Path,
+    checkpoint: Checkpoint | None,
+    config: TrainConfig,
+    description: dict[str, Any],
+    protocol: Protocol,
 ) -> Monitor:
-    """Cut the logs back to the checkpoint and open them; without one, begin them anew."""
+    """Cut the logs back to the checkpoint and open them; without one, begin new ones.
+
+    What was written because the run ended stays until the run is trained further.
+    """
     if checkpoint is not None:
-        for line in checkpoint.warnings + cut_logs(run_dir, checkpoint.logs):
+        warnings = checkpoint.warnings
+        if not _is_complete(run_dir, checkpoint, config):
+            warnings = warnings + cut_logs(run_dir, checkpoint.logs)
+        for line in warnings:
             _say(f"warning: {line}")
         return Monitor(run_dir, resumed_at=checkpoint.state["frames"])
     cut_logs(run_dir, {})
     shutil.rmtree(run_dir / "best", ignore_errors=True)
     monitor = Monitor(run_dir)
+    settings = description["settings"]
     for title, table in (("configuration", settings), ("protocol", asdict(protocol))):
         rows = "".join(f"\n| {name} | {value} |" for name, value in table.items())
         monitor.text(title, f"| setting | value |\n| --- | --- |{rows}")
     monitor.hyperparameters(settings, ["eval/mean", "train/episode_return"])
     return monitor
+
+
+def _is_complete(run_dir: Path, checkpoint: Checkpoint, config: TrainConfig) -> bool:
+    """Whether all frames are played, and the logs hold what a run's end adds to them."""
+    frames = checkpoint.state["frames"]
+    logs = [METRICS] if config.evaluation.eval_every_frames == 0 else [METRICS, EVALUATIONS]
+    written = all(last_frames(run_dir / log) == frames for log in logs)
+    return bool(frames >= config.frames and written)
 
 
 def _say(line: str) -> None:

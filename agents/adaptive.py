@@ -163,16 +163,8 @@ class AdaptiveEbu(Ebu):
             return max(scores, key=scores.__getitem__)
         return self.last_copy.winner if self.last_copy else 0
 
-    def act(
-        self,
-        stacks: Tensor,
-        *,
-        epsilon: float,
-        rng: np.random.Generator,
-        forced_random: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        values = self._values_of(self.rotation.players, stacks.to(self.learner.device))
-        return epsilon_greedy(values, epsilon=epsilon, rng=rng, forced_random=forced_random)
+    def acting_values(self, stacks: Tensor) -> Tensor:
+        return self._values_of(self.rotation.players, stacks)
 
     def play(
         self,

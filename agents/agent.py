@@ -91,6 +91,8 @@ class Agent(ABC):
         self.rng = rng
         self.seconds: dict[str, float] = {}
         """Wall time spent on parts of learning, for the speed log; on a GPU that of launching."""
+        self.last_values: Tensor | None = None
+        """Action values (N, A) that `act` last chose from; its next call may overwrite them."""
         self._staging = Staging(learner.device)
         self._averages = Averages(("loss/huber", "q/mean", "q/max", "q/target"), learner.device)
         self._ages = 0.0
@@ -130,8 +132,14 @@ class Agent(ABC):
 
         Returns actions (N,) int64 and their probabilities (N,) float32 under this policy.
         """
-        values = self._values(stacks.to(self.learner.device))
-        return epsilon_greedy(values, epsilon=epsilon, rng=rng, forced_random=forced_random)
+        self.last_values = self.acting_values(stacks.to(self.learner.device))
+        return epsilon_greedy(
+            self.last_values, epsilon=epsilon, rng=rng, forced_random=forced_random
+        )
+
+    def acting_values(self, stacks: Tensor) -> Tensor:
+        """Action values (N, A) float32 to act on in the games that are learned from."""
+        return self._values(stacks)
 
     def play(
         self,

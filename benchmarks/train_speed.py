@@ -66,6 +66,7 @@ from runs import (
 
 from ebu.commandline import all_cores, parse, run_command
 from ebu.errors import UsageError
+from ebu.training import evaluation_schedule
 from envs.protocols import PROTOCOLS
 from presets import DEFAULT
 
@@ -234,15 +235,17 @@ def evaluation_share(seconds: dict[str, float], frames_per_second: float) -> dic
     """The time of the default preset's evaluations at their longest.
 
     Its games are played side by side, so that one which goes on up to the protocol's cap makes an
-    evaluation e seconds long. share = e / (e + t), with t for the frames between two evaluations.
+    evaluation e seconds long. share = e / (e + t), with t for the frames to the first evaluation,
+    the shortest distance of two.
     """
     vector_steps = PROTOCOLS[DEFAULT.protocol].eval_max_frames / FRAMES_PER_STEP
     evaluating = vector_steps * seconds["vector_step"] + seconds["besides"]
-    training = DEFAULT.evaluation.eval_every_frames / frames_per_second
+    frames = evaluation_schedule(DEFAULT.evaluation.eval_every_frames).next
+    training = frames / frames_per_second
     return {
         "seconds": evaluating,
         "share": evaluating / (evaluating + training),
-        "frames_per_second": DEFAULT.evaluation.eval_every_frames / (evaluating + training),
+        "frames_per_second": frames / (evaluating + training),
     }
 
 

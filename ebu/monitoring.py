@@ -146,6 +146,15 @@ def cut_logs(run_dir: Path, lengths: Mapping[str, int]) -> list[str]:
     return warnings + [f"{name} is missing; it was there at the checkpoint" for name in gone]
 
 
+def last_frames(log: Path) -> int | None:
+    """The frames of the last line of a log of JSON lines; None without a whole line."""
+    try:
+        last = log.read_bytes().splitlines(keepends=True)[-1]
+        return int(json.loads(last)["frames"]) if last.endswith(b"\n") else None
+    except (OSError, ValueError, IndexError, KeyError, TypeError):
+        return None
+
+
 class _Log:
     """A file that is only ever appended to; what is written is with the system at once."""
 

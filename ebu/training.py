@@ -2,23 +2,27 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.profiler import record_function
 
 from ebu.checkpoint import Checkpoint, save_checkpoint
 from ebu.interfaces import VectorEnvironment, VectorStep
-from ebu.monitoring import Monitor, Progress
+from ebu.monitoring import EVALUATIONS, METRICS, Monitor, Progress, last_frames
 from ebu.profiling import Profile
 from ebu.replay import EpisodicReplay
 from ebu.schedules import ExplorationConfig, epsilon_at
+from ebu.value_probes import ValueProbes
 
+EARLY_LINES = (1_000, 2_000, 5_000)
+"""Frames at which lines of metrics are written besides those at the interval."""
 RECENT_GAMES = 100
 """Games over which the recent return is averaged (Machado et al. 2018)."""
 
@@ -29,6 +33,8 @@ class Agent(Protocol):
     seconds: dict[str, float]
     needs_segments: ClassVar[bool]
     """Whether it learns from whole segments; other agents learn from single transitions."""
+    last_values: Tensor | None
+    """Action values (N, A) that `act` last chose from."""
 
     def act(
         self,
@@ -68,9 +74,11 @@ class TrainingConfig:
 
     updates_per_step: float
     learning_starts: int
+    gamma: float
+    clip_rewards: bool
     life_loss_ends_segment: bool
     log_every_frames: int
-    eval_every_frames: int
+    eval_every_frames: int | None
     checkpoint_minutes: float
     overlap: bool = True
 
@@ -101,18 +109,30 @@ class Moment(NamedTuple):
         }
 
 
-class Interval:
-    """Something due whenever another `every` frames have been played; 0 means never."""
+class Schedule:
+    """Something due at frame counts: those of `early`, then the multiples of `every`; 0: never."""
 
-    def __init__(self, every: int) -> None:
+    def __init__(self, every: int, early: Sequence[int] = ()) -> None:
         self.every = every
-        self.next = every
+        self.early = early
+        self.done(0)
 
     def due(self, frames: int) -> bool:
         return self.every > 0 and frames >= self.next
 
     def done(self, frames: int) -> None:
-        self.next = (frames // self.every + 1) * self.every
+        """Move on to the first point after `frames`."""
+        later = [point for point in self.early if point > frames]
+        if self.every > 0:
+            later.append((frames // self.every + 1) * self.every)
+        self.next = min(later, default=0)
+
+
+def evaluation_schedule(every: int | None) -> Schedule:
+    """Evaluations at this interval; None: ten in the first million frames, then one a million."""
+    if every is None:
+        return Schedule(1_000_000, range(100_000, 1_000_000, 100_000))
+    return Schedule(every)
 
 
 class Games:
@@ -224,8 +244,11 @@ class Trainer:
         self._best: float | None = None
         self._started = False
         self._games = Games(env.num_envs)
-        self._log_interval = Interval(config.log_every_frames)
-        self._eval_interval = Interval(config.eval_every_frames)
+        self._probes = ValueProbes(
+            env.num_envs, gamma=config.gamma, clip_rewards=config.clip_rewards
+        )
+        self._log_schedule = Schedule(config.log_every_frames, EARLY_LINES)
+        self._eval_schedule = evaluation_schedule(config.eval_every_frames)
         self._seconds: dict[str, float] = {}
         self._speed_mark = self.now()
 
@@ -250,9 +273,9 @@ class Trainer:
         self._speed_mark = self.now()
         last_saved = time.monotonic()
         while True:
-            if self._log_interval.due(self.frames):
+            if self._log_schedule.due(self.frames):
                 self._log()
-            if self._eval_interval.due(self.frames):
+            if self._eval_schedule.due(self.frames):
                 self._evaluate(progress)
             if self.stop_requested or self.frames >= until_frames:
                 break
@@ -273,7 +296,7 @@ class Trainer:
 
     def finished(self, until_frames: int) -> bool:
         """Whether all is played, and evaluated, up to `until_frames`."""
-        return self.frames >= until_frames and not self._eval_interval.due(self.frames)
+        return self.frames >= until_frames and not self._eval_schedule.due(self.frames)
 
     def _step(self) -> None:
         """One step of every environment; the learner works while the emulators do."""
@@ -284,6 +307,7 @@ class Trainer:
                 rng=self.rng,
                 forced_random=self._games.steps < self.exploration.random_start_actions,
             )
+            self._begin_probes(actions)
         if not self.config.overlap:
             self._learn()
         with self._stage("sending"):
@@ -294,6 +318,14 @@ class Trainer:
             step = self.env.recv()
         with self._stage("storing"):
             self._receive(step, actions, probabilities)
+
+    def _begin_probes(self, actions: np.ndarray) -> None:
+        free = self._probes.free()
+        values = self.agent.last_values
+        if values is not None and free.any():
+            rows = torch.from_numpy(np.flatnonzero(free))
+            taken = torch.from_numpy(actions[free])
+            self._probes.begin(free, values[rows, taken].cpu().numpy())
 
     def _learn(self) -> None:
         updates = self._updates_due()
@@ -318,6 +350,7 @@ class Trainer:
             np.ones(num_envs, np.float32) if probabilities is None else probabilities,
         )
         self._games.add(step)
+        self._probes.add(step, terminated, truncated)
         self.agent.observe(step)
         played = num_envs - int(step.started.sum())
         self.agent_steps += played
@@ -358,6 +391,7 @@ class Trainer:
             "train/agent_steps": float(self.agent_steps),
             "train/updates": float(self.updates),
         }
+        metrics |= self._probes.metrics()
         metrics |= self.agent.metrics()
         if self.follower is not None:
             metrics |= self.follower.metrics()
@@ -366,11 +400,10 @@ class Trainer:
 
         before, self._speed_mark = self._speed_mark, self.now()
         self.monitor.speed(self.frames, before.until(self._speed_mark))
-        self._log_interval.done(self.frames)
+        self._log_schedule.done(self.frames)
 
     def _evaluate(self, progress: Progress | None) -> None:
-        with self._stage("evaluation"):
-            record = self.evaluate(self.frames, lambda: self.stop_requested)
+        record = self._play_evaluation(progress)
         if record is None:
             return
         if self._best is None or record["mean"] > self._best:
@@ -379,12 +412,34 @@ class Trainer:
             save_checkpoint(self.run_dir / "best", self._checkpoint_name(), state, keep=1)
             if self.follower is not None:
                 self.follower.follow()
-        self.monitor.evaluation(self.frames, record)
-        self._eval_interval.done(self.frames)
-        if progress is not None:
-            progress.write(
-                f"{self.frames:,} frames: mean {record['mean']:.2f} of {record['games']} games"
-            )
+        self._eval_schedule.done(self.frames)
+
+    def _play_evaluation(self, progress: Progress | None) -> dict[str, Any] | None:
+        """Evaluate and log the result; None if told to stop before its end."""
+        with self._stage("evaluation"):
+            record = self.evaluate(self.frames, lambda: self.stop_requested)
+        if record is not None:
+            self.monitor.evaluation(self.frames, record)
+            if progress is not None:
+                progress.write(
+                    f"{self.frames:,} frames: mean {record['mean']:.2f} of {record['games']} games"
+                )
+        return record
+
+    def finish(self, progress: Progress | None = None) -> bool:
+        """Write what a run's end adds to its logs: a last line, and an evaluation of its end.
+
+        Comes after `run` and its checkpoint, so a resumed run cuts both off, and changes neither
+        `best/` nor the follower. The trainer cannot train on afterwards. Returns whether all of it
+        was written, False if told to stop before the evaluation's end.
+        """
+        if last_frames(self.run_dir / METRICS) != self.frames:
+            self._log()
+        evaluated = last_frames(self.run_dir / EVALUATIONS) == self.frames
+        if self._eval_schedule.every > 0 and not evaluated:
+            evaluated = self._play_evaluation(progress) is not None
+        self.monitor.sync()
+        return evaluated or self._eval_schedule.every == 0
 
     def save(self) -> Path:
         """Write a checkpoint; changes nothing in the run."""
@@ -434,11 +489,12 @@ class Trainer:
             "updates": self.updates,
             "learning_steps": self._learning_steps,
             "next_cut": self._next_cut,
-            "next_log": self._log_interval.next,
-            "next_evaluation": self._eval_interval.next,
+            "next_log": self._log_schedule.next,
+            "next_evaluation": self._eval_schedule.next,
             "best": self._best,
             "rng": self.rng.bit_generator.state,
             "games": self._games.state_dict(),
+            "probes": self._probes.state_dict(),
             "agent": self.agent.state_dict(),
             "env": self.env.state_dict(),
             "replay": self.replay.state_dict(),
@@ -451,11 +507,12 @@ class Trainer:
         self.updates = state["updates"]
         self._learning_steps = state["learning_steps"]
         self._next_cut = state["next_cut"]
-        self._log_interval.next = state["next_log"]
-        self._eval_interval.next = state["next_evaluation"]
+        self._log_schedule.next = state["next_log"]
+        self._eval_schedule.next = state["next_evaluation"]
         self._best = state["best"]
         self.rng.bit_generator.state = state["rng"]
         self._games.load_state_dict(state["games"])
+        self._probes.load_state_dict(state["probes"])
         self.agent.load_state_dict(state["agent"])
         self.env.load_state_dict(state["env"])
         self.replay.load_state_dict(state["replay"])

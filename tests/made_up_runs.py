@@ -31,6 +31,7 @@ class Onlooker:
 
     def __init__(self, *, needs_segments: bool = False) -> None:
         self.needs_segments = needs_segments
+        self.last_values: torch.Tensor | None = None
         self.seconds: dict[str, float] = {}
         self.stacks: list[torch.Tensor] = []
         self.epsilons: list[float] = []
@@ -96,6 +97,8 @@ def trainer_in(
     rhythm: dict[str, Any] = {
         "updates_per_step": 1.0,
         "learning_starts": 0,
+        "gamma": 0.99,
+        "clip_rewards": True,
         "life_loss_ends_segment": True,
         "log_every_frames": 10**9,
         "eval_every_frames": 0,

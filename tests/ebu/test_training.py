@@ -14,6 +14,7 @@ from ebu.checkpoint import load_latest
 from ebu.replay import EpisodicReplay
 from ebu.schedules import ExplorationConfig, epsilon_at
 from ebu.segments import Segment
+from ebu.training import evaluation_schedule
 from tests.made_up import Game, MadeUpGames, games_of, random_games, same
 from tests.made_up_runs import STEP_FRAMES, Onlooker, lines, real_run, trainer_in
 
@@ -162,8 +163,9 @@ def test_a_line_for_each_interval_and_none_twice(tmp_path: Path, num_envs: int, 
         trainer.run(until)
     played = np.cumsum([int((~row.started).sum()) for row in env.rows])
     reached = np.unique(STEP_FRAMES * played)
-    due = reached[1:][reached[1:] // every > reached[:-1] // every]
-    assert [line["frames"] for line in lines(tmp_path)] == due.tolist()
+    points = np.union1d(np.arange(every, reached[-1] + 1, every), [1000, 2000])
+    due = reached[np.searchsorted(reached, points[points <= reached[-1]])]
+    assert [line["frames"] for line in lines(tmp_path)] == np.unique(due).tolist()
 
 
 # --- what it stores and shows ---------------------------------------------------------------
@@ -269,6 +271,88 @@ def test_evaluations_come_at_their_interval(tmp_path: Path) -> None:
     records = lines(tmp_path, "evaluations.jsonl")
     assert [record["frames"] for record in records] == judge.asked
     assert [record["mean"] for record in records] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("every", "points"),
+    [
+        (None, [*range(100_000, 1_000_001, 100_000), 2_000_000, 3_000_000]),
+        (250_000, [*range(250_000, 3_000_001, 250_000)]),
+        (0, []),
+    ],
+)
+@pytest.mark.parametrize("stride", [4, 256, 30_000])
+def test_evaluations_come_at_fixed_frame_counts(
+    every: int | None, points: list[int], stride: int
+) -> None:
+    schedule, found = evaluation_schedule(every), []
+    for frames in range(0, 3_000_000 + stride, stride):
+        if schedule.due(frames):
+            found.append(frames)
+            schedule.done(frames)
+    assert found == [-(-point // stride) * stride for point in points]
+
+
+def test_the_first_lines_come_early(tmp_path: Path) -> None:
+    env = MadeUpGames(3, random_games(0, 9))
+    trainer_in(tmp_path, env, Onlooker(), log_every_frames=10_000).run(21_000)
+    assert [line["frames"] // 100 for line in lines(tmp_path)] == [10, 20, 50, 100, 200]
+
+
+def test_the_end_of_a_run_is_logged_and_evaluated_and_cut_off_when_it_is_resumed(
+    tmp_path: Path,
+) -> None:
+    options: dict[str, Any] = {"eval_every_frames": 400, "evaluate": Judge(1, 9, 2, 3)}
+    grown = real_run(tmp_path / "grown", "ebu", **options)
+    assert grown.run(650)
+    assert grown.finish()
+    ends = [
+        [line["frames"] for line in lines(tmp_path / "grown", log)]
+        for log in ("metrics.jsonl", "evaluations.jsonl")
+    ]
+    assert ends[0][-1] == ends[1][-1] == grown.frames
+    assert len(ends[1]) == 2
+    # The evaluation of the end scored higher, and is not the best of the run.
+    best = load_latest(tmp_path / "grown" / "best", state_only=True)
+    assert best is not None
+    assert best.state["frames"] < grown.frames
+    grown.close()
+
+    grown = real_run(tmp_path / "grown", "ebu", resume=True, **options)
+    straight = real_run(
+        tmp_path / "straight", "ebu", eval_every_frames=400, evaluate=Judge(1, 2, 3)
+    )
+    for trainer in (grown, straight):
+        assert trainer.run(1000)
+        assert trainer.finish()
+    for log in ("metrics.jsonl", "evaluations.jsonl"):
+        assert lines(tmp_path / "grown", log) == lines(tmp_path / "straight", log)
+    assert same(grown.state_dict(), straight.state_dict())
+
+
+def test_an_end_at_an_evaluation_is_evaluated_once(tmp_path: Path) -> None:
+    judge = Judge(1, 2)
+    trainer = trainer_in(
+        tmp_path, MadeUpGames(1, games_of([9])), Onlooker(), evaluate=judge, eval_every_frames=200
+    )
+    assert trainer.run(400)
+    assert trainer.finish()
+    assert judge.asked == [200, 400]
+
+
+def test_a_run_stopped_in_its_evaluation_of_the_end_is_not_finished(tmp_path: Path) -> None:
+    def stop(frames: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+        trainer.stop_requested = True
+        return None
+
+    env = MadeUpGames(1, games_of([9]))
+    trainer = trainer_in(tmp_path, env, Onlooker(), evaluate=stop, eval_every_frames=200)
+    assert trainer.run(100)
+    assert not trainer.finish()
+    assert lines(tmp_path, "evaluations.jsonl") == []
+    trainer.stop_requested, trainer.evaluate = False, Judge(1)
+    assert trainer.finish()
+    assert [line["frames"] for line in lines(tmp_path, "evaluations.jsonl")] == [100]
 
 
 def test_an_evaluation_that_was_stopped_is_repeated_when_the_run_goes_on(tmp_path: Path) -> None:
