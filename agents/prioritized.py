@@ -26,8 +26,8 @@ class PrioritizedConfig(AgentConfig):
     """Alpha: 0 draws uniformly, 1 in proportion to the error."""
     importance_exponent: float = 0.4
     """Beta, how far losses make up for the draws; at first, on its way to 1."""
-    importance_updates: int = 625_000
-    """Updates until beta is 1: those of 10 million frames at one update in four agent steps."""
+    importance_updates: int = 40_000
+    """Updates until beta is 1: a run of 1 million frames makes more, at one in four steps too."""
 
     def check(self) -> None:
         super().check()

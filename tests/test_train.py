@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from agents import AgentConfig, load_agent
+from agents.prioritized import PrioritizedConfig
 from ebu.checkpoint import load_latest
 from ebu.errors import EbuError, UsageError
 from ebu.profiling import PROFILED_STEPS
@@ -57,6 +58,7 @@ def test_a_run_on_a_real_game_makes_what_the_readme_says(tmp_path: Path) -> None
     run_dir = tmp_path / "breakout"
     flags = ["--game", "ALE/Breakout-v5", "--frames", "8000", "--learning-starts", "1200"]
     flags += ["--replay-capacity", "5000", "--log-every-frames", "2000", "--batch-size", "8"]
+    flags += ["--threads", "1", "--eval-episodes", "2"]
     ended = command(*flags, "--run-dir", str(run_dir))
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
@@ -69,7 +71,9 @@ def test_a_run_on_a_real_game_makes_what_the_readme_says(tmp_path: Path) -> None
         "lock",
     }
     lines = metrics(run_dir)
-    assert [line["frames"] // 2000 for line in lines] == [1, 2, 3, 4]
+    assert [line["frames"] // 1000 for line in lines] == [1, 2, 4, 5, 6, 8]
+    evaluations = (run_dir / "evaluations.jsonl").read_bytes()
+    assert json.loads(evaluations)["frames"] == lines[-1]["frames"]
     # The updates that a step allows are taken while the next one is played.
     assert lines[-1]["train/updates"] == (lines[-1]["train/agent_steps"] - 8 - 1200) // 4
     assert lines[-1]["train/agent_steps"] * 4 == lines[-1]["frames"]
@@ -79,6 +83,8 @@ def test_a_run_on_a_real_game_makes_what_the_readme_says(tmp_path: Path) -> None
     again = command(*flags, "--run-dir", str(run_dir))
     assert again.returncode == 0
     assert "already at" in again.stderr
+    assert metrics(run_dir) == lines
+    assert (run_dir / "evaluations.jsonl").read_bytes() == evaluations
 
 
 def test_a_profile_shows_the_stages_and_changes_nothing(
@@ -109,6 +115,23 @@ def test_agents_learn_to_balance_a_pole(agent: str, tmp_path: Path) -> None:
     flags += "--num-envs 4 --target-sync-updates 200 --eval-every-frames 0 --learning-starts 500"
     run(tmp_path, *flags.replace("AGENT", agent).split(), until=16_000)
     assert metrics(tmp_path)[-1]["train/return_last_100_games"] > 60
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize("updates_per_step", ["0.25", None])
+def test_priorities_are_corrected_in_full_before_a_million_frames(
+    preset: str, updates_per_step: str | None
+) -> None:
+    flags = ["--agent", "prioritized", "--preset", preset]
+    if updates_per_step is not None:
+        flags += ["--updates-per-step", updates_per_step]
+    short, long = (
+        parse_arguments([*flags, "--frames", frames]).method for frames in ("1000000", "50000000")
+    )
+    assert isinstance(short, PrioritizedConfig)
+    assert short == long
+    updates = (1_000_000 / 4 - short.learning_starts) * short.updates_per_step
+    assert short.importance_updates < updates
 
 
 def test_presets_read_as_lists_of_differences() -> None:
