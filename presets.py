@@ -90,9 +90,10 @@ PAPER = replace(
     preset="paper",
     train_noops=0,
     num_envs=1,
-    method=replace(DEFAULT.method, updates_per_step=1.0, learning_starts=50_000),
+    method=replace(DEFAULT.method, learning_starts=50_000),
     learner=replace(
         DEFAULT.learner,
+        output_scale=1.0,
         optimizer="rmsprop",
         learning_rate=2.5e-4,
         optimizer_epsilon=0.01,

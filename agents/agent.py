@@ -30,7 +30,7 @@ class AgentConfig:
     """Discount factor."""
     batch_size: int = 32
     """Transitions in a minibatch."""
-    updates_per_step: float = 0.25
+    updates_per_step: float = 1.0
     """Gradient steps per agent step, whatever the number of environments."""
     learning_starts: int = 5_000
     """Agent steps before the first update."""
@@ -91,7 +91,7 @@ class Agent(ABC):
         self.rng = rng
         self.seconds: dict[str, float] = {}
         """Wall time spent on parts of learning, for the speed log; on a GPU that of launching."""
-        self.last_values: Tensor | None = None
+        self.last_values: Tensor
         """Action values (N, A) that `act` last chose from; its next call may overwrite them."""
         self._staging = Staging(learner.device)
         self._averages = Averages(("loss/huber", "q/mean", "q/max", "q/target"), learner.device)

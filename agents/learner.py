@@ -25,7 +25,7 @@ class LearnerConfig:
     network: str = "nature"
     """Q-network: nature, dueling, the small net1, net2, net3, or widths such as 16-32-32/256. Flat
     observations get a hidden layer for the convolutions."""
-    output_scale: float = 1.0
+    output_scale: float = 0.1
     """Factor on the initial weights and biases of the output layer. Small ones start all action
     values near 0; 1 is the initialisation of the EBU paper's code."""
     optimizer: Literal["adam", "rmsprop"] = "adam"

@@ -33,7 +33,7 @@ class Agent(Protocol):
     seconds: dict[str, float]
     needs_segments: ClassVar[bool]
     """Whether it learns from whole segments; other agents learn from single transitions."""
-    last_values: Tensor | None
+    last_values: Tensor
     """Action values (N, A) that `act` last chose from."""
 
     def act(
@@ -321,11 +321,10 @@ class Trainer:
 
     def _begin_probes(self, actions: np.ndarray) -> None:
         free = self._probes.free()
-        values = self.agent.last_values
-        if values is not None and free.any():
-            rows = torch.from_numpy(np.flatnonzero(free))
-            taken = torch.from_numpy(actions[free])
-            self._probes.begin(free, values[rows, taken].cpu().numpy())
+        if free.any():
+            rows, taken = np.flatnonzero(free), actions[free]
+            values = self.agent.last_values[torch.from_numpy(rows), torch.from_numpy(taken)]
+            self._probes.begin(free, values.cpu().numpy())
 
     def _learn(self) -> None:
         updates = self._updates_due()

@@ -31,7 +31,6 @@ class Onlooker:
 
     def __init__(self, *, needs_segments: bool = False) -> None:
         self.needs_segments = needs_segments
-        self.last_values: torch.Tensor | None = None
         self.seconds: dict[str, float] = {}
         self.stacks: list[torch.Tensor] = []
         self.epsilons: list[float] = []
@@ -49,6 +48,7 @@ class Onlooker:
         forced_random: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         assert forced_random is not None
+        self.last_values = torch.zeros(len(stacks), NUM_ACTIONS)
         self.stacks.append(stacks.clone())
         self.epsilons.append(epsilon)
         self.forced.append(forced_random)

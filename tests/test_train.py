@@ -75,7 +75,7 @@ def test_a_run_on_a_real_game_makes_what_the_readme_says(tmp_path: Path) -> None
     evaluations = (run_dir / "evaluations.jsonl").read_bytes()
     assert json.loads(evaluations)["frames"] == lines[-1]["frames"]
     # The updates that a step allows are taken while the next one is played.
-    assert lines[-1]["train/updates"] == (lines[-1]["train/agent_steps"] - 8 - 1200) // 4
+    assert lines[-1]["train/updates"] == lines[-1]["train/agent_steps"] - 8 - 1200
     assert lines[-1]["train/agent_steps"] * 4 == lines[-1]["frames"]
     agent = load_agent(run_dir)
     assert agent.frames >= 8000
@@ -140,9 +140,9 @@ def test_presets_read_as_lists_of_differences() -> None:
     assert differences == {
         "preset": "paper",
         "num_envs": 1,
-        "updates_per_step": 1.0,
         "learning_starts": 50_000,
         "train_noops": 0,
+        "output_scale": 1.0,
         "optimizer": "rmsprop",
         "learning_rate": 2.5e-4,
         "optimizer_epsilon": 0.01,
@@ -154,14 +154,22 @@ def test_presets_read_as_lists_of_differences() -> None:
         "eval_every_frames": 250_000,
         "eval_episodes": 30,
     }
-    shared = ("gamma", "beta", "batch_size", "mix_segments", "replay_capacity", "clip_rewards")
-    assert [paper[name] for name in shared] == [0.99, 0.5, 32, 1, 1_000_000, True]
+    shared = {
+        "gamma": 0.99,
+        "beta": 0.5,
+        "batch_size": 32,
+        "mix_segments": 1,
+        "replay_capacity": 1_000_000,
+        "clip_rewards": True,
+        "updates_per_step": 1.0,
+    }
+    assert {name: paper[name] for name in shared} == shared
 
 
 def test_an_agent_has_flags_of_its_own_and_presets_fit_it() -> None:
     config = parse_arguments(["--agent", "dqn", "--preset=paper"])
     assert config.agent == "dqn"
-    assert config.method == AgentConfig(updates_per_step=1.0, learning_starts=50_000)
+    assert config.method == AgentConfig(learning_starts=50_000)
     with pytest.raises(UsageError, match=r"--beta.*--agent dqn --help"):
         parse_arguments(["--agent", "dqn", "--beta", "0.3"])
 

@@ -149,6 +149,22 @@ def test_weights_are_he_uniform_and_biases_a_tenth(name: str, shape: dict[str, A
         assert bool(layer.bias.eq(0.1).all())
 
 
+@pytest.mark.parametrize("name", ["nature", "dueling", "16-8-8/16"])
+@pytest.mark.parametrize("shape", [ATARI, FLAT], ids=["atari", "flat"])
+def test_the_output_scale_is_that_of_the_first_action_values(
+    name: str, shape: dict[str, Any]
+) -> None:
+    whole, small = network_of(name, **shape), network_of(name, output_scale=0.25, **shape)
+    states = pixels(6, shape["stack"], shape["frame_shape"]).float()
+    torch.testing.assert_close(small(states), 0.25 * whole(states))
+    different = [
+        key
+        for key, weights in whole.state_dict().items()
+        if not torch.equal(weights, small.state_dict()[key])
+    ]
+    assert len(different) == (4 if name == "dueling" else 2)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_seed_decides_the_weights(name: str) -> None:
     torch.manual_seed(17)  # The global generator does not matter.
