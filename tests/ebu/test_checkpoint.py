@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from ebu.checkpoint import load_latest, save_checkpoint
 from ebu.errors import EbuError
+from tests.ebu.small_files import small_files
 
 FIRST, SECOND, THIRD = "frames-000000000100", "frames-000000000200", "frames-000000000300"
 
@@ -509,10 +510,9 @@ def test_any_other_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [FIRST]
 
 
-@pytest.mark.usefixtures("largest_file")
 def test_a_file_that_cannot_grow(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, FIRST, {"small": 1})
-    with pytest.raises(EbuError, match=os.strerror(errno.EFBIG)):
+    with small_files(), pytest.raises(EbuError, match=os.strerror(errno.EFBIG)):
         save_checkpoint(tmp_path, SECOND, {"weights": torch.zeros(10_000)})
     assert os.listdir(tmp_path) == [FIRST]
     assert load_state(tmp_path) == {"small": 1}

@@ -20,6 +20,7 @@ from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-unty
 
 from ebu.errors import EbuError
 from ebu.monitoring import Monitor, Progress, cut_logs
+from tests.ebu.small_files import small_files
 
 
 def shown(run_dir: Path) -> Any:
@@ -346,15 +347,15 @@ def test_a_full_disk(tmp_path: Path) -> None:
     monitor.close()
 
 
-@pytest.mark.usefixtures("largest_file")
 def test_an_event_file_that_cannot_grow(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path)
     monitor.speed(4, {"a": 1.0})
     lengths = monitor.sync()
-    for _ in range(2):
-        with pytest.raises(EbuError, match=r"cannot write .*events.*: File too large"):
-            monitor.text("long", "x" * 10_000)
-    monitor.close()
+    with small_files():
+        for _ in range(2):
+            with pytest.raises(EbuError, match=r"cannot write .*events.*: File too large"):
+                monitor.text("long", "x" * 10_000)
+        monitor.close()
     # The half record is cut off when the run goes on.
     assert cut_logs(tmp_path, lengths) == []
     monitor = Monitor(tmp_path, resumed_at=4)

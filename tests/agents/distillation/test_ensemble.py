@@ -120,7 +120,7 @@ def test_each_member_has_the_temperature_of_its_own_play(
 
     monkeypatch.setattr(ensemble, "collect", refuse)
     again = as_ensemble(procedure, members)
-    assert torch.equal(again.teacher.outputs_of(stacks), states.outputs[:5])
+    assert torch.equal(again.teacher.outputs_of(stacks), joined.teacher.outputs_of(stacks))
     pupil = Pupil("2-2-2/4", {"kl": 1.0}, 0)
     taught = again.teach(pupil, lesson)
     assert taught["held_out"]["states"] == len(states.held_out)
