@@ -5,10 +5,12 @@ python distill.py runs/pong-ebu-default-seed0 --students net1 net2 net3 --out ru
 
 import contextlib
 import copy
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
@@ -40,21 +42,23 @@ from agents.distillation.report import (
 from agents.distillation.settings import MAY_CHANGE, DistillConfig
 from agents.distillation.sources import MADE_UP, PLAY, Stopped
 from agents.distillation.states import StateSet
-from ebu.commandline import all_cores, device_named, parse, run_command
+from ebu.commandline import parse, run_command
 from ebu.errors import EbuError, UsageError
-from ebu.run_directory import open_run_directory
+from ebu.machine import Machine, choose_machine
+from ebu.run_directory import open_run_directory, read_earlier_config
 from evaluate import random_play
 from presets import flat
 from studies.distillation import (
     configs_of,
+    games_of,
     load_teachers,
     networks_of,
-    precision_of,
     procedure_for,
 )
 from studies.scratch import beginners, train_from_scratch
 from study import code_version
 
+TYPED_PATHS = frozenset({"run_dirs", "states_from"})
 # Where nobody watches a bar, a line of it now and then.
 LIVE_SECONDS, PLAIN_SECONDS = 0.2, 30.0
 
@@ -99,8 +103,13 @@ def run(config: DistillConfig, *, should_stop: Callable[[], bool] = lambda: Fals
     """
     pupils = config.plan()
     check_export(config)
-    device = prepared(config)
-    games = load_teachers(config, pupils, device)
+    before = read_earlier_config(config.out)
+    machine = choose_machine(config.device, config.threads, config.precision, before)
+    for line in machine.warnings:
+        say(f"warning: {line}")
+    prepare_torch(machine)
+    games = load_teachers(config, pupils, machine.device)
+    asked, config = config, replace(config, **machine.settings())
     configs = configs_of(config, games)
     procedures, untaught = {}, []
     for game, members in games.items():
@@ -115,7 +124,7 @@ def run(config: DistillConfig, *, should_stop: Callable[[], bool] = lambda: Fals
             configs[game], teacher, should_stop=should_stop, bar=bar, say=say
         )
     warn(config, pupils)
-    with opened(config, games), contextlib.ExitStack() as reports:
+    with opened(config, games, machine, before), contextlib.ExitStack() as reports:
         say(f"{config.out}: watch it with: tensorboard --logdir {config.out}")
         outcomes, states = {}, {}
         for game, members in games.items():
@@ -138,6 +147,7 @@ def run(config: DistillConfig, *, should_stop: Callable[[], bool] = lambda: Fals
                         procedures[game].lesson(states[game], pupils[0].weights),
                         untaught,
                         frames=config.from_scratch,
+                        machine=("--device", asked.device, "--threads", str(asked.threads)),
                         code=code_version(),
                     )
                 )
@@ -155,14 +165,12 @@ def check_export(config: DistillConfig) -> None:
             raise UsageError(f"{error}, or leave that out with --no-export") from None
 
 
-def prepared(config: DistillConfig) -> torch.device:
-    """The device that computes, with torch set up for it."""
-    device = device_named(config.device)
-    torch.set_num_threads(config.threads or all_cores())
-    if device.type == "cuda":
+def prepare_torch(machine: Machine) -> None:
+    """Settings that hold for the whole process."""
+    torch.set_num_threads(machine.threads)
+    if machine.device.type == "cuda":
         # float32 means float32: torch would let convolutions round their inputs to TF32.
         torch.backends.cudnn.allow_tf32 = False
-    return device
 
 
 def warn(config: DistillConfig, pupils: Sequence[Pupil]) -> None:
@@ -222,12 +230,22 @@ def export(procedure: Offline, students: Sequence[StudentRecord], states: StateS
         agents[export_name(name, method)] = load_agent(path)
     deployed = read_exports(directory)
     seeds = {name: agent.config["settings"]["seed"] for name, agent in agents.items()}
-    found = {name: record["seed"] for name, record in deployed["exports"].items()}
+    found = {
+        name: record["seed"]
+        for name, record in deployed["exports"].items()
+        if record["int8"]["evaluation"]["games"] == procedure.examination.games
+    }
     if found == {name: seed for name, seed in seeds.items() if name not in deployed["left_out"]}:
         return
     say(f"exporting {', '.join(agents)}")
     on_cpu = replace(procedure, examination=replace(procedure.examination, device=cpu))
-    deploy(directory, agents, states.to(cpu), lambda act: on_cpu.score("int8", act))
+    deploy(
+        directory,
+        agents,
+        states.to(cpu),
+        lambda act: on_cpu.score("int8", act),
+        games=procedure.examination.games,
+    )
 
 
 @contextlib.contextmanager
@@ -242,29 +260,57 @@ def reported(config: DistillConfig) -> Iterator[None]:
     write_report(config.out)
 
 
+def places_of(config: DistillConfig) -> dict[str, Any]:
+    """The directories that are read, by their ways from the one that is written.
+
+    So they are the same from every working directory, and where all are moved together.
+    """
+    out = config.out.resolve()
+
+    def way(path: Path) -> str:
+        return os.path.relpath(path.resolve(), out)
+
+    source = Path(config.states_from)
+    return {
+        "run_dirs_from_out": [way(run_dir) for run_dir in config.run_dirs],
+        "states_from_out": way(source) if source.is_dir() else config.states_from,
+    }
+
+
 @contextlib.contextmanager
-def opened(config: DistillConfig, games: Mapping[str, Sequence[Member]]) -> Iterator[IO[str]]:
-    """The directory of everything, new or to be gone on with; nobody else works in it meanwhile.
+def opened(
+    config: DistillConfig,
+    games: Mapping[str, Sequence[Member]],
+    machine: Machine,
+    before: dict[str, Any] | None,
+) -> Iterator[IO[str]]:
+    """Create or resume the output directory under an exclusive lock.
+
+    `before` is its config.json, if there was one.
 
     Raises `UsageError` for one that was begun with other settings, or is in use.
     """
     teachers = [member.agent for members in games.values() for member in members]
-    device = teachers[0].device
-    resolved = replace(
-        config,
-        device=device.type,
-        threads=config.threads or all_cores(),
-        precision=precision_of(config, device),  # type: ignore[arg-type]
-    )
-    runs = [str(run_dir) for run_dir in config.run_dirs]
-    frames = [teacher.frames for teacher in teachers]
     description = {
-        "settings": {**flat(resolved), "run_dirs": runs, "teacher_frames": frames},
+        "settings": {
+            **flat(config),
+            "games": max(games_of(config, teacher) for teacher in teachers),
+            "run_dirs": [str(run_dir) for run_dir in config.run_dirs],
+            "teacher_frames": [teacher.frames for teacher in teachers],
+            **(places := places_of(config)),
+        },
+        "automatic": machine.automatic,
         "environment": teachers[0].config["environment"],
     }
+    may_change = MAY_CHANGE | set(machine.automatic)
+    recorded = {} if before is None else before["settings"]
+    # Earlier versions recorded paths as they were typed alone, and no games if none were typed.
+    may_change |= TYPED_PATHS if places.keys() <= recorded.keys() else places.keys()
+    if recorded.get("games", 0) is None:
+        may_change |= {"games"}
     try:
         lock = open_run_directory(
-            config.out, description, may_change=MAY_CHANGE, may_grow=config.may_grow
+            config.out, description, may_change=may_change, may_grow=config.may_grow
         )
     except EbuError as error:
         # Here the directory's flag has another name.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +17,15 @@ import torch
 from agents import AGENTS, Agent
 from agents.distillation.online import Students, student_directory
 from ebu.checkpoint import Checkpoint, load_latest
-from ebu.commandline import all_cores, device_named, has_bfloat16, run_command
+from ebu.commandline import run_command
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Evaluation, evaluate, summarise
 from ebu.frames import torch_dtype
+from ebu.machine import choose_machine
 from ebu.monitoring import EVALUATIONS, METRICS, Monitor, Progress, cut_logs, last_frames
 from ebu.profiling import Profile
 from ebu.replay import EpisodicReplay
-from ebu.run_directory import open_run_directory
+from ebu.run_directory import open_run_directory, read_earlier_config
 from ebu.training import Trainer, TrainingConfig
 from envs import (
     ReplayMismatchError,
@@ -89,14 +90,20 @@ def build_trainer(config: TrainConfig) -> Trainer:
     Raises `UsageError` if the run cannot be started here, `EbuError` if its checkpoints are
     damaged.
     """
-    device = device_named(config.device)
-    threads = config.threads or all_cores()
+    game = canonical_game(config.game) if is_atari(config.game) else config.game
+    run_dir = config.run_dir or Path(
+        "runs", f"{game.replace('/', '-')}-{config.agent}-{config.preset}-seed{config.seed}"
+    )
+    machine = choose_machine(
+        config.device, config.threads, config.precision, read_earlier_config(run_dir)
+    )
+    for line in machine.warnings:
+        _say(f"warning: {line}")
+    device, threads = machine.device, machine.threads
     _prepare_torch(device, threads, config.deterministic)
-    precision = _precision(config.precision, device)
     protocol = replace(PROTOCOLS[config.protocol], train_noop_max=config.train_noops)
     if config.life_loss_ends_segment is not None:
         protocol = replace(protocol, life_loss_ends_segment=config.life_loss_ends_segment)
-    game = canonical_game(config.game) if is_atari(config.game) else config.game
     to_seed = np.random.SeedSequence(config.seed)
     weights_rng, exploration_rng, drawing_rng, env_rng = (
         np.random.default_rng(child) for child in to_seed.spawn(4)
@@ -138,18 +145,14 @@ def build_trainer(config: TrainConfig) -> Trainer:
         frame_shape=env.frame_shape,
         num_actions=env.num_actions,
         device=device,
-        precision=precision,
+        precision=machine.precision,
         rng=weights_rng,
     )
     agent = kind(config.method, learner, drawing_rng)
 
-    run_dir = config.run_dir or Path(
-        "runs", f"{game.replace('/', '-')}-{config.agent}-{config.preset}-seed{config.seed}"
-    )
-    description = {
-        "settings": flat(
-            replace(config, game=game, device=device.type, threads=threads, precision=precision)
-        ),
+    description: dict[str, Any] = {
+        "settings": {**flat(config), "game": game, **machine.settings()},
+        "automatic": machine.automatic,
         "environment": {
             "num_actions": env.num_actions,
             "stack": env.stack,
@@ -167,7 +170,7 @@ def build_trainer(config: TrainConfig) -> Trainer:
             open_run_directory(
                 run_dir,
                 description,
-                may_change=NOT_PART_OF_THE_RUN,
+                may_change=NOT_PART_OF_THE_RUN | set(machine.automatic),
                 may_grow=frozenset({"frames"}),
             )
         )
@@ -223,16 +226,6 @@ def _prepare_torch(device: torch.device, threads: int, deterministic: bool) -> N
         torch.use_deterministic_algorithms(True)
         # What is allocated here is written before it is read.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def _precision(
-    asked: Literal["float32", "bfloat16", "auto"], device: torch.device
-) -> Literal["float32", "bfloat16"]:
-    if asked == "auto":
-        return "bfloat16" if has_bfloat16(device) else "float32"
-    if asked == "bfloat16" and not has_bfloat16(device):
-        _say("warning: no bfloat16 instructions here: it is emulated, and slower than float32")
-    return asked
 
 
 def _open_logs(

@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +14,9 @@ CONFIG = "config.json"
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
-    """What a run was started with: {"settings": …, "environment": …}.
+    """What a run was started with: {"settings": …, "environment": …, "automatic": […]}.
+
+    `automatic` names the settings that the program chose; earlier versions did not write it.
 
     Raises `UsageError` if this is no run directory, `EbuError` if its config.json is damaged.
     """
@@ -33,6 +35,11 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     return dict(config)
 
 
+def read_earlier_config(run_dir: Path) -> dict[str, Any] | None:
+    """What a run to be resumed was started with; None where no run is. Raises as `read_config`."""
+    return read_config(run_dir) if os.path.isfile(run_dir / CONFIG) else None
+
+
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     """Write config.json, whole or not at all. Raises `OSError` where that fails."""
     replace_whole(run_dir / CONFIG, json.dumps(config, indent=2).encode())
@@ -49,7 +56,7 @@ def open_run_directory(
 
     | argument | meaning |
     | --- | --- |
-    | config | {"settings": flat settings, "environment": …} as read_config returns |
+    | config | as `read_config` returns |
     | may_change | settings that change nothing in the run |
     | may_grow | settings that may grow from one start to the next |
 
@@ -94,21 +101,39 @@ def open_run_directory(
     return lock
 
 
+def differences(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    may_change: Collection[str] = (),
+    may_grow: Collection[str] = (),
+) -> list[str]:
+    """What is no longer as it was, in the order of the names: "beta was 0.5, is 0.7".
+
+    `before` is as it was read from JSON. What may grow must be an integer.
+    """
+    # As they will read back: a tuple is a list in JSON.
+    now = json.loads(json.dumps(now))
+    found = []
+    for name in sorted(before.keys() | now.keys()):
+        was, is_now = before.get(name), now.get(name)
+        grows = isinstance(was, int) and isinstance(is_now, int) and is_now > was
+        if was == is_now or name in may_change or (grows and name in may_grow):
+            continue
+        found.append(f"{name} was {was}, is {is_now}{' (may only grow)' * (name in may_grow)}")
+    return found
+
+
 def _check(
     run_dir: Path, config: Mapping[str, Any], may_change: frozenset[str], may_grow: frozenset[str]
 ) -> None:
     before = read_config(run_dir)
-    old = {**before["settings"], **before["environment"]}
-    # As they will read back: a tuple is a list in JSON.
-    new = json.loads(json.dumps({**config["settings"], **config["environment"]}))
-    differing = []
-    for name in sorted(old.keys() | new.keys()):
-        was, is_now = old.get(name), new.get(name)
-        grew = name in may_grow and isinstance(was, int) and is_now > was
-        if was == is_now or name in may_change or grew:
-            continue
-        note = " (may only grow)" if name in may_grow else ""
-        differing.append(f"{name} was {was}, is {is_now}{note}")
+    differing = differences(
+        {**before["settings"], **before["environment"]},
+        {**config["settings"], **config["environment"]},
+        may_change=may_change,
+        may_grow=may_grow,
+    )
     if differing:
         raise UsageError(
             f"{run_dir} was started with other settings: {'; '.join(differing)}. "

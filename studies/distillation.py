@@ -18,7 +18,6 @@ from agents.distillation.settings import DistillConfig
 from agents.distillation.sources import KEGNET, SOURCES
 from agents.distillation.students import student_of
 from agents.distillation.teachers import Examination, check_plays
-from ebu.commandline import all_cores, has_bfloat16
 from ebu.errors import EbuError, UsageError
 from ebu.memory import available_bytes
 from envs import UnknownGameError, VectorEnvironment, make_vector, random_and_human
@@ -105,6 +104,11 @@ def _check_memory(config: DistillConfig, teacher: TrainedAgent, games: int) -> N
         )
 
 
+def games_of(config: DistillConfig, teacher: TrainedAgent) -> int:
+    """Games that everything of this teacher's game is scored in."""
+    return config.games or PROTOCOLS[teacher.config["settings"]["protocol"]].eval_episodes
+
+
 def procedure_for(
     config: DistillConfig,
     teacher: TrainedAgent,
@@ -113,7 +117,10 @@ def procedure_for(
     bar: Bar,
     say: Callable[[str], None],
 ) -> Offline:
-    """The procedure for this teacher's game. Raises `UsageError` where it cannot be played."""
+    """The procedure for this teacher's game, on the machine that the settings name.
+
+    Raises `UsageError` where it cannot be played.
+    """
     run_dir = config.run_dirs[0]
     settings = teacher.config["settings"]
     try:
@@ -123,7 +130,6 @@ def procedure_for(
         random_start_actions = settings["random_start_actions"]
     except KeyError as error:
         raise EbuError(f"{run_dir}: its config.json lacks {error}: restore it") from error
-    threads = config.threads or all_cores()
 
     def make_games(num_envs: int, seed: int) -> VectorEnvironment:
         return make_vector(
@@ -132,10 +138,10 @@ def procedure_for(
             seed=seed,
             protocol=protocol,
             training=False,
-            num_threads=min(threads, num_envs),
+            num_threads=min(config.threads, num_envs),
         )
 
-    games = config.games or protocol.eval_episodes
+    games = games_of(config, teacher)
     # The games that evaluate.py plays with the same seed.
     env_seed, acting = seeds_of(config.seed)
     random_score, human_score = random_and_human(game, protocol.human_table)
@@ -169,7 +175,7 @@ def procedure_for(
         temperature=config.temperature,
         outputs=config.outputs,
         seed=config.seed,
-        precision=precision_of(config, teacher.device),
+        precision=config.precision,
         checkpoint_minutes=config.checkpoint_minutes,
         should_stop=should_stop,
         bar=bar,
@@ -181,10 +187,3 @@ def _life_loss_ends_value(settings: dict[str, Any], protocol: Protocol) -> bool:
     """Whether the teacher's values end with a life: as its run was told, else as the protocol."""
     told = settings.get("life_loss_ends_segment")
     return protocol.life_loss_ends_segment if told is None else bool(told)
-
-
-def precision_of(config: DistillConfig, device: torch.device) -> str:
-    """What --precision stands for on this device."""
-    if config.precision == "auto":
-        return "bfloat16" if has_bfloat16(device) else "float32"
-    return config.precision

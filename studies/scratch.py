@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import torch
-
 from agents import AGENTS, load_agent
 from agents.distillation.distill import Lesson
 from agents.distillation.offline import Offline, examined_as_policy
@@ -117,6 +115,7 @@ def train_from_scratch(
     beginners: Sequence[Beginner],
     *,
     frames: int,
+    machine: Sequence[str],
     code: dict[str, str],
 ) -> list[StudentRecord]:
     """Train and score all of them, or find their records.
@@ -125,12 +124,14 @@ def train_from_scratch(
     | --- | --- |
     | lesson | on whose held-out states they are measured |
     | frames | emulator frames of each run; one that was shorter goes on |
+    | machine | flags of device and threads, as asked for: the runs keep what they started with |
     | code | what of the code is noted with every process |
 
     Raises `Stopped` where a signal ended it, which then reaches this process's own handlers, and
     `EbuError` where a run failed.
     """
-    waiting = [each for each in beginners if not _is_done(each, frames)]
+    games = procedure.examination.games
+    waiting = [each for each in beginners if not _is_done(each, frames, games)]
     by_name = {each.run_dir.name: each for each in waiting}
 
     def scored(task: Task) -> str:
@@ -139,7 +140,7 @@ def train_from_scratch(
         return f"{record['evaluation']['mean']:,.2f} in {record['evaluation']['games']} games"
 
     if waiting:
-        tasks = [_task(procedure, each, frames) for each in waiting]
+        tasks = [_task(procedure, each, frames, machine) for each in waiting]
         failed, stopped_by = work_off(tasks, 1, code=code, scored=scored)
         if stopped_by is not None:
             signal.raise_signal(stopped_by)
@@ -152,19 +153,19 @@ def train_from_scratch(
     return [cast(StudentRecord, read_record(each.result, StudentRecord)) for each in beginners]
 
 
-def _is_done(beginner: Beginner, frames: int) -> bool:
-    if read_record(beginner.result, StudentRecord) is None:
+def _is_done(beginner: Beginner, frames: int, games: int) -> bool:
+    record = read_record(beginner.result, StudentRecord)
+    if record is None:
         return False
-    if read_config(beginner.run_dir)["settings"]["frames"] >= frames:
+    trained = read_config(beginner.run_dir)["settings"]["frames"]
+    if trained >= frames and record["evaluation"]["games"] == games:
         return True
-    # Of the shorter run.
+    # Measured on a shorter run, or in fewer games.
     beginner.result.unlink()
     return False
 
 
-def _task(procedure: Offline, beginner: Beginner, frames: int) -> Task:
-    device, threads = procedure.teacher.device.type, str(torch.get_num_threads())
-    machine = ("--device", device, "--threads", threads)
+def _task(procedure: Offline, beginner: Beginner, frames: int, machine: Sequence[str]) -> Task:
     python, examination = sys.executable, procedure.examination
     return Task(
         run_dir=beginner.run_dir,

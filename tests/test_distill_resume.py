@@ -98,7 +98,7 @@ def test_files_are_made_again_only_where_another_student_is_chosen(
     results[1 - last].write_text(json.dumps(records[1 - last]))
     seeds = []
 
-    def deploy(directory: Path, agents: dict[str, Any], *_: Any) -> None:
+    def deploy(directory: Path, agents: dict[str, Any], *_: Any, **__: Any) -> None:
         seeds.append({name: agent.config["settings"]["seed"] for name, agent in agents.items()})
 
     monkeypatch.setattr(distill, "deploy", deploy)
@@ -155,6 +155,84 @@ def test_more_seeds_are_added_to_those_there_are(
     assert contents(tmp_path / "students") == contents(whole / "students")
     with pytest.raises(UsageError, match=r"seeds was 2, is 1 \(may only grow\)"):
         distilled(teacher, tmp_path, "--seeds", 1)
+
+
+def test_another_working_directory_and_other_paths_continue_it(
+    teacher: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    place = tmp_path / "place"
+    (place / "below").mkdir(parents=True)
+    shutil.copytree(teacher, place / "teacher")
+    monkeypatch.chdir(place)
+    distilled(Path("teacher"), Path("out"), "--seeds", 1, "--baselines")
+    monkeypatch.chdir(place / "below")
+    distilled(Path("../teacher"), Path("../out"), "--seeds", 1, "--baselines")
+    # All moved together, too.
+    monkeypatch.chdir(tmp_path)
+    place.rename("moved")
+    outcome = distilled(Path("moved/teacher"), tmp_path / "moved" / "out", "--seeds", 2)
+    assert len(outcome.students) == 3
+    assert contents(tmp_path / "moved" / "out" / "students").keys() == (
+        contents(whole / "students").keys()
+    )
+    shutil.copytree(teacher, "other")
+    with pytest.raises(UsageError, match=r"run_dirs_from_out was .*teacher.*, is .*other"):
+        distilled(Path("other"), Path("moved/out"))
+
+
+def test_states_of_a_directory_are_the_same_from_another_working_directory(
+    teacher: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    shutil.copytree(whole / "states", tmp_path / "states")
+    (tmp_path / "below").mkdir()
+    flags = ("--seeds", 1, "--baselines", "--states-from")
+    for directory, states in ((tmp_path, "states"), (tmp_path / "below", "../states")):
+        monkeypatch.chdir(directory)
+        distilled(teacher, tmp_path / "out", *flags, states)
+    shutil.copytree("../states", "states")
+    with pytest.raises(UsageError, match="states_from_out was"):
+        distilled(teacher, tmp_path / "out", *flags, "states")
+
+
+def test_a_distillation_that_recorded_typed_paths_alone_is_continued(
+    teacher: Path, whole: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    for name in ("run_dirs_from_out", "states_from_out"):
+        del config["settings"][name]
+    del config["automatic"]
+    config["settings"]["games"] = None
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    distilled(teacher, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+def test_with_more_games_all_is_scored_again_and_nothing_taught(
+    exported: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(exported, out)
+    monkeypatch.setattr(Course, "_update", None)
+    config = json.loads((out / "config.json").read_text())
+    config["settings"]["run_dirs_from_out"] = [os.path.relpath(teacher, out)]
+    (out / "config.json").write_text(json.dumps(config))
+    outcome = distilled(teacher, out, "--export", "--games", 3)
+    scores = [outcome.teacher["evaluation"], outcome.teacher["random"]]
+    scores += [outcome.teacher["constant"]["evaluation"]]
+    scores += [student["evaluation"] for student in outcome.students]
+    exports = json.loads((out / "export" / "export.json").read_text())["exports"]
+    scores += [export["int8"]["evaluation"] for export in exports.values()]
+    assert {score["games"] for score in scores} == {3}
+    assert not any("cannot be compared" in line for line in report_of(out)["warnings"])
+    with pytest.raises(UsageError, match=r"games was 3, is 2 \(may only grow\)"):
+        distilled(teacher, out, "--export", "--games", 2)
+
+
+def report_of(out: Path) -> Any:
+    return json.loads((out / "report.json").read_text())
 
 
 def test_a_full_disk_is_one_line_and_costs_nothing_finished(

@@ -276,6 +276,28 @@ def test_other_settings_are_refused_and_frames_may_grow(tmp_path: Path) -> None:
     assert (straight / "metrics.jsonl").read_bytes() == (tmp_path / "metrics.jsonl").read_bytes()
 
 
+def test_a_run_moves_to_a_smaller_machine_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    automatic = ("--threads", "0", "--device", "auto")
+    run(tmp_path, *automatic, "--frames", "1600", until=1600)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["automatic"] == ["device", "threads"]
+    # As a machine with a GPU and more cores would have left it.
+    config["settings"] |= {"device": "cuda", "threads": 1000}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    capsys.readouterr()
+    run(tmp_path, *automatic)
+    said = capsys.readouterr().err
+    assert "warning: device was cuda, is cpu" in said
+    assert "warning: threads was 1000, is " in said
+    run(tmp_path, *automatic)
+    assert "was" not in capsys.readouterr().err.split()
+    with pytest.raises(UsageError, match="precision was float32, is bfloat16"):
+        build(tmp_path, *automatic, "--precision", "bfloat16")
+
+
 def test_only_one_process_trains_in_a_directory(tmp_path: Path) -> None:
     trainer = build(tmp_path)
     with pytest.raises(UsageError, match="another process"):

@@ -101,18 +101,20 @@ def deploy(
     states: StateSet,
     score: Callable[[Act], Score | None],
     *,
+    games: int,
     calls: int = CALLS,
 ) -> dict[str, ExportRecord] | None:
     """Export agents into a directory and measure the files; None if `score` was told to stop.
 
     Agents that are no single network over images, such as ensembles, are left out, and noted so.
-    Called again, it plays no int8 file's games a second time.
+    Called again, it plays an int8 file's games a second time only where there are to be more.
 
     | argument | meaning |
     | --- | --- |
     | agents | on the CPU, by the names their files get: `teacher`, `net1-kl`, … |
     | states | of their game; held-out ones are calibrated on and compared first |
     | score | plays the games that agents are scored by, None once told to stop |
+    | games | that `score` plays |
     | calls | of each network that are timed |
 
     Raises `UsageError` where packages are missing, `EbuError` where a file computes something else
@@ -138,7 +140,8 @@ def deploy(
         policy, policy8 = OnnxPolicy(content, path.name), OnnxPolicy(content8, path8.name)
         write_whole(path8, content8)
         seed = agent.config["settings"]["seed"]
-        evaluation = _scored(directory / f"scores/{path.stem}-seed{seed}.int8.json", policy8, score)
+        kept = directory / f"scores/{path.stem}-seed{seed}.int8.json"
+        evaluation = _scored(kept, games, policy8, score)
         if evaluation is None:
             return None
         found[name] = {
@@ -187,10 +190,12 @@ def read_exports(directory: Path) -> ExportRecords:
     return records or {"exports": {}, "left_out": {}}
 
 
-def _scored(path: Path, policy: OnnxPolicy, score: Callable[[Act], Score | None]) -> Score | None:
-    """The score in this file, or the one that is played for now, kept there."""
+def _scored(
+    path: Path, games: int, policy: OnnxPolicy, score: Callable[[Act], Score | None]
+) -> Score | None:
+    """The score in this file if it is of so many games, or the one played for now, kept there."""
     kept = read_record(path, Score)
-    if kept is None:
+    if kept is None or kept["games"] != games:
         kept = score(policy.choose)
         if kept is not None:
             write_record(path, kept)

@@ -157,7 +157,8 @@ class Offline:
 
         def scored(name: str, act: Act, epsilon: float | None = None) -> Score:
             path = self.out / "scores" / f"{name}.json"
-            return kept_score(path, lambda: self.score(name, act, epsilon))
+            games = self.examination.games
+            return kept_score(path, games, lambda: self.score(name, act, epsilon))
 
         num_actions = self.teacher.num_actions
         return Baselines(
@@ -251,8 +252,17 @@ class Offline:
         return self.out / "students" / pupil.name
 
     def record(self, pupil: Pupil) -> StudentRecord | None:
-        """A student's record; None until it is taught and scored."""
-        return read_record(self.directory(pupil) / "result.json", StudentRecord)
+        """A student's record, scored again where more games are asked for than it played.
+
+        None until it is taught and scored.
+        """
+        path = self.directory(pupil) / "result.json"
+        record = read_record(path, StudentRecord)
+        if record is not None and record["evaluation"]["games"] != self.examination.games:
+            agent = load_agent(self.directory(pupil), device=self.teacher.device)
+            record["evaluation"] = self.score(pupil.name, agent.choose)
+            write_record(path, record)
+        return record
 
     def conclude(
         self,

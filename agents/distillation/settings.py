@@ -21,7 +21,7 @@ from ebu.errors import UsageError
 MAIN_LOSSES = ("kl", "hard", "hinton", "centred", "regression", "noisy")
 MAY_CHANGE = frozenset({"out", "min_retention", "checkpoint_minutes", "baselines", "export"})
 """Settings that change nothing in what is made, but for whether it is."""
-MAY_GROW = frozenset({"seeds", "baseline_seeds", "from_scratch", "generations"})
+MAY_GROW = frozenset({"games", "seeds", "baseline_seeds", "from_scratch", "generations"})
 
 BASELINES_HELP = (
     "Other methods that every student is taught by, to compare: a main loss, and losses added with "
@@ -92,7 +92,8 @@ class DistillConfig:
     num_envs: int = 16
     """Games played side by side for states."""
     games: int | None = None
-    """Games that everything is scored in [default: the protocol's, 30 under paper]."""
+    """Games that everything is scored in [default: the protocol's, 30 under paper]. May grow: then
+    all is scored again."""
     export: bool = True
     """Export the chosen students and the teacher to ONNX, float32 and int8, and measure both."""
     min_retention: float | None = None

@@ -16,6 +16,7 @@ from ebu.checkpoint import REPLACED, load_latest, save_checkpoint
 from ebu.errors import EbuError, UsageError
 from ebu.memory import unfilled
 from ebu.replay_files import read_frames, write_frames
+from ebu.run_directory import differences
 from ebu.targets import backward_targets
 
 HELD_OUT_SHARE = 0.05
@@ -304,16 +305,11 @@ def saved_or_made(
 
     Raises `UsageError` if the directory holds states made otherwise.
     """
-    # As it will read back: a tuple is a list in JSON.
-    source = json.loads(json.dumps(source))
     if _holds_states(directory):
         states = load_states(directory)
+        # Paths may be relative, and differ between working directories.
         made = states.sources[0] if states.sources else {}
-        differing = [
-            f"{key} was {made.get(key)}, is {source.get(key)}"
-            for key in sorted(made.keys() | source.keys())
-            if made.get(key) != source.get(key)
-        ]
+        differing = differences(made, source, may_change={"teacher", "directory"})
         if differing:
             raise UsageError(
                 f"{directory} holds states made otherwise: {'; '.join(differing)}. Repeat what "
@@ -324,7 +320,8 @@ def saved_or_made(
     made_now = make()
     if made_now is None:
         return None
-    states = replace(made_now, sources=(dict(source),))
+    # As it reads back: a tuple is a list in JSON.
+    states = replace(made_now, sources=(json.loads(json.dumps(source)),))
     save_states(directory, states)
     return states
 

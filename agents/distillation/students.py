@@ -1,6 +1,5 @@
 """Students: the networks that a teacher is distilled into, and the directories they are kept in."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from agents.networks import Features, PlainHead, QNetwork, build_network
 from agents.trained import STUDENT, WEIGHTS, Outputs, TrainedAgent
 from ebu.checkpoint import save_checkpoint
 from ebu.errors import EbuError, UsageError
-from ebu.run_directory import CONFIG, read_config, write_config
+from ebu.run_directory import CONFIG, differences, read_config, write_config
 
 TEACHER = "teacher"
 """The name of the teacher's own architecture: a born-again student, or what is factorised."""
@@ -221,14 +220,12 @@ def save_student(
 
 def _check_same(directory: Path, config: Mapping[str, Any]) -> None:
     before = read_config(directory)
-    old = {**before["settings"], **before["environment"]}
-    # As they will read back: a tuple is a list in JSON.
-    new = json.loads(json.dumps({**config["settings"], **config["environment"]}))
-    differing = [
-        f"{name} was {old.get(name)}, is {new.get(name)}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
+    differing = differences(
+        {**before["settings"], **before["environment"]},
+        {**config["settings"], **config["environment"]},
+        # A path that may be relative: it differs between working directories.
+        may_change={"teacher"},
+    )
     if differing:
         raise UsageError(
             f"{directory} holds another agent: {'; '.join(differing)}. Choose another directory"

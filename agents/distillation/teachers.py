@@ -190,13 +190,13 @@ def constant_play(action: int, num_actions: int) -> Act:
     return act
 
 
-def kept_score(path: Path, play: Callable[[], Score]) -> Score:
-    """The score in this file, or the one that `play` gives now, kept there.
+def kept_score(path: Path, games: int, play: Callable[[], Score]) -> Score:
+    """The score in this file if it is of so many games, or the one that `play` gives, kept there.
 
     Raises `EbuError` for a damaged file and where it cannot be written.
     """
     score = read_record(path, Score)
-    if score is None:
+    if score is None or score["games"] != games:
         score = play()
         write_record(path, score)
     return score

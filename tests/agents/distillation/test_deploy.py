@@ -24,7 +24,7 @@ from tests.agents.distillation.test_export import STATES, agent_of
 from tests.agents.distillation.test_report import score_of
 
 AGENTS = {"teacher": agent_of("6-8-8/48", outputs="values"), "2-3-4/5-kl": agent_of("2-3-4/5")}
-CALLS = 3
+CALLS, GAMES = 3, 4
 
 
 class Scorer:
@@ -37,13 +37,13 @@ class Scorer:
         self.asked.append(act)
         stacks = STATES.stacks(torch.arange(40))
         actions, _ = act(stacks, epsilon=0.0, rng=np.random.default_rng(0))
-        return score_of(*np.bincount(actions, minlength=4).tolist())
+        return score_of(*np.bincount(actions, minlength=GAMES).tolist())
 
 
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Scorer]:
     directory, scorer = tmp_path_factory.mktemp("deployed") / "export", Scorer()
-    return directory, deploy(directory, AGENTS, STATES, scorer, calls=CALLS), scorer
+    return directory, deploy(directory, AGENTS, STATES, scorer, games=GAMES, calls=CALLS), scorer
 
 
 def test_every_agent_gets_two_files_that_play(deployed: tuple[Path, Any, Scorer]) -> None:
@@ -102,7 +102,7 @@ def test_deployed_again_no_game_is_played_twice(
         raise AssertionError("played again")
 
     one = {"2-3-4/5-kl": AGENTS["2-3-4/5-kl"]}
-    again = deploy(tmp_path / "export", one, STATES, score, calls=CALLS)
+    again = deploy(tmp_path / "export", one, STATES, score, games=GAMES, calls=CALLS)
     assert again is not None
     before, after = (
         {key: value for key, value in found["2-3-4/5-kl"].items() if key != "latency"}
@@ -111,9 +111,22 @@ def test_deployed_again_no_game_is_played_twice(
     assert before == after
 
 
+def test_deployed_with_more_games_they_are_played(
+    tmp_path: Path, deployed: tuple[Path, Any, Scorer]
+) -> None:
+    shutil.copytree(deployed[0], tmp_path / "export")
+    more = score_of(1, 2, 3, 4, 5)
+    again = deploy(tmp_path / "export", AGENTS, STATES, lambda act: more, games=5, calls=CALLS)
+    assert again is not None
+    assert [record["int8"]["evaluation"] for record in again.values()] == [more] * len(AGENTS)
+    with_kept = deploy(tmp_path / "export", AGENTS, STATES, Scorer(), games=5, calls=CALLS)
+    assert with_kept is not None
+    assert [record["int8"]["evaluation"] for record in with_kept.values()] == [more] * len(AGENTS)
+
+
 def test_told_to_stop_nothing_is_said_to_be_measured(tmp_path: Path) -> None:
     agents = {"net": agent_of("2-3-4/5")}
-    assert deploy(tmp_path, agents, STATES, lambda act: None, calls=CALLS) is None
+    assert deploy(tmp_path, agents, STATES, lambda act: None, games=GAMES, calls=CALLS) is None
     assert read_exports(tmp_path) == {"exports": {}, "left_out": {}}
     assert not (tmp_path / "scores").exists()
 
@@ -122,7 +135,7 @@ def test_what_is_no_single_network_is_left_out_and_noted(tmp_path: Path) -> None
     ensemble = agent_of("2-3-4/5")
     ensemble.network = nn.ModuleList([ensemble.network])  # type: ignore[assignment]
     scorer = Scorer()
-    assert deploy(tmp_path, {"teacher": ensemble}, STATES, scorer) == {}
+    assert deploy(tmp_path, {"teacher": ensemble}, STATES, scorer, games=GAMES) == {}
     assert scorer.asked == []
     left_out = read_exports(tmp_path)["left_out"]
     assert left_out == {
@@ -135,7 +148,7 @@ def test_an_agent_on_another_device_is_a_mistake(tmp_path: Path) -> None:
     agent: TrainedAgent = agent_of("2-3-4/5")
     agent.device = torch.device("cuda")
     with pytest.raises(ValueError, match="timed on the CPU"):
-        deploy(tmp_path, {"net": agent}, STATES, Scorer())
+        deploy(tmp_path, {"net": agent}, STATES, Scorer(), games=GAMES)
 
 
 def test_damaged_records_are_one_line(tmp_path: Path) -> None:
