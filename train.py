@@ -40,6 +40,19 @@ from envs.protocols import PROTOCOLS, Protocol
 from presets import NOT_PART_OF_THE_RUN, TrainConfig, flat, parse_arguments
 
 MOST_EVALUATION_ENVS = 32
+HYPERPARAMETERS = ("agent", "game", "learning_rate", "network", "seed")
+MORE_HYPERPARAMETERS = (
+    "batch_size",
+    "beta",
+    "gamma",
+    "num_envs",
+    "preset",
+    "protocol",
+    "replay_capacity",
+    "target_sync_updates",
+    "updates_per_step",
+)
+"""What TensorBoard compares runs by; those of `MORE_HYPERPARAMETERS` when they are ticked."""
 FILM_STEPS, FILM_EVERY, FILM_FPS = 1_000, 4, 15
 
 
@@ -253,7 +266,12 @@ def _open_logs(
     for title, table in (("configuration", settings), ("protocol", asdict(protocol))):
         rows = "".join(f"\n| {name} | {value} |" for name, value in table.items())
         monitor.text(title, f"| setting | value |\n| --- | --- |{rows}")
-    monitor.hyperparameters(settings, ["eval/mean", "train/episode_return"])
+    monitor.layout()
+    # Several learners have a β each.
+    more = {name: settings.get(name) for name in MORE_HYPERPARAMETERS}
+    if settings.get("learners", 1) > 1:
+        more["beta"] = None
+    monitor.hyperparameters({name: settings[name] for name in HYPERPARAMETERS}, more)
     return monitor
 
 

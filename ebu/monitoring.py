@@ -7,6 +7,7 @@ A checkpoint records the length of every log (`Monitor.sync`). Before a run goes
 `cut_logs` takes away what was written after it, so nothing is doubled and nothing is missing.
 """
 
+import itertools
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,22 @@ import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog, SourceMetadata  # type: ignore[import-untyped]
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
-from torch.utils.tensorboard import summary as summaries
+from torch.utils.tensorboard.summary import text
 from tqdm import tqdm
 
 from ebu.durable import sync
 from ebu.errors import EbuError
+from ebu.tensorboard import (
+    EVAL_HIGH,
+    EVAL_LOW,
+    EVAL_MEAN,
+    RETURN,
+    Curves,
+    Point,
+    hyperparameters_row,
+    layout,
+    tags_of,
+)
 from ebu.video import animated_gif
 
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
@@ -46,6 +58,7 @@ class Monitor:
         self._metrics = _Log(run_dir / METRICS)
         self._evaluations = _Log(run_dir / EVALUATIONS)
         self._run_dir = run_dir
+        self._curves = Curves()
         # TensorBoard's own writer works in a thread that can only fail later, and shares file
         # names within a second. Records are its format, written here at once.
         self._events = _Log(run_dir / _next_events_name(run_dir), new=True)
@@ -55,32 +68,41 @@ class Monitor:
         if resumed_at is not None:
             session = SessionLog(status=SessionLog.START)
             self._event(Event(session_log=session, step=resumed_at + 1))
+            self._take_in_logs()
 
     def scalars(self, frames: int, metrics: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, and a TensorBoard scalar each. NaN and ±inf become null."""
+        """One line of metrics.jsonl; curves in TensorBoard. NaN and ±inf become null."""
         self._metrics.line(frames, metrics)
-        self.speed(frames, metrics)
+        self._draw(self._curves.add(frames, metrics))
+
+    def evaluation(self, frames: int, record: Mapping[str, Any]) -> None:
+        """One line of evaluations.jsonl; its numbers are curves in TensorBoard under eval/."""
+        self._evaluations.line(frames, record)
+        self._draw(self._curves.add(frames, _evaluation_scalars(record)))
 
     def speed(self, frames: int, metrics: Mapping[str, float]) -> None:
         """TensorBoard scalars alone: for values that depend on the machine."""
-        values = [Summary.Value(tag=tag, simple_value=float(x)) for tag, x in metrics.items()]
-        self._summary(frames, Summary(value=values))
-
-    def evaluation(self, frames: int, record: Mapping[str, Any]) -> None:
-        """One line of evaluations.jsonl; its numbers are TensorBoard scalars under eval/."""
-        self._evaluations.line(frames, record)
-        numbers = {f"eval/{key}": x for key, x in record.items() if _is_number(x)}
-        self.speed(frames, numbers)
+        now = time.time()
+        self._draw(Point(frames, now, tag, value) for tag, value in metrics.items())
 
     def text(self, tag: str, markdown: str) -> None:
         """A text for TensorBoard's TEXT tab, at frame 0."""
-        self._summary(0, summaries.text(tag, markdown))
+        self._summary(0, text(tag, markdown))
 
-    def hyperparameters(self, config: Mapping[str, Any], metrics: Sequence[str] = ()) -> None:
-        """A row of TensorBoard's HPARAMS tab; `metrics` are the tags of scalars it shows."""
-        shown = {key: x if _is_number(x) else str(x) for key, x in config.items()}
-        for part in summaries.hparams(shown, dict.fromkeys(metrics)):
-            self._summary(0, part)
+    def layout(self) -> None:
+        """The charts of TensorBoard's CUSTOM SCALARS tab."""
+        self._summary(0, layout())
+
+    def hyperparameters(
+        self, first: Mapping[str, str | float], more: Mapping[str, str | float | None]
+    ) -> None:
+        """A row of TensorBoard's HPARAMS tab, with the scores so far.
+
+        `first`: at most five settings, shown at once. `more`: others; None for a number that this
+        run does not have and others have.
+        """
+        metrics = (EVAL_MEAN, RETURN)
+        self._summary(0, hyperparameters_row(first, more, metrics))
 
     def animation(self, frames: int, tag: str, images: np.ndarray, fps: float = 30.0) -> None:
         """An animated picture. images: (T, H, W, 3) or (T, H, W) uint8."""
@@ -109,8 +131,26 @@ class Monitor:
     def _summary(self, frames: int, summary: Any) -> None:
         self._event(Event(summary=summary, step=frames))
 
-    def _event(self, event: Any) -> None:
-        event.wall_time = time.time()
+    def _draw(self, points: Iterable[Point]) -> None:
+        for (frames, wall_time), together in itertools.groupby(points, lambda point: point[:2]):
+            values = [
+                Summary.Value(tag=tag, simple_value=float(point.value))
+                for point in together
+                for tag in tags_of(point)
+            ]
+            self._event(Event(summary=Summary(value=values), step=frames), wall_time)
+
+    def _take_in_logs(self) -> None:
+        """Learn from the logs which scalars have changed so far, and what to draw if others do."""
+        for log, scalars_of in (
+            (self._metrics, _metrics_scalars),
+            (self._evaluations, _evaluation_scalars),
+        ):
+            for record in log.read():
+                self._curves.add(record.pop("frames"), scalars_of(record))
+
+    def _event(self, event: Any, wall_time: float | None = None) -> None:
+        event.wall_time = time.time() if wall_time is None else wall_time
         self._records.write(event.SerializeToString())
 
 
@@ -182,6 +222,15 @@ class _Log:
         text = json.dumps(record, separators=(",", ":"), allow_nan=False)
         self.write(text.encode() + b"\n")
 
+    def read(self) -> list[dict[str, Any]]:
+        """The lines that were written by `line`, with their frames."""
+        try:
+            return [json.loads(line) for line in self._path.read_bytes().splitlines()]
+        except (OSError, ValueError) as error:
+            raise EbuError(
+                f"cannot read {self._path}: {error}; delete the run directory to start again"
+            ) from error
+
     def sync(self) -> None:
         try:
             os.fsync(self._descriptor)
@@ -219,6 +268,20 @@ def _next_events_name(run_dir: Path) -> str:
         if (match := EVENTS.fullmatch(path.name))
     ]
     return f"events.out.tfevents.{max([time.time_ns(), *(stamp + 1 for stamp in stamps)])}"
+
+
+def _metrics_scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a line as they were written; infinite ones come back as NaN."""
+    return {tag: math.nan if value is None else value for tag, value in line.items()}
+
+
+def _evaluation_scalars(record: Mapping[str, Any]) -> dict[str, float]:
+    scalars = {f"eval/{key}": value for key, value in record.items() if _is_number(value)}
+    # A single game has no interval.
+    if record.get("interval_95") is not None:
+        low, high = record["interval_95"]
+        scalars |= {EVAL_LOW: low, EVAL_HIGH: high}
+    return scalars
 
 
 def _is_number(value: Any) -> bool:

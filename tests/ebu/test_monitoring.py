@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -17,9 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+from tensorboard.plugins.custom_scalar import layout_pb2  # type: ignore[import-untyped]
+from tensorboard.plugins.hparams import metadata  # type: ignore[import-untyped]
 
 from ebu.errors import EbuError
 from ebu.monitoring import Monitor, Progress, cut_logs
+from ebu.tensorboard import OVERVIEW
 from tests.ebu.small_files import small_files
 
 
@@ -55,24 +59,27 @@ def test_scalars(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path)
     monitor.scalars(4, {"train/return": 0.1, "loss/mean": float("nan"), "a": float("-inf")})
     monitor.scalars(8, {"train/return": np.float64(0.5), "replay/segments": 3})
+    monitor.scalars(12, {"replay/segments": 4})
     monitor.close()
     assert (tmp_path / "metrics.jsonl").read_text() == (
         '{"frames":4,"train/return":0.1,"loss/mean":null,"a":null}\n'
         '{"frames":8,"train/return":0.5,"replay/segments":3}\n'
+        '{"frames":12,"replay/segments":4}\n'
     )
     accumulator = shown(tmp_path)
     assert points(accumulator, "train/return") == [(4, pytest.approx(0.1)), (8, 0.5)]
-    assert points(accumulator, "replay/segments") == [(8, 3)]
+    assert points(accumulator, "replay/segments") == [(8, 3), (12, 4)]
 
 
 def test_every_float_is_written_exactly(tmp_path: Path) -> None:
     values = {"a": 1 / 3, "b": 5e-324, "c": 1.7976931348623157e308, "d": -0.0, "e": 2**53 + 1}
     monitor = Monitor(tmp_path)
     monitor.scalars(2**40, values)
+    monitor.speed(2**40, {"speed/frames_per_second": 1 / 3})
     monitor.close()
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert line == {"frames": 2**40, **values}
-    [(step, value)] = points(shown(tmp_path), "a")
+    [(step, value)] = points(shown(tmp_path), "speed/frames_per_second")
     assert step == 2**40
     assert value == pytest.approx(1 / 3)
 
@@ -89,14 +96,78 @@ def test_evaluations(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path)
     record = {"protocol": "paper", "mean": 1.5, "normalised": None, "returns": [1.0, np.int64(2)]}
     monitor.evaluation(4, {**record, "table": {"human": 9.3}, "worst": float("inf")})
+    monitor.evaluation(8, {"mean": 2.5, "worst": 1.0})
     monitor.close()
     assert (tmp_path / "evaluations.jsonl").read_text() == (
         '{"frames":4,"protocol":"paper","mean":1.5,"normalised":null,"returns":[1.0,2],'
         '"table":{"human":9.3},"worst":null}\n'
+        '{"frames":8,"mean":2.5,"worst":1.0}\n'
     )
     accumulator = shown(tmp_path)
-    assert accumulator.Tags()["scalars"] == ["eval/mean", "eval/worst"]
-    assert points(accumulator, "eval/mean") == [(4, 1.5)]
+    of_evaluations = [tag for tag in accumulator.Tags()["scalars"] if tag.startswith("eval/")]
+    assert sorted(of_evaluations) == ["eval/mean", "eval/worst"]
+    assert points(accumulator, "eval/mean") == [(4, 1.5), (8, 2.5)]
+    assert points(accumulator, "eval/worst") == [(4, float("inf")), (8, 1.0)]
+
+
+def test_the_interval_of_an_evaluation_has_two_curves(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path)
+    for frames in (4, 8):
+        monitor.evaluation(frames, {"mean": 1.5, "interval_95": [1.0, 2.0]})
+    monitor.close()
+    accumulator = shown(tmp_path)
+    assert points(accumulator, "eval/interval_low") == [(4, 1.0), (8, 1.0)]
+    assert points(accumulator, "eval/interval_high") == [(4, 2.0), (8, 2.0)]
+
+
+def test_what_never_changes_is_no_curve(tmp_path: Path) -> None:
+    """Except for the curves that matter first: theirs are there from the first line."""
+    monitor = Monitor(tmp_path)
+    for frames in (1, 2, 3, 4):
+        late = {"late": 0.0 if frames < 3 else 1.0, "flat": 7.0, "none": float("nan")}
+        monitor.scalars(frames, {**late, "loss/huber": 0.5, "replay/bytes": 1e9})
+        monitor.evaluation(frames, {"mean": -21.0, "games": 10})
+    monitor.close()
+    accumulator = shown(tmp_path)
+    assert set(accumulator.Tags()["scalars"]) == {"late", *CURVES["loss"], *CURVES["evaluation"]}
+    assert points(accumulator, "late") == [(1, 0.0), (2, 0.0), (3, 1.0), (4, 1.0)]
+    for tag in CURVES["loss"]:
+        assert points(accumulator, tag) == [(frames, 0.5) for frames in (1, 2, 3, 4)]
+
+
+CURVES = {
+    "loss": ["loss/huber", "Overview/3_loss"],
+    "evaluation": ["eval/mean", "Overview/2_eval_mean"],
+}
+
+
+@pytest.mark.parametrize("changes", [2, 3, 4, 5])
+def test_a_resumed_run_has_the_curves_of_one_that_was_not_stopped(
+    tmp_path: Path, changes: int
+) -> None:
+    """Whether a value changes before, at or after the checkpoint, or never."""
+
+    def log(monitor: Monitor, frames: range) -> None:
+        for frame in frames:
+            value = float("nan") if frame < changes else float(frame)
+            monitor.scalars(frame, {"a": value, "flat": 7.0})
+            monitor.evaluation(frame, {"mean": 1.0, "worst": 0 if frame < changes else 1})
+
+    whole, stopped = Monitor(tmp_path / "whole"), Monitor(tmp_path / "stopped")
+    log(whole, range(1, 5))
+    whole.close()
+    log(stopped, range(1, 3))
+    lengths = stopped.sync()
+    log(stopped, range(3, 4))
+    stopped.close()
+    cut_logs(tmp_path / "stopped", lengths)
+    resumed = Monitor(tmp_path / "stopped", resumed_at=2)
+    log(resumed, range(3, 5))
+    resumed.close()
+    one, other = shown(tmp_path / "whole"), shown(tmp_path / "stopped")
+    assert sorted(one.Tags()["scalars"]) == sorted(other.Tags()["scalars"])
+    for tag in one.Tags()["scalars"]:
+        assert str(points(one, tag)) == str(points(other, tag)), tag
 
 
 def test_no_value_takes_the_place_of_the_frames(tmp_path: Path) -> None:
@@ -108,21 +179,93 @@ def test_no_value_takes_the_place_of_the_frames(tmp_path: Path) -> None:
     monitor.close()
 
 
-def test_text_and_hyperparameters(tmp_path: Path) -> None:
+def test_text(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path)
     monitor.text("configuration", "| β | 1.0 |")
-    monitor.hyperparameters({"beta": 1.0, "agent": "ebu", "dueling": True}, ["eval/mean"])
+    monitor.close()
+    [text] = shown(tmp_path).Tensors("configuration/text_summary")
+    assert text.tensor_proto.string_val[0].decode() == "| β | 1.0 |"
+
+
+def written(run_dir: Path, tag: str) -> Any:
+    """What the one event with this tag holds for the plugin that reads it."""
+    [value] = [
+        value
+        for path in event_files(run_dir)
+        for event in events_in(path.read_bytes())
+        for value in event.summary.value
+        if value.tag == tag
+    ]
+    return value
+
+
+def test_hyperparameters(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path)
+    monitor.hyperparameters(
+        {"agent": "dqn", "seed": 3}, {"network": "net2", "rate": 1e-3, "beta": None}
+    )
     monitor.close()
     assert [path.is_file() for path in tmp_path.iterdir()] == [True] * 3  # no run of its own
-    accumulator = shown(tmp_path)
-    [text] = accumulator.Tensors("configuration/text_summary")
-    assert text.tensor_proto.string_val[0].decode() == "| β | 1.0 |"
-    content = accumulator.PluginTagToContent("hparams")
-    started = content["_hparams_/session_start_info"]
-    assert b"beta" in started
-    assert b"ebu" in started
-    assert b"True" in started
-    assert b"eval/mean" in content["_hparams_/experiment"]
+    tags = (metadata.EXPERIMENT_TAG, metadata.SESSION_START_INFO_TAG)
+    experiment, start = (written(tmp_path, tag).metadata.plugin_data.content for tag in tags)
+    values = metadata.parse_session_start_info_plugin_data(start).hparams
+    assert {name: value.ListFields()[0][1] for name, value in values.items()} == {
+        "agent": "dqn",
+        "seed": 3,
+        "network": "net2",
+        "rate": 1e-3,
+    }
+    # Of several runs TensorBoard takes the columns of one: it names those of the others too.
+    columns = metadata.parse_experiment_plugin_data(experiment)
+    assert {info.name: info.differs for info in columns.hparam_infos} == {
+        "agent": True,
+        "seed": True,
+        "network": False,
+        "rate": False,
+        "beta": False,
+    }
+    shown_scores = [info.name.tag for info in columns.metric_infos]
+    assert shown_scores == ["eval/mean", "train/return_last_100_games"]
+
+
+def test_the_custom_charts_find_their_curves(tmp_path: Path) -> None:
+    """Each chart finds its own curves, and none that begins or ends as they do."""
+    monitor = Monitor(tmp_path)
+    monitor.layout()
+    monitor.close()
+    content = written(tmp_path, "custom_scalars__config__").tensor.string_val[0]
+    [category] = layout_pb2.Layout.FromString(content).category
+    tags = [
+        "train/return_last_100_games",
+        "eval/mean",
+        "loss/huber",
+        "q/predicted",
+        "q/earned",
+        "speed/frames_per_second",
+    ]
+    others = [*OVERVIEW.values(), *(f"{tag}_of_more" for tag in tags), "a/loss/huber"]
+    found = []
+    for chart in category.chart:
+        if chart.HasField("margin"):
+            [series] = chart.margin.series
+            assert (series.lower, series.upper) == ("eval/interval_low", "eval/interval_high")
+            found.append([series.value])
+        else:
+            patterns = [re.compile(pattern) for pattern in chart.multiline.tag]
+            found.append([tag for p in patterns for tag in [*tags, *others] if p.match(tag)])
+    assert [tag for of_chart in found for tag in of_chart] == tags
+    assert len(found) == 5
+
+
+def test_the_overview_is_the_first_group(tmp_path: Path) -> None:
+    """TensorBoard sorts the groups by the bytes of their names, and opens two."""
+    monitor = Monitor(tmp_path)
+    monitor.scalars(4, dict.fromkeys(OVERVIEW, 1.0))
+    monitor.scalars(8, {"adaptive/copies": 1.0})
+    monitor.close()
+    tags = shown(tmp_path).Tags()["scalars"]
+    assert sorted(tags)[: len(OVERVIEW)] == list(OVERVIEW.values())
+    assert set(OVERVIEW) < set(tags)
 
 
 @pytest.mark.parametrize("shape", [(5, 84, 84), (5, 210, 160, 3)])
@@ -291,6 +434,10 @@ def train(resume, pause):
         time.sleep(pause)
     monitor.close()
 
+def lines():
+    metrics = run_dir / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\\n") if metrics.exists() else 0
+
 random.seed(1)
 kills = 0
 while True:
@@ -300,7 +447,11 @@ while True:
         os._exit(0)
     if kills < 12:
         # The first ones are killed before their first checkpoint.
-        time.sleep(0.005 if kills < 3 else random.uniform(0.01, 0.08))
+        more = random.randint(5, 20) if kills < 3 else random.randint(20, 110)
+        wanted = lines() + more
+        ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        while lines() < wanted and os.waitid(os.P_PID, child, ended) is None:
+            time.sleep(0.0002)
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     if status == 0:
