@@ -102,12 +102,12 @@ def draw(
                     drawn.setdefault(game, {})[name] = found
         if drawn:
             pictures[protocol] = f"curves-{protocol}.png"
-            draw_curves(drawn, out / pictures[protocol])
+            draw_curves(drawn).savefig(out / pictures[protocol])
     for of in groups:
         if of.profiles:
             at = (of.group.protocol, of.group.frames)
             pictures[at] = f"profile-{at[0]}-{at[1]}.png"
-            draw_profiles(of.thresholds, of.profiles, out / pictures[at])
+            draw_profiles(of.thresholds, of.profiles).savefig(out / pictures[at])
     return pictures
 
 

@@ -271,7 +271,9 @@ def _open_logs(
     more = {name: settings.get(name) for name in MORE_HYPERPARAMETERS}
     if settings.get("learners", 1) > 1:
         more["beta"] = None
-    monitor.hyperparameters({name: settings[name] for name in HYPERPARAMETERS}, more)
+    # A seed is a name: it has no mean and no decimals.
+    first = {name: settings[name] for name in HYPERPARAMETERS} | {"seed": str(settings["seed"])}
+    monitor.hyperparameters(first, more)
     return monitor
 
 

@@ -277,9 +277,9 @@ def _metrics_scalars(line: Mapping[str, Any]) -> dict[str, float]:
 
 def _evaluation_scalars(record: Mapping[str, Any]) -> dict[str, float]:
     scalars = {f"eval/{key}": value for key, value in record.items() if _is_number(value)}
-    # A single game has no interval.
-    if record.get("interval_95") is not None:
-        low, high = record["interval_95"]
+    if "interval_95" in record:
+        # A single game has no interval, but TensorBoard draws no mean without one.
+        low, high = record["interval_95"] or (math.nan, math.nan)
         scalars |= {EVAL_LOW: low, EVAL_HIGH: high}
     return scalars
 

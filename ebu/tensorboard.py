@@ -76,23 +76,31 @@ def _same(one: float, other: float) -> bool:
 
 
 def layout() -> Any:
-    """The CUSTOM SCALARS tab: five charts of the curves that matter first."""
-    charts = {
-        "return of the last 100 training games": ["Multiline", [_exactly(RETURN)]],
-        "evaluation: mean return and its 95 % interval": [
-            "Margin",
-            [EVAL_MEAN, EVAL_LOW, EVAL_HIGH],
-        ],
-        "loss": ["Multiline", [_exactly(LOSS)]],
-        "Q: predicted, and really earned": ["Multiline", [_exactly(PREDICTED), _exactly(EARNED)]],
-        "speed: frames per second": ["Multiline", [_exactly(SPEED)]],
-    }
-    return custom_scalars({"Overview": charts})
+    """The CUSTOM SCALARS tab: five charts of the curves that matter first.
+
+    TensorBoard draws the charts with margins after all others of their category.
+    """
+    return custom_scalars(
+        {
+            "Score": {
+                "return of the last 100 training games": _lines(RETURN),
+                "evaluation: mean and its 95 % interval": [
+                    "Margin",
+                    [EVAL_MEAN, EVAL_LOW, EVAL_HIGH],
+                ],
+            },
+            "Learning": {
+                "loss": _lines(LOSS),
+                "Q: predicted, and really earned": _lines(PREDICTED, EARNED),
+            },
+            "Speed": {"frames per second": _lines(SPEED)},
+        }
+    )
 
 
-def _exactly(tag: str) -> str:
-    """TensorBoard takes the tags of a chart for regular expressions, and their beginning does."""
-    return f"^{tag}$"
+def _lines(*tags: str) -> list[Any]:
+    # TensorBoard looks for tags that begin as a regular expression says.
+    return ["Multiline", [f"^{tag}$" for tag in tags]]
 
 
 def hyperparameters_row(

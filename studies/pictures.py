@@ -1,7 +1,6 @@
 """The pictures of a report: learning curves and performance profiles."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,18 +8,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ebu.evaluation import mean_interval
+from ebu.figures import add_legend, set_title
 from studies.aggregates import Profile
 
 CURVE_POINTS = 200
 MOST_COLUMNS = 7
 PANEL_INCHES = (3.4, 2.6)
+TITLE_INCHES = 2.3
+DPI = 110
 
 
 Curve = tuple[np.ndarray, np.ndarray]
 """Frames (T,) int64 and returns (T,) float64, as `studies.runs.learning_curve` reads them."""
 
 
-def draw_curves(games: dict[str, dict[str, list[Curve]]], path: Path) -> None:
+def draw_curves(games: dict[str, dict[str, list[Curve]]]) -> Figure:
     """Learning curves by game, a panel each, and method; none of them empty.
 
     The mean over seeds with its 95 % interval (Student's t) as far as all of them have come, and
@@ -31,23 +33,23 @@ def draw_curves(games: dict[str, dict[str, list[Curve]]], path: Path) -> None:
     columns = min(count, MOST_COLUMNS if count > 12 else 3)
     rows = -(-count // columns)
     width, height = PANEL_INCHES
-    # Room for the legend and the labels of a single panel.
-    size = (max(6.5, width * columns), height * rows + 1.2)
-    figure = Figure(figsize=size, layout="constrained")
+    # Room for the labels of a single panel.
+    size = (max(6.5, width * columns), height * rows + 0.7)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
     for panel in panels.flat[count:]:
         panel.set_axis_off()
     for panel, (game, methods) in zip(panels.flat, sorted(games.items()), strict=False):
-        panel.set_title(game)
+        set_title(panel, game, TITLE_INCHES)
         panel.grid(alpha=0.3)
         _draw_panel(panel, methods, colours)
-    handles = [
-        Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in colours.items()
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4))
+    add_legend(
+        figure,
+        [Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in colours.items()],
+    )
     figure.supxlabel("million frames")
-    figure.supylabel("mean raw return of the last 100 training games")
-    figure.savefig(path, dpi=110)
+    figure.supylabel("mean raw return\nof the last 100 training games")
+    return figure
 
 
 def _draw_panel(panel: Axes, methods: dict[str, list[Curve]], colours: dict[str, str]) -> None:
@@ -88,14 +90,17 @@ def mean_curve(
     return grid, returns.mean(axis=0), low, high
 
 
-def draw_profiles(thresholds: np.ndarray, profiles: Sequence[Profile], path: Path) -> None:
+def draw_profiles(thresholds: np.ndarray, profiles: Sequence[Profile]) -> Figure:
     """Share of runs above each human-normalised score, with pointwise 95 % intervals."""
     colours = colours_of([profile.name for profile in profiles])
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 4), dpi=DPI, layout="constrained")
     panel = figure.subplots()
+    lines = []
     for profile in profiles:
         colour = colours[profile.name]
-        panel.step(thresholds, profile.shares, where="post", color=colour, label=profile.name)
+        lines += panel.step(
+            thresholds, profile.shares, where="post", color=colour, label=profile.name
+        )
         if profile.low is not None and profile.high is not None:
             panel.fill_between(
                 thresholds,
@@ -112,8 +117,8 @@ def draw_profiles(thresholds: np.ndarray, profiles: Sequence[Profile], path: Pat
     panel.set_ylim(0, 1.02)
     panel.axvline(1, color="grey", linestyle=":")
     panel.grid(alpha=0.3)
-    panel.legend()
-    figure.savefig(path, dpi=110)
+    add_legend(figure, lines)
+    return figure
 
 
 def colours_of(names: Sequence[str]) -> dict[str, str]:

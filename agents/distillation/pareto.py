@@ -1,7 +1,6 @@
 """The picture of a distillation: what is kept of the teacher against what it costs."""
 
 import io
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
@@ -15,6 +14,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Transform, offset_copy
 
 from agents.distillation.rows import Row
+from ebu.figures import add_legend
 
 Cost = Literal["parameters", "multiply_adds", "p50_us"]
 COSTS: dict[Cost, str] = {
@@ -24,13 +24,22 @@ COSTS: dict[Cost, str] = {
 }
 """What is on the horizontal axes. The last one knows int8 files from float32 ones."""
 PANEL_INCHES = (4.2, 3.6)
+DPI = 110
 METHOD_POINTS = 6
 """Between the methods of one student, which cost the same: they stand side by side."""
 LABEL_SIZE = 8
 
 
 def picture(rows: Sequence[Row]) -> bytes:
-    """A PNG with a panel for each cost: retention, or scores where the teacher has gained nothing.
+    """The figure as a PNG."""
+    content = io.BytesIO()
+    # Without the library's version: the same report has the same bytes.
+    draw(rows).savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """A panel for each cost: retention, or scores where the teacher has gained nothing.
 
     Students that were chosen are marked large, with their intervals over games, their other seeds
     small; the methods of a student stand side by side about what it costs. The line joins what
@@ -41,21 +50,14 @@ def picture(rows: Sequence[Row]) -> bytes:
     methods = sorted({row["method"] for row in rows if row["method"] is not None})
     palette = colormaps["tab10" if len(methods) <= 10 else "tab20"]
     colours = {method: to_hex(palette(index % palette.N)) for index, method in enumerate(methods)}
-    legend = _legend(rows, colours)
-    width = max(6.5, PANEL_INCHES[0] * len(costs))
-    # Inches of the longest name, with its mark.
-    columns = max(1, int(width / (0.7 + 0.085 * max(len(str(h.get_label())) for h in legend))))
-    height = PANEL_INCHES[1] + 0.5 + 0.2 * math.ceil(len(legend) / columns)
-    figure = Figure(figsize=(width, height), layout="constrained")
+    size = (max(6.5, PANEL_INCHES[0] * len(costs)), PANEL_INCHES[1] + 0.2)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     panels = figure.subplots(1, max(1, len(costs)), squeeze=False, sharey=True)[0]
     for panel, cost in zip(panels, costs, strict=False):
         _draw(panel, cost, rows, colours, relative)
     panels[0].set_ylabel("share of the teacher's gain kept, %" if relative else "mean score")
-    figure.legend(handles=legend, loc="outside upper center", ncols=columns)
-    content = io.BytesIO()
-    # Without the library's version: the same report has the same bytes.
-    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
-    return content.getvalue()
+    add_legend(figure, _legend(rows, colours))
+    return figure
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

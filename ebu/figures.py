@@ -1,0 +1,30 @@
+"""Figures on which every word can be read, however many there are and however long."""
+
+import textwrap
+from collections.abc import Sequence
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+
+def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Add a legend above everything, with as many columns as fit; the figure grows to hold it."""
+    width, height = figure.get_size_inches()
+    for columns in range(len(handles), 0, -1):
+        legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns)
+        needed = legend.get_window_extent().padded(legend.borderaxespad * figure.dpi / 10)
+        if needed.width <= figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+    width = max(width, needed.width / figure.dpi)
+    figure.set_size_inches(width, height + needed.height / figure.dpi)
+
+
+def set_title(panel: Axes, title: str, inches: float) -> None:
+    """Write a title in as many lines as it needs to be no wider than this."""
+    text = panel.set_title(title)
+    characters = len(title)
+    while text.get_window_extent().width > inches * panel.figure.dpi and characters > 1:
+        characters -= 1
+        text.set_text("\n".join(textwrap.wrap(title, characters)))
