@@ -1,6 +1,7 @@
 # make train GAME=pong FRAMES=200000     train an agent; the first call sets .venv up
 # make test                              linters, types, tests
 # make check                             linters and types alone
+# make test-cpus                         tests with the instructions of this processor and of older ones
 
 GAME   ?= pong
 AGENT  ?= ebu
@@ -22,14 +23,25 @@ PIP  := $(BIN) -m pip install --quiet --disable-pip-version-check -c constraints
 RUN_READY := $(VENV)/.ready-run
 DEV_READY := $(VENV)/.ready-dev
 
-.PHONY: train test check
+TEST := OMP_NUM_THREADS=1 $(BIN) -m pytest $(PYTEST_ARGS)
+# Instructions that torch, oneDNN and MKL are held to: the last bits of a result depend on them.
+AVX2   := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+LOWEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
+
+.PHONY: train test test-cpus check
 .NOTPARALLEL:
 
 train: $(RUN_READY)
 	$(BIN) train.py --game $(GAME) --agent $(AGENT) --frames $(FRAMES) --seed $(SEED) $(ARGS)
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN) -m pytest $(PYTEST_ARGS)
+	$(TEST)
+
+# At AVX2 only what compares bits; much of the rest plays games.
+test-cpus: $(DEV_READY)
+	$(TEST)
+	$(AVX2) $(TEST) tests/agents tests/ebu
+	$(LOWEST) $(TEST)
 
 check: $(DEV_READY)
 	$(BIN) -m ruff check .

@@ -50,7 +50,7 @@ def policy_of(members: list[list[float]], temperatures: list[float]) -> Tensor:
     """The ensemble's probabilities, the same in each state."""
     outputs = MeanPolicy([Fixed(member) for member in members], temperatures)(STATES)
     assert outputs.shape == (2, len(members[0]))
-    assert torch.equal(outputs[0], outputs[1])
+    torch.testing.assert_close(outputs[0], outputs[1])
     return torch.softmax(outputs[0], dim=0)
 
 
