@@ -1,8 +1,12 @@
 """Exported networks in int8: static quantisation, calibrated on states as they are played.
 
-Weights are int8 per output channel, activations uint8. What needs no rounding gets none: pixels are
-bytes already and enter as they are, and outputs stay float32, since one step of 256 over the range
-of all action values would be wider than the gap between two actions.
+Weights have a scale for each output channel and are stored as bytes around 128, activations are
+uint8. Signed weights would overflow on processors with AVX2 and without VNNI, where onnxruntime
+adds two products of a signed and an unsigned byte in 16 bits.
+
+What needs no rounding gets none: pixels are bytes already and enter as they are, and outputs stay
+float32, since one step of 256 over the range of all action values would be wider than the gap
+between two actions.
 """
 
 import logging
@@ -52,7 +56,7 @@ def quantised(content: bytes, states: StateSet, which: Tensor) -> bytes:
             op_types_to_quantize=["Conv", "Gemm", "MatMul", "Relu"],
             per_channel=True,
             activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
+            weight_type=QuantType.QUInt8,
             extra_options={
                 "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
                 "TensorQuantOverrides": {

@@ -307,7 +307,7 @@ def test_bytes_enter_an_int8_file_as_they_are(content: bytes) -> None:
     assert zero.dtype == np.uint8
     assert (scale.item(), zero.item()) == (1, 0)
     kinds = {w.data_type for w in graph.initializer if len(w.dims) > 1}
-    assert kinds == {onnx.TensorProto.INT8}
+    assert kinds == {onnx.TensorProto.UINT8}
     # The outputs leave as they were computed.
     (last,) = (node for node in graph.node if "logits" in node.output)
     assert last.op_type in ("Gemm", "Add", "MatMul")
