@@ -2,6 +2,7 @@
 # make test                              linters, types, tests
 # make check                             linters and types alone
 # make test-cpus                         tests with the instructions of this processor and of older ones
+# make docs-check                        every command of README and docs, shortened
 
 GAME   ?= pong
 AGENT  ?= ebu
@@ -28,7 +29,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN) -m pytest $(PYTEST_ARGS)
 AVX2   := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 LOWEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 
-.PHONY: train test test-cpus check
+.PHONY: train test test-cpus check docs-check
 .NOTPARALLEL:
 
 train: $(RUN_READY)
@@ -47,6 +48,9 @@ check: $(DEV_READY)
 	$(BIN) -m ruff check .
 	$(BIN) -m ruff format --check .
 	$(BIN) -m mypy
+
+docs-check: $(RUN_READY)
+	$(BIN) docs/check.py
 
 $(RUN_READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
