@@ -59,7 +59,7 @@ SHORT = (
     Short("train.py", "--frames", "frames", 200),
     Short("train.py", "--eval-episodes", "episodes", 1),
     Short("evaluate.py", "--episodes", "episodes", 2),
-    Short("study.py", "--games", "games", "breakout"),
+    Short("study.py", "--games", "games", "breakout", add=False),
     Short("study.py", "--seeds", "seeds", 1),
     Short("study.py", "--frames", "frames", 2_000),
     Short("distill.py", "--states", "states", 400),
@@ -152,7 +152,7 @@ def blocks_of(text: str) -> Iterator[Block]:
                 raise PageError(begin + 1, "a fenced block is never closed")
             inside = "\n".join(line[min(indent, len(line)) :] for line in lines[begin + 1 : at])
             yield Block(begin + 2, fence[3].strip(), inside)
-        elif line.startswith("    ") and not lines[begin - 1 if begin else 0].strip():
+        elif line.startswith("    ") and not (begin and lines[begin - 1].strip()):
             yield from inline_of(prose, begin)
             prose = []
             while at + 1 < len(lines) and (lines[at + 1][:4].strip() == ""):
@@ -418,7 +418,7 @@ class Shell:
         self._send(f"failed=0; {{ {command}\n}} </dev/null {fd}>&-; echo $failed >&{fd}")
         answered, _, _ = select.select([self._status], [], [], seconds)
         if not answered:
-            self.close()
+            self._kill()
             return f"not done after {seconds:.0f} s"
         status = os.read(self._status, 16).decode().strip()
         if status != "0":
@@ -431,9 +431,15 @@ class Shell:
 
     def close(self) -> None:
         """End it and all it started."""
+        self._kill()
+        os.close(self._status)
+        self._printed.close()
+
+    def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
 
     def _send(self, text: str) -> None:
         assert self._process.stdin is not None

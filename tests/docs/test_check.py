@@ -1,0 +1,224 @@
+"""docs/check.py runs what a page prints, shortened by its table and otherwise unchanged."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from docs import check
+from docs.check import PageError, Result, Short
+
+TABLE = (
+    Short("play.py", "--frames", "frames", 1_000),
+    Short("play.py", "--games", "games", "pong", add=False),
+    Short("play.py", "--grow", "frames", 10, add=False),
+)
+
+
+def typed(page: str, examples: Path) -> list[tuple[int, str]]:
+    """Lines and commands of a page."""
+    return [(command.line, command.text) for command in check.commands_of(page, examples)]
+
+
+def test_all_kinds_of_code_are_found_in_order(tmp_path: Path) -> None:
+    page = """\
+# Title
+
+Run `make it` or see `a.py`, `GAME`, `make`:
+
+    first   # a remark
+    second --flag
+
+  indented prose
+
+```sh
+third
+```
+~~~
+fourth `quoted`
+~~~
+```console
+$ fifth
+its output
+```
+```text
+nothing
+```
+| table | `.venv/bin/tool
+x` |
+"""
+    assert typed(page, tmp_path) == [
+        (3, "make it"),
+        (5, "first   # a remark"),
+        (6, "second --flag"),
+        (11, "third"),
+        (14, "fourth `quoted`"),
+        (17, "fifth"),
+        (23, ".venv/bin/tool x"),
+    ]
+
+
+def test_a_command_has_as_many_lines_as_bash_needs(tmp_path: Path) -> None:
+    page = """\
+```
+# A remark.
+one \\
+    --flag
+
+for name in a b; do
+    two $name
+done
+three "first
+second"
+```
+"""
+    commands = typed(page, tmp_path)
+    assert [line for line, _ in commands] == [3, 6, 9]
+    assert [text.split()[0] for _, text in commands] == ["one", "for", "three"]
+
+
+def test_a_command_in_a_sentence_is_not_run_again(tmp_path: Path) -> None:
+    page = "    make it\n\n`make it` made it, `make that` makes that.\n"
+    assert [text for _, text in typed(page, tmp_path)] == ["make it", "make that"]
+
+
+@pytest.mark.parametrize(
+    ("page", "line"),
+    [
+        ("one\n```\nnever closed\n", 2),
+        ("```fortran\nprint *\n```\n", 2),
+        ("one\n\n    echo 'never closed\n", 3),
+        ("one\n\n    echo\n    for x in y; do\n", 4),
+    ],
+)
+def test_a_page_that_cannot_be_read_is_refused(page: str, line: int, tmp_path: Path) -> None:
+    with pytest.raises(PageError) as refused:
+        check.commands_of(page, tmp_path)
+    assert refused.value.line == line
+
+
+@pytest.mark.parametrize(
+    ("given", "run"),
+    [
+        ("play.py", "play.py --frames 1000"),
+        ("./play.py", "./play.py --frames 1000"),
+        ("play.py --frames 999 x", "play.py --frames 999 x"),
+        ("play.py --frames 10000000", "play.py --frames 2000"),
+        ("play.py --frames=20M --seed 3", "play.py --frames 3000 --seed 3"),
+        ("play.py --frames 1e6 -- --frames 5", "play.py --frames 1100 -- --frames 5"),
+        ("play.py --frames 5k 7k", "play.py --frames 1000 1000"),
+        ("play.py --frames many", "play.py --frames many"),
+        ("play.py --frames 1 --games a b --x y", "play.py --frames 1 --games pong --x y"),
+        ("play.py --frames 1 --grow 500", "play.py --frames 1 --grow 10"),
+        ("play.py --resume runs/x", "play.py --resume runs/x"),
+        ("play.py --resume runs/x --frames 20M", "play.py --resume runs/x --frames 3000"),
+    ],
+)
+def test_the_table_and_nothing_else_is_changed(given: str, run: str) -> None:
+    assert check.shortened(given.split(), TABLE) == run.split()
+
+
+def test_a_program_that_is_not_in_the_table_is_refused() -> None:
+    with pytest.raises(LookupError, match=r"other\.py"):
+        check.shortened(["other.py", "--frames", "3"], TABLE)
+
+
+def test_the_table_shortens_sizes_of_programs_that_exist() -> None:
+    for row in check.SHORT:
+        assert row.unit in check.UNITS
+        assert (check.ROOT / row.program).is_file()
+    assert all((check.ROOT / program).is_file() for program in check.QUICK)
+
+
+def test_pages_come_in_the_order_of_the_readme(tmp_path: Path) -> None:
+    (tmp_path / "docs/more").mkdir(parents=True)
+    for name in ("a.md", "b.md", "more/c.md", "more/d.md"):
+        (tmp_path / "docs" / name).touch()
+    (tmp_path / "README.md").write_text(
+        "[c](docs/more/c.md#part) ![p](docs/p.png) [b](docs/b.md) [w](https://x.org/w.md)"
+    )
+    pages = ["README.md", "docs/more/c.md", "docs/b.md", "docs/a.md", "docs/more/d.md"]
+    assert check.pages_of(tmp_path) == [Path(page) for page in pages]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[[str], list[Result]]:
+    """Run a page in a made-up project."""
+    copy, scratch = tmp_path / "copy", tmp_path / "scratch"
+    copy.mkdir()
+    scratch.mkdir()
+    check.make_environment(copy, scratch / "bare")
+
+    def run(page: str) -> list[Result]:
+        (copy / "README.md").write_text(page)
+        return list(check.run_page(Path("README.md"), copy, scratch))
+
+    return run
+
+
+def test_commands_of_a_page_share_a_shell(run: Callable[[str], list[Result]]) -> None:
+    page = '    RUN=\'a b\'\n    mkdir "$RUN" && cd "$RUN"\n    touch "../$RUN/c" && cat c\n'
+    results = run(page + "\n```python\nx = 1\nassert x == 1\n```\n")
+    assert [result.where for result in results] == [f"README.md:{line}" for line in (1, 2, 3, 6)]
+    # The example runs where the reader is: there is no .venv in "a b".
+    assert [result.failed is None for result in results] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "    false",
+        "    cat missing",
+        "    for code in 3 0; do (exit $code); done",
+        "    echo 'Traceback (most recent call last)'",
+        "    python -c ''",
+        "    pip --version",
+        "    .venv/bin/python other.py",
+        "    .venv/bin/other",
+        "    exit 0",
+        "[a link](missing.md)",
+        "```python\nraise SystemExit(3)\n```",
+        "```fortran\n```",
+    ],
+)
+def test_what_is_broken_fails(broken: str, run: Callable[[str], list[Result]]) -> None:
+    results = run(f"    echo before\n\n{broken}\n")
+    assert [result.where for result in results if result.failed] in (
+        [["README.md:3"], ["README.md:4"]]
+    )
+
+
+def test_a_failure_shows_what_was_printed_and_the_next_command_runs(
+    run: Callable[[str], list[Result]],
+) -> None:
+    first, second = run("    echo heard; false\n    true\n")
+    assert first.failed is not None
+    assert "heard" in first.failed
+    assert second.failed is None
+
+
+def test_files_and_changes_of_a_page_are_made(run: Callable[[str], list[Result]]) -> None:
+    page = """\
+```python made.py
+value = 1
+```
+```diff
+--- a/made.py
++++ b/made.py
+@@ -1 +1 @@
+-value = 1
++value = 2
+```
+```python
+import made
+
+assert made.value == 2
+```
+"""
+    assert [result.failed for result in run(page)] == [None, None, None]
+
+
+def test_what_cannot_run_here_is_skipped_with_a_reason(run: Callable[[str], list[Result]]) -> None:
+    (result,) = run("    .venv/bin/python -m pytest\n")
+    assert result.failed is None
+    assert result.skipped
