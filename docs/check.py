@@ -121,17 +121,27 @@ class PageError(Exception):
 def pages_of(root: Path) -> list[Path]:
     """README.md and the pages of docs, those it links first, in that order."""
     links = links_of((root / "README.md").read_text(encoding="utf-8"))
-    linked = [Path(os.path.normpath(target)) for _, target in links if target.endswith(".md")]
+    linked = [Path(os.path.normpath(target.partition("#")[0])) for _, target in links]
     others = sorted(path.relative_to(root) for path in (root / "docs").rglob("*.md"))
     return list(dict.fromkeys([Path("README.md"), *(p for p in linked if p in others), *others]))
 
 
 def links_of(text: str) -> Iterator[tuple[int, str]]:
-    """Lines and files of the links and pictures that lead to files of the project."""
+    """Lines and targets of the links and pictures that lead into the project."""
     for found in re.finditer(r"\]\(([^)\s]+)\)", text):
-        target = found[1].partition("#")[0]
-        if target and "://" not in target:
-            yield text.count("\n", 0, found.start()) + 1, target
+        if "://" not in found[1]:
+            yield text.count("\n", 0, found.start()) + 1, found[1]
+
+
+def leads_somewhere(page: Path, target: str) -> bool:
+    """Whether there is such a file, and such a heading in it if the link names one."""
+    name, _, heading = target.partition("#")
+    file = page.parent / name if name else page
+    if not (heading and file.is_file()):
+        return file.exists()
+    titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), flags=re.M)
+    anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+    return heading in anchors
 
 
 def blocks_of(text: str) -> Iterator[Block]:
@@ -299,8 +309,8 @@ def run_python(args: list[str]) -> NoReturn:
         if "sb3" in args and not has_benchmarks():
             skip("Stable-Baselines3 is not installed here")
         if "--render" in args and "DISPLAY" not in os.environ:
-            if not shutil.which("xvfb-run"):
-                skip("there is no display here, and no xvfb-run")
+            if not (shutil.which("xvfb-run") and util.find_spec("_tkinter")):
+                skip("there is no display here, or no xvfb-run and Tk to do without")
             os.execvp("xvfb-run", ["xvfb-run", "-a", sys.executable, *args])
         print(f"run as: {shlex.join(args)}", flush=True)
     os.execv(sys.executable, [sys.executable, *args])
@@ -462,10 +472,8 @@ def run_page(page: Path, copy: Path, scratch: Path) -> Iterator[Result]:
     """Check the links of a page and run its commands; stop where the shell is lost."""
     text = (copy / page).read_text(encoding="utf-8")
     for line, target in links_of(text):
-        if not (copy / page.parent / target).exists():
-            yield Result(
-                f"{page}:{line}", f"the link to {target}", 0, "there is no such file", None
-            )
+        if not leads_somewhere(copy / page, target):
+            yield Result(f"{page}:{line}", f"the link to {target}", 0, "leads nowhere", None)
     name = str(page).replace("/", "-")
     reason = scratch / f"{name}.skipped"
     path = f"{scratch / 'bare'}:{os.environ['PATH']}"

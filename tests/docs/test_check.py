@@ -156,6 +156,11 @@ def run(tmp_path: Path) -> Callable[[str], list[Result]]:
     return run
 
 
+def test_links_to_files_and_headings_are_found(run: Callable[[str], list[Result]]) -> None:
+    page = "# Its `title`, here\n\n[a](README.md) [b](#its-title-here) [c](https://example.org/x)\n"
+    assert run(page) == []
+
+
 def test_commands_of_a_page_share_a_shell(run: Callable[[str], list[Result]]) -> None:
     page = '    RUN=\'a b\'\n    mkdir "$RUN" && cd "$RUN"\n    touch "../$RUN/c" && cat c\n'
     results = run(page + "\n```python\nx = 1\nassert x == 1\n```\n")
@@ -177,6 +182,7 @@ def test_commands_of_a_page_share_a_shell(run: Callable[[str], list[Result]]) ->
         "    .venv/bin/other",
         "    exit 0",
         "[a link](missing.md)",
+        "[a link](README.md#no-such-part)",
         "```python\nraise SystemExit(3)\n```",
         "```fortran\n```",
     ],
