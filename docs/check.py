@@ -327,6 +327,9 @@ def run_pip(args: list[str]) -> NoReturn:
 
 def run_tensorboard(args: list[str]) -> NoReturn:
     """Stand in for `.venv/bin/tensorboard`: start the server, open its page, stop it."""
+    logs = args[args.index("--logdir") + 1]
+    if not Path(logs).is_dir():
+        sys.exit(f"error: there is no directory {logs}")
     command = [sys.executable, "-m", "tensorboard.main", *args]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     # Also where it says nothing more, so that the line below is not waited for without end.

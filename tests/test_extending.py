@@ -56,7 +56,7 @@ def test_the_example_trains_and_goes_on(
     assert importlib.import_module("agents.expected_sarsa").ExpectedSarsa is example
     flags = "--agent expected_sarsa --policy-epsilon 0.05 --game CartPole-v1 --frames 600 "
     flags += "--num-envs 2 --threads 1 --device cpu --learning-starts 100 --replay-capacity 1000 "
-    flags += "--eval-every-frames 0"
+    flags += "--eval-every-frames 0 --updates-per-step 0.25"
     args = [*flags.split(), "--run-dir", str(tmp_path / "run")]
     for until, updates in ((300, 49), (600, 124)):
         trainer = build_trainer(parse_arguments(args))
