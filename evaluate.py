@@ -1,13 +1,12 @@
 """Score a trained agent under a named protocol, film its best game, show it live."""
 
-import json
 import os
 import sys
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,8 +14,17 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from agents import TrainedAgent, load_agent
-from ebu.commandline import all_cores, device_named, one_of, parse, run_command
+from agents import Precision, TrainedAgent, load_agent
+from ebu.commandline import (
+    all_cores,
+    device_named,
+    has_bfloat16,
+    one_of,
+    parse,
+    run_command,
+    shares,
+)
+from ebu.durable import write_whole
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Act, Evaluation, evaluate, summarise
 from ebu.run_directory import read_config
@@ -24,6 +32,7 @@ from ebu.video import check_video_path, write_video
 from envs import UnknownGameError, VectorEnvironment, make_vector, random_and_human
 from envs.film import Camera, CannotFilmError, film
 from envs.protocols import PROTOCOLS, Protocol
+from studies.scores import as_json, write_evaluation
 
 MOST_ENVIRONMENTS = 16
 # Agents act 15 times a second; every second picture at 15 a second plays twice as fast.
@@ -40,9 +49,12 @@ class EvaluateConfig:
     """What is scored, and under which rules."""
 
     run_dir: Annotated[Path, tyro.conf.Positional]
-    """Directory of the run whose agent is scored; nothing in it is changed."""
+    """Directory of the run whose agent is scored. The result goes to RUN_DIR/evaluations."""
     episodes: int | None = None
     """Games to play [default: the protocol's, 30 under paper, 100 under machado]."""
+    epsilon: float | None = None
+    """Share of random actions [default: the protocol's, 0.05 under paper, the run's final one under
+    machado]. With another number the score is none of the protocol."""
     protocol: str | None = None
     """paper or machado [default: the one the run was trained under]."""
     weights: Literal["final", "best"] = "final"
@@ -62,7 +74,7 @@ class EvaluateConfig:
     render: bool = False
     """Show the games in a window while they are played, one after another in real time."""
     json: Path | None = None
-    """Write the result here, with the score of every game."""
+    """Write the result here too, with the score of every game."""
 
 
 def main() -> int:
@@ -90,6 +102,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     settings = read_config(config.run_dir)["settings"]
     protocol = _protocol(config, settings)
     episodes = protocol.eval_episodes if config.episodes is None else config.episodes
+    protocol_epsilon, epsilon = _epsilons(config, settings, protocol)
     num_envs = _num_envs(config, episodes)
     device = device_named(config.device)
     for path in (config.video, config.json):
@@ -99,8 +112,11 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         check_video_path(config.video)
     threads = config.threads or all_cores()
     torch.set_num_threads(threads)
+    # As in training: float32 means float32, on a GPU too.
+    torch.backends.cudnn.allow_tf32 = False
 
-    agent = None if config.random else _load(config, device)
+    precision = None if config.random else _precision(config, settings, device)
+    agent = None if precision is None else _load(config, device, precision)
     env_seed, acting = seeds_of(config.seed)
     game = str(_setting(settings, "game"))
     try:
@@ -114,9 +130,6 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         )
     except (UnknownGameError, ValueError) as error:
         raise UsageError(f"{config.run_dir} was trained on {game}: {error}") from error
-    epsilon = protocol.eval_epsilon
-    if epsilon is None:
-        epsilon = float(_setting(settings, "epsilon_end"))
     try:
         if agent is not None:
             _check_fits(agent, env, config, settings, protocol)
@@ -138,6 +151,9 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         record = describe(played, game, protocol, epsilon=1.0 if agent is None else epsilon)
         record |= {
             "policy": "random" if agent is None else "agent",
+            "protocol_epsilon": protocol_epsilon,
+            "protocol_games": protocol.eval_episodes,
+            "precision": precision,
             "weights": None if agent is None else config.weights,
             "trained_frames": None if agent is None else agent.frames,
             "teacher": None if agent is None else settings.get("teacher"),
@@ -151,11 +167,12 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             _film_best(config.video, env, played)
     finally:
         env.close()
+    try:
+        write_evaluation(config.run_dir, record)
+    except EbuError as error:
+        print(f"warning: the result is not in {config.run_dir}: {error}", file=sys.stderr)
     if config.json is not None:
-        try:
-            config.json.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
-        except OSError as error:
-            raise EbuError(f"{config.json} cannot be written: {error.strerror}") from error
+        write_whole(config.json, as_json(record))
     return record
 
 
@@ -215,11 +232,15 @@ def as_table(record: dict[str, Any]) -> str:
         "protocol": record["protocol"]
         + (" (separate evaluation)" if record["separate_evaluation"] else ""),
         "weights": player,
-        "epsilon": f"{record['epsilon']:g}",
-        "games": f"{record['games']}, {record['capped_games']} of them ended by the time limit",
+        "epsilon": f"{record['epsilon']:g}" + _aside(record, "epsilon", record["protocol_epsilon"]),
+        "games": f"{record['games']}"
+        + _aside(record, "games", record["protocol_games"])
+        + f", {record['capped_games']} of them ended by the time limit",
         "raw mean": mean,
         "median": f"{record['median']:,.2f}",
     }
+    if record["precision"] is not None:
+        rows["precision"] = record["precision"]
     if record["deviation"] is not None:
         rows["deviation"] = f"{record['deviation']:,.2f}"
     if record["human_normalised"] is not None:
@@ -234,6 +255,12 @@ def as_table(record: dict[str, Any]) -> str:
     )
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def _aside(record: dict[str, Any], name: str, of_protocol: float) -> str:
+    if (record["policy"] == "random" and name == "epsilon") or record[name] == of_protocol:
+        return ""
+    return f" (not the protocol's {of_protocol:g})"
 
 
 class Window:
@@ -284,8 +311,38 @@ def _setting(settings: dict[str, Any], name: str) -> Any:
     return settings[name]
 
 
-def _load(config: EvaluateConfig, device: torch.device) -> TrainedAgent:
-    agent = load_agent(config.run_dir, config.weights, device)
+def _epsilons(
+    config: EvaluateConfig, settings: dict[str, Any], protocol: Protocol
+) -> tuple[float, float]:
+    """The protocol's share of random actions, and the one to play with."""
+    of_protocol = protocol.eval_epsilon
+    if of_protocol is None:
+        of_protocol = float(_setting(settings, "epsilon_end"))
+    if config.epsilon is None:
+        return of_protocol, of_protocol
+    if config.random:
+        raise UsageError("--epsilon says nothing with --random: leave one of them out")
+    shares({"--epsilon": config.epsilon})
+    return of_protocol, config.epsilon
+
+
+def _precision(config: EvaluateConfig, settings: dict[str, Any], device: torch.device) -> Precision:
+    """The arithmetic that the run was trained in; runs of earlier versions know float32 alone."""
+    precision = settings.get("precision", "float32")
+    if precision not in get_args(Precision):
+        raise EbuError(f"{config.run_dir}'s config.json says precision {precision!r}: restore it")
+    if precision == "bfloat16" and not has_bfloat16(device):
+        print(
+            f"warning: {config.run_dir} was trained in bfloat16, which is emulated here: slower, "
+            "and its last bits may differ",
+            file=sys.stderr,
+        )
+    found: Precision = precision
+    return found
+
+
+def _load(config: EvaluateConfig, device: torch.device, precision: Precision) -> TrainedAgent:
+    agent = load_agent(config.run_dir, config.weights, device, precision)
     for line in agent.warnings:
         print(f"warning: {line}", file=sys.stderr)
     return agent

@@ -5,7 +5,7 @@ from agents.dqn import Dqn
 from agents.ebu import Ebu, EbuConfig
 from agents.learner import Learner, LearnerConfig
 from agents.registry import AGENTS
-from agents.trained import TrainedAgent, load_agent
+from agents.trained import Precision, TrainedAgent, load_agent
 
 __all__ = [
     "AGENTS",
@@ -16,6 +16,7 @@ __all__ = [
     "EbuConfig",
     "Learner",
     "LearnerConfig",
+    "Precision",
     "TrainedAgent",
     "load_agent",
 ]

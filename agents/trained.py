@@ -22,6 +22,10 @@ Outputs = Literal["values", "logits"]
 """What a network's outputs are: action values, or a policy's logits, which say nothing of value."""
 
 
+Precision = Literal["float32", "bfloat16"]
+"""Arithmetic of a network; its weights and outputs are float32 in both."""
+
+
 class TrainedAgent:
     """A Q-network or a policy with the configuration of the run it comes from.
 
@@ -43,6 +47,7 @@ class TrainedAgent:
         frames: int,
         device: torch.device,
         warnings: list[str],
+        precision: Precision = "float32",
     ) -> None:
         self.network = network.to(device).eval().requires_grad_(False)
         self.outputs = outputs
@@ -51,6 +56,10 @@ class TrainedAgent:
         self.num_actions: int = config["environment"]["num_actions"]
         self.device = device
         self.warnings = warnings
+        # As the learner computes: see `Learner`.
+        self._autocast = torch.autocast(
+            device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
+        )
 
     def values(self, stacks: np.ndarray | Tensor) -> Tensor:
         """Action values (B, A) float32 of stacks (B, stack, *frame_shape), oldest frame first.
@@ -64,8 +73,9 @@ class TrainedAgent:
     @torch.no_grad()
     def outputs_of(self, stacks: np.ndarray | Tensor) -> Tensor:
         """Values or logits (B, A) float32, as `outputs` says, of stacks as in `values`."""
-        outputs: Tensor = self.network(torch.as_tensor(stacks, device=self.device))
-        return outputs
+        with self._autocast:
+            outputs: Tensor = self.network(torch.as_tensor(stacks, device=self.device))
+        return outputs.float()
 
     def act(self, stack: np.ndarray | Tensor) -> int:
         """The greedy action for one stack (stack, *frame_shape), oldest frame first."""
@@ -89,8 +99,11 @@ def load_agent(
     run_dir: str | Path,
     weights: Literal["final", "best"] = "final",
     device: str | torch.device = "cpu",
+    precision: Precision = "float32",
 ) -> TrainedAgent:
     """Load a student, or the agent a run has trained: its newest weights, or the best evaluated.
+
+    It computes in float32 unless told otherwise, whatever the run was trained in.
 
     Raises `UsageError` if `run_dir` is no run directory, `EbuError` if it holds no whole weights.
     """
@@ -127,6 +140,7 @@ def load_agent(
         checkpoint.state["frames"],
         torch.device(device),
         checkpoint.warnings,
+        precision,
     )
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ebu.errors import EbuError
 from ebu.monitoring import METRICS
-from studies.results import append_process
+from studies.processes import append_process
 from studies.runs import tail
 
 POLL_SECONDS = 0.2
@@ -37,7 +37,7 @@ class Task:
     | field | meaning |
     | --- | --- |
     | frames | emulator frames it is to play |
-    | train, evaluate | the commands; the second ends with the file to write the score to |
+    | train, evaluate | the commands |
     """
 
     run_dir: Path

@@ -2,15 +2,15 @@
 
 import csv
 import io
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ebu.durable import write_whole
 from ebu.errors import EbuError, UsageError
 from ebu.run_directory import CONFIG
+from studies.committed import provenance_of
 from studies.runs import (
     HUMAN_TABLES,
     Run,
@@ -23,11 +23,11 @@ from studies.runs import (
 IDENTITY = ("game", "agent", "seed")
 COLUMNS = (
     *IDENTITY,
-    *("protocol", "preset", "settings", "asked_frames", "frames", "games"),
+    *("protocol", "preset", "precision", "settings", "asked_frames", "frames", "games"),
     *("score", "score_low", "score_high"),
     *(f"human_normalised_{table}" for table in HUMAN_TABLES),
     *("relative_to_dqn_200m", "return_last_100_games"),
-    *("train_seconds", "ebu_version", "commit", "run_dir"),
+    *("train_seconds", "hardware", "ebu_version", "commit", "run_dir"),
 )
 
 
@@ -58,12 +58,23 @@ def check_table(path: Path) -> str | None:
 
 
 class ResultsTable:
-    """`results.csv` of a study: made anew, from all run directories, whenever one has changed."""
+    """`results.csv` of a study: made again, from all its directories, whenever one has changed."""
 
-    def __init__(self, out: Path, say: Callable[[str], None]) -> None:
-        """Look at the table that is there; see `check_table`. `say` is told of what is damaged."""
-        self.path = out / "results.csv"
-        self._runs = out / "runs"
+    def __init__(
+        self, folder: Path, runs: Path, say: Callable[[str], None], games: int | None = None
+    ) -> None:
+        """Look at the table that is there; see `check_table`.
+
+        | argument | meaning |
+        | --- | --- |
+        | folder | where the table is written |
+        | runs | holds the run directories, or the results, that make it |
+        | say | is told of what is damaged |
+        | games | of several scores of a run that of so many games is taken |
+        """
+        self.path = folder / "results.csv"
+        self._runs = runs
+        self._games = games
         self._say = say
         self._said: set[str] = set()
         complaint = check_table(self.path)
@@ -73,30 +84,28 @@ class ResultsTable:
     def fill(self) -> None:
         """Write the table, whole or not at all. Raises `EbuError` where that fails.
 
-        Damaged run directories are left out, with one line each.
+        Damaged directories are left out, with one line each.
         """
-        runs = []
+        text = io.StringIO()
+        table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        for run, cells in self._read():
+            where = os.path.relpath(run.directory, self.path.parent)
+            table.writerow({**cells, "run_dir": where})
+        write_whole(self.path, text.getvalue().encode())
+
+    def _read(self) -> Iterator[tuple[Run, dict[str, Any]]]:
         for run_dir in sorted(path.parent for path in self._runs.glob(f"*/{CONFIG}")):
             try:
-                runs.append(read_run(run_dir))
+                run = read_run(run_dir, self._games)
+                yield run, row(run)
             except EbuError as error:
                 self._warn(f"left out of {self.path}: {error}")
-        write_table(self.path, runs)
 
     def _warn(self, line: str) -> None:
         if line not in self._said:
             self._said.add(line)
             self._say(f"warning: {line}")
-
-
-def write_table(path: Path, runs: Sequence[Run]) -> None:
-    """Write the table, whole or not at all. Raises `EbuError` where that fails."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    table.writeheader()
-    for run in runs:
-        table.writerow({**row(run), "run_dir": os.path.relpath(run.directory, path.parent)})
-    write_whole(path, text.getvalue().encode())
 
 
 def row(run: Run) -> dict[str, Any]:
@@ -110,19 +119,22 @@ def row(run: Run) -> dict[str, Any]:
     | human_normalised_… | 0 for random play, 1 for the human of that table |
     | relative_to_dqn_200m | the relative score over Nature DQN at 200M frames |
     | return_last_100_games | mean raw return of the last 100 training games |
-    | train_seconds | wall time of the training processes that the study saw end |
+    | precision | arithmetic of the networks |
+    | train_seconds | wall time of the training processes, as far as it is recorded |
+    | hardware | of the machine that trained it |
     """
     settings, score = run.settings, run.final_score
     if score is not None and not score.final:
         score = None
     low, high = (None, None) if score is None or score.interval is None else score.interval
-    processes = read_processes(run.directory)
+    provenance = provenance_of(run.directory)
     return {
         "game": run.game,
         "agent": run.agent,
         "seed": run.seed,
         "protocol": settings["protocol"],
         "preset": settings.get("preset"),
+        "precision": run.precision,
         "settings": settings_digest(settings),
         "asked_frames": run.asked_frames,
         "frames": run.played_frames if score is None else score.frames,
@@ -136,44 +148,8 @@ def row(run: Run) -> dict[str, Any]:
         },
         "relative_to_dqn_200m": score and relative(run.game, score.mean),
         "return_last_100_games": run.last_games,
-        "train_seconds": round(
-            sum(each["seconds"] for each in processes if each["program"] == "train.py"), 1
-        ),
-        "ebu_version": " ".join(dict.fromkeys(each["ebu_version"] for each in processes)),
-        "commit": " ".join(dict.fromkeys(each["commit"] for each in processes)),
+        "train_seconds": provenance["train_seconds"],
+        "hardware": provenance["hardware"],
+        "ebu_version": provenance["ebu_version"],
+        "commit": provenance["commit"],
     }
-
-
-def processes_file(run_dir: Path) -> Path:
-    """The list of a run's processes, beside its directory."""
-    return run_dir.with_name(f"{run_dir.name}.processes.jsonl")
-
-
-def append_process(run_dir: Path, record: dict[str, Any]) -> None:
-    """Note a process that has ended. Raises `EbuError` where that fails."""
-    path = processes_file(run_dir)
-    try:
-        with path.open("a", encoding="utf-8") as processes:
-            processes.write(json.dumps(record) + "\n")
-            processes.flush()
-            os.fsync(processes.fileno())
-    except OSError as error:
-        raise EbuError(
-            f"cannot write {path}: {error.strerror or error}; free space or make it writable, and "
-            "run the same command again"
-        ) from error
-
-
-def read_processes(run_dir: Path) -> list[dict[str, Any]]:
-    """The processes of a run that a study saw end; lines that are not whole are left out."""
-    path = processes_file(run_dir)
-    processes = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                record = json.loads(line)
-                record["seconds"] = float(record["seconds"])
-                processes.append({"program": "", "ebu_version": "", "commit": "", **record})
-            except (ValueError, KeyError, TypeError):
-                continue
-    return processes

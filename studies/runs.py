@@ -16,10 +16,7 @@ from ebu.monitoring import EVALUATIONS, METRICS
 from ebu.run_directory import CONFIG, read_config
 from envs import is_atari
 from envs.games import ReferenceScores, reference_scores
-from envs.protocols import PROTOCOLS
-
-EVALUATION = "evaluation.json"
-"""Where `evaluate.py RUN --json RUN/evaluation.json` leaves a run's final score."""
+from studies.scores import Score, final_record, score_in_training, score_of
 
 HUMAN_TABLES = ("nature2015", "57table")
 
@@ -36,27 +33,6 @@ _NOT_THE_METHOD = frozenset(
 )
 # The last lines of a log are read from so many bytes of its end.
 _TAIL_BYTES = 65_536
-
-
-@dataclass(frozen=True)
-class Score:
-    """What a run scored.
-
-    | field | meaning |
-    | --- | --- |
-    | mean, games | mean raw score of so many games |
-    | interval | [low, high] for the mean, over games; None for a single game |
-    | frames | emulator frames the weights were trained on |
-    | protocol | the rules of the evaluation |
-    | final | by evaluate.py, of the final weights; otherwise the last evaluation in training |
-    """
-
-    mean: float
-    games: int
-    interval: tuple[float, float] | None
-    frames: int
-    protocol: str
-    final: bool
 
 
 @dataclass(frozen=True)
@@ -88,6 +64,11 @@ class Run:
     @property
     def seed(self) -> int:
         return int(self.settings["seed"])
+
+    @property
+    def precision(self) -> str:
+        """Arithmetic of its networks; before it was a setting there was float32 alone."""
+        return str(self.settings.get("precision", "float32"))
 
     @property
     def asked_frames(self) -> int:
@@ -122,8 +103,8 @@ def find_run_directories(roots: Iterable[Path]) -> list[Path]:
     return list(found.values())
 
 
-def read_run(run_dir: Path) -> Run:
-    """What a run directory says of itself.
+def read_run(run_dir: Path, games: int | None = None) -> Run:
+    """What a run directory says of itself; of several scores that of so many games is preferred.
 
     Raises `EbuError`, naming the file, where it is damaged.
     """
@@ -142,60 +123,22 @@ def read_run(run_dir: Path) -> Run:
     return Run(
         directory=run_dir,
         settings=settings,
-        score=_read_score(run_dir, settings),
+        score=_read_score(run_dir, settings, games),
         played_frames=lines[-1]["frames"] if lines else 0,
         last_games=returns[-1] if returns else None,
     )
 
 
-def _read_score(run_dir: Path, settings: dict[str, Any]) -> Score | None:
-    path = run_dir / EVALUATION
+def _read_score(run_dir: Path, settings: dict[str, Any], games: int | None) -> Score | None:
+    record = final_record(run_dir, settings["protocol"], games)
+    if record is not None:
+        return score_of(record)
+    path = run_dir / EVALUATIONS
     try:
-        record = read_evaluation(run_dir)
-        if record is not None:
-            return _score(record, record["trained_frames"], record["protocol"], final=True)
-        path = run_dir / EVALUATIONS
         lines = tail(path)
-        if lines:
-            last = lines[-1]
-            return _score(last, last["frames"], settings["protocol"], final=False)
+        return score_in_training(lines[-1], settings["protocol"]) if lines else None
     except (KeyError, TypeError, ValueError) as error:
         raise EbuError(f"{path} cannot be read ({error!r}): restore or remove it") from error
-    return None
-
-
-def _score(record: dict[str, Any], frames: Any, protocol: str, *, final: bool) -> Score:
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {protocol!r}")
-    interval = record["interval_95"]
-    return Score(
-        mean=float(record["mean"]),
-        games=int(record["games"]),
-        interval=None if interval is None else (float(interval[0]), float(interval[1])),
-        frames=int(frames),
-        protocol=protocol,
-        final=final,
-    )
-
-
-def read_evaluation(run_dir: Path) -> dict[str, Any] | None:
-    """The record of evaluate.py on the final weights; None without one.
-
-    One of other weights or of random play is not the run's score. Raises `EbuError` if the file is
-    damaged.
-    """
-    path = run_dir / EVALUATION
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        is_final = record["policy"] == "agent" and record["weights"] == "final"
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EbuError(
-            f"{path} cannot be read ({error}): remove it, and score the run again with: "
-            f"python evaluate.py {run_dir} --json {path}"
-        ) from error
-    return dict(record) if is_final else None
 
 
 def learning_curve(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:

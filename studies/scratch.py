@@ -29,7 +29,7 @@ from ebu.errors import EbuError, UsageError
 from ebu.run_directory import read_config
 from presets import flat, parse_arguments
 from studies.jobs import Task, work_off
-from studies.results import read_processes
+from studies.processes import read_processes
 
 ROOT = Path(__file__).resolve().parents[1]
 # Settings of the teacher's run that are not taken: the run's own, and the machine's.

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from presets import flat
+from studies.plan import PlannedRun
+
 FRAMES = 10_000
 SETTINGS: dict[str, Any] = {
     "preset": "default",
@@ -45,9 +48,15 @@ def write_run(
     return run_dir
 
 
+def as_recorded(run: PlannedRun, **other: Any) -> dict[str, Any]:
+    """The settings that train.py would record for a planned run on the CPU."""
+    return {**flat(run.config), "device": "cpu", "threads": 1, **other}
+
+
 def evaluation(score: float, frames: int = FRAMES, **other: Any) -> dict[str, Any]:
     """What evaluate.py writes, as far as it is read here."""
     record = {"policy": "agent", "weights": "final", "trained_frames": frames, "protocol": "paper"}
+    record |= {"epsilon": 0.05, "seed": 0, "num_envs": 15, "returns": 30 * [score]}
     return {**record, **summary(score, games=30), **other}
 
 

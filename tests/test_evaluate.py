@@ -112,7 +112,7 @@ def command(*args: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command_prints_a_table_and_changes_nothing(
+def test_the_command_prints_a_table_and_changes_nothing_but_adds_its_result(
     runs: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run_dir = runs("breakout")
@@ -129,15 +129,20 @@ def test_the_command_prints_a_table_and_changes_nothing(
         tmp_path / "e.json",
     )
     assert ended.returncode == 0, ended.stderr
-    assert digests(run_dir) == before
+    added = digests(run_dir).items() - before.items()
+    assert before.items() <= digests(run_dir).items()
     record = json.loads((tmp_path / "e.json").read_text())
+    ((path, _),) = added
+    assert Path(path).parent == run_dir / "evaluations"
+    assert json.loads(Path(path).read_text()) == record
     rows = dict(line.split("  ", 1) for line in ended.stdout.splitlines())
     rows = {name: value.strip() for name, value in rows.items()}
     assert rows["game"] == "breakout"
     assert rows["protocol"] == "paper"
     assert rows["weights"] == f"final, after {trained_frames(run_dir):,} frames of training"
     assert rows["epsilon"] == "0.05"
-    assert rows["games"].startswith("2, ")
+    assert rows["games"].startswith("2 (not the protocol's 30), ")
+    assert rows["precision"] == "float32"
     assert rows["raw mean"].startswith(f"{record['mean']:.2f} ± ")
     assert "human table nature2015: human 31.8, random 1.7" in rows["human-normalised"]
     assert rows["frames played"].startswith(f"{record['frames_played']:,}")

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,12 +21,14 @@ from agents import AGENTS
 from ebu.commandline import run_command
 from ebu.errors import UsageError
 from envs.games import ATARI5, PAPER49
-from presets import flat, parse_arguments
+from presets import parse_arguments
 from studies.jobs import Task, work_off
 from studies.plan import StudyConfig, games_of, plan
-from studies.results import COLUMNS, ResultsTable, check_table, read_processes, row
+from studies.processes import read_processes
+from studies.results import COLUMNS, ResultsTable, check_table, row
 from studies.runs import read_run, settings_digest
-from tests.run_directories import FRAMES, evaluation, write_run
+from studies.scores import final_record
+from tests.run_directories import FRAMES, as_recorded, evaluation, write_run
 from train import build_trainer
 
 ROOT = Path(__file__).parent.parent
@@ -99,7 +102,13 @@ def test_threads_are_shared_unless_asked_for_or_recorded(tmp_path: Path) -> None
         ("--games pong --seed-list -1", "must not be negative"),
         ("--games pong --seeds 1 1", "Unrecognized options: 1"),
         ("--games pong --seeds 0", "--seeds must be at least 1"),
-        ("--games pong --jobs 0", "--jobs must be at least 1"),
+        ("--games pong --jobs -1", "--jobs must be at least 0"),
+        ("--games pong --episodes 0", "--episodes must be at least 1"),
+        ("--games pong --collect .", "name a directory"),
+        ("--games pong --variants beta=1", "write a name and flags"),
+        ("--games pong --variants a/b:", "write a name and flags"),
+        ("--games pong --variants base: base:", "base more than once"),
+        ("--games pong --agents ebu --variants base: half:", "are the same settings of ebu"),
         ("--games pong --frames 0", "--frames must be positive"),
         ("--games pong --preset papr", "did you mean paper?"),
         ("--games pong --beta 0.1", "--beta"),
@@ -107,6 +116,8 @@ def test_threads_are_shared_unless_asked_for_or_recorded(tmp_path: Path) -> None
         ("--games pong -- --gamma 2", "agent ebu cannot be trained so: --gamma"),
         ("--games pong -- --run_dir=here", "--run-dir after --"),
         ("--games pong -- --seed 3", "--seed after --"),
+        ("--games pong --variants 'a: --seed 1'", "--seed in variant a"),
+        ("--games pong --variants 'a: --gamma 2'", "variant a, cannot be trained so: --gamma"),
         ("", "--games"),
         ("--games", "need a name each"),
     ],
@@ -115,7 +126,7 @@ def test_what_cannot_be_played_is_refused_in_one_line_before_anything_is(
     args: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UsageError) as refusal:
-        run_study(monkeypatch, "--out", tmp_path / "out", *args.split())
+        run_study(monkeypatch, "--out", tmp_path / "out", *shlex.split(args))
     assert complaint in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "out").exists()
@@ -129,11 +140,6 @@ def test_refusals_leave_the_process_with_2(
         run_command(study.main)
     assert ended.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def as_recorded(run: Any, **other: Any) -> dict[str, Any]:
-    """The settings that train.py would record for a planned run on the CPU."""
-    return {**flat(run.config), "device": "cpu", "threads": 1, **other}
 
 
 @pytest.mark.parametrize(
@@ -207,6 +213,7 @@ def test_a_row_by_hand(tmp_path: Path) -> None:
     with (tmp_path / "pong-ebu-seed3.processes.jsonl").open("w") as lines:
         for program, seconds, commit in processes:
             record = {"program": program, "seconds": seconds, "commit": commit}
+            record["hardware"] = "two cores"
             lines.write(json.dumps({**record, "ebu_version": "0.1"}) + "\n")
         lines.write('{"program": "tr')
     run = read_run(run_dir)
@@ -216,6 +223,7 @@ def test_a_row_by_hand(tmp_path: Path) -> None:
         "seed": 3,
         "protocol": "paper",
         "preset": "default",
+        "precision": "float32",
         "settings": settings_digest(run.settings),
         "asked_frames": FRAMES,
         "frames": FRAMES,
@@ -228,6 +236,7 @@ def test_a_row_by_hand(tmp_path: Path) -> None:
         "relative_to_dqn_200m": pytest.approx((-5.7 - 18.9) / (18.9 + 20.7)),
         "return_last_100_games": 13.0,
         "train_seconds": 12.5,
+        "hardware": "two cores",
         "ebu_version": "0.1",
         "commit": "a b",
     }
@@ -278,7 +287,7 @@ def test_a_damaged_run_is_named_and_left_out_of_the_table(
     write_run(tmp_path / "runs", "pong", "ebu", 0, 1.0)
     broken = write_run(tmp_path / "runs", "pong", "ebu", 1, 1.0)
     (broken / "config.json").write_text("{")
-    table = ResultsTable(tmp_path, print)
+    table = ResultsTable(tmp_path, tmp_path / "runs", print)
     table.fill()
     table.fill()
     assert capsys.readouterr().out.count(str(broken / "config.json")) == 1
@@ -452,7 +461,7 @@ def test_an_interrupted_study_goes_on_and_ends_as_one_that_was_not(
     assert run_study(monkeypatch, *args) == 128 + signal.SIGTERM
     thread.join()
     said = capsys.readouterr().err
-    assert said.endswith("stopped: the same command goes on\n")
+    assert said.endswith("stopped: run the same command again to resume\n")
     assert "failed" not in said
     assert (run_dir / "checkpoints").is_dir()
     _, line = (out / "results.csv").read_text().splitlines()
@@ -468,7 +477,8 @@ def test_an_interrupted_study_goes_on_and_ends_as_one_that_was_not(
     trainer.close()
     assert log.read_bytes() == (whole / "metrics.jsonl").read_bytes()
     scored = evaluate.run(evaluate.EvaluateConfig(whole, threads=1, device="cpu"))
-    record = json.loads((run_dir / "evaluation.json").read_text())
+    record = final_record(run_dir, "paper")
+    assert record is not None
     assert record["returns"] == scored["returns"]
     score = read_run(run_dir).final_score
     assert score is not None
