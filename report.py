@@ -21,7 +21,7 @@ from studies.aggregates import Statistics, statistics_of
 from studies.comparison import Comparison, compare
 from studies.pictures import Curve, draw_curves, draw_profiles
 from studies.published import PUBLISHED_49, REFERENCE_AGENTS
-from studies.report_text import report_text
+from studies.report_text import mixed_precisions, report_text
 from studies.runs import Run, find_run_directories, learning_curve, read_run
 
 
@@ -52,9 +52,13 @@ def main() -> None:
         raise EbuError(
             f"all {len(damaged)} run directories are damaged: there is nothing to report"
         )
+    comparison = compare(runs)
+    for group in comparison.groups:
+        mixed = mixed_precisions(group)
+        if mixed is not None:
+            print(f"warning: {mixed}", file=sys.stderr)
     first = config.run_dirs[0]
     out = config.out or (first.parent if (first / CONFIG).exists() else first) / "report"
-    comparison = compare(runs)
     groups = [statistics_of(group) for group in comparison.groups]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -89,9 +93,9 @@ def draw(
     groups: Sequence[Statistics],
     curves: dict[Path, Curve],
     out: Path,
-) -> dict[str | tuple[str, int], str]:
-    """Draw everything; file names by training protocol (curves) and by group (profiles)."""
-    pictures: dict[str | tuple[str, int], str] = {}
+) -> dict[str, str]:
+    """Draw everything; file names by training protocol (curves) and by name of group (profiles)."""
+    pictures: dict[str, str] = {}
     for protocol, games in comparison.curves.items():
         drawn: dict[str, dict[str, list[Curve]]] = {}
         for game, methods in games.items():
@@ -105,9 +109,9 @@ def draw(
             draw_curves(drawn).savefig(out / pictures[protocol])
     for of in groups:
         if of.profiles:
-            at = (of.group.protocol, of.group.frames)
-            pictures[at] = f"profile-{at[0]}-{at[1]}.png"
-            draw_profiles(of.thresholds, of.profiles).savefig(out / pictures[at])
+            name = of.group.name
+            pictures[name] = f"profile-{name}.png"
+            draw_profiles(of.thresholds, of.profiles).savefig(out / pictures[name])
     return pictures
 
 
@@ -129,12 +133,14 @@ def as_json(
 def group_as_json(found: Statistics) -> dict[str, Any]:
     """A group: its runs, and its statistics."""
     group = found.group
-    runs = [run for games in group.methods.values() for of in games.values() for run in of]
     return {
         "protocol": group.protocol,
         "frames": group.frames,
+        "games_each": group.games_each,
+        "final": group.final,
+        "precisions": group.precisions(),
         "missing": group.missing(),
-        "runs": [run_as_json(run) for run in runs],
+        "runs": [run_as_json(run) for run in group.runs],
         "games": plain([asdict(row) for row in found.rows]),
         "aggregates": plain([asdict(aggregate) for aggregate in found.aggregates]),
         "profiles": {
@@ -155,6 +161,7 @@ def run_as_json(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "asked_frames": run.asked_frames,
         "played_frames": run.played_frames,
+        "precision": run.precision,
         "return_last_100_games": run.last_games,
         "score": None if run.score is None else asdict(run.score),
         "settings": run.settings,

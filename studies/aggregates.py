@@ -35,7 +35,6 @@ class GameRow:
     | relative_to_dqn_200m | relative score over Nature DQN; None without its score |
     | relative_to_dqn_here | the same over the group's own one-step DQN, at the same frames |
     | last_games | mean over runs of the return of the last 100 training games |
-    | scored_by | which games the scores are means of |
     """
 
     game: str
@@ -48,7 +47,6 @@ class GameRow:
     relative_to_dqn_200m: float | None
     relative_to_dqn_here: float | None
     last_games: float | None
-    scored_by: str
 
 
 def game_rows(group: Group) -> list[GameRow]:
@@ -79,7 +77,6 @@ def game_rows(group: Group) -> list[GameRow]:
                     relative_to_dqn_200m=relative(game, mean),
                     relative_to_dqn_here=own,
                     last_games=float(np.mean(last)) if last else None,
-                    scored_by=_scored_by(runs),
                 )
             )
     return rows
@@ -91,16 +88,6 @@ def _agent(games: dict[str, list[Run]]) -> str:
 
 def _scores(runs: Sequence[Run]) -> np.ndarray:
     return np.array([run.final_score.mean for run in runs if run.final_score is not None])
-
-
-def _scored_by(runs: Sequence[Run]) -> str:
-    kinds = []
-    for run in runs:
-        score = run.final_score
-        assert score is not None
-        what = "" if score.final else "last evaluation in training, "
-        kinds.append(f"{what}{score.games} games")
-    return "; ".join(dict.fromkeys(kinds))
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ def report_text(
     comparison: Comparison,
     groups: Sequence[Statistics],
     damaged: Sequence[str],
-    pictures: Mapping[str | tuple[str, int], str],
+    pictures: Mapping[str, str],
 ) -> str:
-    """The whole report. `pictures`: file names by training protocol and by (protocol, frames)."""
+    """The whole report. `pictures`: file names by training protocol and by name of a group."""
     parts = ["# Report", METHOD]
     for found in groups:
-        parts += _group(found, pictures.get((found.group.protocol, found.group.frames)))
+        parts += _group(found, pictures.get(found.group.name))
     if not groups:
         parts.append("No run has a score after all the frames it was asked to play.")
     for protocol in comparison.curves:
@@ -48,11 +48,13 @@ def report_text(
 
 def _group(found: Statistics, profile: str | None) -> list[str]:
     group = found.group
-    parts = [f"## Protocol {group.protocol}, {group.frames:,} frames", "### Scores"]
+    parts = [f"## Protocol {group.protocol}, {group.frames:,} frames, {group.scored_by}"]
+    mixed = mixed_precisions(group)
+    parts += [f"**Warning:** {mixed}.", "### Scores"] if mixed else ["### Scores"]
     parts.append(_scores(found.rows))
     if group.protocol == "machado":
         parts.append(
-            "This protocol scores training games: that is the last column but one. The scores are "
+            "This protocol scores training games: that is the last column. The scores are "
             "of games played afterwards."
         )
     for aggregate in found.aggregates:
@@ -76,12 +78,21 @@ def _group(found: Statistics, profile: str | None) -> list[str]:
     return parts
 
 
+def mixed_precisions(group: Group) -> str | None:
+    """A line on a table whose runs were computed in several precisions; None for one."""
+    found = group.precisions()
+    if len(found) < 2:
+        return None
+    methods = "; ".join(f"{precision}: {', '.join(names)}" for precision, names in found.items())
+    return f"the table of {group.name} mixes precisions ({methods})"
+
+
 def _scores(rows: Sequence[GameRow]) -> str:
     here = any(row.relative_to_dqn_here is not None for row in rows)
     header = ["game", "agent", "seeds", "score", "95 % over seeds"]
     header += ["human-normalised, nature2015", "57table", "relative to DQN (Nature, 200M)"]
     header += ["relative to dqn here"] if here else []
-    header += ["return of last 100 training games", "scored by"]
+    header += ["return of last 100 training games"]
     return _table(
         header,
         [
@@ -96,7 +107,6 @@ def _scores(rows: Sequence[GameRow]) -> str:
                 _share(row.relative_to_dqn_200m),
                 *([_share(row.relative_to_dqn_here)] if here else []),
                 _number(row.last_games),
-                row.scored_by,
             ]
             for row in rows
         ],
@@ -183,7 +193,7 @@ def _left_out(comparison: Comparison, damaged: Sequence[str]) -> list[str]:
         parts += [
             "## Runs in no table",
             "Without a score after all their frames: train them on, or score them with "
-            "`python evaluate.py RUN --json RUN/evaluation.json`.",
+            "`python evaluate.py RUN`.",
             _table(["run", "frames played", "last evaluation"], rows),
         ]
     lines = [f"- {line}" for line in damaged]

@@ -18,6 +18,7 @@ from studies.comparison import Comparison, compare
 from studies.pictures import mean_curve
 from studies.published import PUBLISHED_49, REFERENCE_AGENTS
 from studies.runs import find_run_directories, learning_curve, normalised, read_run, relative
+from studies.scores import write_evaluation
 from tests.run_directories import FRAMES, evaluation, write_run
 
 # Between random play and the Nature human: Pong -20.7 to 9.3, Breakout 1.7 to 31.8.
@@ -60,7 +61,7 @@ def test_scores_by_hand(four_runs: Path) -> None:
     assert row.relative_to_dqn_here == pytest.approx(0)
     assert rows["pong", "dqn"].relative_to_dqn_here is None
     assert row.last_games == pytest.approx(10.5)
-    assert row.scored_by == "30 games"
+    assert group.scored_by == "30 games"
     assert rows["breakout", "ebu"].normalised["nature2015"] == pytest.approx(2)
 
 
@@ -157,6 +158,83 @@ def test_other_settings_are_another_method(tmp_path: Path) -> None:
     assert comparison.variants == {"ebu beta=0.0": {"beta": 0.0}, "ebu beta=0.5": {"beta": 0.5}}
 
 
+def test_variants_are_named_by_what_they_do_not_share_with_most(tmp_path: Path) -> None:
+    base = {"beta": 0.5, "updates_per_step": 1.0, "learning_rate": 1e-4}
+    changes: list[dict[str, Any]] = [
+        *({}, {"beta": 1.0}, {"updates_per_step": 0.25}, {"learning_rate": 1e-3}),
+        {"beta": 0.0, "updates_per_step": 0.5},
+    ]
+    for number, change in enumerate(changes):
+        write_run(tmp_path, "pong", "ebu", 0, 1.0, name=str(number), **{**base, **change})
+    comparison = compared(tmp_path)
+    assert set(comparison.groups[0].methods) == {
+        *("ebu", "ebu beta=1.0", "ebu updates_per_step=0.25", "ebu learning_rate=0.001"),
+        "ebu beta=0.0, updates_per_step=0.5",
+    }
+    assert comparison.variants["ebu"] == base
+
+
+def test_scores_of_other_numbers_of_games_and_in_training_have_tables_of_their_own(
+    tmp_path: Path,
+) -> None:
+    write_run(tmp_path, "pong", "ebu", 0, None, evaluated_in_training=7.0)
+    for seed, games in enumerate((5, 30, 100), start=1):
+        run_dir = write_run(tmp_path, "pong", "ebu", seed, None)
+        write_evaluation(run_dir, evaluation(float(games), games=games))
+    groups = compared(tmp_path).groups
+    assert [(group.games_each, group.final) for group in groups] == [
+        *((30, True), (5, True), (100, True), (10, False))
+    ]
+    assert len({group.name for group in groups}) == 4
+    for group in groups:
+        assert len(group.runs) == 1
+        assert ("instead of the protocol's 30" in group.scored_by) == (group.games_each != 30)
+
+
+def test_of_several_scores_that_of_the_protocol_counts(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path, "pong", "ebu", 0, 1.0)
+    others: list[dict[str, Any]] = [
+        *({"games": 5}, {"games": 100}, {"seed": 3}, {"protocol": "machado"}),
+        *({"epsilon": 0.01, "protocol_epsilon": 0.05}, {"weights": "best"}),
+        *({"policy": "random"}, {"trained_frames": FRAMES - 1}),
+    ]
+    for number, other in enumerate(others):
+        write_evaluation(run_dir, evaluation(2.0 + number, **other))
+    assert len(list((run_dir / "evaluations").iterdir())) == len(others)
+    score = read_run(run_dir).final_score
+    assert score is not None
+    assert score.mean == 1.0
+    (run_dir / "evaluation.json").unlink()
+    assert read_run(run_dir, games=5).score != read_run(run_dir).score
+    # Played further and scored again.
+    write_evaluation(run_dir, evaluation(99.0, games=5, trained_frames=2 * FRAMES))
+    score = read_run(run_dir).score
+    assert score is not None
+    assert score.mean == 99.0
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.01, 0.0500001])
+def test_a_score_with_another_epsilon_is_in_no_table(epsilon: float, tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path, "pong", "ebu", 0, None)
+    record = evaluation(5.0, epsilon=epsilon, protocol_epsilon=0.05)
+    write_evaluation(run_dir, record)
+    assert read_run(run_dir).score is None
+    assert compared(tmp_path).groups == []
+
+
+def test_a_table_that_mixes_precisions_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path, "CartPole-v1", "ebu", 0, 1.0)
+    run_report(monkeypatch, tmp_path)
+    assert "precision" not in capsys.readouterr().err
+    write_run(tmp_path, "CartPole-v1", "dqn", 0, 1.0, precision="bfloat16")
+    run_report(monkeypatch, tmp_path)
+    printed = capsys.readouterr()
+    for text in (printed.err, printed.out):
+        assert "mixes precisions (bfloat16: dqn; float32: ebu)" in text
+
+
 def test_presets_name_methods_that_differ_in_much(tmp_path: Path) -> None:
     for number, preset in enumerate(("default", "paper")):
         many = dict.fromkeys("abcdef", number)
@@ -178,7 +256,8 @@ def test_without_a_final_evaluation_the_last_in_training_counts(tmp_path: Path) 
     (group,) = compared(tmp_path).groups
     (row,) = game_rows(group)
     assert row.mean == 7
-    assert row.scored_by == "last evaluation in training, 10 games"
+    assert (group.games_each, group.final) == (10, False)
+    assert group.scored_by.startswith("last evaluation in training, 10 games")
 
 
 def test_unfinished_and_unscored_runs_are_in_no_table(tmp_path: Path) -> None:
@@ -287,6 +366,7 @@ def damage(file: str, content: str) -> Any:
         damage("evaluation.json", '{"policy": "agent", "weights": "final"}'),
         damage("evaluation.json", json.dumps(evaluation(1.0, protocol="atari"))),
         damage("evaluation.json", json.dumps(evaluation(1.0, mean=None))),
+        damage("evaluations/any.json", '{"policy": "agent", '),
     ],
 )
 def test_a_damaged_run_is_named_and_left_out(
@@ -298,6 +378,8 @@ def test_a_damaged_run_is_named_and_left_out(
 ) -> None:
     write_run(tmp_path, "CartPole-v1", "ebu", 0, 1.0)
     broken = write_run(tmp_path, "CartPole-v1", "ebu", 1, 2.0)
+    for run_dir in (broken, broken.parent / "CartPole-v1-ebu-seed0"):
+        (run_dir / file).parent.mkdir(exist_ok=True)
     (broken / file).write_text(content)
     run_report(monkeypatch, tmp_path)
     warning, *_ = capsys.readouterr().err.splitlines()
