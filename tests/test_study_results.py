@@ -13,7 +13,7 @@ import report
 import study
 from ebu.errors import UsageError
 from ebu.monitoring import Monitor
-from presets import flat, parse_arguments
+from presets import DEFAULT, flat, parse_arguments
 from studies import plan as planning
 from studies.committed import MOST_LINES, differences, provenance_of, write_result
 from studies.jobs import Task
@@ -72,7 +72,8 @@ def test_variants_are_played_by_every_agent_game_and_seed() -> None:
     for run in runs:
         assert parse_arguments(run.flags) == run.config
         assert run.config.learner.network == "net2"
-    assert [flat(run.config)["updates_per_step"] for run in runs[:3]] == [0.25, 0.25, 0.125]
+    usual = flat(DEFAULT)["updates_per_step"]
+    assert [flat(run.config)["updates_per_step"] for run in runs[:3]] == [usual, usual, 0.125]
 
 
 def test_a_finished_run_is_copied_and_then_taken_as_done_where_no_run_is(
