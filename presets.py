@@ -10,7 +10,7 @@ import tyro
 
 from agents import AGENTS, AgentConfig, LearnerConfig
 from agents.architectures import architecture
-from ebu.commandline import device_named, not_negative, one_of, parse, positive, shares
+from ebu.commandline import at_most, device_named, not_negative, one_of, parse, positive, shares
 from ebu.errors import UsageError
 from ebu.schedules import ExplorationConfig
 from envs.protocols import PROTOCOLS
@@ -209,3 +209,11 @@ def flat(config: Any) -> dict[str, Any]:
         else:
             settings[entry.name] = str(value) if isinstance(value, Path) else value
     return settings
+    at_most(
+        {
+            "--num-envs": (config.num_envs, 10_000),
+            "--threads": (config.threads, 10_000),
+            "--train-noops": (config.train_noops, 10_000),
+            "--eval-episodes": (config.evaluation.eval_episodes, 1_000_000),
+        }
+    )

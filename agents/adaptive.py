@@ -11,7 +11,7 @@ from agents.agent import AgentConfig, epsilon_greedy
 from agents.ebu import Ebu, EbuConfig
 from agents.learner import Learner, LearnerConfig
 from agents.stacked import StackedLearner
-from ebu.commandline import positive
+from ebu.commandline import at_most, positive
 from ebu.errors import UsageError
 from ebu.interfaces import VectorStep
 
@@ -30,6 +30,7 @@ class AdaptiveEbuConfig(EbuConfig):
     def check(self) -> None:
         super().check()
         positive({"--learners": self.learners, "--copy-every-steps": self.copy_every_steps})
+        at_most({"--learners": (self.learners, 1_000)})
         if self.learners > 1 and self.beta != type(self).beta:
             raise UsageError(
                 f"--beta {self.beta} is for --learners 1: {self.learners} learners have the "

@@ -14,7 +14,7 @@ from torch.profiler import record_function
 from agents.averages import Averages
 from agents.graphs import Captured
 from agents.learner import Learner, LearnerConfig
-from ebu.commandline import not_negative, positive, shares
+from ebu.commandline import at_most, not_negative, positive, shares
 from ebu.interfaces import VectorStep
 from ebu.replay import Batch, EpisodicReplay
 from ebu.staging import Staging
@@ -42,6 +42,12 @@ class AgentConfig:
     def check(self) -> None:
         """Raise `UsageError`, with the flag to change, for settings no agent can learn with."""
         positive({"--batch-size": self.batch_size, "--updates-per-step": self.updates_per_step})
+        at_most(
+            {
+                "--batch-size": (self.batch_size, 65_536),
+                "--updates-per-step": (self.updates_per_step, 1_000),
+            }
+        )
         not_negative({"--learning-starts": self.learning_starts})
         shares({"--gamma": self.gamma})
 

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from agents.agent import Agent, AgentConfig
-from ebu.commandline import positive
+from ebu.commandline import at_most, positive
 from ebu.replay import Batch, EpisodicReplay
 from ebu.returns import n_step_targets
 
@@ -21,6 +21,7 @@ class NStepConfig(AgentConfig):
     def check(self) -> None:
         super().check()
         positive({"--n-step": self.n_step})
+        at_most({"--n-step": (self.n_step, 1_000)})
 
 
 class NStep(Agent):

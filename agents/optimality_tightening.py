@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from agents.agent import Agent, AgentConfig
-from ebu.commandline import not_negative, positive
+from ebu.commandline import at_most, not_negative, positive
 from ebu.replay import Batch, EpisodicReplay
 from ebu.returns import optimality_bounds, tightened_targets
 
@@ -24,6 +24,7 @@ class OptimalityTighteningConfig(AgentConfig):
         super().check()
         # Upper bounds are returns divided by powers of gamma.
         positive({"--bound-steps": self.bound_steps, "--gamma": self.gamma})
+        at_most({"--bound-steps": (self.bound_steps, 1_000)})
         not_negative({"--bound-penalty": self.bound_penalty})
 
 

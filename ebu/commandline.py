@@ -8,7 +8,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NoReturn, TypeVar
+from decimal import Decimal
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import tyro
@@ -17,6 +18,16 @@ from ebu.errors import EbuError, UsageError
 
 ConfigT = TypeVar("ConfigT")
 
+
+LARGEST_NUMBER = 10**15
+"""No flag takes a number above this; a float still holds every integer up to here."""
+SAVING = (
+    b"\nstopping: saving; a second Ctrl-C ends at once and loses what is not saved yet (what was "
+    b"saved before stays)\n"
+)
+"""Said at the first signal to stop."""
+_COUNT = re.compile(r"([+-]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)([kKmM]?)")
+_NUMBERS = tyro.constructors.ConstructorRegistry()
 
 def parse(
     config_type: type[ConfigT],
@@ -29,6 +40,8 @@ def parse(
     """Fill a dataclass from command-line flags; nested dataclasses give flat flags.
 
     Raises `UsageError` with one line when a flag is unknown or its value does not fit.
+    Integers may be written as `count` reads them, and no number may be above `LARGEST_NUMBER`.
+
     `--help` prints and exits with 0.
     """
     complaint = io.StringIO()
@@ -42,6 +55,7 @@ def parse(
                 default=tyro.MISSING_NONPROP if default is None else default,
                 config=(tyro.conf.OmitArgPrefixes,),
             )
+                registry=_NUMBERS,
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
@@ -49,6 +63,61 @@ def parse(
 
 
 def _one_line(box: str, prog: str) -> str:
+def count(text: str) -> int:
+    """An integer as people write it: 400000, 400k, 1e6, 10M, 1_000_000.
+
+    Raises `ValueError` with one line for anything else and for what no flag takes.
+    """
+    written = _COUNT.fullmatch(text)
+    if written is None:
+        raise ValueError(f"{_shortened(text)} is no integer, such as 400000, 400k or 1e6")
+    try:
+        value = Decimal(written[1]) * {"": 1, "k": 10**3, "m": 10**6}[written[2].lower()]
+        if abs(value) > LARGEST_NUMBER:
+            raise ValueError(_too_large(text))
+        if value != int(value):
+            raise ValueError(f"{_shortened(text)} is no integer")
+    except ArithmeticError:  # exponents of many digits
+        raise ValueError(f"{_shortened(text)} is no integer that a flag takes") from None
+    return int(value)
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{_shortened(text)} is no number") from None
+    if abs(value) > LARGEST_NUMBER:
+        raise ValueError(_too_large(text))
+    return value
+
+
+def _too_large(text: str) -> str:
+    return f"{_shortened(text)} is too large: no number may be above {LARGEST_NUMBER:.0e}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:36]}..."
+
+
+def _read_numbers(kind: type[int | float], read: Callable[[str], int | float]) -> None:
+    @_NUMBERS.primitive_rule
+    def _(of: tyro.constructors.PrimitiveTypeInfo) -> Any:
+        if of.type is not kind:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=kind.__name__.upper(),
+            instance_from_str=lambda args: read(args[0]),
+            is_instance=lambda value: isinstance(value, kind),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+
+_read_numbers(int, count)
+_read_numbers(float, _number)
+
+
     """The words of an error drawn in a box, without the box, its title and the flags' help."""
     words: list[str] = []
     for line in box.splitlines():
@@ -91,6 +160,12 @@ def shares(flags: Mapping[str, float]) -> None:
 
 
 def _require(holds: bool, complaint: str) -> None:
+def at_most(flags: Mapping[str, tuple[float, float]]) -> None:
+    """Raise `UsageError` unless each value, by its flag and with its largest, is not above it."""
+    for flag, (value, most) in flags.items():
+        _require(value <= most, f"{flag} must be at most {most:,}, but is {value:,}")
+
+
     if not holds:
         raise UsageError(complaint)
 

@@ -15,7 +15,7 @@ from agents.distillation.procedures import ProcedureConfig
 from agents.distillation.records import method_name
 from agents.distillation.sources import MADE_UP, MIXED_FROM, PLAY, SOURCES
 from agents.distillation.temperature import check_temperature
-from ebu.commandline import not_negative, one_of, positive
+from ebu.commandline import at_most, not_negative, one_of, positive
 from ebu.errors import UsageError
 
 MAIN_LOSSES = ("kl", "hard", "hinton", "centred", "regression", "noisy")
@@ -174,6 +174,16 @@ class DistillConfig:
                 "--num-envs": self.num_envs,
                 "--checkpoint-minutes": self.checkpoint_minutes,
                 **({} if self.games is None else {"--games": self.games}),
+            }
+        )
+        at_most(
+            {
+                "--seeds": (self.seeds, 1_000),
+                "--baseline-seeds": (self.baseline_seeds, 1_000),
+                "--rounds": (self.rounds, 1_000),
+                "--num-envs": (self.num_envs, 10_000),
+                "--threads": (self.threads, 10_000),
+                "--games": (self.games or 0, 1_000_000),
             }
         )
         not_negative(

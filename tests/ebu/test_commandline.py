@@ -36,6 +36,10 @@ class Config:
     run_dir: Path | None = None
     """Where it goes."""
     method: Method = field(default_factory=Method)
+    most: int | None = None
+    """How many at most."""
+    sizes: tuple[int, ...] = ()
+    """How large each is."""
 
 
 def parsed(*args: str, default: Config | None = None) -> Config:
@@ -72,7 +76,7 @@ def test_flags_are_flat_and_take_hyphens_and_equals_signs() -> None:
         (["--nonsense"], ["--nonsense"]),
         (["stray"], ["stray"]),
         (["--num-envs", "four"], ["--num-envs", "four"]),
-        (["--num-envs", "1e6"], ["--num-envs", "1e6"]),
+        (["--num-envs", "1e-3"], ["--num-envs", "1e-3"]),
         (["--num-envs", "2.5"], ["--num-envs", "2.5"]),
         (["--beta", "much"], ["--beta", "much"]),
         (["--num-envs"], ["--num-envs"]),
@@ -88,6 +92,47 @@ def test_what_does_not_fit_is_refused_in_one_line_that_names_it(
 
 
 def test_nothing_is_printed_when_something_does_not_fit(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("400000", 400_000),
+        ("400k", 400_000),
+        ("400K", 400_000),
+        ("10M", 10_000_000),
+        ("1.5M", 1_500_000),
+        ("1e6", 1_000_000),
+        ("2.5E+3", 2_500),
+        ("1_000_000", 1_000_000),
+        ("1e3k", 1_000_000),
+        ("10e-1", 1),
+        ("-4", -4),
+        ("1e15", 10**15),
+    ],
+)
+def test_integers_are_read_as_people_write_them(text: str, value: int) -> None:
+    assert count(text) == value
+    assert parsed("--num-envs", text).num_envs == value
+    assert parsed(f"--most={text}").most == value
+    assert parsed("--sizes", text, "3").sizes == (value, 3)
+
+
+HUGE = ("1e30", "1" + "0" * 400, "9" * 20, "1e" + "9" * 30, "-1e30", "1e999999999", "1e14k")
+NO_INTEGER = ("1.5", "1e-3", "1e-999999999", "inf", "nan", "1e", "k", "1__0.", "0x10", "")
+
+
+@pytest.mark.parametrize("text", [*HUGE, *NO_INTEGER])
+@pytest.mark.parametrize("flag", ["--num-envs", "--most", "--sizes"])
+def test_what_is_no_integer_that_a_flag_takes_is_one_line(flag: str, text: str) -> None:
+    message = complaint(f"{flag}={text}")
+    assert flag in message
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize("text", ["1e30", "1" + "0" * 400, "9" * 20, "inf", "-inf", "much", ""])
+def test_what_is_no_number_that_a_flag_takes_is_one_line(text: str) -> None:
+    assert "--beta" in complaint(f"--beta={text}")
+
+
     complaint("--nonsense", "3")
     assert capfd.readouterr() == ("", "")
 
