@@ -1,7 +1,7 @@
 """Every setting of a training run, the presets, and what cannot be run."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +12,10 @@ from agents import AGENTS, AgentConfig, LearnerConfig
 from agents.architectures import architecture
 from ebu.commandline import at_most, device_named, not_negative, one_of, parse, positive, shares
 from ebu.errors import UsageError
+from ebu.machine import AUTOMATIC, automatic_settings
+from ebu.run_directory import CONFIG, read_config
 from ebu.schedules import ExplorationConfig
+from envs.games import list_games
 from envs.protocols import PROTOCOLS
 
 AGENT_HELP = (
@@ -42,11 +45,12 @@ class TrainConfig:
     preset: str = "default"
     """Starting point of all settings: default, or paper (those of the EBU paper's code)."""
     frames: int = 10_000_000
-    """Emulator frames to train for (4 per agent step on Atari). May grow when a run goes on."""
+    """Emulator frames to train for (4 per agent step on Atari): 400k, 10M. May grow when a run is
+    resumed."""
     seed: int = 0
     """Seed of everything random in the run."""
     run_dir: Path | None = None
-    """Where the run lives [default: runs/GAME-AGENT-PRESET-seedSEED]. One that is there goes on."""
+    """Run directory; an existing one is resumed [default: runs/GAME-AGENT-PRESET-seedSEED]."""
     protocol: str = "paper"
     """paper (no sticky actions, a lost life ends a segment) or machado (sticky actions)."""
     train_noops: int = 30
@@ -115,24 +119,60 @@ NOT_PART_OF_THE_RUN = frozenset({"run_dir", "checkpoint_minutes", "overlap", "pr
 """Settings that change nothing in what a run computes."""
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """What train.py is told."""
+
+    resume: Path | None = None
+    """Run directory to train further. Its config.json holds every setting; --frames may grow, and
+    what is not part of the run (--checkpoint-minutes, --overlap, --profile), or was chosen by the
+    program (--device, --threads, --precision), may be given again."""
+    list_games: bool = False
+    """Print what --game takes, and exit."""
+    run: TrainConfig = field(default_factory=TrainConfig)
+
+
+OTHER_GAMES = """
+The second column: sets of games, for study.py --games.
+
+--game also takes titles and ids (Pong, "Ms. Pac-Man", ALE/Pong-v5), and every Gymnasium environment
+with discrete actions and image or vector observations: CartPole-v1, ebu/Maze-v0, or one of your
+own, my_module:MyEnv-v0, from a module that Python finds."""
+
+WITH_RESUME = frozenset({"resume", "help", "frames"}) | NOT_PART_OF_THE_RUN | AUTOMATIC.keys()
+"""Flags that may be given together with --resume; --run-dir is refused, since --resume names it."""
+
+
 def parse_arguments(args: Sequence[str]) -> TrainConfig:
     """Flags to a checked configuration; the preset they name gives the defaults.
 
+    --help and --list-games print and exit with 0.
+
     Raises `UsageError` with one line for anything that cannot be run.
     """
-    preset, agent = _value_of("--preset", args, "default"), _value_of("--agent", args, "ebu")
+    run_dir = _value_of("--resume", args)
+    if run_dir is not None:
+        _check_with_resume(run_dir, args)
+        args = [*flags_of_run(Path(run_dir)), *args, f"--run-dir={run_dir}"]
+    preset = _value_of("--preset", args) or DEFAULT.preset
+    agent = _value_of("--agent", args) or DEFAULT.agent
     one_of("--preset", preset, PRESETS)
     one_of("--agent", agent, AGENTS)
-    config = parse(
-        TrainConfig,
+    _check_owners(agent, args)
+    arguments = parse(
+        Arguments,
         args,
-        default=for_agent(PRESETS[preset], agent),
+        default=Arguments(run=for_agent(PRESETS[preset], agent)),
         prog="train.py" if agent == DEFAULT.agent else f"train.py --agent {agent}",
         description=(
-            "Train an agent on an Atari game. The same command on the same run directory goes on "
-            "where it stopped."
+            "Train an agent on an Atari game. Run the same command again to resume, or name the "
+            "run directory with --resume."
         ),
     )
+    if arguments.list_games:
+        print(f"{list_games()}\n{OTHER_GAMES}")
+        raise SystemExit(0)
+    config = arguments.run
     _check(config)
     return config
 
@@ -144,9 +184,79 @@ def for_agent(preset: TrainConfig, agent: str) -> TrainConfig:
     return replace(preset, agent=agent, method=AGENTS[agent].config_type(**different))
 
 
-def _value_of(flag: str, args: Sequence[str], default: str) -> str:
-    """The last value given to a flag."""
-    value = default
+def flags_of_run(run_dir: Path) -> list[str]:
+    """The flags that a run was started with, and nothing of them left to the defaults.
+
+    Raises `UsageError` for what train.py of this version did not start, `EbuError` for a damaged
+    config.json.
+    """
+    config = read_config(run_dir)
+    settings = config["settings"]
+    preset, agent = settings.get("preset"), settings.get("agent")
+    if preset not in PRESETS or agent not in AGENTS:
+        raise UsageError(
+            f"--resume {run_dir}: train.py did not start it, as its {CONFIG} says: name a run"
+        )
+    usual = flat(for_agent(PRESETS[preset], agent))
+    missing = usual.keys() - settings.keys() - NOT_PART_OF_THE_RUN
+    unknown = settings.keys() - usual.keys()
+    if missing or unknown:
+        differing = [*(f"no {name}" for name in sorted(missing)), *sorted(unknown)]
+        raise UsageError(
+            f"--resume {run_dir}: it was started by a version with other settings "
+            f"({', '.join(differing)} in its {CONFIG}): continue it with that version, or start a "
+            "new run"
+        )
+    automatic = {name: AUTOMATIC[name] for name in automatic_settings(config)}
+    return flags_of({**settings, **automatic}, usual)
+
+
+def flags_of(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    """Settings as flags of train.py; `usual` are those that their agent and preset have."""
+    flags: list[str] = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(usual.get(name), bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list | tuple):
+            flags += [f"--{flag}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{flag}={value}")
+    return flags
+
+
+def _named_in(args: Sequence[str]) -> dict[str, str]:
+    """The settings whose flags are among these arguments, each with its flag as it was typed."""
+    typed = [argument.partition("=")[0] for argument in args if argument.startswith("--")]
+    return {flag[2:].removeprefix("no-").replace("-", "_"): flag for flag in typed}
+
+
+def _check_with_resume(run_dir: str, args: Sequence[str]) -> None:
+    if not run_dir:
+        raise UsageError("--resume needs the directory of a run, for instance --resume runs/pong")
+    for name, flag in _named_in(args).items():
+        if name not in WITH_RESUME or name == "run_dir":
+            raise UsageError(
+                f"--resume takes every setting from the run: leave out {flag} (--frames may grow; "
+                "see train.py --help)"
+            )
+
+
+def _check_owners(agent: str, args: Sequence[str]) -> None:
+    """Raise `UsageError` for a flag that is another agent's."""
+    own = flat(AGENTS[agent].config_type())
+    for name, flag in _named_in(args).items():
+        owners = [other for other in AGENTS if name in flat(AGENTS[other].config_type())]
+        if owners and name not in own:
+            raise UsageError(
+                f"{flag} is a flag of {' and '.join(owners)}, not of {agent}: add --agent "
+                f"{owners[0]}, or leave it out (see train.py --agent {agent} --help)"
+            )
+
+
+def _value_of(flag: str, args: Sequence[str]) -> str | None:
+    """The last value given to a flag, None without the flag, empty if its value is missing."""
+    value = None
     for position, argument in enumerate(args):
         name, separator, joined = argument.partition("=")
         if name == flag:
@@ -181,6 +291,14 @@ def _check(config: TrainConfig) -> None:
             "--eval-episodes": config.evaluation.eval_episodes,
         }
     )
+    at_most(
+        {
+            "--num-envs": (config.num_envs, 10_000),
+            "--threads": (config.threads, 10_000),
+            "--train-noops": (config.train_noops, 10_000),
+            "--eval-episodes": (config.evaluation.eval_episodes, 1_000_000),
+        }
+    )
     not_negative(
         {
             "--seed": config.seed,
@@ -209,11 +327,3 @@ def flat(config: Any) -> dict[str, Any]:
         else:
             settings[entry.name] = str(value) if isinstance(value, Path) else value
     return settings
-    at_most(
-        {
-            "--num-envs": (config.num_envs, 10_000),
-            "--threads": (config.threads, 10_000),
-            "--train-noops": (config.train_noops, 10_000),
-            "--eval-episodes": (config.evaluation.eval_episodes, 1_000_000),
-        }
-    )

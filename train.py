@@ -226,6 +226,11 @@ def build_trainer(config: TrainConfig) -> Trainer:
 
 
 def _prepare_torch(device: torch.device, threads: int, deterministic: bool) -> None:
+            except KeyError as error:
+                raise EbuError(
+                    f"{checkpoint.directory} was written by another version and has no {error}: "
+                    "continue the run with that version, or start a new one"
+                ) from error
     """Settings that hold for the whole process."""
     torch.set_num_threads(threads)
     if device.type != "cuda":

@@ -36,6 +36,11 @@ class Machine:
         return {"device": self.device.type, "threads": self.threads, "precision": self.precision}
 
 
+def automatic_settings(config: Mapping[str, Any]) -> list[str]:
+    """Which settings were automatic when the run of this config.json started."""
+    return list(config.get("automatic", _BEFORE_RECORDED))
+
+
 def choose_machine(
     device: str, threads: int, precision: str, before: Mapping[str, Any] | None
 ) -> Machine:
@@ -54,7 +59,7 @@ def choose_machine(
         automatic = [name for name, value in asked.items() if value == AUTOMATIC[name]]
     else:
         recorded = before["settings"]
-        automatic = list(before.get("automatic", _BEFORE_RECORDED))
+        automatic = automatic_settings(before)
 
     if device == "auto" and recorded.get("device") == "cpu":
         device = "cpu"

@@ -104,6 +104,14 @@ def canonical_game(name: str) -> str:
     raise UnknownGameError(f"unknown game {shown(name)}{did_you_mean(nearest_games(name))}")
 
 
+def list_games() -> str:
+    """Every game that can be played, a line each, with the sets that it is in."""
+    games = sorted(set(games_by_key().values()) - set(TWO_PLAYER_GAMES))
+    width = max(map(len, games))
+    sets = {game: [name for name, of in GAME_SETS.items() if game in of] for game in games}
+    return "\n".join(f"{game:<{width}}  {' '.join(sets[game])}".rstrip() for game in games)
+
+
 def nearest_games(name: str) -> list[str]:
     """Up to three ROM ids whose names are like `name`, the nearest first."""
     keys = [key for key, game in games_by_key().items() if game not in TWO_PLAYER_GAMES]

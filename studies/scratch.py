@@ -7,7 +7,7 @@ games. Its directory is a run directory among those of the students.
 import json
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -27,7 +27,7 @@ from agents.distillation.students import multiply_adds, num_parameters
 from ebu.checkpoint import load_latest
 from ebu.errors import EbuError, UsageError
 from ebu.run_directory import read_config
-from presets import flat, parse_arguments
+from presets import flags_of, flat, parse_arguments
 from studies.jobs import Task, work_off
 from studies.processes import read_processes
 
@@ -89,24 +89,19 @@ def beginners(
     for student, network in networks.items():
         run_dir = out / STUDENTS / student_name(student, SCRATCH, seed)
         own = {"network": network, "frames": frames, "seed": seed, "run_dir": run_dir}
-        flags = (*head, *_flags({**taken, **own, "eval_every_frames": 0}, usual))
+        wanted = {**taken, **own, "eval_every_frames": 0}
+        changed = {
+            name: value
+            for name, value in wanted.items()
+            if name not in usual or value != usual[name]
+        }
+        flags = (*head, *flags_of(changed, usual))
         try:
             parse_arguments(flags)
         except UsageError as error:
             raise UsageError(f"--from-scratch cannot train as the teacher was: {error}") from error
         found.append(Beginner(student, run_dir, flags))
     return found
-
-
-def _flags(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in settings.items():
-        flag = name.replace("_", "-")
-        if name in usual and value == usual[name]:
-            continue
-        if isinstance(usual.get(name), bool):
-            yield f"--{flag}" if value else f"--no-{flag}"
-        else:
-            yield from (f"--{flag}", str(value))
 
 
 def train_from_scratch(
