@@ -6,7 +6,6 @@ python distill.py runs/pong-ebu-default-seed0 --students net1 net2 net3 --out ru
 import contextlib
 import copy
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -42,7 +41,7 @@ from agents.distillation.report import (
 from agents.distillation.settings import MAY_CHANGE, DistillConfig
 from agents.distillation.sources import MADE_UP, PLAY, Stopped
 from agents.distillation.states import StateSet
-from ebu.commandline import parse, run_command
+from ebu.commandline import parse, run_command, stop_on_signals
 from ebu.errors import EbuError, UsageError
 from ebu.machine import Machine, choose_machine
 from ebu.run_directory import open_run_directory, read_earlier_config
@@ -71,14 +70,7 @@ def main() -> int:
         description="Compress a trained agent into small ones, and measure what they keep of it.",
     )
     stopped_by: list[int] = []
-
-    def stop(number: int, _: Any) -> None:
-        # A second signal ends the process at once; what is finished stays.
-        signal.signal(number, signal.SIG_DFL)
-        stopped_by.append(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    stop_on_signals(stopped_by.append)
     try:
         outcomes = run(config, should_stop=lambda: bool(stopped_by))
     except Stopped:

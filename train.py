@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -17,7 +16,7 @@ import torch
 from agents import AGENTS, Agent
 from agents.distillation.online import Students, student_directory
 from ebu.checkpoint import Checkpoint, load_latest
-from ebu.commandline import run_command
+from ebu.commandline import run_command, stop_on_signals
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Evaluation, evaluate, summarise
 from ebu.frames import torch_dtype
@@ -67,14 +66,11 @@ def main() -> int:
         _say(f"already at {trainer.frames:,} frames: raise --frames to train on")
     stopped_by: list[int] = []
 
-    def stop(number: int, _: Any) -> None:
-        # A second signal ends the process at once; the last complete checkpoint stays.
-        signal.signal(number, signal.SIG_DFL)
+    def stop(number: int) -> None:
         stopped_by.append(number)
         trainer.stop_requested = True
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    stop_on_signals(stop)
     progress = Progress(config.frames, initial=trainer.frames)
     try:
         finished = already_played or trainer.run(config.frames, progress)

@@ -6,6 +6,7 @@ import io
 import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -197,6 +198,26 @@ def all_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def stop_on_signals(stop: Callable[[int], None]) -> None:
+    """Call `stop` at the first SIGINT or SIGTERM, with its number; a second ends the process.
+
+    The first is answered at once with a line on standard error: what stops is being saved, and the
+    second loses what was not saved yet.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def first(number: int, _: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+        # Past the buffers of sys.stderr, which may be in the middle of a line.
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            os.write(sys.stderr.fileno(), SAVING)
+        stop(number)
+
+    for number in numbers:
+        signal.signal(number, first)
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:

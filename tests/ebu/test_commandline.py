@@ -1,5 +1,6 @@
 """Flags from dataclasses; errors as one line and an exit code."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from ebu.commandline import parse, run_command
+from ebu.commandline import SAVING, count, parse, run_command
 from ebu.errors import EbuError, UsageError
 
 
@@ -35,11 +36,11 @@ class Config:
     """Arithmetic."""
     run_dir: Path | None = None
     """Where it goes."""
-    method: Method = field(default_factory=Method)
     most: int | None = None
     """How many at most."""
     sizes: tuple[int, ...] = ()
     """How large each is."""
+    method: Method = field(default_factory=Method)
 
 
 def parsed(*args: str, default: Config | None = None) -> Config:
@@ -91,7 +92,6 @@ def test_what_does_not_fit_is_refused_in_one_line_that_names_it(
     assert all(name in message for name in named)
 
 
-def test_nothing_is_printed_when_something_does_not_fit(capfd: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -133,6 +133,7 @@ def test_what_is_no_number_that_a_flag_takes_is_one_line(text: str) -> None:
     assert "--beta" in complaint(f"--beta={text}")
 
 
+def test_nothing_is_printed_when_something_does_not_fit(capfd: pytest.CaptureFixture[str]) -> None:
     complaint("--nonsense", "3")
     assert capfd.readouterr() == ("", "")
 
@@ -183,6 +184,49 @@ def test_exit_codes(
     assert out == ""
     assert err.count("\n") == (1 if line else 0)
     assert err.startswith("error: " + line if line else "")
+
+
+SAVES = """
+import time
+from ebu.commandline import run_command, stop_on_signals
+
+def main() -> int:
+    stopped = []
+    stop_on_signals(stopped.append)
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.01)
+        if stopped:
+            print("saving", flush=True)
+            time.sleep(SECONDS)
+            return 128 + stopped[0]
+
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("second", [None, signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_saves_and_says_so_and_a_second_ends_it(
+    first: signal.Signals, second: signal.Signals | None
+) -> None:
+    program = SAVES.replace("SECONDS", "0" if second is None else "60")
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(first)
+        assert process.stdout.readline() == "saving\n"
+        if second is not None:
+            process.send_signal(second)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == (128 + first if second is None else -second)
+    assert said.encode() == SAVING
 
 
 def test_an_error_in_the_program_is_not_hidden() -> None:
