@@ -24,7 +24,7 @@ from ebu.machine import choose_machine
 from ebu.monitoring import EVALUATIONS, METRICS, Monitor, Progress, cut_logs, last_frames
 from ebu.profiling import Profile
 from ebu.replay import EpisodicReplay
-from ebu.run_directory import open_run_directory, read_earlier_config
+from ebu.run_directory import directory_name, open_run_directory, read_earlier_config
 from ebu.training import Trainer, TrainingConfig
 from envs import (
     ReplayMismatchError,
@@ -101,7 +101,7 @@ def build_trainer(config: TrainConfig) -> Trainer:
     """
     game = canonical_game(config.game) if is_atari(config.game) else config.game
     run_dir = config.run_dir or Path(
-        "runs", f"{game.replace('/', '-')}-{config.agent}-{config.preset}-seed{config.seed}"
+        "runs", f"{directory_name(game)}-{config.agent}-{config.preset}-seed{config.seed}"
     )
     machine = choose_machine(
         config.device, config.threads, config.precision, read_earlier_config(run_dir)

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -11,6 +12,11 @@ from ebu.durable import replace_whole
 from ebu.errors import EbuError, UsageError
 
 CONFIG = "config.json"
+
+
+def directory_name(game: str) -> str:
+    """A game's name as part of a path: letters that every file system, make and shell takes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", game).strip("-.")
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:

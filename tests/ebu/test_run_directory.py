@@ -2,6 +2,7 @@
 
 import json
 import os
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from ebu.errors import EbuError, UsageError
-from ebu.run_directory import open_run_directory, read_config, write_config
+from ebu.run_directory import directory_name, open_run_directory, read_config, write_config
 
 ENVIRONMENT = {"num_actions": 6, "stack": 4, "frame_shape": [84, 84]}
 
@@ -41,6 +42,17 @@ def refusal(run_dir: Path, **settings: Any) -> str:
     assert "\n" not in message
     assert str(run_dir) in message
     return message
+
+
+@pytest.mark.parametrize(
+    "game",
+    ["pong", "CartPole-v1", "ebu/Maze-v0", "my_module:MyEnv-v0", "a.b:c d#$%&*?\\'\"<>|é/../X-v0"],
+)
+def test_a_games_directory_has_no_letter_that_paths_choke_on(game: str) -> None:
+    name = directory_name(game)
+    assert set(name) <= set(string.ascii_letters + string.digits + "._-")
+    assert name[0].isalnum()
+    assert name.endswith(game.rpartition("/")[2].rpartition(":")[2][-4:])
 
 
 def test_a_new_directory_is_made_with_its_parents_and_its_configuration(tmp_path: Path) -> None:
