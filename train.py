@@ -53,6 +53,8 @@ MORE_HYPERPARAMETERS = (
 )
 """What TensorBoard compares runs by; those of `MORE_HYPERPARAMETERS` when they are ticked."""
 FILM_STEPS, FILM_EVERY, FILM_FPS = 1_000, 4, 15
+# Emulators load their game one after the other, in one call that shows no progress.
+MANY_ENVS, EMULATOR_SECONDS = 16, 0.2
 
 
 def main() -> int:
@@ -132,6 +134,9 @@ def build_trainer(config: TrainConfig) -> Trainer:
         env = make_env(config.num_envs, int(env_rng.integers(2**31)), True)
     except ValueError as error:
         raise UsageError(f"--game: {error}") from error
+    if is_atari(game) and config.num_envs >= MANY_ENVS:
+        seconds = config.num_envs * EMULATOR_SECONDS
+        _say(f"starting {config.num_envs} emulators, one by one: {seconds:.0f} s or more")
     step_frames = config.num_envs * env.frames_per_step
     if config.frames < step_frames:
         raise UsageError(

@@ -170,8 +170,6 @@ def test_an_agent_has_flags_of_its_own_and_presets_fit_it() -> None:
     config = parse_arguments(["--agent", "dqn", "--preset=paper"])
     assert config.agent == "dqn"
     assert config.method == AgentConfig(learning_starts=50_000)
-    with pytest.raises(UsageError, match=r"--beta.*--agent dqn --help"):
-        parse_arguments(["--agent", "dqn", "--beta", "0.3"])
 
 
 @pytest.mark.parametrize(("args", "ends"), [([], True), (["False"], False), (["True"], True)])
@@ -358,7 +356,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_goes_on(number: int, tmp_path: Path) -> None:
+def test_a_signal_saves_and_the_same_command_continues(number: int, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run(whole)
     flags = [*CARTPOLE, "--frames", "1000000", "--run-dir", str(stopped)]
@@ -372,7 +370,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(number: int, tmp_path: Path
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert "the same command goes on" in stderr
+    assert "continue with: " in stderr
     assert "Traceback" not in stderr
     checkpoint = load_latest(stopped / "checkpoints")
     assert checkpoint is not None
@@ -424,6 +422,21 @@ def test_many_environments_and_a_small_memory_train(game: str, tmp_path: Path) -
     assert trainer.updates == int((trainer.agent_steps - 64 - 2048) * 0.01)
     assert trainer.replay.num_segments > 64
     trainer.close()
+
+
+def test_a_start_that_takes_long_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def not_now(*_: object, **__: object) -> None:
+        raise ValueError("not now")
+
+    monkeypatch.setattr("train.make_vector", not_now)
+    said = {}
+    for flags in ("--game pong --num-envs 256", "--game pong", "--game CartPole-v1 --num-envs 256"):
+        with pytest.raises(UsageError):
+            build_trainer(parse_arguments([*flags.split(), f"--run-dir={tmp_path / 'run'}"]))
+        said[flags] = capsys.readouterr().err
+    assert ["256 emulators" in line for line in said.values()] == [True, False, False]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
