@@ -43,6 +43,7 @@ from agents.distillation.sources import MADE_UP, PLAY, Stopped
 from agents.distillation.states import StateSet
 from ebu.commandline import parse, run_command, stop_on_signals
 from ebu.errors import EbuError, UsageError
+from ebu.hints import tensorboard_command
 from ebu.machine import Machine, choose_machine
 from ebu.run_directory import open_run_directory, read_earlier_config
 from evaluate import random_play
@@ -74,7 +75,7 @@ def main() -> int:
     try:
         outcomes = run(config, should_stop=lambda: bool(stopped_by))
     except Stopped:
-        say("stopped: the same command goes on")
+        say("stopped: run the same command again to continue")
         return 128 + stopped_by[0]
     return max([verdict(*outcome) for outcome in outcomes])
 
@@ -117,7 +118,7 @@ def run(config: DistillConfig, *, should_stop: Callable[[], bool] = lambda: Fals
         )
     warn(config, pupils)
     with opened(config, games, machine, before), contextlib.ExitStack() as reports:
-        say(f"{config.out}: watch it with: tensorboard --logdir {config.out}")
+        say(f"{config.out}: watch it with: {tensorboard_command(config.out)}")
         outcomes, states = {}, {}
         for game, members in games.items():
             reports.enter_context(reported(configs[game]))

@@ -16,6 +16,7 @@ import tyro
 
 from ebu.commandline import parse, run_command
 from ebu.errors import EbuError, UsageError
+from ebu.hints import program_command
 from ebu.run_directory import CONFIG
 from studies.aggregates import Statistics, statistics_of
 from studies.comparison import Comparison, compare
@@ -44,7 +45,8 @@ def main() -> None:
         description="Tabulate and draw run directories.",
     )
     if not config.run_dirs:
-        raise UsageError("name run directories, or one of a study: python report.py runs/study")
+        command = program_command("report.py", "runs/study")
+        raise UsageError(f"name run directories, or that of a study: {command}")
     runs, curves, damaged = read_runs(find_run_directories(config.run_dirs))
     for line in damaged:
         print(f"warning: left out: {line}", file=sys.stderr)

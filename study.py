@@ -19,6 +19,7 @@ import torch
 from agents.distillation.latency import hardware
 from ebu.commandline import all_cores, parse, run_command
 from ebu.errors import EbuError, UsageError
+from ebu.hints import program_command
 from envs.protocols import PROTOCOLS
 from studies.committed import write_result
 from studies.jobs import Task, say, work_off
@@ -94,7 +95,7 @@ def main() -> int:
     say(f"{table.path}: {len(planned) - len(failed)} of {len(planned)} runs scored")
     if failed:
         return 1
-    say(f"compare them with: python report.py {folder}")
+    say(f"compare them with: {program_command('report.py', folder)}")
     return 0
 
 

@@ -20,6 +20,7 @@ from ebu.commandline import run_command, stop_on_signals
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Evaluation, evaluate, summarise
 from ebu.frames import torch_dtype
+from ebu.hints import program_command, tensorboard_command
 from ebu.machine import choose_machine
 from ebu.monitoring import EVALUATIONS, METRICS, Monitor, Progress, cut_logs, last_frames
 from ebu.profiling import Profile
@@ -52,9 +53,9 @@ MORE_HYPERPARAMETERS = (
     "updates_per_step",
 )
 """What TensorBoard compares runs by; those of `MORE_HYPERPARAMETERS` when they are ticked."""
-FILM_STEPS, FILM_EVERY, FILM_FPS = 1_000, 4, 15
 # Emulators load their game one after the other, in one call that shows no progress.
 MANY_ENVS, EMULATOR_SECONDS = 16, 0.2
+FILM_STEPS, FILM_EVERY, FILM_FPS = 1_000, 4, 15
 
 
 def main() -> int:
@@ -62,10 +63,11 @@ def main() -> int:
     trainer = build_trainer(config)
     run_dir = trainer.run_dir
     resumed = f"continuing at frame {trainer.frames:,}" if trainer.frames else "starting"
-    _say(f"{run_dir}: {resumed}; watch it with: tensorboard --logdir {run_dir}")
+    _say(f"{run_dir}: {resumed}; watch it with: {tensorboard_command(run_dir)}")
     already_played = trainer.finished(config.frames)
     if already_played:
-        _say(f"already at {trainer.frames:,} frames: raise --frames to train on")
+        more = program_command("train.py", "--resume", run_dir, "--frames", 2 * trainer.frames)
+        _say(f"already at {trainer.frames:,} frames: train it further with: {more}")
     stopped_by: list[int] = []
 
     def stop(number: int) -> None:
@@ -87,11 +89,13 @@ def main() -> int:
             else "no profile was written: too few steps with updates were made"
         )
     if not finished:
-        _say(f"stopped at frame {trainer.frames:,}: the same command goes on")
+        again = program_command("train.py", "--resume", run_dir)
+        _say(f"stopped at frame {trainer.frames:,}: continue with: {again}")
         return 128 + stopped_by[0]
-    _say(f"done: score it with: python evaluate.py {run_dir}")
+    _say(f"done: score it with: {program_command('evaluate.py', run_dir)}")
     for name in config.distill or ():
-        _say(f"and {name} with: python evaluate.py {student_directory(run_dir, name)}")
+        student = student_directory(run_dir, name)
+        _say(f"and {name} with: {program_command('evaluate.py', student)}")
     return 0
 
 
@@ -130,13 +134,13 @@ def build_trainer(config: TrainConfig) -> Trainer:
             num_threads=min(threads, num_envs),
         )
 
+    if is_atari(game) and config.num_envs >= MANY_ENVS:
+        seconds = config.num_envs * EMULATOR_SECONDS
+        _say(f"starting {config.num_envs} emulators, one by one: {seconds:.0f} s or more")
     try:
         env = make_env(config.num_envs, int(env_rng.integers(2**31)), True)
     except ValueError as error:
         raise UsageError(f"--game: {error}") from error
-    if is_atari(game) and config.num_envs >= MANY_ENVS:
-        seconds = config.num_envs * EMULATOR_SECONDS
-        _say(f"starting {config.num_envs} emulators, one by one: {seconds:.0f} s or more")
     step_frames = config.num_envs * env.frames_per_step
     if config.frames < step_frames:
         raise UsageError(
@@ -222,16 +226,16 @@ def build_trainer(config: TrainConfig) -> Trainer:
                 trainer.load(checkpoint)
             except ReplayMismatchError as error:
                 raise EbuError(str(error)) from error
-        on_failure.pop_all()
-    return trainer
-
-
-def _prepare_torch(device: torch.device, threads: int, deterministic: bool) -> None:
             except KeyError as error:
                 raise EbuError(
                     f"{checkpoint.directory} was written by another version and has no {error}: "
                     "continue the run with that version, or start a new one"
                 ) from error
+        on_failure.pop_all()
+    return trainer
+
+
+def _prepare_torch(device: torch.device, threads: int, deterministic: bool) -> None:
     """Settings that hold for the whole process."""
     torch.set_num_threads(threads)
     if device.type != "cuda":

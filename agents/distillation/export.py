@@ -25,6 +25,7 @@ from agents.networks import FirstConvolution, LowRankDense, NatureTorso, PlainHe
 from agents.trained import TrainedAgent
 from ebu.durable import write_whole
 from ebu.errors import EbuError, UsageError
+from ebu.hints import install_command
 
 if TYPE_CHECKING:
     from agents.distillation.onnx_policy import OnnxPolicy
@@ -53,7 +54,7 @@ def require_export() -> None:
     needed = ("onnx", "onnxscript", "onnxruntime")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise UsageError(f"exporting needs {' and '.join(missing)}: pip install 'ebu[export]'")
+        raise UsageError(f"exporting needs {' and '.join(missing)}: {install_command('export')}")
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from agents.networks import (
 )
 from agents.trained import TrainedAgent
 from ebu.errors import UsageError
+from ebu.hints import install_command
 
 LEAST_SHARE = 1 / 8
 """Of the full rank, below which energy and vbmf do not go; the dense layer's share in `half`."""
@@ -52,7 +53,7 @@ def check_ranks(how: str) -> None:
         _explicit(how)
     if importlib.util.find_spec("tensorly") is None:
         raise UsageError(
-            f"ranks '{how}': factorised students need tensorly: pip install 'ebu[factorize]'"
+            f"ranks '{how}': factorised students need tensorly: {install_command('factorize')}"
         )
 
 

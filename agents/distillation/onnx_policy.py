@@ -9,6 +9,7 @@ from torch import Tensor
 
 from agents.agent import epsilon_greedy
 from ebu.errors import EbuError, UsageError
+from ebu.hints import install_command
 
 
 class OnnxPolicy:
@@ -33,7 +34,9 @@ class OnnxPolicy:
 
     def __init__(self, file: str | Path | bytes, name: str = "", *, threads: int = 1) -> None:
         if importlib.util.find_spec("onnxruntime") is None:
-            raise UsageError("playing by ONNX files needs onnxruntime: pip install 'ebu[export]'")
+            raise UsageError(
+                f"playing by ONNX files needs onnxruntime: {install_command('export')}"
+            )
         import onnxruntime
 
         name = name or ("the file" if isinstance(file, bytes) else str(file))

@@ -238,6 +238,6 @@ def test_what_cannot_be_factorised_is_refused() -> None:
 def test_a_missing_extra_is_named_with_its_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for refused in (lambda: check_ranks("half"), lambda: factorise(teacher_of("net3"), "half")):
-        with pytest.raises(UsageError, match=r"pip install 'ebu\[factorize\]'") as refusal:
+        with pytest.raises(UsageError, match=r"pip install .*\[factorize\]'") as refusal:
             refused()
         assert "\n" not in str(refusal.value)
