@@ -78,7 +78,10 @@ class TrainedAgent:
         return outputs.float()
 
     def act(self, stack: np.ndarray | Tensor) -> int:
-        """The greedy action for one stack (stack, *frame_shape), oldest frame first."""
+        """The greedy action for one stack (stack, *frame_shape) of frames, oldest first.
+
+        `ebu.frames.FrameStack` makes them: zeros stand for frames before a game's first.
+        """
         return int(self.outputs_of(torch.as_tensor(stack)[None]).argmax())
 
     def choose(
@@ -104,6 +107,13 @@ def load_agent(
     """Load a student, or the agent a run has trained: its newest weights, or the best evaluated.
 
     It computes in float32 unless told otherwise, whatever the run was trained in.
+
+        agent = load_agent("runs/pong")
+        frames = FrameStack(1, env.frame_shape, torch_dtype(env.frame_dtype), env.stack, cpu)
+        (stack,) = frames.push(step.frames, step.started)  # one environment's newest frames
+        action = agent.act(stack)
+
+    examples/play_agent.py plays a whole game so.
 
     Raises `UsageError` if `run_dir` is no run directory, `EbuError` if it holds no whole weights.
     """

@@ -1,4 +1,4 @@
-"""examples/play_onnx.py plays as this project does, without any of it."""
+"""The examples play as this project does: one with it, one without any of it."""
 
 import subprocess
 import sys
@@ -19,8 +19,9 @@ from ebu.frames import FrameStack, torch_dtype
 from envs import make_vector
 from envs.protocols import PROTOCOLS
 from envs.vector import environment_seed
-from examples import play_onnx
+from examples import play_agent, play_onnx
 from tests.agents.distillation.test_students import teacher_of
+from tests.distillations import GREY, NUMBERS, train
 
 SEED = 3
 ENV_SEED = environment_seed(SEED, 0, 0)
@@ -94,3 +95,32 @@ def test_it_needs_neither_torch_nor_this_project(exported: Path) -> None:
         check=True,
     )
     assert float(ran.stdout) == play_onnx.play(str(exported), seed=7)
+
+
+@pytest.mark.parametrize("game", [GREY, NUMBERS])
+def test_an_agent_sees_the_stacks_that_it_is_evaluated_on(
+    game: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = train(tmp_path / "run", f"--game {game} --network net3 --frames 200")
+    stacks, original = [], TrainedAgent.act
+
+    def act(self: TrainedAgent, stack: torch.Tensor) -> int:
+        stacks.append(stack.clone())
+        return original(self, stack)
+
+    monkeypatch.setattr(TrainedAgent, "act", act)
+    score = play_agent.play(str(run_dir), seed=SEED)
+
+    seen, agent = [], play_agent.load_agent(run_dir)
+
+    def choose(stacks: torch.Tensor, **options: Any) -> Any:
+        seen.append(stacks[0].clone())
+        return agent.choose(stacks, **options)
+
+    env = make_vector(game, 1, seed=SEED, protocol=PROTOCOLS["paper"], training=False)
+    expected = evaluate(choose, env, episodes=1, epsilon=0.0, rng=np.random.default_rng(0))
+    env.close()
+    assert expected is not None
+    assert score == expected.returns[0]
+    assert all(map(torch.equal, stacks, seen))
+    assert len(stacks) == expected.stops[0] - expected.starts[0]
