@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
+SETS = ("paper49", "atari5", "all57")
 UNITS = ("frames", "episodes", "states", "updates", "seeds", "games")
 
 
@@ -45,7 +46,8 @@ class Short(NamedTuple):
     """A flag of a program, what it counts, and the value that the check gives it.
 
     A larger number becomes `value` and a ten-thousandth of itself, so that a run that grows still
-    grows. Where the flag is missing it is added, for programs whose default is larger.
+    grows. Where the flag is missing it is added, for programs whose default is larger. Of names the
+    first is taken, and `value` for a set of games.
     """
 
     program: str
@@ -277,7 +279,7 @@ def replaced(row: Short, args: Sequence[str]) -> tuple[bool, list[str]]:
             values.append(args[at])
             at += 1
         if isinstance(row.value, str):
-            result += [row.flag, row.value]
+            result += [row.flag, values[0] if values and values[0] not in SETS else row.value]
         else:
             result += [row.flag, *(short_of(row.value, given) for given in values)]
     return found, result
