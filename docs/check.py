@@ -64,6 +64,7 @@ SHORT = (
     Short("study.py", "--games", "games", "breakout", add=False),
     Short("study.py", "--seeds", "seeds", 1),
     Short("study.py", "--frames", "frames", 2_000),
+    Short("study.py", "--episodes", "episodes", 2),
     Short("distill.py", "--states", "states", 400),
     Short("distill.py", "--updates", "updates", 20),
     Short("distill.py", "--games", "games", 2),
