@@ -91,6 +91,7 @@ COMMAND_SECONDS, ALL_SECONDS = 600, 900
 SERVER_SECONDS = 60
 # Names a file in which a program that cannot run here says why; the command then counts as skipped.
 SKIPPED = "DOCS_CHECK_SKIPPED"
+RUN_AS = "run as: "
 
 
 class Block(NamedTuple):
@@ -315,7 +316,7 @@ def run_python(args: list[str]) -> NoReturn:
             if not (shutil.which("xvfb-run") and util.find_spec("_tkinter")):
                 skip("there is no display here, or no xvfb-run and Tk to do without")
             os.execvp("xvfb-run", ["xvfb-run", "-a", sys.executable, *args])
-        print(f"run as: {shlex.join(args)}", flush=True)
+        print(f"{RUN_AS}{shlex.join(args)}", flush=True)
     os.execv(sys.executable, [sys.executable, *args])
 
 
@@ -465,13 +466,14 @@ class Shell:
 
 
 class Result(NamedTuple):
-    """A command of a page, how long it took, and why it failed or was skipped."""
+    """A command of a page, how long it took, why it failed or was skipped, and how it was run."""
 
     where: str
     shown: str
-    seconds: float
-    failed: str | None
-    skipped: str | None
+    seconds: float = 0.0
+    failed: str | None = None
+    skipped: str | None = None
+    shortened: tuple[str, ...] = ()
 
 
 def run_page(page: Path, copy: Path, scratch: Path) -> Iterator[Result]:
@@ -479,7 +481,7 @@ def run_page(page: Path, copy: Path, scratch: Path) -> Iterator[Result]:
     text = (copy / page).read_text(encoding="utf-8")
     for line, target in links_of(text):
         if not leads_somewhere(copy / page, target):
-            yield Result(f"{page}:{line}", f"the link to {target}", 0, "leads nowhere", None)
+            yield Result(f"{page}:{line}", f"the link to {target}", failed="leads nowhere")
     name = str(page).replace("/", "-")
     reason = scratch / f"{name}.skipped"
     path = f"{scratch / 'bare'}:{os.environ['PATH']}"
@@ -488,7 +490,7 @@ def run_page(page: Path, copy: Path, scratch: Path) -> Iterator[Result]:
     try:
         commands = commands_of(text, scratch / name)
     except PageError as error:
-        yield Result(f"{page}:{error.line}", "the page", 0, str(error), None)
+        yield Result(f"{page}:{error.line}", "the page", failed=str(error))
         return
     with contextlib.closing(Shell(copy, scratch / f"{name}.log", env)) as shell:
         for command in commands:
@@ -503,7 +505,19 @@ def run_page(page: Path, copy: Path, scratch: Path) -> Iterator[Result]:
             reason.unlink(missing_ok=True)
             if failed:
                 failed += "".join(f"\n    {line}" for line in printed.splitlines()[-15:])
-            yield Result(f"{page}:{command.line}", command.shown, seconds, failed, skipped)
+            found = re.findall(rf"^{RUN_AS}(.*)$", printed, flags=re.M)
+            where = f"{page}:{command.line}"
+            yield Result(where, command.shown, seconds, failed, skipped, tuple(found))
+
+
+def described(result: Result) -> str:
+    """A result for people: a line, and one for each program that was shortened."""
+    state = "FAILED" if result.failed else "skipped" if result.skipped else "ok"
+    why = result.failed or result.skipped
+    line = f"{result.seconds:6.1f} s  {state:7}  {result.where}  {result.shown}"
+    return "\n".join(
+        [line + (f": {why}" if why else ""), *(f"    {run}" for run in result.shortened)]
+    )
 
 
 def main(pages: Sequence[str]) -> int:
@@ -518,10 +532,7 @@ def main(pages: Sequence[str]) -> int:
         for page in map(Path, pages) if pages else pages_of(copy):
             for result in run_page(page, copy, scratch):
                 results.append(result)
-                state = "FAILED" if result.failed else "skipped" if result.skipped else "ok"
-                why = result.failed or result.skipped
-                line = f"{result.seconds:6.1f} s  {state:7}  {result.where}  {result.shown}"
-                print(line + (f": {why}" if why else ""), flush=True)
+                print(described(result), flush=True)
     failed = sum(result.failed is not None for result in results)
     skipped = sum(result.skipped is not None for result in results)
     seconds = time.monotonic() - began
