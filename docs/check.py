@@ -58,7 +58,7 @@ class Short(NamedTuple):
 
 
 SHORT = (
-    Short("train.py", "--frames", "frames", 200),
+    Short("train.py", "--frames", "frames", 1_000),
     Short("train.py", "--eval-episodes", "episodes", 1),
     Short("evaluate.py", "--episodes", "episodes", 2),
     Short("study.py", "--games", "games", "breakout", add=False),
@@ -310,6 +310,8 @@ def run_python(args: list[str]) -> NoReturn:
             sys.exit(f"error: {error}")
         if args[0].endswith("gpu.py") and not shutil.which("nvidia-smi"):
             skip("there is no GPU here")
+        if "kegnet" in args:
+            skip("five minutes, and no flag for the updates of the generators")
         if "sb3" in args and not has_benchmarks():
             skip("Stable-Baselines3 is not installed here")
         if "--render" in args and "DISPLAY" not in os.environ:
