@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from decimal import Decimal
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -19,7 +19,6 @@ from ebu.errors import EbuError, UsageError
 
 ConfigT = TypeVar("ConfigT")
 
-
 LARGEST_NUMBER = 10**15
 """No flag takes a number above this; a float still holds every integer up to here."""
 SAVING = (
@@ -28,7 +27,9 @@ SAVING = (
 )
 """Said at the first signal to stop."""
 _COUNT = re.compile(r"([+-]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)([kKmM]?)")
+_EXACT = Context(prec=50, traps=[Inexact, InvalidOperation])
 _NUMBERS = tyro.constructors.ConstructorRegistry()
+
 
 def parse(
     config_type: type[ConfigT],
@@ -40,9 +41,9 @@ def parse(
 ) -> ConfigT:
     """Fill a dataclass from command-line flags; nested dataclasses give flat flags.
 
-    Raises `UsageError` with one line when a flag is unknown or its value does not fit.
     Integers may be written as `count` reads them, and no number may be above `LARGEST_NUMBER`.
 
+    Raises `UsageError` with one line when a flag is unknown or its value does not fit.
     `--help` prints and exits with 0.
     """
     complaint = io.StringIO()
@@ -55,15 +56,14 @@ def parse(
                 args=list(args),
                 default=tyro.MISSING_NONPROP if default is None else default,
                 config=(tyro.conf.OmitArgPrefixes,),
-            )
                 registry=_NUMBERS,
+            )
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
         raise UsageError(_one_line(complaint.getvalue(), prog)) from None
 
 
-def _one_line(box: str, prog: str) -> str:
 def count(text: str) -> int:
     """An integer as people write it: 400000, 400k, 1e6, 10M, 1_000_000.
 
@@ -73,7 +73,9 @@ def count(text: str) -> int:
     if written is None:
         raise ValueError(f"{_shortened(text)} is no integer, such as 400000, 400k or 1e6")
     try:
-        value = Decimal(written[1]) * {"": 1, "k": 10**3, "m": 10**6}[written[2].lower()]
+        value = Decimal(written[1])
+        if value.adjusted() < len(str(LARGEST_NUMBER)):
+            value = _EXACT.multiply(value, {"": 1, "k": 10**3, "m": 10**6}[written[2].lower()])
         if abs(value) > LARGEST_NUMBER:
             raise ValueError(_too_large(text))
         if value != int(value):
@@ -119,6 +121,7 @@ _read_numbers(int, count)
 _read_numbers(float, _number)
 
 
+def _one_line(box: str, prog: str) -> str:
     """The words of an error drawn in a box, without the box, its title and the flags' help."""
     words: list[str] = []
     for line in box.splitlines():
@@ -160,13 +163,13 @@ def shares(flags: Mapping[str, float]) -> None:
         _require(0 <= value <= 1, f"{flag} must lie between 0 and 1, but is {value}")
 
 
-def _require(holds: bool, complaint: str) -> None:
 def at_most(flags: Mapping[str, tuple[float, float]]) -> None:
     """Raise `UsageError` unless each value, by its flag and with its largest, is not above it."""
     for flag, (value, most) in flags.items():
         _require(value <= most, f"{flag} must be at most {most:,}, but is {value:,}")
 
 
+def _require(holds: bool, complaint: str) -> None:
     if not holds:
         raise UsageError(complaint)
 
