@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from agents.distillation.deploy import ExportRecord
-from agents.distillation.pareto import front
+from agents.distillation.pareto import draw, front
 from agents.distillation.records import (
     Score,
     StudentRecord,
@@ -27,6 +27,7 @@ from agents.distillation.retention import retention_interval
 from agents.distillation.rows import Row
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import mean_interval
+from tests.figures import unreadable
 
 
 def score_of(*returns: float, **changes: Any) -> Score:
@@ -479,6 +480,29 @@ def test_the_picture_has_a_panel_for_every_cost_that_is_known(
     # A row of pixels through the frames meets a black edge on both sides of each.
     edges = (pixels[pixels.shape[0] // 3 : pixels.shape[0] // 2] < 50).all(axis=0)
     assert np.count_nonzero(np.diff(np.flatnonzero(edges)) > 1) + 1 == 2 * panels
+
+
+@pytest.mark.parametrize("exports", [EXPORTS, None], ids=["three panels", "two panels"])
+@pytest.mark.parametrize(
+    ("names", "methods"),
+    [
+        (["net2"], ["kl"]),
+        (["net1", "net2", "net3"], [f"kl+hint_dense0.{number}" for number in range(10, 26)]),
+        (["128-256-256/1024", "16-32-32/256", "2-2-2/4"], ["kl", "hard", "from-scratch"]),
+        ([f"{width}-32-32/256" for width in range(8, 40)], ["kl"]),
+    ],
+    ids=["one", "many methods", "long names", "many students"],
+)
+def test_nothing_of_the_picture_is_cut(
+    tmp_path: Path, names: list[str], methods: list[str], exports: dict[str, ExportRecord] | None
+) -> None:
+    students = [
+        student_record(name, 0, 80 + 5 * number, 0.05, method)
+        for number, name in enumerate(names)
+        for method in methods
+    ]
+    report = recorded(tmp_path, students=students, exports=exports)
+    assert unreadable(draw(report["rows"])) == []
 
 
 def test_every_method_of_a_student_can_be_seen_in_the_picture(tmp_path: Path) -> None:
