@@ -24,7 +24,6 @@ from ebu.commandline import (
     run_command,
     shares,
 )
-from ebu.durable import write_whole
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Act, Evaluation, evaluate, summarise
 from ebu.run_directory import read_config
@@ -172,7 +171,10 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     except EbuError as error:
         print(f"warning: the result is not in {config.run_dir}: {error}", file=sys.stderr)
     if config.json is not None:
-        write_whole(config.json, as_json(record))
+        try:
+            config.json.write_bytes(as_json(record))
+        except OSError as error:
+            raise EbuError(f"{config.json} cannot be written: {error.strerror}") from error
     return record
 
 
@@ -195,7 +197,7 @@ def random_play(num_actions: int) -> Act:
 def describe(
     played: Evaluation, game: str, protocol: Protocol, *, epsilon: float
 ) -> dict[str, Any]:
-    """The summary of an evaluation with the protocol and the reference scores it stands beside."""
+    """The summary of an evaluation, with its protocol and the reference scores."""
     random, human = random_and_human(game, protocol.human_table)
     return {
         "game": game,
@@ -264,7 +266,7 @@ def _aside(record: dict[str, Any], name: str, of_protocol: float) -> str:
 
 
 class Window:
-    """Shows environment 0 while it plays; closing it lets the evaluation go on unseen."""
+    """Shows environment 0 while it plays; closing it does not end the evaluation."""
 
     def __init__(self, env: VectorEnvironment, title: str) -> None:
         import matplotlib.pyplot as plt

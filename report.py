@@ -34,7 +34,7 @@ class ReportConfig:
     """Run directories, or directories that hold some, such as that of a study."""
     out: Path | None = None
     """Where report.md, report.json and the pictures go [default: report/ in the first directory, or
-    beside it if that is a run]."""
+    next to it if that is a run]."""
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     python study.py --games atari5 --agents ebu dqn --seeds 3 --frames 10000000 --jobs 2
 
 The same command resumes it, on another machine too where results are committed. Flags of train.py
-for every run stand after `--`.
+for every run follow `--`.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def main() -> int:
         args[:cut],
         prog="study.py",
         description="Play a table of games, agents and seeds. The same command resumes it. Flags "
-        "of train.py for every run stand after --",
+        "of train.py for every run follow --",
     )
     planned = plan(config, args[cut + 1 :])
     with locked(config.out):

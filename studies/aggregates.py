@@ -19,7 +19,7 @@ from studies.published import REFERENCE_AGENTS
 from studies.runs import HUMAN_TABLES, Run, normalised, relative
 
 BOOTSTRAP_SEED = 0
-# Human-normalised scores at which a performance profile is drawn: so many, up to there at most.
+# How many human-normalised scores a performance profile is drawn at, and the highest of them.
 PROFILE_POINTS, PROFILE_END = 161, 8.0
 
 
@@ -94,7 +94,7 @@ def _scores(runs: Sequence[Run]) -> np.ndarray:
 class AggregateRow:
     """Mean, median, interquartile mean (3,) of human-normalised scores, with their intervals.
 
-    `low` and `high` are None where a game has a single score: there is nothing to draw anew.
+    `low` and `high` are None where a game has a single score: there is nothing to resample.
     """
 
     name: str
@@ -119,7 +119,7 @@ class Aggregate:
 def aggregates(group: Group) -> list[Aggregate]:
     """Every method over the games that all of them have, under both human tables.
 
-    Published agents stand beside them over the same games; where those lack some of the games,
+    Published agents are added over the same games; where those lack some of the games,
     there is a further aggregate over the others.
     """
     found = []

@@ -8,7 +8,7 @@ from typing import Any
 from envs.protocols import PROTOCOLS
 from studies.runs import Run, method_settings, normalised, settings_digest
 
-# A name lists so many differing settings at most.
+# A name lists at most this many differing settings.
 MOST_NAMED_SETTINGS = 3
 
 

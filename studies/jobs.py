@@ -1,4 +1,4 @@
-"""The processes of a study: so many at a time, watched, stopped together, noted when they end."""
+"""The processes of a study: started some at a time, watched, stopped together, recorded."""
 
 import contextlib
 import ctypes
@@ -22,7 +22,7 @@ from studies.processes import append_process
 from studies.runs import tail
 
 POLL_SECONDS = 0.2
-# A live line is drawn anew, and elsewhere a plain one is printed, so often.
+# Seconds between two updates of the live line, and, without a terminal, between two plain ones.
 LIVE_SECONDS, PLAIN_SECONDS = 2.0, 60.0
 # Loaded before any fork: a child may only call what is there.
 _LIBC = ctypes.CDLL(None)
@@ -51,7 +51,7 @@ class Task:
 
     @property
     def log(self) -> Path:
-        """Everything its processes print, beside the run directory."""
+        """Everything its processes print, next to the run directory."""
         return self.run_dir.with_name(f"{self.name}.log")
 
     def played_frames(self) -> int:
@@ -65,13 +65,13 @@ class Task:
 
 def say(line: str) -> None:
     """A line on standard error, above the live one."""
-    # Where whoever read the lines has gone, the work goes on.
+    # stderr was closed: keep working.
     with contextlib.suppress(OSError, ValueError):
         tqdm.write(line, file=sys.stderr)
         sys.stderr.flush()
 
 
-class Board:
+class ProgressLine:
     """Shows how far all is: a live line on a terminal, elsewhere a plain one now and then."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
@@ -141,7 +141,7 @@ class Worker:
         except OSError as error:
             raise EbuError(
                 f"cannot start {program} for {task.name}: {error.strerror or error}; the same "
-                "command goes on when that is mended"
+                "command resumes the study once that is fixed"
             ) from error
 
     def stop(self) -> None:
@@ -210,7 +210,7 @@ def work_off(
     code: dict[str, str],
     scored: Callable[[Task], str],
 ) -> tuple[list[str], int | None]:
-    """Train and score every run, so many at a time.
+    """Train and score every run, `at_a_time` of them at once.
 
     | argument | meaning |
     | --- | --- |
@@ -221,10 +221,10 @@ def work_off(
     the work before its end, if one did. Raises `EbuError` where a file of the study cannot be
     written; no process is left behind then.
     """
-    board, stopped = Board(tasks), 0
+    progress, stopped = ProgressLine(tasks), 0
     waiting, running, failed, busy = deque(tasks), list[Worker](), list[str](), set[str]()
     with contextlib.ExitStack() as cleaning:
-        cleaning.callback(board.close)
+        cleaning.callback(progress.close)
         cleaning.callback(_end, running)
         signals = cleaning.enter_context(_signals_to_stop())
         while waiting or running:
@@ -239,14 +239,14 @@ def work_off(
                     break
                 task = waiting.popleft()
                 if _in_use(task.run_dir):
-                    # Somebody's own, or left by a study that was killed and saving.
+                    # Started by hand, or left by a killed study and still saving.
                     waiting.append(task)
                     if task.name not in busy:
                         busy.add(task.name)
                         say(f"{task.name}: waiting for another process that is training it")
                     continue
                 played = task.played_frames()
-                how = f"goes on at {played / task.frames:.0%}" if played else "starts"
+                how = f"resumes at {played / task.frames:.0%}" if played else "starts"
                 how = how if played < task.frames else "has played all its frames"
                 say(f"{task.name}: {how}")
                 running.append(Worker(task, "train.py", task.train, code))
@@ -257,7 +257,7 @@ def work_off(
                 running.remove(worker)
                 task = worker.task
                 if exit_code == 0:
-                    board.finished(task)
+                    progress.finished(task)
                     if worker.program == "evaluate.py":
                         say(f"{task.name}: {scored(task)}")
                     elif not signals:
@@ -266,13 +266,13 @@ def work_off(
                 elif not signals:
                     failed.append(task.name)
                     say(f"{task.name}: {worker.failure(exit_code)}")
-            board.look([worker.task for worker in running], len(waiting))
+            progress.look([worker.task for worker in running], len(waiting))
             time.sleep(POLL_SECONDS)
     return failed, signals[0] if signals else None
 
 
 def _end(running: list[Worker]) -> None:
-    """End what still runs, when the study itself cannot go on."""
+    """End what still runs when the study itself fails."""
     for worker in running:
         worker.stop()
     for worker in running:

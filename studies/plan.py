@@ -117,10 +117,10 @@ class PlannedRun:
 
     def differences(self) -> list[str]:
         """What of the settings it was started with is another now, and may not be."""
-        device = device_named(self.config.device).type
-        settings = json.loads(json.dumps(flat(replace(self.config, device=device))))
-        # What train.py chooses itself.
+        settings = json.loads(json.dumps(flat(self.config)))
+        # What train.py chooses itself, as the run was started with where this machine has it.
         chosen = {"threads"} if not self.config.threads else set()
+        chosen |= {"device"} if self.config.device == "auto" else set()
         chosen |= {"precision"} if self.config.precision == "auto" else set()
         return [
             f"{name} was {was}, is {settings[name]}" + (" (may only grow)" * (name == "frames"))

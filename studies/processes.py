@@ -1,4 +1,4 @@
-"""The list of a run's processes: which code ran, when, for how long, and how it ended."""
+"""Record the processes of a run: which code ran, where, for how long, and how it ended."""
 
 import json
 import os
@@ -12,7 +12,7 @@ _UNKNOWN = {"program": "", "ebu_version": "", "commit": "", "hardware": ""}
 
 
 def processes_file(run_dir: Path) -> Path:
-    """The list of a run's processes, beside its directory."""
+    """Path of the list of a run's processes, next to its directory."""
     return run_dir.with_name(f"{run_dir.name}.processes.jsonl")
 
 

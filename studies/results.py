@@ -32,7 +32,7 @@ COLUMNS = (
 
 
 def check_table(path: Path) -> str | None:
-    """Look at a results table before it is made anew; one line if it is not whole.
+    """Check a results table before it is written again; one line if it is not whole.
 
     The run directories hold everything that is in it, so nothing is lost with a broken one. Raises
     `UsageError` for a file that is no results table: it is not overwritten.
@@ -53,8 +53,8 @@ def check_table(path: Path) -> str | None:
         )
     for number, row in enumerate(rows, start=1):
         if len(row) != len(COLUMNS) or (number == len(rows) and not text.endswith("\n")):
-            return f"{path} was broken in line {number}: it is made anew from the run directories"
-    return None if rows else f"{path} was empty: it is made anew from the run directories"
+            return f"{path} was broken in line {number}: it is written again from the runs"
+    return None if rows else f"{path} was empty: it is written again from the runs"
 
 
 class ResultsTable:
@@ -70,7 +70,7 @@ class ResultsTable:
         | folder | where the table is written |
         | runs | holds the run directories, or the results, that make it |
         | say | is told of what is damaged |
-        | games | of several scores of a run that of so many games is taken |
+        | games | which of several scores of a run counts: see `final_record` |
         """
         self.path = folder / "results.csv"
         self._runs = runs

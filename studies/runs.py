@@ -31,7 +31,7 @@ _NOT_THE_METHOD = frozenset(
         *("eval_every_frames", "eval_episodes"),
     }
 )
-# The last lines of a log are read from so many bytes of its end.
+# The last lines of a log are read from this many bytes at its end.
 _TAIL_BYTES = 65_536
 
 
@@ -104,7 +104,7 @@ def find_run_directories(roots: Iterable[Path]) -> list[Path]:
 
 
 def read_run(run_dir: Path, games: int | None = None) -> Run:
-    """What a run directory says of itself; of several scores that of so many games is preferred.
+    """Read a run directory; of several scores the one in `games` games is preferred.
 
     Raises `EbuError`, naming the file, where it is damaged.
     """

@@ -23,7 +23,7 @@ class Score:
 
     | field | meaning |
     | --- | --- |
-    | mean, games | mean raw score of so many games |
+    | mean, games | mean raw score over a number of games |
     | interval | [low, high] for the mean, over games; None for a single game |
     | frames | emulator frames the weights were trained on |
     | protocol | the rules of the evaluation |
@@ -36,11 +36,6 @@ class Score:
     frames: int
     protocol: str
     final: bool
-
-    @property
-    def full(self) -> bool:
-        """Whether it is a score under the protocol's own number of games, of the final weights."""
-        return self.final and self.games == PROTOCOLS[self.protocol].eval_episodes
 
 
 def write_evaluation(run_dir: Path, record: Mapping[str, Any]) -> Path:

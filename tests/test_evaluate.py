@@ -54,29 +54,33 @@ def short_protocols() -> Any:
         yield
 
 
+TRAINED = {
+    "breakout": "--game Breakout --frames 1600 --eval-every-frames 800 --eval-episodes 1 "
+    "--random-start-actions 4",
+    "machado": "--game breakout --frames 80 --protocol machado --epsilon-end 0.07",
+    "cartpole": "--game CartPole-v1 --frames 200 --eval-every-frames 100 --eval-episodes 2",
+    "bfloat16": "--game breakout --frames 400 --precision bfloat16",
+    "colour": "--game tests.envs.tiny:TinyColour-v0 --frames 60",
+}
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Runs by name, each trained when first asked for; not to be changed."""
+    """Runs by name, each trained when first asked for; results alone may be added to them."""
     directory = tmp_path_factory.mktemp("runs")
-    flags = {
-        "breakout": "--game Breakout --frames 1600 --eval-every-frames 800 --eval-episodes 1 "
-        "--random-start-actions 4",
-        "machado": "--game breakout --frames 80 --protocol machado --epsilon-end 0.07",
-        "cartpole": "--game CartPole-v1 --frames 200 --eval-every-frames 100 --eval-episodes 2",
-        "colour": "--game tests.envs.tiny:TinyColour-v0 --frames 60",
-    }
 
     def get(name: str) -> Path:
         run_dir = directory / name
-        return run_dir if run_dir.exists() else train(run_dir, flags[name])
+        return run_dir if run_dir.exists() else train(run_dir, TRAINED[name])
 
     return get
 
 
 @pytest.fixture
 def copied(runs: Callable[[str], Path], tmp_path: Path) -> Path:
-    """The run on Breakout, to be damaged."""
-    return Path(shutil.copytree(runs("breakout"), tmp_path / "copied"))
+    """The run on Breakout without results, to be damaged."""
+    without = shutil.ignore_patterns("evaluations")
+    return Path(shutil.copytree(runs("breakout"), tmp_path / "copied", ignore=without))
 
 
 def config_for(run_dir: Path, **options: Any) -> EvaluateConfig:
@@ -116,6 +120,7 @@ def test_the_command_prints_a_table_and_changes_nothing_but_adds_its_result(
     runs: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run_dir = runs("breakout")
+    shutil.rmtree(run_dir / "evaluations", ignore_errors=True)
     before = digests(run_dir)
     ended = command(
         run_dir,
@@ -164,6 +169,120 @@ def test_a_record_holds_every_game(runs: Callable[[str], Path], tmp_path: Path) 
         "final",
         trained_frames(runs("breakout")),
     )
+
+
+QUESTIONS: list[dict[str, Any]] = [
+    *({}, {"episodes": 2}, {"seed": 1}, {"num_envs": 2}, {"weights": "best"}),
+    *({"epsilon": 0.5}, {"epsilon": 0.05000001}, {"random": True}, {"random": True, "seed": 1}),
+]
+
+
+def test_every_question_has_a_file_of_its_own_in_the_run_directory(copied: Path) -> None:
+    before, records = digests(copied), {}
+    for _ in range(2):
+        for number, question in enumerate(QUESTIONS):
+            record = run(config_for(copied, **{"episodes": 3, **question}))
+            assert records.setdefault(number, record) == record
+    assert before.items() <= digests(copied).items()
+    kept = [json.loads(path.read_text()) for path in (copied / "evaluations").iterdir()]
+    assert len(kept) == len(QUESTIONS)
+    assert all(record in kept for record in records.values())
+
+
+def test_a_run_with_results_in_it_goes_on_and_is_scored_again(copied: Path) -> None:
+    run(config_for(copied, episodes=1))
+    before = digests(copied / "evaluations")
+    train(copied, TRAINED["breakout"].replace("--frames 1600", "--frames 2400"))
+    assert digests(copied / "evaluations") == before
+    assert run(config_for(copied, episodes=1))["trained_frames"] >= 2_400
+    assert len(digests(copied / "evaluations")) == 2
+
+
+def test_a_run_directory_that_cannot_be_written_still_has_its_score_shown(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "evaluations").write_text("in the way")
+    record = run(config_for(copied, episodes=1, json=tmp_path / "e.json"))
+    assert json.loads((tmp_path / "e.json").read_text()) == record
+    lines = capsys.readouterr().err.splitlines()
+    (warning,) = (line for line in lines if line.startswith("warning: "))
+    assert str(copied) in warning
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.01, 1.0])
+def test_epsilon_is_played_recorded_and_set_apart_from_the_protocol(
+    epsilon: float, runs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {}
+    real = evaluate.evaluate
+
+    def noticing(*args: Any, **given: Any) -> Any:
+        options.update(given)
+        return real(*args, **given)
+
+    monkeypatch.setattr(evaluate, "evaluate", noticing)
+    record = run(config_for(runs("breakout"), epsilon=epsilon))
+    assert options["epsilon"] == record["epsilon"] == epsilon
+    assert record["protocol_epsilon"] == 0.05
+    assert as_table(record).count("not the protocol's") == 1
+    assert "not the protocol's 0.05" in as_table(record)
+    usual = run(config_for(runs("breakout"), epsilon=0.05))
+    assert "not the protocol's" not in as_table(usual)
+    assert "not the protocol's" not in as_table(run(config_for(runs("breakout"), random=True)))
+
+
+def test_the_number_of_games_is_set_apart_from_the_protocol(runs: Callable[[str], Path]) -> None:
+    for episodes, apart in ((5, False), (4, True), (6, True)):
+        record = run(config_for(runs("breakout"), episodes=episodes))
+        assert ("not the protocol's 5" in as_table(record)) == apart
+
+
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_it_plays_in_the_precision_of_the_run(
+    has_bfloat16: bool,
+    runs: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    acts: list[Any] = []
+    real = evaluate.evaluate
+
+    def noticing(act: Any, *args: Any, **given: Any) -> Any:
+        acts.append(act)
+        return real(act, *args, **given)
+
+    monkeypatch.setattr(evaluate, "evaluate", noticing)
+    monkeypatch.setattr(evaluate, "has_bfloat16", lambda device: has_bfloat16)
+    record = run(config_for(runs("bfloat16"), episodes=1))
+    assert record["precision"] == "bfloat16"
+    assert ("emulated" in capsys.readouterr().err) != has_bfloat16
+    trainer = build_trainer(
+        parse_arguments(
+            f"--num-envs 2 --replay-capacity 400 --threads 1 --run-dir {runs('bfloat16')} "
+            f"{TRAINED['bfloat16']}".split()
+        )
+    )
+    try:
+        generator = torch.Generator().manual_seed(0)
+        stacks = torch.randint(256, (64, 4, 84, 84), generator=generator, dtype=torch.uint8)
+        rng = np.random.default_rng
+        np.testing.assert_array_equal(
+            acts[0](stacks, epsilon=0.0, rng=rng(0))[0],
+            trainer.agent.play(stacks, epsilon=0.0, rng=rng(0))[0],
+        )
+        assert torch.equal(acts[0].__self__.values(stacks), trainer.agent.learner.values(stacks))
+    finally:
+        trainer.close()
+    assert run(config_for(runs("breakout"), episodes=1))["precision"] == "float32"
+    assert run(config_for(runs("bfloat16"), episodes=1, random=True))["precision"] is None
+
+
+def test_a_run_of_an_earlier_version_is_played_in_float32(copied: Path) -> None:
+    path = copied / "config.json"
+    settings = json.loads(path.read_text())
+    del settings["settings"]["precision"]
+    path.write_text(json.dumps(settings))
+    assert run(config_for(copied, episodes=1))["precision"] == "float32"
 
 
 def test_protocol_and_episodes_are_those_of_the_run(runs: Callable[[str], Path]) -> None:
@@ -372,6 +491,10 @@ def test_a_gymnasium_run_is_scored_without_human_scores(runs: Callable[[str], Pa
         ({"episodes": -3}, "--episodes must be at least 1, not -3"),
         ({"num_envs": -1}, "--num-envs must be at least 0"),
         ({"episodes": 4, "num_envs": 5}, "--num-envs 5: .* --episodes is 4"),
+        ({"epsilon": 1.1}, "--epsilon must lie between 0 and 1"),
+        ({"epsilon": -0.1}, "--epsilon must lie between 0 and 1"),
+        ({"epsilon": float("nan")}, "--epsilon must lie between 0 and 1"),
+        ({"epsilon": 0.1, "random": True}, "--epsilon says nothing with --random"),
         ({"seed": -1}, "--seed must be at least 0"),
         ({"threads": -1}, "--threads must be at least 0"),
         ({"device": "tpu"}, "--device tpu: choose one of auto, cpu, cuda"),
@@ -466,6 +589,7 @@ def test_only_damaged_checkpoints_are_a_failure(copied: Path) -> None:
         ("environment", "num_actions", 6, "do not fit its config.json"),
         ("settings", "game", "brekout", "brekout.*did you mean breakout"),
         ("settings", "protocol", "gone", "--protocol gone"),
+        ("settings", "precision", "float8", "precision 'float8': restore"),
     ],
 )
 def test_an_altered_configuration_is_one_line(

@@ -164,7 +164,7 @@ def test_runs_of_other_settings_are_refused_before_anything_is_played(
     assert str(run_dir) in str(refusal.value)
 
 
-def test_a_scored_study_plays_nothing_and_makes_its_table_anew(
+def test_a_scored_study_plays_nothing_and_writes_its_table_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["--games", "pong", "--agents", "ebu", "--frames", FRAMES, "--out", tmp_path]
@@ -175,7 +175,7 @@ def test_a_scored_study_plays_nothing_and_makes_its_table_anew(
     assert run_study(monkeypatch, *args) == 0
     said = capsys.readouterr().err
     assert "1 runs, 1 of them scored" in said
-    assert said.count("results.csv was broken in line 2: it is made anew") == 1
+    assert said.count("results.csv was broken in line 2: it is written again") == 1
     header, line = (tmp_path / "results.csv").read_text().splitlines()
     cells = dict(zip(header.split(","), line.split(","), strict=True))
     assert cells["score"] == "-5.7"
@@ -469,7 +469,7 @@ def test_an_interrupted_study_goes_on_and_ends_as_one_that_was_not(
 
     assert run_study(monkeypatch, *args) == 0
     said = capsys.readouterr().err
-    assert "CartPole-v1-ebu-seed0: goes on at" in said
+    assert "CartPole-v1-ebu-seed0: resumes at" in said
     assert f"report.py {out}" in said
     flags = ["--game", "CartPole-v1", "--frames", "3600", *FLAGS, "--run-dir", str(whole)]
     trainer = build_trainer(parse_arguments(flags))

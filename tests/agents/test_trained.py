@@ -2,14 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from agents import EbuConfig, load_agent
+from agents import EbuConfig, Precision, load_agent
 from agents.adaptive import AdaptiveEbu, AdaptiveEbuConfig
 from agents.ebu import Ebu
 from agents.learner import Learner, LearnerConfig
@@ -24,7 +24,9 @@ NUM_ACTIONS = 5
 SHAPES: dict[str, Any] = {"image": (4, (36, 36), "uint8"), "flat": (1, (6,), "float32")}
 
 
-def agent_of(seed: int, network: str = "nature", shape: str = "image") -> Ebu:
+def agent_of(
+    seed: int, network: str = "nature", shape: str = "image", precision: str = "float32"
+) -> Ebu:
     stack, frame_shape, _ = SHAPES[shape]
     learner = Learner(
         LearnerConfig(network=network),
@@ -32,7 +34,7 @@ def agent_of(seed: int, network: str = "nature", shape: str = "image") -> Ebu:
         frame_shape=frame_shape,
         num_actions=NUM_ACTIONS,
         device=CPU,
-        precision="float32",
+        precision=precision,
         rng=np.random.default_rng(seed),
     )
     return Ebu(EbuConfig(), learner, np.random.default_rng(seed))
@@ -68,16 +70,29 @@ def stacks_of(count: int, shape: str = "image") -> Tensor:
 
 @pytest.mark.parametrize("network", ["nature", "dueling", "net2"])
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("precision", get_args(Precision))
 def test_a_loaded_agent_acts_as_the_one_that_was_trained(
-    tmp_path: Path, network: str, shape: str
+    tmp_path: Path, network: str, shape: str, precision: Precision
 ) -> None:
-    agent, run_dir = agent_of(1, network, shape), start_run(tmp_path / "run", network, shape)
+    agent = agent_of(1, network, shape, precision)
+    run_dir = start_run(tmp_path / "run", network, shape)
     save(agent, 400, run_dir / "checkpoints")
-    trained = load_agent(run_dir)
+    trained = load_agent(run_dir, precision=precision)
     stacks = stacks_of(20, shape)
     values = agent.learner.values(stacks)
     assert torch.equal(trained.values(stacks), values)
     assert torch.equal(trained.outputs_of(stacks), values)
+    assert values.dtype == torch.float32
+    in_float32 = load_agent(run_dir).values(stacks)
+    assert torch.equal(values, in_float32) == (precision == "float32")
+    in_training, of_loaded = (
+        choose(stacks, epsilon=0.0, rng=np.random.default_rng(5))[0]
+        for choose in (agent.play, trained.choose)
+    )
+    np.testing.assert_array_equal(in_training, of_loaded)
+    # A single stack is another computation than the batch: it may round otherwise.
+    if precision == "bfloat16":
+        return
     for stack, best in zip(stacks, values.argmax(dim=1).tolist(), strict=True):
         for given in (stack, stack.numpy()):
             action = trained.act(given)
