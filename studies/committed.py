@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from ebu.durable import write_whole
 from ebu.errors import EbuError
+from ebu.hints import program_command
 from ebu.monitoring import EVALUATIONS, EVENTS, METRICS
 from ebu.run_directory import CONFIG, read_config
 from studies.processes import read_processes
@@ -85,7 +86,8 @@ def write_result(
     settings = config["settings"]
     record = final_record(run_dir, settings["protocol"], games)
     if record is None:
-        raise EbuError(f"{run_dir} has no final score: python evaluate.py {run_dir}")
+        command = program_command("evaluate.py", run_dir)
+        raise EbuError(f"{run_dir} has no final score: score it with: {command}")
     provenance = provenance_of(run_dir)
     for key, value in (code or {}).items():
         provenance[key] = provenance[key] or value  # type: ignore[literal-required]

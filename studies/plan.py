@@ -27,7 +27,7 @@ from studies.scores import Score, final_record, score_of
 Precision = Literal["float32", "bfloat16"]
 
 # What the study itself says to train.py.
-OURS = ("--game", "--agent", "--preset", "--frames", "--seed", "--run-dir")
+OURS = ("--game", "--agent", "--preset", "--frames", "--seed", "--run-dir", "--resume")
 # Names of variants become names of directories.
 _VARIANT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+]*):(?: (.*))?")
 

@@ -193,7 +193,7 @@ def _left_out(comparison: Comparison, damaged: Sequence[str]) -> list[str]:
         parts += [
             "## Runs in no table",
             "Without a score after all their frames: train them on, or score them with "
-            "`python evaluate.py RUN`.",
+            "`evaluate.py RUN`.",
             _table(["run", "frames played", "last evaluation"], rows),
         ]
     lines = [f"- {line}" for line in damaged]

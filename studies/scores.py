@@ -8,6 +8,7 @@ from typing import Any
 
 from ebu.durable import write_whole
 from ebu.errors import EbuError
+from ebu.hints import program_command
 from envs.protocols import PROTOCOLS
 
 FOLDER = "evaluations"
@@ -109,7 +110,7 @@ def _read(path: Path, run_dir: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EbuError(
             f"{path} cannot be read ({error!r}): remove it, and score the run again with: "
-            f"python evaluate.py {run_dir}"
+            f"{program_command('evaluate.py', run_dir)}"
         ) from error
     return dict(record)
 

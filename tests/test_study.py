@@ -115,6 +115,7 @@ def test_threads_are_shared_unless_asked_for_or_recorded(tmp_path: Path) -> None
         ("--games pong -- --num-envs none", "--num-envs"),
         ("--games pong -- --gamma 2", "agent ebu cannot be trained so: --gamma"),
         ("--games pong -- --run_dir=here", "--run-dir after --"),
+        ("--games pong -- --resume here", "--resume after --"),
         ("--games pong -- --seed 3", "--seed after --"),
         ("--games pong --variants 'a: --seed 1'", "--seed in variant a"),
         ("--games pong --variants 'a: --gamma 2'", "variant a, cannot be trained so: --gamma"),
