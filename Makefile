@@ -6,7 +6,8 @@
 
 GAME   ?= pong
 AGENT  ?= ebu
-FRAMES ?= 10000000
+# Without FRAMES: as many as train.py takes for the game.
+FRAMES ?=
 SEED   ?= 0
 # Further flags of train.py, e.g. ARGS="--num-envs 8 --run-dir runs/here"
 ARGS   ?=
@@ -33,7 +34,7 @@ LOWEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRU
 .NOTPARALLEL:
 
 train: $(RUN_READY)
-	$(BIN) train.py --game $(GAME) --agent $(AGENT) --frames $(FRAMES) --seed $(SEED) $(ARGS)
+	$(BIN) train.py --game $(GAME) --agent $(AGENT) $(if $(FRAMES),--frames $(FRAMES)) --seed $(SEED) $(ARGS)
 
 test: check
 	$(TEST)

@@ -28,7 +28,13 @@ from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Act, Evaluation, evaluate, summarise
 from ebu.run_directory import read_config
 from ebu.video import check_video_path, write_video
-from envs import UnknownGameError, VectorEnvironment, make_vector, random_and_human
+from envs import (
+    UnknownGameError,
+    VectorEnvironment,
+    evaluation_epsilon,
+    make_vector,
+    random_and_human,
+)
 from envs.film import Camera, CannotFilmError, film
 from envs.protocols import PROTOCOLS, Protocol
 from studies.scores import as_json, write_evaluation
@@ -101,7 +107,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     settings = read_config(config.run_dir)["settings"]
     protocol = _protocol(config, settings)
     episodes = protocol.eval_episodes if config.episodes is None else config.episodes
-    protocol_epsilon, epsilon = _epsilons(config, settings, protocol)
+    game = str(_setting(settings, "game"))
+    protocol_epsilon, epsilon = _epsilons(config, settings, game, protocol)
     num_envs = _num_envs(config, episodes)
     device = device_named(config.device)
     for path in (config.video, config.json):
@@ -117,7 +124,6 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     precision = None if config.random else _precision(config, settings, device)
     agent = None if precision is None else _load(config, device, precision)
     env_seed, acting = seeds_of(config.seed)
-    game = str(_setting(settings, "game"))
     try:
         env = make_vector(
             game,
@@ -314,10 +320,10 @@ def _setting(settings: dict[str, Any], name: str) -> Any:
 
 
 def _epsilons(
-    config: EvaluateConfig, settings: dict[str, Any], protocol: Protocol
+    config: EvaluateConfig, settings: dict[str, Any], game: str, protocol: Protocol
 ) -> tuple[float, float]:
-    """The protocol's share of random actions, and the one to play with."""
-    of_protocol = protocol.eval_epsilon
+    """The protocol's share of random actions in this game, and the one to play with."""
+    of_protocol = evaluation_epsilon(game, protocol)
     if of_protocol is None:
         of_protocol = float(_setting(settings, "epsilon_end"))
     if config.epsilon is None:

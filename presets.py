@@ -10,11 +10,13 @@ import tyro
 
 from agents import AGENTS, AgentConfig, LearnerConfig
 from agents.architectures import architecture
+from agents.ebu import EbuConfig
 from ebu.commandline import at_most, device_named, not_negative, one_of, parse, positive, shares
 from ebu.errors import UsageError
 from ebu.machine import AUTOMATIC, automatic_settings
 from ebu.run_directory import CONFIG, read_config
 from ebu.schedules import ExplorationConfig
+from envs import is_atari
 from envs.games import list_games
 from envs.protocols import PROTOCOLS
 
@@ -45,8 +47,8 @@ class TrainConfig:
     preset: str = "default"
     """Starting point of all settings: default, or paper (those of the EBU paper's code)."""
     frames: int = 10_000_000
-    """Emulator frames to train for (4 per agent step on Atari): 400k, 10M. May grow when a run is
-    resumed."""
+    """Frames to train for: 4 per agent step on Atari, 1 in a Gymnasium environment; 400k, 10M. May
+    grow when a run is resumed."""
     seed: int = 0
     """Seed of everything random in the run."""
     run_dir: Path | None = None
@@ -113,6 +115,33 @@ PAPER = replace(
     evaluation=EvaluationConfig(eval_every_frames=250_000, eval_episodes=30),
 )
 
+# Rewards are raw, and an episode that ends well is long: a Huber loss that is linear from errors
+# of 1 would fit the median of the targets, and never learn what the few last steps are worth.
+GYMNASIUM = replace(
+    DEFAULT,
+    frames=50_000,
+    train_noops=0,
+    replay_capacity=100_000,
+    threads=1,
+    method=EbuConfig(
+        batch_size=64,
+        mix_segments=16,
+        updates_per_step=0.5,
+        learning_starts=1_000,
+        clip_rewards=False,
+    ),
+    learner=replace(
+        DEFAULT.learner,
+        network="32-32-32/64",
+        learning_rate=2e-3,
+        huber_delta=100.0,
+        target_sync_updates=50,
+    ),
+    exploration=replace(DEFAULT.exploration, epsilon_decay_steps=5_000),
+    evaluation=EvaluationConfig(eval_every_frames=10_000),
+)
+"""The default preset for a Gymnasium environment."""
+
 PRESETS = {"default": DEFAULT, "paper": PAPER}
 
 NOT_PART_OF_THE_RUN = frozenset({"run_dir", "checkpoint_minutes", "overlap", "profile"})
@@ -158,11 +187,12 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
     agent = _value_of("--agent", args) or DEFAULT.agent
     one_of("--preset", preset, PRESETS)
     one_of("--agent", agent, AGENTS)
+    game = _value_of("--game", args) or DEFAULT.game
     _check_owners(agent, args)
     arguments = parse(
         Arguments,
         args,
-        default=Arguments(run=for_agent(PRESETS[preset], agent)),
+        default=Arguments(run=for_agent(_preset_for(game, preset), agent)),
         prog="train.py" if agent == DEFAULT.agent else f"train.py --agent {agent}",
         description=(
             "Train an agent on an Atari game. Run the same command again to resume, or name the "
@@ -177,11 +207,31 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
     return config
 
 
+def _preset_for(game: str, preset: str) -> TrainConfig:
+    return GYMNASIUM if preset == "default" and not is_atari(game) else PRESETS[preset]
+
+
+def gymnasium_defaults(config: TrainConfig) -> str:
+    """One line on the settings that a run has because its game is a Gymnasium environment."""
+    line = f"{config.game} is a Gymnasium environment: evaluated without random actions"
+    if config.preset != "default":
+        return line
+    atari, own = flat(for_agent(DEFAULT, config.agent)), flat(for_agent(GYMNASIUM, config.agent))
+    settings = {
+        name: value for name, value in flat(config).items() if value == own[name] != atari[name]
+    }
+    return f"{line}; defaults of its own: {' '.join(flags_of(settings, atari))}"
+
+
 def for_agent(preset: TrainConfig, agent: str) -> TrainConfig:
     """A preset with the settings of another agent: its own defaults where the preset has none."""
     method, usual = flat(preset.method), flat(DEFAULT.method)
-    different = {name: value for name, value in method.items() if value != usual[name]}
-    return replace(preset, agent=agent, method=AGENTS[agent].config_type(**different))
+    kind = AGENTS[agent].config_type
+    known = {entry.name for entry in dataclasses.fields(kind)}
+    different = {
+        name: value for name, value in method.items() if name in known and value != usual[name]
+    }
+    return replace(preset, agent=agent, method=kind(**different))
 
 
 def flags_of_run(run_dir: Path) -> list[str]:
@@ -197,7 +247,7 @@ def flags_of_run(run_dir: Path) -> list[str]:
         raise UsageError(
             f"--resume {run_dir}: train.py did not start it, as its {CONFIG} says: name a run"
         )
-    usual = flat(for_agent(PRESETS[preset], agent))
+    usual = flat(for_agent(_preset_for(str(settings.get("game")), preset), agent))
     missing = usual.keys() - settings.keys() - NOT_PART_OF_THE_RUN
     unknown = settings.keys() - usual.keys()
     if missing or unknown:
@@ -220,7 +270,7 @@ def flags_of(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, list | tuple):
             flags += [f"--{flag}", *map(str, value)]
-        elif value is not None:
+        elif value is not None or usual.get(name) is not None:
             flags.append(f"--{flag}={value}")
     return flags
 
@@ -287,6 +337,7 @@ def _check(config: TrainConfig) -> None:
             "--output-scale": learner.output_scale,
             "--learning-rate": learner.learning_rate,
             "--optimizer-epsilon": learner.optimizer_epsilon,
+            "--huber-delta": learner.huber_delta,
             "--target-sync-updates": learner.target_sync_updates,
             "--eval-episodes": config.evaluation.eval_episodes,
         }

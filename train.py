@@ -30,6 +30,7 @@ from ebu.training import Trainer, TrainingConfig
 from envs import (
     ReplayMismatchError,
     VectorEnvironment,
+    evaluation_epsilon,
     is_atari,
     make_vector,
     random_and_human,
@@ -37,7 +38,7 @@ from envs import (
 from envs.film import CannotFilmError, film
 from envs.games import canonical_game
 from envs.protocols import PROTOCOLS, Protocol
-from presets import NOT_PART_OF_THE_RUN, TrainConfig, flat, parse_arguments
+from presets import NOT_PART_OF_THE_RUN, TrainConfig, flat, gymnasium_defaults, parse_arguments
 
 MOST_EVALUATION_ENVS = 32
 HYPERPARAMETERS = ("agent", "game", "learning_rate", "network", "seed")
@@ -62,6 +63,8 @@ def main() -> int:
     config = parse_arguments(sys.argv[1:])
     trainer = build_trainer(config)
     run_dir = trainer.run_dir
+    if not is_atari(config.game):
+        _say(gymnasium_defaults(config))
     resumed = f"continuing at frame {trainer.frames:,}" if trainer.frames else "starting"
     _say(f"{run_dir}: {resumed}; watch it with: {tensorboard_command(run_dir)}")
     already_played = trainer.finished(config.frames)
@@ -328,7 +331,7 @@ class Evaluator:
             for child in np.random.SeedSequence([self.config.seed, frames]).spawn(2)
         )
         episodes = self.config.evaluation.eval_episodes
-        epsilon = self.protocol.eval_epsilon
+        epsilon = evaluation_epsilon(self.game, self.protocol)
         env = self.make_env(
             min(episodes, MOST_EVALUATION_ENVS), int(playing.integers(2**31)), False
         )

@@ -36,6 +36,8 @@ class LearnerConfig:
     """Added to the denominator (adam) or inside the root (rmsprop)."""
     loss_reduction: Literal["mean", "sum"] = "mean"
     """How the Huber losses of a minibatch are joined."""
+    huber_delta: float = 1.0
+    """Size of an error up to which the Huber loss is quadratic; linear beyond."""
     target_sync_updates: int = 1_000
     """Updates between two copies of the online weights to the target network."""
 
@@ -118,7 +120,7 @@ class Learner:
     def update(
         self, states: Tensor, actions: Tensor, targets: Tensor, weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Take one gradient step of the Huber loss (delta 1) between Q(s, a) and the targets.
+        """Take one gradient step of the Huber loss between Q(s, a) and the targets.
 
         | argument | shape, dtype |
         | --- | --- |
@@ -174,7 +176,9 @@ class Learner:
         """What `update` does with the network's values (B, A)."""
         actions = actions.expand(values.shape[:-1])
         values = values.gather(-1, actions[..., None]).squeeze(-1)
-        losses = functional.huber_loss(values, targets, reduction="none")
+        losses = functional.huber_loss(
+            values, targets, reduction="none", delta=self.config.huber_delta
+        )
         if weights is not None:
             losses = losses * weights
         loss = losses.sum(-1) if self.config.loss_reduction == "sum" else losses.mean(-1)

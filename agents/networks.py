@@ -159,6 +159,16 @@ class VectorTorso(nn.Sequential):
             nn.ReLU(inplace=True),
         )
 
+    def spread(self, generator: torch.Generator) -> None:
+        """Draw the biases uniformly from [-1, 1].
+
+        With small equal biases all units bend next to the origin, and the network is almost linear
+        along every ray from it: how far out a state lies is hard to learn.
+        """
+        for layer in self:
+            if isinstance(layer, Dense):
+                nn.init.uniform_(layer.bias, -1, 1, generator=generator)
+
 
 class PlainHead(nn.Sequential):
     """One hidden layer, one value per action."""
@@ -252,7 +262,7 @@ def build_network(
     """Build a Q-network: He-uniform weights and biases of 0.1, as the EBU paper's code.
 
     The weights and biases of the output layer are multiplied by `output_scale`. Two-axis frames get
-    convolutions, flat ones a hidden layer in their place.
+    convolutions, flat ones a hidden layer in their place, with biases in [-1, 1].
 
     Raises `UsageError` for an unknown name, an image too small for the convolutions, and ranks of
     convolutions that flat frames leave out, or above the number of features.
@@ -282,6 +292,8 @@ def build_network(
             nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)
             if module.bias is not None:
                 nn.init.constant_(module.bias, 0.1)
+    if isinstance(torso, VectorTorso):
+        torso.spread(generator)
     with torch.no_grad():
         for stream in network.modules():
             if isinstance(stream, PlainHead):

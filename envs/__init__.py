@@ -30,6 +30,7 @@ __all__ = [
     "UnknownGameError",
     "VectorEnvironment",
     "VectorStep",
+    "evaluation_epsilon",
     "is_atari",
     "make_vector",
     "random_and_human",
@@ -82,6 +83,14 @@ def make_vector(
     except (gymnasium.error.Error, ImportError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{game} cannot be made: {reason}") from None
+
+
+def evaluation_epsilon(game: str, protocol: Protocol) -> float | None:
+    """Share of random actions when a game is scored; None: the run's final epsilon.
+
+    The protocol's rule holds for Atari. A Gymnasium environment is played without random actions.
+    """
+    return protocol.eval_epsilon if is_atari(game) else 0.0
 
 
 def random_and_human(game: str, human_table: str) -> tuple[float | None, float | None]:

@@ -20,7 +20,13 @@ from agents.distillation.students import student_of
 from agents.distillation.teachers import Examination, check_plays
 from ebu.errors import EbuError, UsageError
 from ebu.memory import available_bytes
-from envs import UnknownGameError, VectorEnvironment, make_vector, random_and_human
+from envs import (
+    UnknownGameError,
+    VectorEnvironment,
+    evaluation_epsilon,
+    make_vector,
+    random_and_human,
+)
 from envs.protocols import PROTOCOLS, Protocol
 from evaluate import environments_for, seeds_of
 
@@ -125,7 +131,7 @@ def procedure_for(
     settings = teacher.config["settings"]
     try:
         game, protocol = settings["game"], PROTOCOLS[settings["protocol"]]
-        epsilon = protocol.eval_epsilon
+        epsilon = evaluation_epsilon(game, protocol)
         epsilon = settings["epsilon_end"] if epsilon is None else epsilon
         random_start_actions = settings["random_start_actions"]
     except KeyError as error:

@@ -163,7 +163,7 @@ def plan(config: StudyConfig, passed_on: Sequence[str]) -> list[PlannedRun]:
         one_of("--agents", agent, AGENTS)
     _check_passed_on(passed_on, "after --")
     variants = variants_of(config.variants)
-    configs: dict[tuple[str, str], TrainConfig] = {}
+    configs: dict[bool, dict[tuple[str, str], TrainConfig]] = {True: {}, False: {}}
     planned = []
     cells = product(
         seeds_of(config), games_of(config.games), dict.fromkeys(config.agents), variants
@@ -179,13 +179,14 @@ def plan(config: StudyConfig, passed_on: Sequence[str]) -> list[PlannedRun]:
             *variants[variant],
         )
         of = f"agent {agent}" + (f", variant {variant}," if variant else "")
-        if (agent, variant) not in configs:
+        of_kind = configs[is_atari(game)]
+        if (agent, variant) not in of_kind:
             try:
-                configs[agent, variant] = parse_arguments(flags)
+                of_kind[agent, variant] = parse_arguments(flags)
             except UsageError as error:
                 raise UsageError(f"{of} cannot be trained so: {error}") from None
-            _check_differs(agent, variant, configs)
-        run = replace(configs[agent, variant], game=game, seed=seed, run_dir=run_dir)
+            _check_differs(agent, variant, of_kind)
+        run = replace(of_kind[agent, variant], game=game, seed=seed, run_dir=run_dir)
         games = config.episodes or PROTOCOLS[run.protocol].eval_episodes
         result_dir = None if config.results is None else config.results / name
         planned.append(PlannedRun(run_dir, run, flags, games, result_dir))

@@ -82,7 +82,7 @@ def beginners(
             f"--from-scratch trains as the teacher was trained, and this one is a {agent}: leave "
             "the flag out"
         )
-    head = ["--agent", agent, "--preset", preset]
+    head = ["--game", str(settings["game"]), "--agent", agent, "--preset", preset]
     usual = flat(parse_arguments(head))
     taken = {name: value for name, value in settings.items() if name not in _OWN}
     found = []

@@ -10,19 +10,20 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from agents import AgentConfig, load_agent
+from agents import AGENTS, AgentConfig, load_agent
 from agents.prioritized import PrioritizedConfig
 from ebu.checkpoint import load_latest
 from ebu.errors import EbuError, UsageError
 from ebu.profiling import PROFILED_STEPS
 from ebu.training import Trainer
-from presets import DEFAULT, PAPER, flat, parse_arguments
+from presets import DEFAULT, PAPER, flags_of, flat, gymnasium_defaults, parse_arguments
 from train import build_trainer
 
 ROOT = Path(__file__).parent.parent
@@ -108,13 +109,74 @@ def test_a_run_too_short_for_its_profile_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("agent", ["ebu", "dqn"])
-def test_agents_learn_to_balance_a_pole(agent: str, tmp_path: Path) -> None:
-    # Random play keeps the pole up for 22 steps on average (standard deviation of a game 12):
-    # a mean of 100 games above 60 is more than 30 standard errors away.
-    flags = "--frames 16000 --agent AGENT --epsilon-decay-steps 3000 --learning-rate 5e-4 "
-    flags += "--num-envs 4 --target-sync-updates 200 --eval-every-frames 0 --learning-starts 500"
-    run(tmp_path, *flags.replace("AGENT", agent).split(), until=16_000)
-    assert metrics(tmp_path)[-1]["train/return_last_100_games"] > 60
+def test_the_defaults_learn_to_balance_a_pole(agent: str, tmp_path: Path) -> None:
+    # Random play keeps the pole up for 22 steps on average (standard deviation of a game 12): a
+    # mean of 10 games above 60 is 10 standard errors away.
+    flags = ["--game", "CartPole-v1", "--agent", agent, "--frames", "6000", "--device", "cpu"]
+    trainer = build_trainer(parse_arguments([*flags, "--run-dir", str(tmp_path)]))
+    assert trainer.run(6000)
+    assert trainer.finish()
+    trainer.close()
+    last = json.loads((tmp_path / "evaluations.jsonl").read_text().splitlines()[-1])
+    assert last["frames"] >= 6000
+    assert last["mean"] > 60
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_the_printed_defaults_of_a_gymnasium_environment_are_all_there_are(agent: str) -> None:
+    own = parse_arguments(["--game", "CartPole-v1", "--agent", agent])
+    printed = gymnasium_defaults(own).partition("own: ")[2].split()
+    assert parse_arguments(["--agent", agent, *printed]) == replace(own, game=DEFAULT.game)
+    assert not own.method.clip_rewards
+    assert own.threads == 1
+    assert own.train_noops == 0
+    assert own.frames < DEFAULT.frames
+    assert own.replay_capacity < DEFAULT.replay_capacity
+
+
+def test_typed_settings_win_over_the_defaults_of_gymnasium_environments() -> None:
+    typed = flat(parse_arguments([]))
+    own = flat(parse_arguments(["--game=CartPole-v1"]))
+    different = {name: typed[name] for name in own if own[name] != typed[name]}
+    del different["game"]
+    flags = flags_of(different, own)
+    for args in (["--game=CartPole-v1", *flags], [*flags, "--game", "CartPole-v1"]):
+        config = parse_arguments(args)
+        assert config == replace(DEFAULT, game="CartPole-v1")
+        assert "--" not in gymnasium_defaults(config)
+
+
+@pytest.mark.parametrize("game", ["pong", "Breakout", "ALE/Pong-v5"])
+def test_atari_games_have_the_defaults_of_the_preset(game: str) -> None:
+    assert parse_arguments(["--game", game]) == replace(DEFAULT, game=game)
+
+
+@pytest.mark.parametrize("game", ["pong", "CartPole-v1", "no-such-game"])
+def test_the_preset_paper_is_the_same_for_every_game(game: str) -> None:
+    assert parse_arguments(["--preset", "paper", "--game", game]) == replace(PAPER, game=game)
+
+
+def test_a_gymnasium_run_names_and_records_its_own_defaults(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    flags = ["--game", "Acrobot-v1", "--frames", "600", "--num-envs", "2", "--gamma", "0.9"]
+    ended = command(*flags, "--run-dir", str(run_dir))
+    assert ended.returncode == 0, ended.stderr
+    line = next(line for line in ended.stderr.splitlines() if "Gymnasium" in line)
+    assert "--no-clip-rewards" in line
+    assert "--gamma" not in line
+    settings = json.loads((run_dir / "config.json").read_text())["settings"]
+    own = flat(parse_arguments([*flags, "--run-dir", str(run_dir)]))
+    assert settings == own | {"device": settings["device"]}
+
+
+def test_make_trains_a_game_for_its_default_frames_unless_told() -> None:
+    def made(*variables: str) -> list[str]:
+        words = ["make", "-n", "train", "GAME=CartPole-v1", *variables]
+        printed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+        return next(x for x in printed.stdout.splitlines() if "train.py" in x).split()[2:]
+
+    assert parse_arguments(made()).frames == parse_arguments(["--game", "CartPole-v1"]).frames
+    assert parse_arguments(made("FRAMES=700")).frames == 700
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])

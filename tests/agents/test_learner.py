@@ -130,6 +130,15 @@ def test_the_huber_loss_by_hand(reduction: str, expected: float) -> None:
     assert not returned.requires_grad
 
 
+def test_errors_up_to_delta_cost_their_square_by_hand() -> None:
+    # Errors of 0, 1, 3 and -8 with delta 4 cost 0, 1/2, 9/2 and 4 * (8 - 2) = 24.
+    learner = learner_of(huber_delta=4.0)
+    states, actions, _ = minibatch(0, size=4)
+    values = learner.values(states).gather(1, actions[:, None])[:, 0]
+    loss, _ = learner.update(states, actions, values + torch.tensor([0.0, 1.0, 3.0, -8.0]))
+    assert float(loss) == pytest.approx(29 / 4, rel=1e-5)
+
+
 def test_summed_gradients_are_those_of_the_mean_times_the_batch() -> None:
     gradients = []
     for reduction in ("sum", "mean"):

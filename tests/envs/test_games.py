@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tests.envs.tiny  # noqa: F401
-from envs import AtariVector, GymnasiumVector, UnknownGameError, is_atari, make_vector
+from envs import (
+    AtariVector,
+    GymnasiumVector,
+    UnknownGameError,
+    evaluation_epsilon,
+    is_atari,
+    make_vector,
+)
 from envs.games import (
     ALL57,
     ATARI5,
@@ -18,7 +25,7 @@ from envs.games import (
     canonical_game,
     reference_scores,
 )
-from envs.protocols import PROTOCOLS
+from envs.protocols import PROTOCOLS, Protocol
 
 GAMES = [game for game in roms.get_all_rom_ids() if game not in TWO_PLAYER_GAMES]
 
@@ -249,6 +256,14 @@ def test_an_unknown_name_is_answered_with_the_nearest_of_both_kinds(
     with pytest.raises(UnknownGameError, match=message) as error:
         make_vector(name, 1, seed=0, protocol=PROTOCOLS["paper"], training=True)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=list(PROTOCOLS))
+def test_random_actions_in_evaluation_are_of_atari_alone(protocol: Protocol) -> None:
+    assert evaluation_epsilon("Pong", protocol) == protocol.eval_epsilon
+    assert evaluation_epsilon("ALE/Pong-v5", protocol) == protocol.eval_epsilon
+    assert evaluation_epsilon("CartPole-v1", protocol) == 0
+    assert evaluation_epsilon("TinyNumbers-v0", protocol) == 0
 
 
 def test_an_environment_whose_library_is_missing_is_refused_in_one_line() -> None:
