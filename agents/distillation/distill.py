@@ -25,7 +25,7 @@ from agents.networks import QNetwork
 from agents.optimizers import adam, averages_of, load_averages
 from agents.trained import TrainedAgent
 from ebu.checkpoint import load_latest, save_checkpoint
-from ebu.commandline import positive
+from ebu.commandline import at_most, positive
 from ebu.errors import EbuError
 from ebu.monitoring import Monitor, cut_logs
 
@@ -54,6 +54,7 @@ class TeachingConfig:
         positive(
             {f"--{part.name.replace('_', '-')}": vars(self)[part.name] for part in fields(self)}
         )
+        at_most({"--batch-size": (self.batch_size, 65_536)})
 
 
 @dataclass(frozen=True)

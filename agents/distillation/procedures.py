@@ -13,7 +13,7 @@ from agents.distillation.offline import Offline, Pupil, outputs_for
 from agents.distillation.records import StudentRecord
 from agents.distillation.states import StateSet
 from agents.trained import Outputs
-from ebu.commandline import positive
+from ebu.commandline import at_most, positive
 from ebu.errors import UsageError
 
 
@@ -37,6 +37,7 @@ class ProcedureConfig:
     def check(self, students: Sequence[str]) -> None:
         """Raise `UsageError`, one line, for procedures that do not go together."""
         positive({"--generations": self.generations})
+        at_most({"--generations": (self.generations, 1_000)})
         if self.generations == 1:
             return
         if self.mutual:
