@@ -17,6 +17,7 @@ from tqdm import tqdm
 from agents import Precision, TrainedAgent, load_agent
 from ebu.commandline import (
     all_cores,
+    at_most,
     device_named,
     has_bfloat16,
     one_of,
@@ -365,6 +366,7 @@ def _num_envs(config: EvaluateConfig, episodes: int) -> int:
     ):
         if value < least:
             raise UsageError(f"{flag} must be at least {least}, not {value}")
+    at_most({"--episodes": (episodes, 1_000_000), "--threads": (config.threads, 10_000)})
     if config.num_envs > episodes:
         raise UsageError(
             f"--num-envs {config.num_envs}: each environment needs a game, and --episodes is "

@@ -21,11 +21,10 @@ ConfigT = TypeVar("ConfigT")
 
 LARGEST_NUMBER = 10**15
 """No flag takes a number above this; a float still holds every integer up to here."""
-SAVING = (
-    b"\nstopping: saving; a second Ctrl-C ends at once and loses what is not saved yet (what was "
-    b"saved before stays)\n"
+SECOND_SIGNAL = (
+    "a second Ctrl-C ends at once and loses what is not saved yet (what was saved before stays)"
 )
-"""Said at the first signal to stop."""
+"""What a program says that is stopping."""
 _COUNT = re.compile(r"([+-]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)([kKmM]?)")
 _EXACT = Context(prec=50, traps=[Inexact, InvalidOperation])
 _NUMBERS = tyro.constructors.ConstructorRegistry()
@@ -132,7 +131,10 @@ def _one_line(box: str, prog: str) -> str:
             break
         if not (words and words[-1].startswith("--")) or text.startswith("--"):
             words.append(text)
-    return f"{' '.join(words)} (see {prog} --help)"
+    text = f"{' '.join(words)} (see {prog} --help)"
+    # Of a flag that may be left empty: why the other kind of value does not fit is no news.
+    text = re.sub(r"no type matching .*- <class '(?:int|float)'>: ", "", text)
+    return re.sub(r"[0-9][0-9 ]{79,}", lambda digits: f"{digits[0][:36]}...", text)
 
 
 def one_of(flag: str, value: str, known: Iterable[str]) -> None:
@@ -216,7 +218,7 @@ def stop_on_signals(stop: Callable[[int], None]) -> None:
             signal.signal(each, signal.SIG_DFL)
         # Past the buffers of sys.stderr, which may be in the middle of a line.
         with contextlib.suppress(AttributeError, OSError, ValueError):
-            os.write(sys.stderr.fileno(), SAVING)
+            os.write(sys.stderr.fileno(), f"\nstopping: saving; {SECOND_SIGNAL}\n".encode())
         stop(number)
 
     for number in numbers:

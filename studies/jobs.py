@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from ebu.commandline import SECOND_SIGNAL
 from ebu.errors import EbuError
 from ebu.monitoring import METRICS
 from studies.processes import append_process
@@ -231,7 +232,7 @@ def work_off(
             if len(signals) > stopped:
                 stopped = len(signals)
                 waiting.clear()
-                say(f"stopping {len(running)}: a second signal ends them without saving")
+                say(f"stopping {len(running)} runs, which are being saved: {SECOND_SIGNAL}")
                 for worker in running:
                     worker.stop()
             for _ in range(len(waiting)):

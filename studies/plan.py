@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agents import AGENTS
-from ebu.commandline import device_named, has_bfloat16, one_of
+from ebu.commandline import at_most, device_named, has_bfloat16, one_of
 from ebu.errors import EbuError, UsageError
-from ebu.run_directory import CONFIG, read_config
+from ebu.run_directory import CONFIG, directory_name, read_config
 from envs import UnknownGameError, is_atari, make_vector
 from envs.games import GAME_SETS, canonical_game, shown
 from envs.protocols import PROTOCOLS
@@ -155,6 +155,13 @@ def plan(config: StudyConfig, passed_on: Sequence[str]) -> list[PlannedRun]:
             raise UsageError(f"{flag} must be at least {least}, not {value}")
     if config.episodes is not None and config.episodes < 1:
         raise UsageError(f"--episodes must be at least 1, not {config.episodes}")
+    at_most(
+        {
+            "--seeds": (config.seeds, 1_000),
+            "--jobs": (config.jobs, 1_000),
+            "--episodes": (config.episodes or 0, 1_000_000),
+        }
+    )
     if not config.agents or not config.games:
         raise UsageError("--games and --agents need a name each")
     if config.collect and config.results is None:
@@ -169,7 +176,7 @@ def plan(config: StudyConfig, passed_on: Sequence[str]) -> list[PlannedRun]:
         seeds_of(config), games_of(config.games), dict.fromkeys(config.agents), variants
     )
     for seed, game, agent, variant in cells:
-        parts = [game.replace("/", "-"), agent, variant, f"seed{seed}"]
+        parts = [directory_name(game), agent, variant, f"seed{seed}"]
         name = "-".join(part for part in parts if part)
         run_dir = config.out / "runs" / name
         flags = (
