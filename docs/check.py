@@ -83,7 +83,13 @@ SHORT = (
     Short("benchmarks/update_speed.py", "--repetitions", "updates", 2),
 )
 # Programs that are short as they are.
-QUICK = ("report.py", "docs/results/plot.py", "examples/play_onnx.py", "benchmarks/gpu.py")
+QUICK = (
+    "report.py",
+    "docs/results/plot.py",
+    "examples/play_agent.py",
+    "examples/play_onnx.py",
+    "benchmarks/gpu.py",
+)
 
 SHELL, EXAMPLE, PATCH, SHOWN = ("", "sh", "console"), "python", "diff", ("text", "json")
 PROGRAMS = ("make", "python", "python3", "pip", "tensorboard", ".venv/bin/")
