@@ -23,8 +23,10 @@ FRAME_SHAPES = pytest.mark.parametrize("frame_shape", [(6,), (36, 36)], ids=["fl
 NETWORKS = pytest.mark.parametrize("network", ["nature", "dueling"])
 OPTIMIZERS = pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 PRECISIONS = pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+UNITS: dict[str, Any] = {"output_scale": 1.0}
+"""Initial values of a few units, against which roundings are judged."""
 ROUNDED = {"float32": {"atol": 1e-5, "rtol": 0}, "bfloat16": {"atol": 0.05, "rtol": 0}}
-"""How far apart the same values, of a few units, may be when their sums are in another order."""
+"""How far apart the same values may be when their sums are in another order."""
 
 
 @pytest.fixture(autouse=True, params=["in turn", "in one pass"])
@@ -61,7 +63,7 @@ def stacked_of(
     **config: Any,
 ) -> StackedLearner:
     return StackedLearner(
-        LearnerConfig(**config),
+        LearnerConfig(**{**UNITS, **config}),
         num_learners=num_learners,
         **shape_of(frame_shape, precision, device, seed),
     )
@@ -70,7 +72,9 @@ def stacked_of(
 def learner_of(
     seed: int = 0, *, frame_shape: tuple[int, ...] = (6,), precision: str = "float32", **config: Any
 ) -> Learner:
-    return Learner(LearnerConfig(**config), **shape_of(frame_shape, precision, CPU, seed))
+    return Learner(
+        LearnerConfig(**{**UNITS, **config}), **shape_of(frame_shape, precision, CPU, seed)
+    )
 
 
 def separate_ones(stacked: StackedLearner, **arguments: Any) -> list[Learner]:
