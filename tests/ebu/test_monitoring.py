@@ -234,7 +234,7 @@ def test_the_custom_charts_find_their_curves(tmp_path: Path) -> None:
     monitor.layout()
     monitor.close()
     content = written(tmp_path, "custom_scalars__config__").tensor.string_val[0]
-    [category] = layout_pb2.Layout.FromString(content).category
+    categories = layout_pb2.Layout.FromString(content).category
     tags = [
         "train/return_last_100_games",
         "eval/mean",
@@ -245,7 +245,7 @@ def test_the_custom_charts_find_their_curves(tmp_path: Path) -> None:
     ]
     others = [*OVERVIEW.values(), *(f"{tag}_of_more" for tag in tags), "a/loss/huber"]
     found = []
-    for chart in category.chart:
+    for chart in (chart for category in categories for chart in category.chart):
         if chart.HasField("margin"):
             [series] = chart.margin.series
             assert (series.lower, series.upper) == ("eval/interval_low", "eval/interval_high")
