@@ -72,7 +72,7 @@ SHORT = (
     Short("distill.py", "--baseline-seeds", "seeds", 1),
     Short("distill.py", "--from-scratch", "frames", 2_000, add=False),
     Short("studies/chain.py", "--runs", "games", 200),
-    Short("studies/maze.py", "--steps", "frames", 2_000),
+    Short("studies/maze.py", "--steps", "frames", 500),
     Short("studies/maze.py", "--mazes", "games", 2),
     Short("benchmarks/train_speed.py", "--window", "frames", 400),
     Short("benchmarks/train_speed.py", "--pairs", "games", 1),
