@@ -78,6 +78,7 @@ SHORT = (
     Short("benchmarks/train_speed.py", "--pairs", "games", 1),
     Short("benchmarks/replay_speed.py", "--replay-capacity", "states", 20_000),
     Short("benchmarks/replay_speed.py", "--repetitions", "updates", 20),
+    Short("benchmarks/target_speed.py", "--steps", "frames", 128),
     Short("benchmarks/target_speed.py", "--repetitions", "updates", 1),
     Short("benchmarks/env_speed.py", "--steps", "frames", 50),
     Short("benchmarks/update_speed.py", "--repetitions", "updates", 2),
