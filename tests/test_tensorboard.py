@@ -15,20 +15,10 @@ from train import build_trainer
 
 PAGE = Path(__file__).parent.parent / "docs" / "tensorboard.md"
 FLAGS = [
-    *(
-        "--frames",
-        "400",
-        "--num-envs",
-        "2",
-        "--replay-capacity",
-        "600",
-        "--learning-starts",
-        "50",
-        "--threads",
-        "1",
-    ),
+    *("--frames", "400", "--num-envs", "2", "--replay-capacity", "600", "--threads", "1"),
     *("--device", "cpu", "--log-every-frames", "50", "--eval-every-frames", "100"),
-    *("--eval-episodes", "3", "--batch-size", "8", "--updates-per-step", "0.5"),
+    *("--eval-episodes", "3", "--batch-size", "16", "--learning-starts", "50"),
+    *("--updates-per-step", "0.5"),
 ]
 OF_AGENT = {"adaptive_ebu": ["--learners", "3", "--copy-every-steps", "60"]}
 
