@@ -558,5 +558,6 @@ def main(pages: Sequence[str]) -> int:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--as"]:
         STAND_INS[sys.argv[2]](sys.argv[3:])
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, lambda number, _: sys.exit(128 + number))
     sys.exit(main(sys.argv[1:]))
