@@ -16,7 +16,7 @@ from presets import parse_arguments
 
 TRAIN = [
     *(sys.executable, str(PROJECT / "train.py"), "--game", "CartPole-v1", "--num-envs", "2"),
-    *("--replay-capacity", "500", "--learning-starts", "100", "--batch-size", "4"),
+    *("--replay-capacity", "500", "--learning-starts", "100", "--batch-size", "16"),
     *("--network", "net3", "--updates-per-step", "0.1", "--eval-episodes", "1", "--threads", "1"),
     *("--device", "cpu", "--run-dir", "a run/it's"),
 ]

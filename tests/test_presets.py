@@ -17,7 +17,7 @@ from train import build_trainer
 
 SMALL = [
     *("--game", "CartPole-v1", "--frames", "300", "--num-envs", "2", "--device", "cpu"),
-    *("--replay-capacity", "500", "--learning-starts", "50", "--batch-size", "4"),
+    *("--replay-capacity", "500", "--learning-starts", "50", "--batch-size", "16"),
     *("--log-every-frames", "100", "--eval-every-frames", "200", "--eval-episodes", "1"),
     *("--network", "net3", "--updates-per-step", "0.25", "--epsilon-decay-steps", "50"),
 ]
