@@ -136,6 +136,7 @@ GYMNASIUM = replace(
         learning_rate=2e-3,
         huber_delta=100.0,
         target_sync_updates=50,
+        average_updates=2_000,
     ),
     exploration=replace(DEFAULT.exploration, epsilon_decay_steps=5_000),
     evaluation=EvaluationConfig(eval_every_frames=10_000),
@@ -353,6 +354,7 @@ def _check(config: TrainConfig) -> None:
     not_negative(
         {
             "--seed": config.seed,
+            "--average-updates": learner.average_updates,
             "--threads": config.threads,
             "--train-noops": config.train_noops,
             "--epsilon-decay-steps": exploration.epsilon_decay_steps,

@@ -1,6 +1,6 @@
 """Adaptive Episodic Backward Update: K diffusion factors at once (Lee et al. 2019, Algorithm 3)."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -147,6 +147,8 @@ class AdaptiveEbu(Ebu):
     @classmethod
     def build_learner(cls, config: AgentConfig, learner: LearnerConfig, **sizes: Any) -> Learner:
         assert isinstance(config, AdaptiveEbuConfig)
+        # The best learner plays: an average would mix it with those whose weights it was given.
+        learner = replace(learner, average_updates=0)
         return StackedLearner(learner, num_learners=config.learners, **sizes)
 
     @staticmethod

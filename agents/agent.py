@@ -104,6 +104,7 @@ class Agent(ABC):
         self._ages = 0.0
         self._updates_since_line = 0
         self._values = self.captured(lambda states: self.learner.values(states))
+        self._playing_values = self.captured(lambda states: self.learner.playing_values(states))
         self._gradient_step = self.captured(self._learn_from)
 
     @classmethod
@@ -114,7 +115,8 @@ class Agent(ABC):
     @staticmethod
     def policy_weights(state: dict[str, Any]) -> dict[str, Tensor]:
         """The weights of the network that plays, by their names in it, from a `state_dict`."""
-        weights: dict[str, Tensor] = state["learner"]["online"]
+        learner = state["learner"]
+        weights: dict[str, Tensor] = learner.get("average", learner["online"])
         return weights
 
     def captured(self, function: Callable[..., ResultT]) -> Captured[ResultT]:
@@ -155,8 +157,9 @@ class Agent(ABC):
         rng: np.random.Generator,
         forced_random: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `act`, but in other games than those that the agent learns from."""
-        return self.act(stacks, epsilon=epsilon, rng=rng, forced_random=forced_random)
+        """As `act`, with the weights of `policy_weights`, in games that it does not learn from."""
+        values = self._playing_values(stacks.to(self.learner.device))
+        return epsilon_greedy(values, epsilon=epsilon, rng=rng, forced_random=forced_random)
 
     def observe(self, step: VectorStep) -> None:  # noqa: B027
         """Take note of what the games showed; called after their reset and after every step."""

@@ -40,6 +40,9 @@ class LearnerConfig:
     """Size of an error up to which the Huber loss is quadratic; linear beyond."""
     target_sync_updates: int = 1_000
     """Updates between two copies of the online weights to the target network."""
+    average_updates: int = 0
+    """Updates over which the weights that play evaluations, and that load_agent loads, are averaged
+    (Polyak, Juditsky 1992); 0 takes the newest. adaptive_ebu takes its best learner's newest."""
 
 
 class Learner:
@@ -88,6 +91,7 @@ class Learner:
         if precision == "bfloat16":
             self._fast_target = _rounded(copy.deepcopy(self.target))
         self.sync_target()
+        self.average = copy.deepcopy(self.online) if config.average_updates else None
         self.optimizer = self._optimizer_of(list(self.online.parameters()))
 
     def _built(self, build: Callable[[], nn.Module]) -> nn.Module:
@@ -113,6 +117,12 @@ class Learner:
         return self._forward(self.online, states)
 
     @torch.no_grad()
+    def playing_values(self, states: Tensor) -> Tensor:
+        """As `values`, of the averaged weights where they are kept."""
+        network = self.online if self.average is None else self.average
+        return self._forward(network, states)
+
+    @torch.no_grad()
     def target_values(self, states: Tensor) -> Tensor:
         """The target network's action values (B, A) float32 of states (B, stack, *frame_shape)."""
         return self._forward(self._fast_target, states)
@@ -134,9 +144,15 @@ class Learner:
         values = self._forward(self.online, states)
         return self._descend(self.optimizer, values, actions, targets, weights)
 
+    @torch.no_grad()
     def count_update(self) -> None:
-        """To be called after each update: the target network follows every so many of them."""
+        """To be called after each update: the average follows, and now and then the target."""
         self.updates += 1
+        if self.average is not None:
+            share = 1 / min(self.updates, self.config.average_updates)
+            torch._foreach_lerp_(
+                list(self.average.parameters()), list(self.online.parameters()), share
+            )
         if self.updates % self.config.target_sync_updates == 0:
             self.sync_target()
 
@@ -193,6 +209,7 @@ class Learner:
             "online": dict(self.online.state_dict()),
             "target": dict(self.target.state_dict()),
             "optimizer": averages_of(self.optimizer, self.online),
+            **({} if self.average is None else {"average": dict(self.average.state_dict())}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -200,6 +217,8 @@ class Learner:
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
         self._refresh_fast_target()
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         load_averages(self.optimizer, self.online, state["optimizer"])
 
 

@@ -160,14 +160,14 @@ class VectorTorso(nn.Sequential):
         )
 
     def spread(self, generator: torch.Generator) -> None:
-        """Draw the biases uniformly from [-1, 1].
+        """Draw the biases uniformly from [-2, 2].
 
         With small equal biases all units bend next to the origin, and the network is almost linear
         along every ray from it: how far out a state lies is hard to learn.
         """
         for layer in self:
             if isinstance(layer, Dense):
-                nn.init.uniform_(layer.bias, -1, 1, generator=generator)
+                nn.init.uniform_(layer.bias, -2, 2, generator=generator)
 
 
 class PlainHead(nn.Sequential):
@@ -262,7 +262,7 @@ def build_network(
     """Build a Q-network: He-uniform weights and biases of 0.1, as the EBU paper's code.
 
     The weights and biases of the output layer are multiplied by `output_scale`. Two-axis frames get
-    convolutions, flat ones a hidden layer in their place, with biases in [-1, 1].
+    convolutions, flat ones a hidden layer in their place, with biases in [-2, 2].
 
     Raises `UsageError` for an unknown name, an image too small for the convolutions, and ranks of
     convolutions that flat frames leave out, or above the number of features.

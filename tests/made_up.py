@@ -137,6 +137,9 @@ class TableLearner:
     def values(self, states: Tensor) -> Tensor:
         return table_values(states, self.salt)
 
+    def playing_values(self, states: Tensor) -> Tensor:
+        return self.values(states)
+
     def target_values(self, states: Tensor) -> Tensor:
         self.passes.append(len(states))
         return table_values(states, self.salt)

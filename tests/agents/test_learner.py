@@ -219,18 +219,21 @@ def test_bfloat16_is_near_float32_and_is_not_float32() -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("frame_shape", [(6,), (36, 36)], ids=["flat", "image"])
 @pytest.mark.parametrize("updates_before", [0, 5])
+@pytest.mark.parametrize("average_updates", [0, 4])
 def test_a_restored_learner_goes_on_bit_for_bit(
     tmp_path: Path,
     optimizer: str,
     precision: str,
     frame_shape: tuple[int, ...],
     updates_before: int,
+    average_updates: int,
 ) -> None:
     settings: dict[str, Any] = {
         "optimizer": optimizer,
         "precision": precision,
         "frame_shape": frame_shape,
         "target_sync_updates": 3,
+        "average_updates": average_updates,
     }
     learner = learner_of(0, **settings)
     for update in range(updates_before):
@@ -247,6 +250,33 @@ def test_a_restored_learner_goes_on_bit_for_bit(
         learner.count_update()
         other.count_update()
     assert same(other.state_dict(), learner.state_dict())
+
+
+def test_the_average_of_the_last_weights_by_hand() -> None:
+    # The mean of the first 3, then each time a third of the way to the newest.
+    learner = learner_of(average_updates=3, learning_rate=0.1)
+    history = []
+    for update in range(5):
+        learner.update(*minibatch(update))
+        learner.count_update()
+        history.append(copied(learner, "online"))
+    expected = [torch.stack(weights).mean(0) for weights in zip(*history[:3], strict=True)]
+    for newest in history[3:]:
+        expected = [old + (new - old) / 3 for old, new in zip(expected, newest, strict=True)]
+    torch.testing.assert_close(copied(learner, "average"), expected)
+    states, _, _ = minibatch(9)
+    playing = learner.playing_values(states)
+    assert not torch.equal(playing, learner.values(states))
+    learner.online.load_state_dict(learner.state_dict()["average"])
+    assert torch.equal(playing, learner.values(states))
+
+
+def test_without_an_average_the_newest_weights_play() -> None:
+    learner = learner_of()
+    learner.update(*minibatch(0))
+    learner.count_update()
+    states, _, _ = minibatch(9)
+    assert torch.equal(learner.playing_values(states), learner.values(states))
 
 
 def test_the_generator_decides_the_weights() -> None:
