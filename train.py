@@ -96,8 +96,9 @@ def main() -> int:
         _say(f"stopped at frame {trainer.frames:,}: continue with: {again}")
         return 128 + stopped_by[0]
     _say(f"done: score it with: {program_command('evaluate.py', run_dir)}")
-    film = program_command("evaluate.py", run_dir, "--video", "best_game.mp4")
-    _say(f"and film its best game with: {film}")
+    if is_atari(config.game):
+        filming = program_command("evaluate.py", run_dir, "--video", "best_game.mp4")
+        _say(f"and film its best game with: {filming}")
     for name in config.distill or ():
         student = student_directory(run_dir, name)
         _say(f"and {name} with: {program_command('evaluate.py', student)}")

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ebu.checkpoint import Checkpoint, load_latest
 from ebu.replay import EpisodicReplay
+from ebu.tensorboard import OVERVIEW, SPEED
 
 ROOT = Path(__file__).parent.parent
 NUM_ENVS, CAPACITY = 4, 2_000
@@ -109,7 +110,7 @@ def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     return {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
-        if not tag.startswith("speed/")
+        if not tag.startswith("speed/") and tag != OVERVIEW[SPEED]
     }
 
 

@@ -87,11 +87,11 @@ def test_what_determinism_costs() -> None:
 
 def test_the_share_of_the_longest_evaluation() -> None:
     figures = summary([made_up_round(1e9, plain=400_000)], evaluate=True)
-    # 18,000 frames are 4,500 steps of 2 ms, and 1 s besides; a million frames take 25 s.
+    # 18,000 frames are 4,500 steps of 2 ms, and 1 s besides; 100,000 frames take 2.5 s.
     assert figures["evaluation"][PLAIN] == pytest.approx(
-        {"seconds": 10.0, "share": 10 / 35, "frames_per_second": 1e6 / 35}
+        {"seconds": 10.0, "share": 10 / 12.5, "frames_per_second": 1e5 / 12.5}
     )
-    assert "takes 10.0 s, 28.6% of a run; with it 28,571 frames/s" in train_speed.table(figures)
+    assert "takes 10.0 s, 80.0% of a run; with it 8,000 frames/s" in train_speed.table(figures)
 
 
 @pytest.mark.parametrize(("minutes", "played"), [(None, 3), (1.0, 3), (0.5, 2), (0.1, 1)])
