@@ -8,7 +8,7 @@
 # Without GAME: one in which a small network learns within ten minutes on two cores.
 ifndef GAME
 GAME   := kung_fu_master
-FRAMES ?= 250000
+FRAMES ?= 200000
 FIRST_LOOK := --network net2 --epsilon-decay-steps 10000 --eval-episodes 30
 endif
 AGENT  ?= ebu
