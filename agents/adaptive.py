@@ -11,9 +11,9 @@ from agents.agent import AgentConfig, epsilon_greedy
 from agents.ebu import Ebu, EbuConfig
 from agents.learner import Learner, LearnerConfig
 from agents.stacked import StackedLearner
-from ebu.commandline import at_most, positive
 from ebu.errors import UsageError
 from ebu.interfaces import VectorStep
+from ebu.run.cli import at_most, positive
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from torch.profiler import record_function
 from agents.averages import Averages
 from agents.graphs import Captured
 from agents.learner import Learner, LearnerConfig
-from ebu.commandline import at_most, not_negative, positive, shares
 from ebu.interfaces import VectorStep
 from ebu.replay import Batch, EpisodicReplay
+from ebu.run.cli import at_most, not_negative, positive, shares
 from ebu.staging import Staging
 
 ResultT = TypeVar("ResultT")

@@ -15,9 +15,9 @@ from torch import Tensor
 from agents.agent import Agent, AgentConfig
 from agents.averages import Averages
 from agents.learner import Learner
-from ebu.commandline import positive
 from ebu.errors import UsageError
 from ebu.replay import Batch, EpisodicReplay
+from ebu.run.cli import positive
 from ebu.segments import Segment
 from ebu.targets import one_step_targets
 

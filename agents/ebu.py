@@ -7,8 +7,8 @@ from torch import Tensor
 
 from agents.backward import BackwardAgent, BackwardConfig
 from agents.learner import Learner
-from ebu.commandline import shares
 from ebu.replay import Batch
+from ebu.run.cli import shares
 from ebu.targets import backward_targets, propagated_share
 
 

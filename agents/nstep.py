@@ -6,9 +6,9 @@ import numpy as np
 from torch import Tensor
 
 from agents.agent import Agent, AgentConfig
-from ebu.commandline import at_most, positive
 from ebu.replay import Batch, EpisodicReplay
 from ebu.returns import n_step_targets
+from ebu.run.cli import at_most, positive
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from agents.agent import Agent, AgentConfig
-from ebu.commandline import at_most, not_negative, positive
 from ebu.replay import Batch, EpisodicReplay
 from ebu.returns import optimality_bounds, tightened_targets
+from ebu.run.cli import at_most, not_negative, positive
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from torch import Tensor
 from agents.agent import AgentConfig
 from agents.double_dqn import DoubleDqn
 from agents.learner import Learner
-from ebu.commandline import not_negative, positive, shares
 from ebu.errors import EbuError
 from ebu.replay import EpisodicReplay
+from ebu.run.cli import not_negative, positive, shares
 from ebu.sum_tree import SumTree
 
 SMALLEST_PRIORITY = 1e-6

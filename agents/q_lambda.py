@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from agents.backward import BackwardAgent, BackwardConfig
-from ebu.commandline import shares
 from ebu.replay import Batch
 from ebu.returns import peng_targets
+from ebu.run.cli import shares
 
 
 @dataclass(frozen=True)

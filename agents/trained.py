@@ -10,9 +10,9 @@ from torch import Tensor
 from agents.agent import Agent, epsilon_greedy
 from agents.networks import QNetwork, build_network
 from agents.registry import AGENTS
-from ebu.checkpoint import load_latest
 from ebu.errors import EbuError
-from ebu.run_directory import read_config
+from ebu.run.checkpoint import load_latest
+from ebu.run.directory import read_config
 
 WEIGHTS = {"final": "checkpoints", "best": "best"}
 STUDENT = "student"

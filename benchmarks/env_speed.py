@@ -49,8 +49,8 @@ from measurement import (
     stated,
 )
 
-from ebu.commandline import all_cores, parse, run_command
 from ebu.errors import UsageError
+from ebu.run.cli import all_cores, parse, run_command
 from envs import AtariVector
 from envs.atari import FRAME_SKIP
 from envs.games import canonical_game

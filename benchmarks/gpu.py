@@ -37,9 +37,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from measurement import require_at_least, require_writable, say, stated
 
-from ebu.commandline import all_cores, parse, run_command
+from ebu.commands.presets import DEFAULT
 from ebu.errors import EbuError, UsageError
-from presets import DEFAULT
+from ebu.run.cli import all_cores, parse, run_command
 
 BENCHMARKS = Path(__file__).resolve().parent
 # Seconds at the end of a part in which no round of training may still be under way.

@@ -19,7 +19,7 @@ from runs import BATCH_SIZE, FRAMES_PER_STEP, Conditions
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents import Learner, LearnerConfig
-from ebu.commandline import device_named
+from ebu.run.cli import device_named
 from envs import AtariVector
 from envs.games import canonical_game
 

@@ -32,11 +32,11 @@ from runs import network_arguments, random_play
 from torch import Tensor
 
 from agents import AGENTS, Agent, Learner
-from ebu.commandline import parse, run_command
+from ebu.commands.presets import DEFAULT, for_agent
 from ebu.errors import UsageError
 from ebu.replay import EpisodicReplay
+from ebu.run.cli import parse, run_command
 from ebu.training import Trainer
-from presets import DEFAULT, for_agent
 
 # The first update moves the weights by 2e-3 of their norm, later ones by a tenth of that. Adam's
 # first steps hardly depend on how small a gradient is, so what is rounded there comes out enlarged:

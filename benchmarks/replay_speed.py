@@ -40,10 +40,10 @@ from measurement import (
     usual_and_slow,
 )
 
-from ebu.commandline import device_named, parse, run_command
 from ebu.errors import UsageError
 from ebu.frames import torch_dtype
 from ebu.replay import EpisodicReplay
+from ebu.run.cli import device_named, parse, run_command
 from envs import AtariVector
 
 BATCH_SIZE = 32

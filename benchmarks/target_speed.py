@@ -33,8 +33,8 @@ from measurement import (
 )
 from torch import Tensor
 
-from ebu.commandline import device_named, parse, run_command
 from ebu.errors import EbuError
+from ebu.run.cli import device_named, parse, run_command
 from ebu.targets import backward_targets, backward_targets_loop, backward_targets_scan
 
 NUM_ACTIONS = 18

@@ -64,11 +64,11 @@ from runs import (
     sb3_rhythm,
 )
 
-from ebu.commandline import all_cores, parse, run_command
+from ebu.commands.presets import DEFAULT
 from ebu.errors import UsageError
+from ebu.run.cli import all_cores, parse, run_command
 from ebu.training import evaluation_schedule
 from envs.protocols import PROTOCOLS
-from presets import DEFAULT
 
 COLUMNS = ("acting", "sending", "learning", *PARTS_OF_LEARNING, "emulator_wait", "storing", "rest")
 

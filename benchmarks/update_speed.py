@@ -50,13 +50,13 @@ from agents import AGENTS, Learner
 from agents.backward import PASS_STATES
 from agents.graphs import Captured
 from agents.stacked import StackedLearner
-from ebu.commandline import parse, run_command
+from ebu.commands.presets import DEFAULT, for_agent
 from ebu.errors import UsageError
 from ebu.replay import EpisodicReplay
+from ebu.run.cli import parse, run_command
 from ebu.staging import Staging
 from ebu.targets import backward_targets
 from envs.games import canonical_game
-from presets import DEFAULT, for_agent
 
 SMALLEST_PASS = 32
 BATCHES = 3

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from ebu.checkpoint import Checkpoint, save_checkpoint
 from ebu.interfaces import VectorEnvironment, VectorStep
-from ebu.monitoring import EVALUATIONS, METRICS, Monitor, Progress, last_frames
-from ebu.profiling import Profile
 from ebu.replay import EpisodicReplay
+from ebu.run.checkpoint import Checkpoint, save_checkpoint
+from ebu.run.logs import EVALUATIONS, METRICS, Monitor, Progress, last_frames
+from ebu.run.profiling import Profile
 from ebu.schedules import ExplorationConfig, epsilon_at
 from ebu.value_probes import ValueProbes
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import distill
 from agents.distillation.settings import DistillConfig
-from ebu.commandline import parse
-from presets import parse_arguments
-from train import build_trainer
+from ebu.commands import distill
+from ebu.commands.presets import parse_arguments
+from ebu.commands.train import build_trainer
+from ebu.run.cli import parse
 
 GREY = "tests.envs.tiny:TinyGrey-v0"
 NUMBERS = "tests.envs.tiny:TinyNumbers-v0"
@@ -56,7 +56,11 @@ def contents(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(out.rglob("*")):
         name = str(path.relative_to(out))
-        if path.suffix == ".json" and path.name in ("result.json", "report.json", "teacher.json"):
+        if path.suffix == ".json" and path.name in (
+            "result.json",
+            "report.json",
+            "teacher.json",
+        ):
             found[name] = _without_seconds(json.loads(path.read_text()))
         elif path.name in ("state.safetensors", "frames.zst") and "training" not in path.parts:
             found[name] = path.read_bytes()

@@ -10,8 +10,8 @@ import os
 import signal
 import sys
 
-import distill
-from ebu.commandline import run_command
+from ebu.commands import distill
+from ebu.run.cli import run_command
 
 
 def killed(step: int) -> bool:

@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import ebu.checkpoint
-import train
-from ebu.commandline import run_command
+import ebu.run.checkpoint
+from ebu.commands import train
 from ebu.replay import EpisodicReplay
+from ebu.run.cli import run_command
 from ebu.training import Trainer
 
 
@@ -55,7 +55,7 @@ def arm(moment: str) -> None:
     elif what == "writing":
         patch(EpisodicReplay, "write_frames", "save", before=False, half=True)
     elif what == "unpublished":
-        patch(ebu.checkpoint, "_publish", "save", before=True)
+        patch(ebu.run.checkpoint, "_publish", "save", before=True)
     elif what == "saved":
         patch(Trainer, "save", "save", before=False)
     elif what != "never":

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from agents import Agent, Ebu, EbuConfig
-from ebu.checkpoint import load_latest, save_checkpoint
 from ebu.replay import EpisodicReplay
+from ebu.run.checkpoint import load_latest, save_checkpoint
 from ebu.segments import Segment
 from envs import VectorStep
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from agents import AGENTS, LearnerConfig
-from ebu.checkpoint import load_latest
 from ebu.interfaces import VectorStep
-from ebu.monitoring import Monitor, cut_logs
 from ebu.replay import EpisodicReplay
+from ebu.run.checkpoint import load_latest
+from ebu.run.logs import Monitor, cut_logs
 from ebu.schedules import ExplorationConfig
 from ebu.training import Follower, Trainer, TrainingConfig
 from tests.made_up import CPU, NUM_ACTIONS, MadeUpGames, empty_replay, random_games

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from presets import flat
-from studies.plan import PlannedRun
+from ebu.commands.presets import flat
+from ebu.commands.table.plan import PlannedRun
 
 FRAMES = 10_000
 SETTINGS: dict[str, Any] = {

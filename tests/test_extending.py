@@ -13,9 +13,9 @@ import pytest
 import agents
 import agents.registry
 from agents import AGENTS, Agent, AgentConfig
+from ebu.commands.presets import parse_arguments
+from ebu.commands.train import build_trainer
 from ebu.errors import UsageError
-from presets import parse_arguments
-from train import build_trainer
 
 ROOT = Path(__file__).parent.parent
 MODULE, CHANGE = re.findall(

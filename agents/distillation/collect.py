@@ -10,13 +10,13 @@ from torch import Tensor
 
 from agents.agent import epsilon_greedy
 from agents.distillation.states import StateSet, hold_out
-from ebu.checkpoint import load_latest
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Act
 from ebu.frames import FrameStack, torch_dtype
 from ebu.interfaces import VectorEnvironment
 from ebu.memory import unfilled
 from ebu.replay import EpisodicReplay
+from ebu.run.checkpoint import load_latest
 
 EPSILON = 0.05
 """Share of random actions in collecting (Rusu et al. 2015)."""

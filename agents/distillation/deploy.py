@@ -26,8 +26,8 @@ from agents.distillation.onnx_policy import OnnxPolicy
 from agents.distillation.records import Score, file_name, read_record, write_record
 from agents.distillation.states import StateSet
 from agents.trained import TrainedAgent
-from ebu.durable import write_whole
 from ebu.evaluation import Act
+from ebu.run.files import write_whole
 
 EXPORTS = "export.json"
 TIMED_STATES = 64

@@ -24,10 +24,10 @@ from agents.distillation.students import Student
 from agents.networks import QNetwork
 from agents.optimizers import adam, averages_of, load_averages
 from agents.trained import TrainedAgent
-from ebu.checkpoint import load_latest, save_checkpoint
-from ebu.commandline import at_most, positive
 from ebu.errors import EbuError
-from ebu.monitoring import Monitor, cut_logs
+from ebu.run.checkpoint import load_latest, save_checkpoint
+from ebu.run.cli import at_most, positive
+from ebu.run.logs import Monitor, cut_logs
 
 PROGRESS = "training"
 """Where, in a student's directory, the checkpoint of its training lies until it is scored."""

@@ -26,8 +26,8 @@ from agents.distillation.temperature import temperature_of
 from agents.networks import Features, QNetwork
 from agents.registry import AGENTS
 from agents.trained import WEIGHTS, TrainedAgent
-from ebu.checkpoint import load_latest
 from ebu.errors import EbuError, UsageError
+from ebu.run.checkpoint import load_latest
 
 LEARNERS = "adaptive_ebu"
 PROBE_STATES, PROBE_GAMES = 2_000, 8

@@ -23,9 +23,9 @@ from torch.nn.utils import skip_init
 from agents.distillation.states import StateSet
 from agents.networks import FirstConvolution, LowRankDense, NatureTorso, PlainHead, QNetwork
 from agents.trained import TrainedAgent
-from ebu.durable import write_whole
 from ebu.errors import EbuError, UsageError
-from ebu.hints import install_command
+from ebu.run.files import write_whole
+from ebu.run.hints import install_command
 
 if TYPE_CHECKING:
     from agents.distillation.onnx_policy import OnnxPolicy

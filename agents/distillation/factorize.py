@@ -36,7 +36,7 @@ from agents.networks import (
 )
 from agents.trained import TrainedAgent
 from ebu.errors import UsageError
-from ebu.hints import install_command
+from ebu.run.hints import install_command
 
 LEAST_SHARE = 1 / 8
 """Of the full rank, below which energy and vbmf do not go; the dense layer's share in `half`."""

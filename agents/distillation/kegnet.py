@@ -24,9 +24,9 @@ from agents.distillation.states import LABEL_BATCH, StateSet, hold_out
 from agents.distillation.synthetic import noise
 from agents.distillation.temperature import AUTO, temperature_of
 from agents.trained import TrainedAgent
-from ebu.checkpoint import load_latest, save_checkpoint
 from ebu.errors import EbuError, UsageError
 from ebu.memory import available_bytes, unfilled
+from ebu.run.checkpoint import load_latest, save_checkpoint
 
 RECORD = "kegnet.json"
 """What `generate` measured, a `GeneratedRecord`, in its directory."""

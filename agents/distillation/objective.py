@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from agents.distillation import losses
 from agents.trained import Outputs
-from ebu.commandline import not_negative, one_of, positive, shares
 from ebu.errors import UsageError
+from ebu.run.cli import not_negative, one_of, positive, shares
 
 DISCRIMINATOR_UNITS = 64
 CONVOLUTIONS = ("conv1", "conv2", "conv3")

@@ -59,7 +59,7 @@ from agents.networks import QNetwork
 from agents.trained import Outputs, TrainedAgent, load_agent
 from ebu.evaluation import Act
 from ebu.interfaces import VectorEnvironment
-from ebu.run_directory import CONFIG
+from ebu.run.directory import CONFIG
 
 STUDENTS, SCOUTS = (int.from_bytes(name) for name in (b"stud", b"scou"))
 """Streams of random numbers, far from each other's and from those of runs and evaluations."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from agents.agent import epsilon_greedy
 from ebu.errors import EbuError, UsageError
-from ebu.hints import install_command
+from ebu.run.hints import install_command
 
 
 class OnnxPolicy:

@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Transform, offset_copy
 
 from agents.distillation.rows import Row
-from ebu.figures import add_legend
+from ebu.run.figures import add_legend
 
 Cost = Literal["parameters", "multiply_adds", "p50_us"]
 COSTS: dict[Cost, str] = {

@@ -13,8 +13,8 @@ from agents.distillation.offline import Offline, Pupil, outputs_for
 from agents.distillation.records import StudentRecord
 from agents.distillation.states import StateSet
 from agents.trained import Outputs
-from ebu.commandline import at_most, positive
 from ebu.errors import UsageError
+from ebu.run.cli import at_most, positive
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, cast
 
-from ebu.durable import write_whole
 from ebu.errors import EbuError
+from ebu.run.files import write_whole
 
 
 class Score(TypedDict):

@@ -36,8 +36,8 @@ from agents.distillation.rows import (
     teacher_row,
 )
 from agents.distillation.sources import MADE_UP
-from ebu.durable import write_whole
 from ebu.errors import UsageError
+from ebu.run.files import write_whole
 
 HARD, SCRATCH = "hard", "from-scratch"
 BASELINES = {HARD: "taught hard labels", SCRATCH: "trained on games from scratch"}

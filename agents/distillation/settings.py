@@ -15,8 +15,8 @@ from agents.distillation.procedures import ProcedureConfig
 from agents.distillation.records import method_name
 from agents.distillation.sources import MADE_UP, MIXED_FROM, PLAY, SOURCES
 from agents.distillation.temperature import check_temperature
-from ebu.commandline import at_most, not_negative, one_of, positive
 from ebu.errors import UsageError
+from ebu.run.cli import at_most, not_negative, one_of, positive
 
 MAIN_LOSSES = ("kl", "hard", "hinton", "centred", "regression", "noisy")
 MAY_CHANGE = frozenset({"out", "min_retention", "checkpoint_minutes", "baselines", "export"})

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from agents.distillation.temperature import median_gap
-from ebu.checkpoint import REPLACED, load_latest, save_checkpoint
 from ebu.errors import EbuError, UsageError
 from ebu.memory import unfilled
 from ebu.replay_files import read_frames, write_frames
-from ebu.run_directory import differences
+from ebu.run.checkpoint import REPLACED, load_latest, save_checkpoint
+from ebu.run.directory import differences
 from ebu.targets import backward_targets
 
 HELD_OUT_SHARE = 0.05

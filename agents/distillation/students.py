@@ -13,9 +13,9 @@ from agents.architectures import ARCHITECTURES, unknown, whole_architecture
 from agents.distillation.factorize import check_ranks, factorise
 from agents.networks import Features, PlainHead, QNetwork, build_network
 from agents.trained import STUDENT, WEIGHTS, Outputs, TrainedAgent
-from ebu.checkpoint import save_checkpoint
 from ebu.errors import EbuError, UsageError
-from ebu.run_directory import CONFIG, differences, read_config, write_config
+from ebu.run.checkpoint import save_checkpoint
+from ebu.run.directory import CONFIG, differences, read_config, write_config
 
 TEACHER = "teacher"
 """The name of the teacher's own architecture: a born-again student, or what is factorised."""

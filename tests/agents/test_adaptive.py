@@ -13,9 +13,9 @@ from torch import Tensor
 from agents import Ebu, EbuConfig, LearnerConfig
 from agents.adaptive import AdaptiveEbu, AdaptiveEbuConfig, Rotation
 from agents.learner import Learner
+from ebu.commands.presets import parse_arguments
 from ebu.errors import UsageError
 from envs import VectorStep
-from presets import parse_arguments
 from tests.made_up import CPU, GAMMA, NUM_ACTIONS, MadeUpGames, Played, random_games, same
 from tests.made_up_runs import STEP_FRAMES, lines, real_run
 

@@ -14,9 +14,9 @@ from agents.adaptive import AdaptiveEbu, AdaptiveEbuConfig
 from agents.ebu import Ebu
 from agents.learner import Learner, LearnerConfig
 from agents.stacked import StackedLearner
-from ebu.checkpoint import load_latest, save_checkpoint
 from ebu.errors import EbuError, UsageError
-from ebu.run_directory import write_config
+from ebu.run.checkpoint import load_latest, save_checkpoint
+from ebu.run.directory import write_config
 from envs import VectorStep
 from tests.made_up import CPU
 

@@ -168,7 +168,7 @@ def test_all_parts_understand_their_flags() -> None:
     """On the machine with the GPU a flag that is wrong would cost a part."""
     import importlib
 
-    from ebu.commandline import parse
+    from ebu.run.cli import parse
 
     parts = gpu.parts_of(gpu.Settings(threads=16))
     assert len({part.name for part in parts}) == len(parts) == 11

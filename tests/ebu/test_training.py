@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from ebu.checkpoint import load_latest
 from ebu.replay import EpisodicReplay
+from ebu.run.checkpoint import load_latest
 from ebu.schedules import ExplorationConfig, epsilon_at
 from ebu.segments import Segment
 from ebu.training import evaluation_schedule

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from ebu.checkpoint import load_latest
 from ebu.evaluation import evaluate, summarise
 from ebu.replay import EpisodicReplay
+from ebu.run.checkpoint import load_latest
 from ebu.training import Trainer
 from tests.made_up import MadeUpGames, random_games, same
 from tests.made_up_runs import STEP_FRAMES, Evaluate, lines, real_run

@@ -11,14 +11,14 @@ import pytest
 import scipy.stats
 from gymnasium.utils.env_checker import check_env
 
+from ebu.commands.presets import parse_arguments
+from ebu.commands.train import build_trainer
 from envs import make_vector
 from envs.gymnasium_vector import GymnasiumVector
 from envs.maze import MAX_STEPS, ManyMazes, Maze, MazeEnv, load_digits
 from envs.protocols import PROTOCOLS
-from presets import parse_arguments
 from tests.envs.play import actions_for, assert_same, play
 from tests.made_up import same
-from train import build_trainer
 
 UP, RIGHT, DOWN, LEFT = range(4)
 # The statistics below fail by chance once in a million seeds, and the seeds are fixed.

@@ -12,8 +12,8 @@ from torch import Tensor
 from agents.distillation.collect import collect, from_replay
 from agents.distillation.states import StateSet
 from agents.distillation.synthetic import RUN, SHIFT, mixed, noise, shifted
-from ebu.checkpoint import save_checkpoint
 from ebu.errors import EbuError, UsageError
+from ebu.run.checkpoint import save_checkpoint
 from envs import make_vector
 from envs.protocols import PAPER
 from tests.agents.distillation.test_states import equal, set_of

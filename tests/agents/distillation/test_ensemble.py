@@ -25,9 +25,9 @@ from agents.distillation.procedures import ProcedureConfig, check_ensemble, chec
 from agents.distillation.sources import rng_of
 from agents.distillation.temperature import median_gap
 from agents.trained import load_agent
-from ebu.checkpoint import load_latest, save_checkpoint
 from ebu.errors import UsageError
-from ebu.run_directory import write_config
+from ebu.run.checkpoint import load_latest, save_checkpoint
+from ebu.run.directory import write_config
 from tests.agents.distillation.made_up_teachers import SIDE, STACK, procedure_in, teacher_of
 from tests.made_up import CPU
 

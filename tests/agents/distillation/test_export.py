@@ -30,8 +30,8 @@ from agents.distillation.states import StateSet
 from agents.networks import build_network
 from agents.trained import Outputs, TrainedAgent
 from ebu import durable
-from ebu.durable import write_whole
 from ebu.errors import EbuError, UsageError
+from ebu.run.files import write_whole
 from tests.agents.distillation.test_states import set_of
 from tests.agents.distillation.test_students import rng_of, teacher_of
 from tests.made_up import CPU

@@ -17,16 +17,16 @@ from agents.distillation.losses import policy_divergence
 from agents.distillation.online import Students, student_directory
 from agents.distillation.students import build
 from agents.distillation.temperature import median_gap
-from ebu.checkpoint import load_latest
+from ebu.commands.evaluate import EvaluateConfig
+from ebu.commands.evaluate import run as evaluate_run
+from ebu.commands.presets import parse_arguments
+from ebu.commands.train import build_trainer
 from ebu.errors import UsageError
-from ebu.run_directory import write_config
+from ebu.run.checkpoint import load_latest
+from ebu.run.directory import write_config
 from ebu.training import Trainer
-from evaluate import EvaluateConfig
-from evaluate import run as evaluate_run
-from presets import parse_arguments
 from tests.made_up import NUM_ACTIONS, MadeUpGames, same
 from tests.made_up_runs import STEP_FRAMES, lines, open_trainers, real_run
-from train import build_trainer
 
 END = STEP_FRAMES * 260
 NAMES = ("net3", "4-4-4/8")

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-import evaluate
 from agents import TrainedAgent, load_agent
 from agents.architectures import architecture
 from agents.distillation import students
@@ -29,8 +28,9 @@ from agents.distillation.students import (
 )
 from agents.networks import build_network
 from agents.trained import Outputs
+from ebu.commands import evaluate
 from ebu.errors import EbuError, UsageError
-from ebu.run_directory import read_config, write_config
+from ebu.run.directory import read_config, write_config
 from envs.protocols import PAPER, PROTOCOLS
 from tests.made_up import CPU
 

@@ -1,0 +1,95 @@
+"""Published scores to stand beside ours, each with its source, protocol and budget."""
+
+from dataclasses import dataclass
+
+from ebu.commands.reporting.runs import references
+
+NATURE = "Mnih et al. (2015), extended data table 2"
+CURVES = "computed from published learning curves"
+EBU = "Lee et al. (2019)"
+PAPER_PROTOCOL = "no sticky actions, ε 0.05, 30 games of at most 5 minutes"
+TRAINING_RETURNS = "sticky actions, returns of training games"
+
+
+@dataclass(frozen=True)
+class ReferenceAgent:
+    """An agent whose raw score of each game is known; `column` names it in `ReferenceScores`."""
+
+    name: str
+    column: str
+    frames: int
+    protocol: str
+    source: str
+
+    def score(self, game: str) -> float | None:
+        """The agent's raw score of a game; None if it is not known."""
+        known = references(game)
+        score: float | None = None if known is None else getattr(known, self.column)
+        return score
+
+
+REFERENCE_AGENTS = (
+    ReferenceAgent("DQN (Nature)", "dqn_200m", 200_000_000, PAPER_PROTOCOL, NATURE),
+    ReferenceAgent("DQN, Adam", "dqn_adam_10m", 10_000_000, TRAINING_RETURNS, CURVES),
+    ReferenceAgent("Rainbow", "rainbow_10m", 10_000_000, TRAINING_RETURNS, CURVES),
+    ReferenceAgent("IQN", "iqn_10m", 10_000_000, TRAINING_RETURNS, CURVES),
+)
+
+
+@dataclass(frozen=True)
+class PublishedAggregate:
+    """Human-normalised score over the 49 games, in per cent; None where none is given.
+
+    | field | meaning |
+    | --- | --- |
+    | human_table | whose human scores normalise; None where that is not known |
+    | recalled | the figure was remembered, not read in its source |
+    """
+
+    name: str
+    frames: int
+    mean: float | None
+    median: float
+    human_table: str | None
+    protocol: str
+    source: str
+    recalled: bool = False
+
+
+def _by_lee(name: str, frames: int, mean: float, median: float) -> PublishedAggregate:
+    return PublishedAggregate(
+        name, frames, mean, median, "nature2015", PAPER_PROTOCOL, EBU, recalled=True
+    )
+
+
+def _from_curves(name: str, mean: float, median: float) -> PublishedAggregate:
+    return PublishedAggregate(
+        name, 10_000_000, mean, median, "nature2015", TRAINING_RETURNS, CURVES
+    )
+
+
+PUBLISHED_49 = (
+    PublishedAggregate(
+        "DQN (Nature)", 200_000_000, 241.07, 93.52, "nature2015", PAPER_PROTOCOL, NATURE
+    ),
+    _by_lee("EBU", 10_000_000, 253.55, 51.55),
+    _by_lee("EBU", 20_000_000, 347.99, 92.50),
+    _by_lee("Prioritized DQN", 10_000_000, 156.57, 40.86),
+    _by_lee("Retrace(λ)", 10_000_000, 93.77, 41.99),
+    _by_lee("Optimality tightening", 10_000_000, 162.66, 49.42),
+    _from_curves("DQN, RMSProp and Huber", 35.6, 12.2),
+    _from_curves("DQN, Adam and MSE", 117.1, 28.0),
+    _from_curves("Rainbow", 157.7, 57.3),
+    _from_curves("QR-DQN", 272.9, 76.3),
+    _from_curves("IQN", 274.8, 88.6),
+    PublishedAggregate(
+        "Fast Rainbow",
+        10_000_000,
+        None,
+        205.7,
+        None,
+        "as in its source",
+        "Schmidt, Schmied (2021)",
+    ),
+)
+"""As collected in the literature, each under its own protocol; not made here."""

@@ -1,0 +1,237 @@
+"""Run directories as a study and its report see them: settings, score, learning curve."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ebu.commands.table.scores import Score, final_record, score_in_training, score_of
+from ebu.errors import EbuError, UsageError
+from ebu.evaluation import human_normalised, relative_score
+from ebu.run.directory import CONFIG, read_config
+from ebu.run.logs import EVALUATIONS, METRICS
+from envs import is_atari
+from envs.games import ReferenceScores, reference_scores
+
+HUMAN_TABLES = ("nature2015", "57table")
+
+LAST_GAMES = "train/return_last_100_games"
+
+# Settings by which runs of one method may differ: what they are played on, for how long, how fast,
+# and how they are watched. Evaluations in training draw nothing from a run's random numbers.
+_NOT_THE_METHOD = frozenset(
+    {
+        *("game", "seed", "frames", "preset", "run_dir", "checkpoint_minutes", "log_every_frames"),
+        *("device", "threads", "overlap", "deterministic", "profile"),
+        *("eval_every_frames", "eval_episodes"),
+    }
+)
+# The last lines of a log are read from this many bytes at its end.
+_TAIL_BYTES = 65_536
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory that could be read.
+
+    | field | meaning |
+    | --- | --- |
+    | settings | the flat settings in config.json |
+    | score | None before the first evaluation |
+    | played_frames | emulator frames at the last line of metrics |
+    | last_games | mean raw return of the last 100 training games; None before the first |
+    """
+
+    directory: Path
+    settings: dict[str, Any]
+    score: Score | None
+    played_frames: int
+    last_games: float | None
+
+    @property
+    def game(self) -> str:
+        return str(self.settings["game"])
+
+    @property
+    def agent(self) -> str:
+        return str(self.settings["agent"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.settings["seed"])
+
+    @property
+    def precision(self) -> str:
+        """Arithmetic of its networks; before it was a setting there was float32 alone."""
+        return str(self.settings.get("precision", "float32"))
+
+    @property
+    def asked_frames(self) -> int:
+        """Emulator frames the run was last asked to play."""
+        return int(self.settings["frames"])
+
+    @property
+    def final_score(self) -> Score | None:
+        """The score after all frames the run was asked to play; None where there is none."""
+        if self.score is None or self.score.frames < self.asked_frames:
+            return None
+        return self.score
+
+
+def find_run_directories(roots: Iterable[Path]) -> list[Path]:
+    """Run directories at or under these directories, each once, in the order of their names.
+
+    Raises `UsageError` for a root that is no directory or holds none.
+    """
+    found: dict[Path, Path] = {}
+    for root in roots:
+        if not root.is_dir():
+            raise UsageError(f"{root} is not a directory: name run directories, or one of a study")
+        under = []
+        for directory, inside, files in os.walk(root):
+            if CONFIG in files:
+                under.append(Path(directory))
+                inside.clear()
+        if not under:
+            raise UsageError(f"there is no run directory in {root}: none has a {CONFIG}")
+        found |= {path.resolve(): path for path in sorted(under)}
+    return list(found.values())
+
+
+def read_run(run_dir: Path, games: int | None = None) -> Run:
+    """Read a run directory; of several scores the one in `games` games is preferred.
+
+    Raises `EbuError`, naming the file, where it is damaged.
+    """
+    settings = read_config(run_dir)["settings"]
+    for name, kind in (
+        ("game", str),
+        ("agent", str),
+        ("protocol", str),
+        ("seed", int),
+        ("frames", int),
+    ):
+        if not isinstance(settings.get(name), kind):
+            raise EbuError(f"{run_dir / CONFIG} says {name} is {settings.get(name)!r}: restore it")
+    lines = tail(run_dir / METRICS)
+    returns = [line[LAST_GAMES] for line in lines if line.get(LAST_GAMES) is not None]
+    return Run(
+        directory=run_dir,
+        settings=settings,
+        score=_read_score(run_dir, settings, games),
+        played_frames=lines[-1]["frames"] if lines else 0,
+        last_games=returns[-1] if returns else None,
+    )
+
+
+def _read_score(run_dir: Path, settings: dict[str, Any], games: int | None) -> Score | None:
+    record = final_record(run_dir, settings["protocol"], games)
+    if record is not None:
+        return score_of(record)
+    path = run_dir / EVALUATIONS
+    try:
+        lines = tail(path)
+        return score_in_training(lines[-1], settings["protocol"]) if lines else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise EbuError(f"{path} cannot be read ({error!r}): restore or remove it") from error
+
+
+def learning_curve(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Frames (T,) int64 and the mean raw return (T,) float64 of the last 100 training games.
+
+    Lines of metrics before the first game's end are left out. Raises `EbuError` for damaged ones.
+    """
+    path = run_dir / METRICS
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        text = ""
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    lines = _parse(path, text.splitlines(keepends=True), first=1)
+    points = [(line["frames"], line[LAST_GAMES]) for line in lines if LAST_GAMES in line]
+    frames = np.array([frame for frame, _ in points], dtype=np.int64)
+    # A value that was not finite is null.
+    returns = np.array([np.nan if x is None else x for _, x in points], dtype=np.float64)
+    return frames[~np.isnan(returns)], returns[~np.isnan(returns)]
+
+
+def tail(path: Path) -> list[dict[str, Any]]:
+    """The last lines of a log of JSON lines; none where there is no log.
+
+    Raises `EbuError` for a damaged one. A line without its end is still being written.
+    """
+    try:
+        with path.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(0, size - _TAIL_BYTES))
+            text = log.read().decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    lines = text.splitlines(keepends=True)
+    return _parse(path, lines[1:] if size > _TAIL_BYTES else lines, first=None)
+
+
+def _parse(path: Path, lines: list[str], first: int | None) -> list[dict[str, Any]]:
+    if lines and not lines[-1].endswith("\n"):
+        lines = lines[:-1]
+    records = []
+    for index, line in enumerate(lines):
+        try:
+            record = json.loads(line)
+            int(record["frames"])
+        except (ValueError, KeyError, TypeError) as error:
+            where = "near its end" if first is None else f"in line {first + index}"
+            raise EbuError(f"{path} is damaged {where} ({error!r}): restore it") from error
+        records.append(record)
+    return records
+
+
+def _unreadable(path: Path, error: Exception) -> EbuError:
+    return EbuError(f"{path} cannot be read ({error}): make it readable or restore it")
+
+
+def method_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that make the method: runs that share them are seeds and games of one method."""
+    return {name: value for name, value in settings.items() if name not in _NOT_THE_METHOD}
+
+
+def settings_digest(settings: dict[str, Any]) -> str:
+    """Twelve hexadecimal digits that tell methods with different settings apart."""
+    text = json.dumps(method_settings(settings), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def references(game: str) -> ReferenceScores | None:
+    """The published scores of a game; None for what is no Atari game of the 57."""
+    return reference_scores(game) if is_atari(game) else None
+
+
+def normalised(game: str, score: float, table: str) -> float | None:
+    """Human-normalised score under a table of `HUMAN_TABLES`; None where it has no human score."""
+    known = references(game)
+    human = None if known is None else known.human(table)
+    if known is None or known.random is None or human is None:
+        return None
+    return human_normalised(score, known.random, human)
+
+
+def relative(game: str, score: float, baseline: float | None = None) -> float | None:
+    """Relative score over a baseline's raw score, that of Nature DQN at 200M frames if not given.
+
+    With the human scores of the Nature table; None where one of the scores is not known.
+    """
+    known = references(game)
+    if known is None or known.random is None or known.human_nature2015 is None:
+        return None
+    baseline = known.dqn_200m if baseline is None else baseline
+    if baseline is None:
+        return None
+    return relative_score(score, known.random, known.human_nature2015, baseline)

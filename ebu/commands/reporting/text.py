@@ -1,0 +1,235 @@
+"""The words and tables of a report, as Markdown."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ebu.commands.reporting.aggregates import Aggregate, GameRow, Statistics
+from ebu.commands.reporting.comparison import Comparison, Group
+from ebu.commands.reporting.published import PUBLISHED_49, REFERENCE_AGENTS
+from ebu.commands.reporting.runs import references
+
+NONE = "–"
+METHOD = """\
+Raw scores are means over the games of a run's evaluation, then over seeds; their interval is
+Student's t over seeds. Human-normalised: 0 for random play, 1 for the human of the table that is
+named (Mnih et al. 2015). Relative to an agent: (score − its score) / (max(human, its score) −
+random), with the human scores of the Nature table (Wang et al. 2016). Mean: of all runs; median:
+over games, of each game's mean; IQM: mean of the middle half of all runs; their intervals, and
+those of profiles, are 95 % percentile intervals of a bootstrap stratified by game (Agarwal et al.
+2021), 2,000 resamples with a fixed seed, and are left out where a game has one seed only."""
+
+
+def report_text(
+    comparison: Comparison,
+    groups: Sequence[Statistics],
+    damaged: Sequence[str],
+    pictures: Mapping[str, str],
+) -> str:
+    """The whole report. `pictures`: file names by training protocol and by name of a group."""
+    parts = ["# Report", METHOD]
+    for found in groups:
+        parts += _group(found, pictures.get(found.group.name))
+    if not groups:
+        parts.append("No run has a score after all the frames it was asked to play.")
+    for protocol in comparison.curves:
+        if protocol in pictures:
+            parts += [
+                f"## Learning curves, trained under protocol {protocol}",
+                "Mean raw return of the last 100 training games: the mean over seeds with its 95 % "
+                "interval (Student's t, cut at the panel's edge), thin lines for single seeds.",
+                f"![learning curves]({pictures[protocol]})",
+            ]
+    parts += _left_out(comparison, damaged)
+    if any(references(game) for found in groups for game in found.group.games):
+        parts += _published()
+    return "\n\n".join(parts) + "\n"
+
+
+def _group(found: Statistics, profile: str | None) -> list[str]:
+    group = found.group
+    parts = [f"## Protocol {group.protocol}, {group.frames:,} frames, {group.scored_by}"]
+    mixed = mixed_precisions(group)
+    parts += [f"**Warning:** {mixed}.", "### Scores"] if mixed else ["### Scores"]
+    parts.append(_scores(found.rows))
+    if group.protocol == "machado":
+        parts.append(
+            "This protocol scores training games: that is the last column. The scores are "
+            "of games played afterwards."
+        )
+    for aggregate in found.aggregates:
+        parts += _aggregate(group, aggregate)
+    if profile is not None:
+        games = _games(found.profile_games)
+        parts += [
+            f"### Performance profile, {games}, human table {found.profile_table}",
+            f"![performance profile]({profile})",
+        ]
+    if any(references(game) for game in group.games):
+        parts += ["### Published scores of these games", _reference_scores(group)]
+    missing = group.missing()
+    if missing:
+        lines = [
+            f"- {name}: "
+            + "; ".join(f"{game} seed {', '.join(map(str, seeds))}" for game, seeds in of.items())
+            for name, of in missing.items()
+        ]
+        parts += ["### Missing runs", "\n".join(lines)]
+    return parts
+
+
+def mixed_precisions(group: Group) -> str | None:
+    """A line on a table whose runs were computed in several precisions; None for one."""
+    found = group.precisions()
+    if len(found) < 2:
+        return None
+    methods = "; ".join(f"{precision}: {', '.join(names)}" for precision, names in found.items())
+    return f"the table of {group.name} mixes precisions ({methods})"
+
+
+def _scores(rows: Sequence[GameRow]) -> str:
+    here = any(row.relative_to_dqn_here is not None for row in rows)
+    header = ["game", "agent", "seeds", "score", "95 % over seeds"]
+    header += ["human-normalised, nature2015", "57table", "relative to DQN (Nature, 200M)"]
+    header += ["relative to dqn here"] if here else []
+    header += ["return of last 100 training games"]
+    return _table(
+        header,
+        [
+            [
+                row.game,
+                row.method,
+                _seeds(row.seeds),
+                _number(row.mean),
+                _interval(row.interval),
+                _share(row.normalised["nature2015"]),
+                _share(row.normalised["57table"]),
+                _share(row.relative_to_dqn_200m),
+                *([_share(row.relative_to_dqn_here)] if here else []),
+                _number(row.last_games),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _aggregate(group: Group, aggregate: Aggregate) -> list[str]:
+    left_out = [game for game in group.games if game not in aggregate.games]
+    rows = []
+    for row in aggregate.rows:
+        cells = [row.name, f"{row.frames:,}", str(row.runs)]
+        for index in range(3):
+            cell = _share(float(row.values[index]))
+            if row.low is not None and row.high is not None:
+                cell += f" [{_share(float(row.low[index]))}, {_share(float(row.high[index]))}]"
+            cells.append(cell)
+        rows.append([*cells, row.source, row.protocol])
+    header = ["agent", "frames", "runs", "mean", "median", "IQM", "source", "protocol"]
+    parts = [
+        f"### Human-normalised over {_games(aggregate.games)}, human table {aggregate.table}",
+        _table(header, rows),
+    ]
+    if left_out:
+        parts.append(
+            f"Not in it, for want of a human or published score or of an agent's run: "
+            f"{', '.join(left_out)}."
+        )
+    return parts
+
+
+def _reference_scores(group: Group) -> str:
+    header = ["game", "random", "human, nature2015", "human, 57table"]
+    header += [f"{agent.name}, {agent.frames // 1_000_000}M" for agent in REFERENCE_AGENTS]
+    rows = []
+    for game in group.games:
+        known = references(game)
+        if known is not None:
+            scores = [known.random, known.human_nature2015, known.human_57table]
+            scores += [agent.score(game) for agent in REFERENCE_AGENTS]
+            rows.append([game, *map(_number, scores)])
+    notes = "; ".join(
+        f"{agent.name}: {agent.source} ({agent.protocol})" for agent in REFERENCE_AGENTS
+    )
+    return f"{_table(header, rows)}\n\nSources: {notes}."
+
+
+def _published() -> list[str]:
+    rows = [
+        [
+            row.name,
+            f"{row.frames:,}",
+            NONE if row.mean is None else f"{row.mean:g} %",
+            f"{row.median:g} %",
+            row.human_table or "not known",
+            row.protocol,
+            row.source + (", **recalled, not read**" if row.recalled else ""),
+        ]
+        for row in PUBLISHED_49
+    ]
+    header = ["agent", "frames", "mean", "median", "human table", "protocol", "source"]
+    return [
+        "## Published human-normalised scores over the 49 games",
+        "To be compared with runs of all 49 games only.",
+        _table(header, rows),
+    ]
+
+
+def _left_out(comparison: Comparison, damaged: Sequence[str]) -> list[str]:
+    parts = []
+    if comparison.variants:
+        rows = [
+            [name, ", ".join(f"{key} {value}" for key, value in settings.items())]
+            for name, settings in comparison.variants.items()
+        ]
+        parts += ["## Settings in which an agent's runs differ", _table(["name", "settings"], rows)]
+    if comparison.unfinished:
+        rows = []
+        for run in comparison.unfinished:
+            frames = f"{run.played_frames:,} of {run.asked_frames:,}"
+            last = NONE
+            if run.score is not None:
+                last = f"{_number(run.score.mean)} at {run.score.frames:,} frames"
+            rows.append([str(run.directory), frames, last])
+        parts += [
+            "## Runs in no table",
+            "Without a score after all their frames: train them on, or score them with "
+            "`evaluate.py RUN`.",
+            _table(["run", "frames played", "last evaluation"], rows),
+        ]
+    lines = [f"- {line}" for line in damaged]
+    lines += [
+        f"- {run.directory} repeats {first.directory}: same settings, seed and frames"
+        for run, first in comparison.repeated
+    ]
+    if lines:
+        parts += ["## Left out", "\n".join(lines)]
+    return parts
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _games(games: Sequence[str]) -> str:
+    return games[0] if len(games) == 1 else f"{len(games)} games"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"{seeds[0]}–{seeds[-1]}"
+    return ", ".join(map(str, seeds))
+
+
+def _number(value: float | None) -> str:
+    if value is None or not np.isfinite(value):
+        return NONE
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:,.2f}"
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return NONE if interval is None else f"{_number(interval[0])} to {_number(interval[1])}"
+
+
+def _share(value: float | None) -> str:
+    return NONE if value is None else f"{100 * value:.1f} %"

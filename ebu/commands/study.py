@@ -1,0 +1,203 @@
+"""Play a table of games, agents and seeds with the main command, and score every run once.
+
+    python study.py --games atari5 --agents ebu dqn --seeds 3 --frames 10000000 --jobs 2
+
+The same command resumes it, on another machine too where results are committed. Flags of train.py
+for every run follow `--`.
+"""
+
+import contextlib
+import fcntl
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from agents.distillation.latency import hardware
+from ebu.commands.reporting.runs import Run, find_run_directories, normalised, read_run
+from ebu.commands.table.committed import write_result
+from ebu.commands.table.jobs import Task, say, work_off
+from ebu.commands.table.plan import (
+    PlannedRun,
+    StudyConfig,
+    check_settings,
+    in_one_precision,
+    plan,
+    precisions_in,
+)
+from ebu.commands.table.results import ResultsTable
+from ebu.errors import EbuError, UsageError
+from ebu.run.cli import all_cores, parse, run_command
+from ebu.run.hints import program_command
+from envs.protocols import PROTOCOLS
+
+ROOT = Path(__file__).resolve().parent
+
+
+def main() -> int:
+    args = sys.argv[1:]
+    cut = args.index("--") if "--" in args else len(args)
+    config = parse(
+        StudyConfig,
+        args[:cut],
+        prog="study.py",
+        description="Play a table of games, agents and seeds. The same command resumes it. Flags "
+        "of train.py for every run follow --",
+    )
+    planned = plan(config, args[cut + 1 :])
+    with locked(config.out):
+        folder = config.results or config.out
+        runs = config.results or config.out / "runs"
+        table = ResultsTable(folder, runs, say, config.episodes)
+        check_settings(planned)
+        if config.collect:
+            collect(config, planned)
+        for run in planned:
+            if run.result_dir is not None and not run.is_done() and run.is_scored():
+                write_result(run.run_dir, run.result_dir, run.games)
+        unscored = [run for run in planned if not run.is_done()]
+        say(
+            f"{folder}: {len(planned)} runs, {len(planned) - len(unscored)} of them scored, "
+            f"{min(config.jobs, len(unscored))} at a time"
+        )
+        table.fill()
+        if unscored and not config.jobs:
+            say(f"missing: {', '.join(run.name for run in unscored)}")
+            return 0
+        recorded = precisions_in(runs, config.out / "runs")
+        waiting = {run.run_dir: run for run in in_one_precision(unscored, recorded, folder)}
+
+        def scored(task: Task) -> str:
+            run = waiting[task.run_dir]
+            if not run.is_scored():
+                raise EbuError(f"evaluate.py has left no score in {task.run_dir}: see {task.log}")
+            if run.result_dir is not None:
+                write_result(run.run_dir, run.result_dir, run.games)
+            table.fill()
+            return described(read_run(run.run_dir, run.games))
+
+        threads = max(1, all_cores() // max(1, config.jobs))
+        failed, stopped_by = work_off(
+            [task_of(run, run.threads(threads)) for run in waiting.values()],
+            config.jobs,
+            code=code_version(),
+            scored=scored,
+        )
+        table.fill()
+    if failed:
+        say(f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}")
+    if stopped_by is not None:
+        say("stopped: run the same command again to resume")
+        return 128 + stopped_by
+    say(f"{table.path}: {len(planned) - len(failed)} of {len(planned)} runs scored")
+    if failed:
+        return 1
+    say(f"compare them with: {program_command('report.py', folder)}")
+    return 0
+
+
+def collect(config: StudyConfig, planned: Sequence[PlannedRun]) -> None:
+    """Copy the results of finished runs that were trained without the study.
+
+    A run that is unfinished, damaged, or not planned is named with the reason.
+    """
+    assert config.results is not None
+    code = {"commit": config.collect_commit, "hardware": machine()}
+    for run_dir in find_run_directories(config.collect):
+        try:
+            found = read_run(run_dir, config.episodes)
+            if found.final_score is None or not found.final_score.final:
+                say(f"{run_dir}: not collected, it has no score after all its frames")
+                continue
+            run, differing = nearest(found, planned)
+            if differing:
+                say(f"{run_dir}: not collected, not planned: {'; '.join(differing)} in {run.name}")
+            elif not run.is_done():
+                assert run.result_dir is not None
+                write_result(run_dir, run.result_dir, run.games, code)
+                say(f"{run_dir}: collected as {run.result_dir}")
+        except EbuError as error:
+            say(f"warning: not collected: {error}")
+
+
+def nearest(found: Run, planned: Sequence[PlannedRun]) -> tuple[PlannedRun, list[str]]:
+    """The planned run that a finished one differs least from, and in what."""
+    return min(((run, run.differences_of(found)) for run in planned), key=lambda pair: len(pair[1]))
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other studies away from a directory. Raises `UsageError` if one is there already."""
+    try:
+        (out / "runs").mkdir(parents=True, exist_ok=True)
+        lock = (out / "lock").open("w")
+    except OSError as error:
+        raise UsageError(
+            f"--out {out} cannot be written: {error.strerror}; choose another directory"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(
+                f"another study is filling {out}: stop it or choose another --out"
+            ) from None
+        yield
+
+
+def task_of(run: PlannedRun, threads: int) -> Task:
+    """The commands of a run."""
+    python, run_dir = sys.executable, str(run.run_dir)
+    options = ["--threads", str(threads)]
+    scoring = [*options, "--device", run.config.device, "--episodes", str(run.games)]
+    return Task(
+        run_dir=run.run_dir,
+        frames=run.config.frames,
+        train=(python, str(ROOT / "train.py"), *run.flags, *options),
+        evaluate=(python, str(ROOT / "evaluate.py"), run_dir, *scoring),
+    )
+
+
+def described(run: Run) -> str:
+    """What a scored run scored."""
+    score = run.score
+    assert score is not None
+    line = f"{score.mean:,.2f} in {score.games} games"
+    if score.interval is not None:
+        low, high = score.interval
+        line += f" (95 % interval {low:,.2f} to {high:,.2f})"
+    table = PROTOCOLS[score.protocol].human_table
+    share = normalised(run.game, score.mean, table)
+    return line if share is None else f"{line}, human-normalised {share:.1%} ({table})"
+
+
+def code_version() -> dict[str, str]:
+    """Version and commit of the code that plays, as far as they are known, and the machine."""
+    try:
+        version = metadata.version("ebu")
+    except metadata.PackageNotFoundError:
+        version = ""
+    commit = ""
+    if (ROOT / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            commit = subprocess.run(
+                ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.strip()
+    return {"ebu_version": version, "commit": commit, "hardware": machine()}
+
+
+def machine() -> str:
+    """The processor and the graphics card."""
+    card = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    return ", ".join([hardware(), *card])
+
+
+def command() -> None:
+    """Run the command with the words of the command line, and exit."""
+    run_command(main)

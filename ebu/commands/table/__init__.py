@@ -1,0 +1,1 @@
+"""What study.py plans, plays and keeps."""

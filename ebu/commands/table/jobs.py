@@ -1,0 +1,292 @@
+"""The processes of a study: started some at a time, watched, stopped together, recorded."""
+
+import contextlib
+import ctypes
+import fcntl
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from ebu.commands.reporting.runs import tail
+from ebu.commands.table.processes import append_process
+from ebu.errors import EbuError
+from ebu.run.cli import SECOND_SIGNAL
+from ebu.run.logs import METRICS
+
+POLL_SECONDS = 0.2
+# Seconds between two updates of the live line, and, without a terminal, between two plain ones.
+LIVE_SECONDS, PLAIN_SECONDS = 2.0, 60.0
+# Loaded before any fork: a child may only call what is there.
+_LIBC = ctypes.CDLL(None)
+# prctl: the signal a process gets when its parent dies.
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run: trained by the main command, then scored once.
+
+    | field | meaning |
+    | --- | --- |
+    | frames | emulator frames it is to play |
+    | train, evaluate | the commands |
+    """
+
+    run_dir: Path
+    frames: int
+    train: tuple[str, ...]
+    evaluate: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.run_dir.name
+
+    @property
+    def log(self) -> Path:
+        """Everything its processes print, next to the run directory."""
+        return self.run_dir.with_name(f"{self.name}.log")
+
+    def played_frames(self) -> int:
+        """Emulator frames at the last line of metrics, at most those it is to play."""
+        # A damaged log is the run's to complain of.
+        with contextlib.suppress(EbuError):
+            lines = tail(self.run_dir / METRICS)
+            return min(lines[-1]["frames"], self.frames) if lines else 0
+        return 0
+
+
+def say(line: str) -> None:
+    """A line on standard error, above the live one."""
+    # stderr was closed: keep working.
+    with contextlib.suppress(OSError, ValueError):
+        tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
+
+
+class ProgressLine:
+    """Shows how far all is: a live line on a terminal, elsewhere a plain one now and then."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._frames = {task.name: task.played_frames() for task in tasks}
+        self._total = sum(task.frames for task in tasks)
+        self._began, self._before = time.monotonic(), sum(self._frames.values())
+        self._shown_at = self._began
+        self._live = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=self._total,
+            disable=not self._live,
+            bar_format="{percentage:3.0f}% |{bar}| {desc}",
+            dynamic_ncols=True,
+        )
+
+    def look(self, running: Sequence[Task], waiting: int) -> None:
+        """Show it, if it is time."""
+        now = time.monotonic()
+        if now - self._shown_at < (LIVE_SECONDS if self._live else PLAIN_SECONDS):
+            return
+        self._shown_at = now
+        self._frames |= {task.name: task.played_frames() for task in running}
+        played = sum(self._frames.values())
+        rate = (played - self._before) / (now - self._began)
+        left = tqdm.format_interval((self._total - played) / rate) if rate > 0 else "?"
+        parts = [f"{task.name} {self._frames[task.name] / task.frames:.0%}" for task in running]
+        line = f"{left} left, {waiting} waiting, {', '.join(parts)}"
+        if self._live:
+            self._bar.n = played
+            self._bar.set_description_str(line)
+        else:
+            say(f"{played / self._total:.0%} of {len(self._frames)} runs, {line}")
+
+    def finished(self, task: Task) -> None:
+        """Count all frames of a run."""
+        self._frames[task.name] = task.frames
+
+    def close(self) -> None:
+        """Take the live line away."""
+        self._bar.leave = False
+        self._bar.close()
+
+
+class Worker:
+    """A process of a run, with its output in the run's log."""
+
+    def __init__(self, task: Task, program: str, command: Sequence[str], code: dict[str, str]):
+        self.task = task
+        self.program = program
+        self._code = code
+        self._started = time.time()
+        try:
+            self._log: IO[bytes] = task.log.open("ab")
+            self._log.write(f"$ {' '.join(command)}\n".encode())
+            self._log.flush()
+            self._offset = self._log.tell()
+            # A session of its own: Ctrl-C in a terminal reaches the study alone, which passes on
+            # one signal; a second would end the process before its checkpoint is written.
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                start_new_session=True,
+                preexec_fn=_end_with_the_study if sys.platform == "linux" else None,
+            )
+        except OSError as error:
+            raise EbuError(
+                f"cannot start {program} for {task.name}: {error.strerror or error}; the same "
+                "command resumes the study once that is fixed"
+            ) from error
+
+    def stop(self) -> None:
+        """Ask the process to save and to end; a second time, to end at once."""
+        if self._process.poll() is None:
+            self._process.terminate()
+
+    def wait(self) -> None:
+        """Until it has ended."""
+        self._process.wait()
+
+    def ended(self) -> int | None:
+        """Its exit code once it has ended, negative for a signal; the process is then noted."""
+        code = self._process.poll()
+        if code is not None:
+            self._log.close()
+            record: dict[str, Any] = {
+                "program": self.program,
+                "started": self._started,
+                "seconds": time.time() - self._started,
+                "exit_code": code,
+                **self._code,
+            }
+            append_process(self.task.run_dir, record)
+        return code
+
+    def failure(self, exit_code: int) -> str:
+        """How the process failed, with the last line it printed."""
+        how = f"exit code {exit_code}" if exit_code >= 0 else f"killed by signal {-exit_code}"
+        with self.task.log.open("rb") as log:
+            log.seek(self._offset)
+            text = log.read().decode(errors="replace")
+        lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+        last = lines[-1] if lines else "it said nothing"
+        return f"{self.program} failed ({how}): {last} (log: {self.task.log})"
+
+
+def _end_with_the_study() -> None:
+    """In the child: a study that is killed takes its processes with it; they save and end."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _signals_to_stop() -> Iterator[list[int]]:
+    """The signals to stop that came while this is entered, a list that grows."""
+    received: list[int] = []
+    # What nohup and the shell's & have told this process to ignore stays ignored.
+    before = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if (handler := signal.getsignal(number)) != signal.SIG_IGN
+    }
+    for number in before:
+        signal.signal(number, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def work_off(
+    tasks: Sequence[Task],
+    at_a_time: int,
+    *,
+    code: dict[str, str],
+    scored: Callable[[Task], str],
+) -> tuple[list[str], int | None]:
+    """Train and score every run, `at_a_time` of them at once.
+
+    | argument | meaning |
+    | --- | --- |
+    | code | what of the code is noted with every process |
+    | scored | called when a run has its score; returns what to say of it |
+
+    Returns the names of the runs that failed, whatever the others did, and the signal that ended
+    the work before its end, if one did. Raises `EbuError` where a file of the study cannot be
+    written; no process is left behind then.
+    """
+    progress, stopped = ProgressLine(tasks), 0
+    waiting, running, failed, busy = deque(tasks), list[Worker](), list[str](), set[str]()
+    with contextlib.ExitStack() as cleaning:
+        cleaning.callback(progress.close)
+        cleaning.callback(_end, running)
+        signals = cleaning.enter_context(_signals_to_stop())
+        while waiting or running:
+            if len(signals) > stopped:
+                stopped = len(signals)
+                waiting.clear()
+                say(f"stopping {len(running)} runs, which are being saved: {SECOND_SIGNAL}")
+                for worker in running:
+                    worker.stop()
+            for _ in range(len(waiting)):
+                if len(running) == at_a_time:
+                    break
+                task = waiting.popleft()
+                if _in_use(task.run_dir):
+                    # Started by hand, or left by a killed study and still saving.
+                    waiting.append(task)
+                    if task.name not in busy:
+                        busy.add(task.name)
+                        say(f"{task.name}: waiting for another process that is training it")
+                    continue
+                played = task.played_frames()
+                how = f"resumes at {played / task.frames:.0%}" if played else "starts"
+                how = how if played < task.frames else "has played all its frames"
+                say(f"{task.name}: {how}")
+                running.append(Worker(task, "train.py", task.train, code))
+            for worker in running.copy():
+                exit_code = worker.ended()
+                if exit_code is None:
+                    continue
+                running.remove(worker)
+                task = worker.task
+                if exit_code == 0:
+                    progress.finished(task)
+                    if worker.program == "evaluate.py":
+                        say(f"{task.name}: {scored(task)}")
+                    elif not signals:
+                        say(f"{task.name}: trained, is being scored")
+                        running.append(Worker(task, "evaluate.py", task.evaluate, code))
+                elif not signals:
+                    failed.append(task.name)
+                    say(f"{task.name}: {worker.failure(exit_code)}")
+            progress.look([worker.task for worker in running], len(waiting))
+            time.sleep(POLL_SECONDS)
+    return failed, signals[0] if signals else None
+
+
+def _end(running: list[Worker]) -> None:
+    """End what still runs when the study itself fails."""
+    for worker in running:
+        worker.stop()
+    for worker in running:
+        worker.wait()
+
+
+def _in_use(run_dir: Path) -> bool:
+    try:
+        with (run_dir / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        # No run yet, or one that train.py will complain of.
+        return False
+    return False

@@ -1,0 +1,363 @@
+"""What a study plays: its runs by game, agent and seed, and whether they can be played."""
+
+import contextlib
+import difflib
+import json
+import os
+import re
+import shlex
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from agents import AGENTS
+from ebu.commands.presets import NOT_PART_OF_THE_RUN, TrainConfig, flat, parse_arguments
+from ebu.commands.reporting.runs import Run, read_run
+from ebu.commands.table.committed import differences
+from ebu.commands.table.scores import Score, final_record, score_of
+from ebu.errors import EbuError, UsageError
+from ebu.run.cli import at_most, device_named, has_bfloat16, one_of
+from ebu.run.directory import CONFIG, directory_name, read_config
+from envs import UnknownGameError, is_atari, make_vector
+from envs.games import GAME_SETS, canonical_game, shown
+from envs.protocols import PROTOCOLS
+
+Precision = Literal["float32", "bfloat16"]
+
+# What the study itself says to train.py.
+OURS = ("--game", "--agent", "--preset", "--frames", "--seed", "--run-dir", "--resume")
+# Names of variants become names of directories.
+_VARIANT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+]*):(?: (.*))?")
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What is played."""
+
+    games: tuple[str, ...]
+    """Sets of games (paper49, atari5, all57) and games, mixed as you like."""
+    agents: tuple[str, ...] = ("ebu", "dqn")
+    """Agents by the names that train.py knows."""
+    seeds: int = 1
+    """How many seeds: 3 means 0, 1 and 2."""
+    seed_list: tuple[int, ...] = ()
+    """These seeds instead."""
+    frames: int = 10_000_000
+    """Emulator frames of each run."""
+    preset: str = "default"
+    """default, or paper."""
+    variants: tuple[str, ...] = ()
+    """Variants that every agent is played in, each a name and flags of train.py: "base:" "beta1:
+    --beta 1"."""
+    episodes: int | None = None
+    """Games in which each run is scored [default: the protocol's, 30 under paper, 100 under
+    machado]."""
+    jobs: int = 1
+    """Runs at a time. Each gets its share of the processor cores, unless -- --threads says more. 0
+    plays nothing, and says what is missing."""
+    out: Path = Path("runs/study")
+    """Holds the runs, a log of each, and, without --results, results.csv."""
+    results: Path | None = None
+    """Copy the small files of each finished run here, to be committed, and write results.csv from
+    them; a run whose result is there is not played again."""
+    collect: tuple[Path, ...] = ()
+    """Finished and scored runs that were trained on this machine without a study, or directories
+    that hold some, whose results go to --results too."""
+    collect_commit: str = ""
+    """Commit of the code that trained the runs of --collect."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of the study: its directory and its settings, as train.py will read them."""
+
+    run_dir: Path
+    config: TrainConfig
+    flags: tuple[str, ...]
+    games: int
+    result_dir: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return self.run_dir.name
+
+    def is_done(self) -> bool:
+        """Whether nothing is left to do: its result is there, or else the run is scored."""
+        if self.result_dir is not None:
+            return os.path.isfile(self.result_dir / CONFIG)
+        return self.is_scored()
+
+    def is_scored(self) -> bool:
+        """Whether evaluate.py has played all games with the final weights."""
+        try:
+            record = final_record(self.run_dir, self.config.protocol, self.games)
+        except EbuError:
+            # Damaged: it is scored again.
+            return False
+        return record is not None and self._accepts(score_of(record))
+
+    def _accepts(self, score: Score | None) -> bool:
+        return (
+            score is not None
+            and score.final
+            and score.frames >= self.config.frames
+            and score.protocol == self.config.protocol
+            and score.games == self.games
+        )
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings it was started with; none where it was not, or they cannot be read."""
+        try:
+            return dict(read_config(self.run_dir)["settings"])
+        except EbuError:
+            # If it is damaged, train.py says so when its turn comes.
+            return {}
+
+    def differences(self) -> list[str]:
+        """What of the settings it was started with is another now, and may not be."""
+        settings = json.loads(json.dumps(flat(self.config)))
+        # What train.py chooses itself, as the run was started with where this machine has it.
+        chosen = {"threads"} if not self.config.threads else set()
+        chosen |= {"device"} if self.config.device == "auto" else set()
+        chosen |= {"precision"} if self.config.precision == "auto" else set()
+        return [
+            f"{name} was {was}, is {settings[name]}" + (" (may only grow)" * (name == "frames"))
+            for name, was in self.recorded().items()
+            if name in settings.keys() - NOT_PART_OF_THE_RUN - chosen
+            and was != settings[name]
+            and not (name == "frames" and settings[name] > was)
+        ]
+
+    def differences_of(self, found: Run) -> list[str]:
+        """What a finished run, or a result, has otherwise than this one."""
+        differing = differences(found.settings, flat(self.config))
+        if not differing and not self._accepts(found.score):
+            differing = [f"its score is not of {self.games} games with the final weights"]
+            if found.score is not None and found.score.games != self.games:
+                differing = [f"games were {found.score.games}, are {self.games} (see --episodes)"]
+        return differing
+
+    def threads(self, share: int) -> int:
+        """Threads of its processes: as asked for, as it was started with, or its share of cores."""
+        recorded = self.recorded().get("threads")
+        return self.config.threads or (recorded if isinstance(recorded, int) else share)
+
+
+def plan(config: StudyConfig, passed_on: Sequence[str]) -> list[PlannedRun]:
+    """All runs of a study: those of the first seed first, so that early tables are even.
+
+    Raises `UsageError` for what cannot be run, before anything is.
+    """
+    for flag, value, least in (("--seeds", config.seeds, 1), ("--jobs", config.jobs, 0)):
+        if value < least:
+            raise UsageError(f"{flag} must be at least {least}, not {value}")
+    if config.episodes is not None and config.episodes < 1:
+        raise UsageError(f"--episodes must be at least 1, not {config.episodes}")
+    at_most(
+        {
+            "--seeds": (config.seeds, 1_000),
+            "--jobs": (config.jobs, 1_000),
+            "--episodes": (config.episodes or 0, 1_000_000),
+        }
+    )
+    if not config.agents or not config.games:
+        raise UsageError("--games and --agents need a name each")
+    if config.collect and config.results is None:
+        raise UsageError("--collect copies results to --results: name a directory")
+    for agent in config.agents:
+        one_of("--agents", agent, AGENTS)
+    _check_passed_on(passed_on, "after --")
+    variants = variants_of(config.variants)
+    configs: dict[bool, dict[tuple[str, str], TrainConfig]] = {True: {}, False: {}}
+    planned = []
+    cells = product(
+        seeds_of(config), games_of(config.games), dict.fromkeys(config.agents), variants
+    )
+    for seed, game, agent, variant in cells:
+        parts = [directory_name(game), agent, variant, f"seed{seed}"]
+        name = "-".join(part for part in parts if part)
+        run_dir = config.out / "runs" / name
+        flags = (
+            *("--game", game, "--agent", agent, "--preset", config.preset),
+            *("--frames", str(config.frames), "--seed", str(seed), "--run-dir", str(run_dir)),
+            *passed_on,
+            *variants[variant],
+        )
+        of = f"agent {agent}" + (f", variant {variant}," if variant else "")
+        of_kind = configs[is_atari(game)]
+        if (agent, variant) not in of_kind:
+            try:
+                of_kind[agent, variant] = parse_arguments(flags)
+            except UsageError as error:
+                raise UsageError(f"{of} cannot be trained so: {error}") from None
+            _check_differs(agent, variant, of_kind)
+        run = replace(of_kind[agent, variant], game=game, seed=seed, run_dir=run_dir)
+        games = config.episodes or PROTOCOLS[run.protocol].eval_episodes
+        result_dir = None if config.results is None else config.results / name
+        planned.append(PlannedRun(run_dir, run, flags, games, result_dir))
+    return planned
+
+
+def _check_passed_on(flags: Sequence[str], where: str) -> None:
+    for argument in flags:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag in OURS:
+            raise UsageError(f"{flag} {where} is the study's to say: use its own flags")
+
+
+def _check_differs(agent: str, variant: str, configs: dict[tuple[str, str], TrainConfig]) -> None:
+    this = flat(configs[agent, variant])
+    for (other_agent, other), config in configs.items():
+        same = not differences(flat(config), this)
+        if same and (other_agent, other) != (agent, variant):
+            raise UsageError(f"--variants {other} and {variant} are the same settings of {agent}")
+
+
+def variants_of(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Flags of train.py by the names of variants; one without a name or flags if none is asked for.
+
+    Raises `UsageError` for what is no variant.
+    """
+    variants: dict[str, list[str]] = {}
+    for text in texts:
+        found = _VARIANT.fullmatch(text.strip())
+        if found is None:
+            raise UsageError(
+                f'--variants {shown(text)}: write a name and flags, such as "beta1: --beta 1"'
+            )
+        name, flags = found[1], shlex.split(found[2] or "")
+        if name in variants:
+            raise UsageError(f"--variants has {name} more than once: name each once")
+        _check_passed_on(flags, f"in variant {name}")
+        variants[name] = flags
+    return variants or {"": []}
+
+
+def seeds_of(config: StudyConfig) -> list[int]:
+    """The seeds, each once. Raises `UsageError` otherwise."""
+    for seed in config.seed_list:
+        if seed < 0:
+            raise UsageError(f"--seed-list: a seed must not be negative, but one is {seed}")
+        if config.seed_list.count(seed) > 1:
+            raise UsageError(f"--seed-list has {seed} more than once: the same run twice is one")
+    return list(config.seed_list or range(config.seeds))
+
+
+def games_of(names: Sequence[str]) -> list[str]:
+    """Games by sets and names, each once, as train.py calls them.
+
+    Raises `UsageError` for a name that is neither.
+    """
+    games: dict[str, None] = {}
+    for name in names:
+        key = "".join(filter(str.isalnum, name.lower()))
+        if key in GAME_SETS:
+            games |= dict.fromkeys(GAME_SETS[key])
+        elif is_atari(name):
+            games[canonical_game(name)] = None
+        else:
+            _check_environment(name, key)
+            games[name] = None
+    return list(games)
+
+
+def _check_environment(name: str, key: str) -> None:
+    near = difflib.get_close_matches(key, GAME_SETS, n=1, cutoff=0.7)
+    try:
+        make_vector(name, 1, seed=0, protocol=PROTOCOLS["paper"], training=True).close()
+    except UnknownGameError as error:
+        if near:
+            raise UsageError(
+                f"--games {shown(name)} is no set and no game: did you mean {near[0]}?"
+            ) from None
+        raise UsageError(f"--games: {error}; sets are {', '.join(GAME_SETS)}") from None
+    except ValueError as error:
+        raise UsageError(f"--games: {error}") from None
+
+
+def check_settings(planned: Sequence[PlannedRun]) -> None:
+    """Raise `UsageError` if runs or results that are there have other settings.
+
+    Raises `EbuError` for a damaged result.
+    """
+    differing = []
+    for run in planned:
+        if run.result_dir is not None and run.is_done():
+            found = run.differences_of(read_run(run.result_dir, run.games))
+            differing.append((run.result_dir, found, "was played"))
+        else:
+            differing.append((run.run_dir, run.differences(), "was started"))
+    differing = [each for each in differing if each[1]]
+    if differing:
+        directory, found, how = differing[0]
+        others = f" (and {len(differing) - 1} more runs)" if len(differing) > 1 else ""
+        flag = "--out" if how == "was started" else "--results"
+        raise UsageError(
+            f"{directory}{others} {how} with other settings: {'; '.join(found)}. Repeat them to "
+            f"continue, or choose another {flag}"
+        )
+
+
+def precisions_in(*folders: Path) -> set[str]:
+    """Precisions of all runs and results in these directories; damaged ones are passed over."""
+    found = set()
+    for path in (path for folder in folders for path in folder.glob(f"*/{CONFIG}")):
+        with contextlib.suppress(EbuError):
+            settings = read_config(path.parent)["settings"]
+            found.add(str(settings.get("precision", "float32")))
+    return found
+
+
+def in_one_precision(
+    planned: Sequence[PlannedRun], recorded: Set[str], where: Path
+) -> list[PlannedRun]:
+    """The runs in the precision of those that are there already, or in the one asked for.
+
+    | argument | meaning |
+    | --- | --- |
+    | planned | what is to be played |
+    | recorded | precisions of the runs that are there already |
+    | where | directory of the table |
+
+    Raises `UsageError` where they cannot be played in the precision of the table, or were asked for
+    in `auto` and this machine would take another: to name it is to confirm it.
+    """
+    asked = {run.config.precision for run in planned}
+    if len(asked) > 1:
+        raise UsageError("variants in different --precision: a table has one; make two studies")
+    found = sorted(recorded)
+    if len(found) > 1:
+        raise UsageError(
+            f"{where} has runs in {' and '.join(found)}: a table has one precision; move those of "
+            "one away"
+        )
+    if not asked:
+        return []
+    (precision,) = asked
+    has = has_bfloat16(device_named(planned[0].config.device))
+    here: Precision = "bfloat16" if has else "float32"
+    if not found:
+        chosen = here if precision == "auto" else precision
+    elif precision == "auto" and found[0] != here:
+        slow = "" if has else ", where bfloat16 is emulated and slower"
+        raise UsageError(
+            f"{where} is in {found[0]}, auto takes {here} on this machine{slow}: add -- "
+            f"--precision {found[0]} to play the rest in {found[0]}"
+        )
+    elif precision not in ("auto", found[0]):
+        raise UsageError(
+            f"{where} is in {found[0]}, these runs are asked for in {precision}: add "
+            f"-- --precision {found[0]}, or choose another directory"
+        )
+    else:
+        chosen = precision if precision != "auto" else here
+    return [
+        replace(
+            run,
+            config=replace(run.config, precision=chosen),
+            flags=(*run.flags, *(("--precision", chosen) if precision == "auto" else ())),
+        )
+        for run in planned
+    ]

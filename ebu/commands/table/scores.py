@@ -1,0 +1,149 @@
+"""What a run scored: the records that evaluate.py leaves, and which of them is the run's score."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ebu.errors import EbuError
+from ebu.run.files import write_whole
+from ebu.run.hints import program_command
+from envs.protocols import PROTOCOLS
+
+FOLDER = "evaluations"
+"""Folder of a run directory with a file for each question that evaluate.py has answered."""
+
+FINAL = "evaluation.json"
+"""The final score alone: in a committed result, and in run directories of earlier versions."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a run scored.
+
+    | field | meaning |
+    | --- | --- |
+    | mean, games | mean raw score over a number of games |
+    | interval | [low, high] for the mean, over games; None for a single game |
+    | frames | emulator frames the weights were trained on |
+    | protocol | the rules of the evaluation |
+    | final | by evaluate.py, of the final weights; otherwise the last evaluation in training |
+    """
+
+    mean: float
+    games: int
+    interval: tuple[float, float] | None
+    frames: int
+    protocol: str
+    final: bool
+
+
+def write_evaluation(run_dir: Path, record: Mapping[str, Any]) -> Path:
+    """Keep a record of evaluate.py in the run directory; the same question writes the same file.
+
+    Raises `EbuError` where the directory cannot be written.
+    """
+    path = run_dir / FOLDER / _file_name(record)
+    write_whole(path, as_json(record))
+    return path
+
+
+def as_json(record: Mapping[str, Any]) -> bytes:
+    """A record as a JSON file holds it."""
+    return (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _file_name(record: Mapping[str, Any]) -> str:
+    """Everything that makes another evaluation of the same run.
+
+    The number of environments is among it: with another number other games are played.
+    """
+    if record["policy"] == "random":
+        played = ["random"]
+    else:
+        # repr, unlike %g, tells any two numbers apart.
+        played = [
+            str(record["weights"]),
+            f"{record['trained_frames']}frames",
+            f"eps{float(record['epsilon'])!r}",
+        ]
+    setting = [f"{record['games']}games", f"seed{record['seed']}", f"{record['num_envs']}envs"]
+    return "-".join([str(record["protocol"]), *played, *setting]) + ".json"
+
+
+def final_record(run_dir: Path, protocol: str, games: int | None = None) -> dict[str, Any] | None:
+    """The record that is the run's score; None without one.
+
+    It is of the final weights and of the protocol's ε. Of several the one after most frames counts;
+    then one under `protocol`, the run's own; then one of `games` games, or of the protocol's number
+    if not given; then one of most games; then that of the lowest seed.
+
+    Raises `EbuError` if a file is damaged.
+    """
+    found = []
+    for path in [run_dir / FINAL, *sorted((run_dir / FOLDER).glob("*.json"))]:
+        record = _read(path, run_dir)
+        if record is not None and _is_a_score(record):
+            found.append(record)
+
+    def rank(record: dict[str, Any]) -> tuple[Any, ...]:
+        wanted = PROTOCOLS[record["protocol"]].eval_episodes if games is None else games
+        return (
+            record["trained_frames"],
+            record["protocol"] == protocol,
+            record["games"] == wanted,
+            record["games"],
+            -record.get("seed", 0),
+        )
+
+    return max(found, key=rank, default=None)
+
+
+def _read(path: Path, run_dir: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["policy"] == "agent" and record["weights"] == "final":
+            score_of(record)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EbuError(
+            f"{path} cannot be read ({error!r}): remove it, and score the run again with: "
+            f"{program_command('evaluate.py', run_dir)}"
+        ) from error
+    return dict(record)
+
+
+def _is_a_score(record: Mapping[str, Any]) -> bool:
+    # Earlier versions had no other ε than the protocol's, and did not record it.
+    epsilon = record.get("epsilon")
+    of_protocol = bool(epsilon == record.get("protocol_epsilon", epsilon))
+    return of_protocol and record["policy"] == "agent" and record["weights"] == "final"
+
+
+def score_of(record: Mapping[str, Any]) -> Score:
+    """The score in a record of evaluate.py on an agent.
+
+    Raises `KeyError`, `TypeError` or `ValueError` where it is none.
+    """
+    return _score(record, record["trained_frames"], record["protocol"], final=True)
+
+
+def score_in_training(line: Mapping[str, Any], protocol: str) -> Score:
+    """The score in a line of evaluations.jsonl; raises as `score_of`."""
+    return _score(line, line["frames"], protocol, final=False)
+
+
+def _score(record: Mapping[str, Any], frames: Any, protocol: str, *, final: bool) -> Score:
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {protocol!r}")
+    interval = record["interval_95"]
+    return Score(
+        mean=float(record["mean"]),
+        games=int(record["games"]),
+        interval=None if interval is None else (float(interval[0]), float(interval[1])),
+        frames=int(frames),
+        protocol=protocol,
+        final=final,
+    )

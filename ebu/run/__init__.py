@@ -1,0 +1,1 @@
+"""What a run keeps and says: checkpoints, logs, progress, videos, command-line parts."""

@@ -1,0 +1,147 @@
+"""A run's directory: what it was started with, and that only one process trains in it."""
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from ebu.errors import EbuError, UsageError
+from ebu.run.files import replace_whole
+
+CONFIG = "config.json"
+
+
+def directory_name(game: str) -> str:
+    """A game's name as part of a path: letters that every file system, make and shell takes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", game).strip("-.")
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """What a run was started with: {"settings": …, "environment": …, "automatic": […]}.
+
+    `automatic` names the settings that the program chose; earlier versions did not write it.
+
+    Raises `UsageError` if this is no run directory, `EbuError` if its config.json is damaged.
+    """
+    path = run_dir / CONFIG
+    # Path.is_file raises where a directory on the way may not be entered.
+    if not os.path.isfile(path):
+        raise UsageError(f"{run_dir} is not a run directory: it has no {CONFIG}")
+    try:
+        config = json.loads(path.read_text())
+        if not isinstance(config["settings"], dict) or not isinstance(config["environment"], dict):
+            raise TypeError("not a run's configuration")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EbuError(
+            f"{path} cannot be read ({error}): restore it, or start anew in another --run-dir"
+        ) from error
+    return dict(config)
+
+
+def read_earlier_config(run_dir: Path) -> dict[str, Any] | None:
+    """What a run to be resumed was started with; None where no run is. Raises as `read_config`."""
+    return read_config(run_dir) if os.path.isfile(run_dir / CONFIG) else None
+
+
+def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
+    """Write config.json, whole or not at all. Raises `OSError` where that fails."""
+    replace_whole(run_dir / CONFIG, json.dumps(config, indent=2).encode())
+
+
+def open_run_directory(
+    run_dir: Path,
+    config: Mapping[str, Any],
+    *,
+    may_change: frozenset[str],
+    may_grow: frozenset[str],
+) -> IO[str]:
+    """Create a run's directory, or check that it can be continued with these settings.
+
+    | argument | meaning |
+    | --- | --- |
+    | config | as `read_config` returns |
+    | may_change | settings that change nothing in the run |
+    | may_grow | settings that may grow from one start to the next |
+
+    Returns the open lock file: while it is open no other process can train here.
+    Raises `UsageError` if the path cannot hold a run, is in use, or was started with others.
+    """
+    try:
+        if run_dir.exists() and not run_dir.is_dir():
+            raise UsageError(f"--run-dir {run_dir} is a file: choose a directory")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not (run_dir / CONFIG).exists() and any(
+            entry.name not in ("lock", f".{CONFIG}") for entry in run_dir.iterdir()
+        ):
+            raise UsageError(
+                f"--run-dir {run_dir} holds files that are not a run's: choose another directory"
+            )
+        lock = (run_dir / "lock").open("w")
+    except OSError as error:
+        raise UsageError(
+            f"--run-dir {run_dir} cannot be written: {error.strerror}; choose another directory"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UsageError(
+            f"another process is training in {run_dir}: stop it or choose another --run-dir"
+        ) from None
+    try:
+        if (run_dir / CONFIG).exists():
+            _check(run_dir, config, may_change, may_grow)
+        write_config(run_dir, config)
+    except OSError as error:
+        lock.close()
+        raise EbuError(
+            f"{run_dir / CONFIG} cannot be written: {error.strerror}; free space or choose "
+            "another --run-dir"
+        ) from error
+    except EbuError:
+        lock.close()
+        raise
+    return lock
+
+
+def differences(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    may_change: Collection[str] = (),
+    may_grow: Collection[str] = (),
+) -> list[str]:
+    """What is no longer as it was, in the order of the names: "beta was 0.5, is 0.7".
+
+    `before` is as it was read from JSON. What may grow must be an integer.
+    """
+    # As they will read back: a tuple is a list in JSON.
+    now = json.loads(json.dumps(now))
+    found = []
+    for name in sorted(before.keys() | now.keys()):
+        was, is_now = before.get(name), now.get(name)
+        grows = isinstance(was, int) and isinstance(is_now, int) and is_now > was
+        if was == is_now or name in may_change or (grows and name in may_grow):
+            continue
+        found.append(f"{name} was {was}, is {is_now}{' (may only grow)' * (name in may_grow)}")
+    return found
+
+
+def _check(
+    run_dir: Path, config: Mapping[str, Any], may_change: frozenset[str], may_grow: frozenset[str]
+) -> None:
+    before = read_config(run_dir)
+    differing = differences(
+        {**before["settings"], **before["environment"]},
+        {**config["settings"], **config["environment"]},
+        may_change=may_change,
+        may_grow=may_grow,
+    )
+    if differing:
+        raise UsageError(
+            f"{run_dir} was started with other settings: {'; '.join(differing)}. "
+            "Repeat them to continue it, or choose another --run-dir"
+        )

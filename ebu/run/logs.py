@@ -1,0 +1,407 @@
+"""What a run says while it trains: JSON lines, TensorBoard, a progress bar.
+
+`metrics.jsonl` and `evaluations.jsonl` hold no clock values: they are functions of the run. What
+depends on the machine goes to TensorBoard alone.
+
+A checkpoint records the length of every log (`Monitor.sync`). Before a run goes on from it,
+`cut_logs` takes away what was written after it, so nothing is doubled and nothing is missing.
+"""
+
+import itertools
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog, SourceMetadata  # type: ignore[import-untyped]
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+from torch.utils.tensorboard.summary import text
+from tqdm import tqdm
+
+from ebu.errors import EbuError
+from ebu.run.files import sync
+from ebu.run.tensorboard import (
+    EVAL_HIGH,
+    EVAL_LOW,
+    EVAL_MEAN,
+    RETURN,
+    Curves,
+    Point,
+    hyperparameters_row,
+    layout,
+    tags_of,
+)
+from ebu.run.video import animated_gif
+
+METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+EVENTS = re.compile(r"events\.out\.tfevents\.(\d+).*")
+
+
+class Monitor:
+    """The logs of one run directory, appended to."""
+
+    def __init__(self, run_dir: Path, *, resumed_at: int | None = None) -> None:
+        """Open the logs. `resumed_at`: the frames of the checkpoint the run goes on from.
+
+        A TensorBoard that is already looking at the run then forgets what `cut_logs` removed.
+
+        Raises EbuError, here and in every method, where a log cannot be written.
+        """
+        self._metrics = _Log(run_dir / METRICS)
+        self._evaluations = _Log(run_dir / EVALUATIONS)
+        self._run_dir = run_dir
+        self._curves = Curves()
+        # TensorBoard's own writer works in a thread that can only fail later, and shares file
+        # names within a second. Records are its format, written here at once.
+        self._events = _Log(run_dir / _next_events_name(run_dir), new=True)
+        self._records = RecordWriter(self._events)
+        source = SourceMetadata(writer="ebu.run.logs")
+        self._event(Event(file_version="brain.Event:2", source_metadata=source))
+        if resumed_at is not None:
+            session = SessionLog(status=SessionLog.START)
+            self._event(Event(session_log=session, step=resumed_at + 1))
+            self._take_in_logs()
+
+    def scalars(self, frames: int, metrics: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl; curves in TensorBoard. NaN and ±inf become null."""
+        self._metrics.line(frames, metrics)
+        self._draw(self._curves.add(frames, metrics))
+
+    def evaluation(self, frames: int, record: Mapping[str, Any]) -> None:
+        """One line of evaluations.jsonl; its numbers are curves in TensorBoard under eval/."""
+        self._evaluations.line(frames, record)
+        self._draw(self._curves.add(frames, _evaluation_scalars(record)))
+
+    def speed(self, frames: int, metrics: Mapping[str, float]) -> None:
+        """TensorBoard scalars alone: for values that depend on the machine."""
+        now = time.time()
+        self._draw(Point(frames, now, tag, value) for tag, value in metrics.items())
+
+    def text(self, tag: str, markdown: str) -> None:
+        """A text for TensorBoard's TEXT tab, at frame 0."""
+        self._summary(0, text(tag, markdown))
+
+    def layout(self) -> None:
+        """The charts of TensorBoard's CUSTOM SCALARS tab."""
+        self._summary(0, layout())
+
+    def hyperparameters(
+        self, first: Mapping[str, str | float], more: Mapping[str, str | float | None]
+    ) -> None:
+        """A row of TensorBoard's HPARAMS tab, with the scores so far.
+
+        `first`: at most five settings, shown at once. `more`: others; None for a number that this
+        run does not have and others have.
+        """
+        metrics = (EVAL_MEAN, RETURN)
+        self._summary(0, hyperparameters_row(first, more, metrics))
+
+    def animation(self, frames: int, tag: str, images: np.ndarray, fps: float = 30.0) -> None:
+        """An animated picture. images: (T, H, W, 3) or (T, H, W) uint8."""
+        picture = Summary.Image(
+            height=images.shape[1],
+            width=images.shape[2],
+            colorspace=images.shape[3] if images.ndim == 4 else 1,
+            encoded_image_string=animated_gif(images, fps),
+        )
+        self._summary(frames, Summary(value=[Summary.Value(tag=tag, image=picture)]))
+
+    def sync(self) -> dict[str, int]:
+        """Bring everything to the disk; the length in bytes of every log, by name."""
+        for log in (self._metrics, self._evaluations, self._events):
+            log.sync()
+        try:
+            sync(self._run_dir)
+            return {path.name: path.stat().st_size for path in _log_files(self._run_dir)}
+        except OSError as error:
+            raise _failure(self._run_dir, error) from error
+
+    def close(self) -> None:
+        for log in (self._metrics, self._evaluations, self._events):
+            log.close()
+
+    def _summary(self, frames: int, summary: Any) -> None:
+        self._event(Event(summary=summary, step=frames))
+
+    def _draw(self, points: Iterable[Point]) -> None:
+        for (frames, wall_time), together in itertools.groupby(points, lambda point: point[:2]):
+            values = [
+                Summary.Value(tag=tag, simple_value=float(point.value))
+                for point in together
+                for tag in tags_of(point)
+            ]
+            self._event(Event(summary=Summary(value=values), step=frames), wall_time)
+
+    def _take_in_logs(self) -> None:
+        """Learn from the logs which scalars have changed so far, and what to draw if others do."""
+        for log, scalars_of in (
+            (self._metrics, _metrics_scalars),
+            (self._evaluations, _evaluation_scalars),
+        ):
+            for record in log.read():
+                self._curves.add(record.pop("frames"), scalars_of(record))
+
+    def _event(self, event: Any, wall_time: float | None = None) -> None:
+        event.wall_time = time.time() if wall_time is None else wall_time
+        self._records.write(event.SerializeToString())
+
+
+def cut_logs(run_dir: Path, lengths: Mapping[str, int]) -> list[str]:
+    """Cut every log to the length a checkpoint recorded; remove logs that it does not name.
+
+    Without any checkpoint `lengths` is empty and all logs go. To be called before the Monitor is
+    opened. Returns a line for each log that is shorter than recorded; raises EbuError where a log
+    cannot be changed.
+    """
+    warnings = []
+    try:
+        found = {path.name: path for path in _log_files(run_dir)}
+        for name, path in found.items():
+            if name not in lengths:
+                path.unlink()
+                continue
+            size = path.stat().st_size
+            if size < lengths[name]:
+                missing = lengths[name] - size
+                warnings.append(f"{name} is {missing} bytes shorter than at the checkpoint")
+                if not EVENTS.fullmatch(name):
+                    # A line that was cut in half would take the next one with it.
+                    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+            else:
+                os.truncate(path, lengths[name])
+    except OSError as error:
+        raise EbuError(
+            f"cannot cut the logs in {run_dir}: {error.strerror or error}; "
+            "make them writable and run the same command again"
+        ) from error
+    gone = sorted(name for name, length in lengths.items() if length and name not in found)
+    return warnings + [f"{name} is missing; it was there at the checkpoint" for name in gone]
+
+
+def last_frames(log: Path) -> int | None:
+    """The frames of the last line of a log of JSON lines; None without a whole line."""
+    try:
+        last = log.read_bytes().splitlines(keepends=True)[-1]
+        return int(json.loads(last)["frames"]) if last.endswith(b"\n") else None
+    except (OSError, ValueError, IndexError, KeyError, TypeError):
+        return None
+
+
+class _Log:
+    """A file that is only ever appended to; what is written is with the system at once."""
+
+    def __init__(self, path: Path, *, new: bool = False) -> None:
+        self._path = path
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | (os.O_EXCL if new else 0)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, flags, 0o666)
+        except OSError as error:
+            raise _failure(path, error) from error
+
+    def write(self, data: bytes) -> None:
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+        except OSError as error:
+            raise _failure(self._path, error) from error
+
+    def line(self, frames: int, values: Mapping[str, Any]) -> None:
+        if "frames" in values:
+            raise ValueError("the key 'frames' is taken by the position in the run")
+        record = {"frames": frames, **_plain(values)}
+        text = json.dumps(record, separators=(",", ":"), allow_nan=False)
+        self.write(text.encode() + b"\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """The lines that were written by `line`, with their frames."""
+        try:
+            return [json.loads(line) for line in self._path.read_bytes().splitlines()]
+        except (OSError, ValueError) as error:
+            raise EbuError(
+                f"cannot read {self._path}: {error}; delete the run directory to start again"
+            ) from error
+
+    def sync(self) -> None:
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise _failure(self._path, error) from error
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _failure(path: Path, error: OSError) -> EbuError:
+    return EbuError(
+        f"cannot write {path}: {error.strerror or error}; free space or make it "
+        "writable, and run the same command again"
+    )
+
+
+def _log_files(run_dir: Path) -> list[Path]:
+    if not run_dir.is_dir():
+        return []
+    return sorted(
+        path
+        for path in run_dir.iterdir()
+        if path.name in (METRICS, EVALUATIONS) or EVENTS.fullmatch(path.name)
+    )
+
+
+def _next_events_name(run_dir: Path) -> str:
+    """TensorBoard reads event files in the order of their names: this one sorts last."""
+    stamps = [
+        int(match[1].ljust(19, "0"))
+        for path in _log_files(run_dir)
+        if (match := EVENTS.fullmatch(path.name))
+    ]
+    return f"events.out.tfevents.{max([time.time_ns(), *(stamp + 1 for stamp in stamps)])}"
+
+
+def _metrics_scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a line as they were written; infinite ones come back as NaN."""
+    return {tag: math.nan if value is None else value for tag, value in line.items()}
+
+
+def _evaluation_scalars(record: Mapping[str, Any]) -> dict[str, float]:
+    scalars = {f"eval/{key}": value for key, value in record.items() if _is_number(value)}
+    if "interval_95" in record:
+        # A single game has no interval, but TensorBoard draws no mean without one.
+        low, high = record["interval_95"] or (math.nan, math.nan)
+        scalars |= {EVAL_LOW: low, EVAL_HIGH: high}
+    return scalars
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: numpy scalars as numbers, numbers that are not finite as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(element) for key, element in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(element) for element in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+class Progress:
+    """How far a run is: one live line on a terminal, elsewhere a plain line now and then."""
+
+    REFRESH_SECONDS = 0.5
+    PLAIN_SECONDS = 30.0
+    RATE_SECONDS = 30.0
+    PAUSE_SECONDS = 10.0
+
+    def __init__(self, total: int | None, *, initial: int = 0) -> None:
+        """total: frames of the whole run, None if it has no end; initial: frames played before."""
+        self._total = total
+        self._frames = initial
+        self._return: float | None = None
+        self._epsilon = 1.0
+        now = time.monotonic()
+        self._updated_at = now
+        self._recent = deque([(now, initial)])  # moments and frames of the last RATE_SECONDS
+        self._shown_at = now
+        self._shown_frames = initial
+        self._stream = sys.stderr
+        self._letter = "ε" if "utf" in (getattr(self._stream, "encoding", "") or "") else "eps"
+        self._bar: tqdm[Any] | None = None
+        if self._stream is not None and self._stream.isatty():
+            self._bar = tqdm(
+                total=total,
+                initial=initial,
+                desc=self._line(now),
+                bar_format="{percentage:3.0f}% |{bar}| {desc}" if total else "{desc}",
+                dynamic_ncols=True,
+                file=self._stream,
+            )
+
+    def update(self, frames: int, *, episode_return: float | None, epsilon: float) -> None:
+        """frames: played so far. episode_return: mean of the last games, None before any."""
+        now = time.monotonic()
+        gap, step = now - self._updated_at, frames - self._frames
+        if gap > self.PAUSE_SECONDS:
+            # An evaluation, not a slow step: the rate is that of training.
+            self._recent = deque((moment + gap, before + step) for moment, before in self._recent)
+        self._frames, self._return, self._epsilon = frames, episode_return, epsilon
+        self._updated_at = now
+        if now - self._recent[-1][0] >= self.REFRESH_SECONDS:
+            self._recent.append((now, frames))
+            while len(self._recent) > 2 and self._recent[1][0] <= now - self.RATE_SECONDS:
+                self._recent.popleft()
+        if now - self._shown_at >= (
+            self.PLAIN_SECONDS if self._bar is None else self.REFRESH_SECONDS
+        ):
+            self._show(now)
+
+    def write(self, line: str) -> None:
+        """Print a line; on a terminal it appears above the bar."""
+        if self._stream is None:
+            return
+        try:
+            if self._bar is not None:
+                self._bar.write(line, file=self._stream)
+            else:
+                print(line, file=self._stream, flush=True)
+        except (OSError, ValueError):
+            # Whoever read the messages has gone; the run goes on.
+            self._stream = self._bar = None
+
+    def close(self) -> None:
+        """Show where the run stands for the last time."""
+        if self._bar is not None or self._frames != self._shown_frames:
+            self._show(time.monotonic())
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _show(self, now: float) -> None:
+        self._shown_at, self._shown_frames = now, self._frames
+        if self._bar is None:
+            self.write(self._line(now))
+            return
+        # A run may end a step past its total, and tqdm shows more than all as nothing.
+        self._bar.n = self._frames if self._total is None else min(self._frames, self._total)
+        try:
+            self._bar.set_description_str(self._line(now))
+        except (OSError, ValueError):
+            self._stream = self._bar = None
+
+    def _line(self, now: float) -> str:
+        since, before = self._recent[0]
+        rate = (self._frames - before) / (now - since) if now > since else 0.0
+        parts = [
+            _count(self._frames) + (f"/{_count(self._total)}" if self._total else "") + " frames"
+        ]
+        parts.append(f"{_count(round(rate))}/s" if rate else "-/s")
+        if self._total and rate:
+            left = max(0, self._total - self._frames) / rate
+            parts.append(f"{tqdm.format_interval(left)} left")
+        parts.append(f"return {'-' if self._return is None else _score(self._return)}")
+        parts.append(f"{self._letter} {self._epsilon:.3g}")
+        return ", ".join(parts)
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number < 10_000 else tqdm.format_sizeof(number)
+
+
+def _score(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"

@@ -1,0 +1,1 @@
+"""How fast a reward travels along a chain."""

@@ -1,0 +1,1 @@
+"""The maze study of the EBU paper."""

@@ -1,0 +1,327 @@
+"""`distill.py` on real teachers: what it leaves, what it finds again, what it refuses."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import ebu.commands.reporting.scratch
+from agents.distillation.settings import DistillConfig
+from agents.distillation.states import load_states
+from agents.distillation.synthetic import noise
+from ebu.commands import distill, evaluate
+from ebu.commands.evaluate import EvaluateConfig
+from ebu.commands.presets import parse_arguments
+from ebu.commands.table.jobs import Task
+from ebu.commands.train import build_trainer
+from ebu.errors import EbuError, UsageError
+from ebu.run.cli import parse
+from ebu.run.directory import read_config
+from tests.distillations import FLAGS, NUMBERS, config_of, distilled, train, train_teacher
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on pictures, not to be changed."""
+    return train_teacher(tmp_path_factory.mktemp("teachers") / "pictures")
+
+
+@pytest.fixture(scope="module")
+def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A distillation that was never stopped."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    distilled(teacher, out)
+    return out
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["distill.py", *map(str, args)])
+    return distill.main()
+
+
+# --- one command ----------------------------------------------------------------------------
+
+
+def test_the_exit_code_says_whether_enough_is_kept(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = distilled(teacher, tmp_path)
+    kept = 0.4
+    monkeypatch.setattr(distill, "retention", lambda *_: kept)
+    codes = {}
+    for least in (0.3, 0.5):
+        config = config_of(teacher, tmp_path, "--min-retention", least)
+        codes[least] = distill.verdict(*outcome._replace(config=config))
+    assert codes == {0.3: 0, 0.5: 1}
+    # Where the teacher itself gains nothing, nothing is kept.
+    monkeypatch.setattr(distill, "retention", lambda *_: None)
+    assert distill.verdict(*outcome._replace(config=config)) == 1
+
+
+def test_methods_as_baselines_are_taught_beside_the_main_one(teacher: Path, tmp_path: Path) -> None:
+    methods = ("hard", "regression", "kl+hint=0.1", "kl+distance=1")
+    flags = ("--seeds", 1, "--baselines", *methods, "--baseline-seeds", 2)
+    outcome = distilled(teacher, tmp_path, *flags)
+    assert [(record["method"], record["seed"]) for record in outcome.students] == [
+        ("kl", 0),
+        *(
+            (method, seed)
+            for method in ("hard", "regression", "kl+hint0.1", "kl+distance1")
+            for seed in (0, 1)
+        ),
+    ]
+    assert [record["outputs"] for record in outcome.students[1:4]] == ["logits"] * 2 + ["values"]
+
+
+@pytest.mark.parametrize("source", ["noise", "mixed", "replay"])
+def test_states_that_were_not_played_for_it(
+    source: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.distillation.sources.MIXED_FROM", 100)
+    flags = ("--states-from", source, "--baselines", "--seeds", 1)
+    outcome = distilled(teacher, tmp_path, *flags)
+    states = outcome.teacher["states"]
+    assert states["source"] == source
+    assert states["train"] + states["held_out"] == 90
+    assert outcome.students[0]["held_out"]["states"] == states["held_out"]
+
+
+def test_states_of_another_distillation(teacher: Path, tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    distilled(teacher, one, "--baselines", "--seeds", 1)
+    flags = ("--baselines", "--seeds", 1, "--states-from", one / "states")
+    outcome = distilled(teacher, other, *flags)
+    assert outcome.teacher["states"]["source"] == str(one / "states")
+    rounds = [load_states(one / "states" / f"round-{number}") for number in range(2)]
+    found = load_states(other / "states" / "round-0")
+    assert torch.equal(found.frames, torch.cat([part.frames for part in rounds]))
+    assert torch.equal(found.held_out_episodes, torch.cat([s.held_out_episodes for s in rounds]))
+    torch.testing.assert_close(found.outputs, torch.cat([part.outputs for part in rounds]))
+
+
+def test_generated_states_are_held_out_and_recorded_as_such(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    asked = {}
+
+    def generate(agent: Any, **how: Any) -> Any:
+        asked.update(how)
+        rng, shape = np.random.default_rng(0), (84, 84)
+        return noise(how["count"], frame_shape=shape, stack=4, label=agent.outputs_of, rng=rng)
+
+    monkeypatch.setattr("agents.distillation.sources.generate", generate)
+    flags = ("--states-from", "kegnet", "--baselines", "--seeds", 1)
+    outcome = distilled(teacher, tmp_path, *flags)
+    assert outcome.teacher["states"]["source"] == "kegnet"
+    assert (asked["count"], asked["seed"], asked["directory"]) == (90, 0, tmp_path / "kegnet")
+    assert "experimental" in capsys.readouterr().err
+
+
+# --- training on games alone ----------------------------------------------------------------
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The commands of train.py and evaluate.py, carried out here; what was trained."""
+    trained = []
+
+    def work_off(
+        tasks: list[Task], at_a_time: int, *, code: Any, scored: Callable[[Task], str]
+    ) -> tuple[list[str], None]:
+        for task in tasks:
+            trained.append(task.name)
+            assert task.train[1].endswith("train.py")
+            assert task.evaluate[1].endswith("evaluate.py")
+            trainer = build_trainer(parse_arguments(task.train[2:]))
+            try:
+                assert trainer.run(task.frames)
+            finally:
+                trainer.close()
+            evaluate.run(parse(EvaluateConfig, task.evaluate[2:], prog="", description=""))
+            scored(task)
+        return [], None
+
+    monkeypatch.setattr(ebu.commands.reporting.scratch, "work_off", work_off)
+    return trained
+
+
+def test_a_students_network_trained_on_games_alone(
+    teacher: Path, tmp_path: Path, in_this_process: list[str]
+) -> None:
+    flags = ("--baselines", "--seeds", 1)
+    distilled(teacher, tmp_path, *flags)
+    # It may be asked for later, and for longer.
+    for frames in (100, 100, 160):
+        outcome = distilled(teacher, tmp_path, *flags, "--from-scratch", frames)
+    name = "2-2-2_4-from-scratch-seed0"
+    assert in_this_process == [name] * 2
+    record = outcome.students[-1]
+    assert (record["method"], record["network"], record["outputs"]) == (
+        *("from-scratch", "2-2-2/4"),
+        "values",
+    )
+    assert record["states"] == 160
+    assert record["held_out"]["states"] == outcome.teacher["states"]["held_out"]
+    for key in ("games", "epsilon", "protocol", "seed"):
+        assert record["evaluation"][key] == outcome.teacher["evaluation"][key]  # type: ignore[literal-required]
+    # As the teacher was trained, but for what is the run's own.
+    own = read_config(tmp_path / "students" / name)["settings"]
+    teachers = read_config(teacher)["settings"]
+    differing = {key for key in own if own[key] != teachers.get(key)}
+    assert differing == {"run_dir", "network", "frames"}
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert ("baseline", "from-scratch") in {(row["kind"], row["method"]) for row in report["rows"]}
+
+
+def test_a_teacher_that_learnt_from_no_games_cannot_be_trained_alike(
+    teacher: Path, tmp_path: Path
+) -> None:
+    distilled(teacher, tmp_path / "one", "--baselines", "--seeds", 1)
+    student = tmp_path / "one" / "students" / "2-2-2_4-kl-seed0"
+    with pytest.raises(UsageError, match=r"^--from-scratch trains as the teacher was trained"):
+        distilled(student, tmp_path / "two", "--from-scratch", 100)
+
+
+# --- what is refused ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--students nett2", "unknown student 'nett2'.*net2"),
+        ("--students net2 net2", "--students net2 net2: name each once"),
+        ("--loss ql", "--loss ql: choose one of .*did you mean kl"),
+        ("--baselines kl+hnt=1", "--baselines kl.hnt=1: hnt: choose one of .*did you mean hint"),
+        ("--baselines kl+hint", "hint has no weight: write for instance kl.hint=0.1"),
+        ("--baselines kl+hint=-1", "the weight of hint must be positive"),
+        ("--baselines hard hard", "--baselines hard hard: name each once"),
+        ("--baseline-seeds 0", "--baseline-seeds must be positive"),
+        ("--states-from noize", "--states-from noize: choose one of .*did you mean noise"),
+        ("--batch-size 1e12", "--batch-size must be at most"),
+        ("--seeds 1e12", "--seeds must be at most"),
+        ("--games 1e30", "--games: 1e30 is too large"),
+        ("--states 5", "--states 5: 2 rounds in 3 games need at least 6"),
+        ("--states-from noise --loss hinton --outputs values", "needs games that were played"),
+        ("--states 900000000", r"--states 900000000 takes .* GB of memory"),
+        ("--temperature cold", "--temperature cold: choose auto"),
+        ("--device tpu", "--device tpu: choose one of"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    flags: str, said: str, teacher: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match=said) as error:
+        distilled(teacher, out, *flags.split())
+    assert "\n" not in str(error.value)
+    assert not out.exists()
+
+
+def test_without_a_teacher_one_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^name the directory of the teacher's run"):
+        distill.run(DistillConfig((), tmp_path))
+
+
+def test_another_setting_in_the_same_directory_is_named(
+    teacher: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    said = "started with other settings: temperature was auto, is 0.5. .* choose another --out"
+    with pytest.raises(UsageError, match=said):
+        distilled(teacher, out, "--temperature", 0.5)
+    with pytest.raises(UsageError, match=r"holds files that are not a run's: .*another directory"):
+        distilled(teacher, whole / "scores")
+
+
+def test_missing_packages_are_told_before_anything_is_played(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install .*\[export\]', or .* --no-export"):
+        distilled(teacher, tmp_path / "out", "--export")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "environment", "said"),
+    [
+        ({"game": "Breakout"}, {}, "trained on 3 actions, its game has here 4"),
+        ({}, {"frame_dtype": "float32"}, "pixels of the type"),
+        ({"game": "tests.envs.tiny:Nothing-v0"}, {}, "was trained on tests.envs.tiny:Nothing-v0: "),
+    ],
+)
+def test_a_teacher_of_another_game_is_one_line(
+    settings: dict[str, Any],
+    environment: dict[str, Any],
+    said: str,
+    teacher: Path,
+    tmp_path: Path,
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(teacher, other)
+    config = json.loads((other / "config.json").read_text())
+    config["settings"] |= settings
+    config["environment"] |= environment
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=said) as error:
+        distilled(other, tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_saved_states_must_be_of_the_teachers_game(
+    teacher: Path, whole: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(teacher, other)
+    config = json.loads((other / "config.json").read_text())
+    config["settings"]["game"] = "tests.envs.tiny:TinyGreyChannel-v0"
+    (other / "config.json").write_text(json.dumps(config))
+    for directory, said in (
+        (whole / "states", "are of tests.envs.tiny:TinyGrey-v0, the agent in .* name states of"),
+        (tmp_path, "holds no states: name a directory that they were saved in"),
+    ):
+        with pytest.raises(UsageError, match=said) as error:
+            distilled(other, tmp_path / "out", "--states-from", directory)
+        assert "\n" not in str(error.value)
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_a_teacher_that_sees_no_pictures_is_refused(tmp_path: Path) -> None:
+    run_dir = train(tmp_path / "numbers", f"--game {NUMBERS} --frames 60")
+    with pytest.raises(UsageError, match="as 6 numbers: teachers are agents that see pictures"):
+        distilled(run_dir, tmp_path / "out")
+
+
+def test_a_policy_has_no_values_to_teach(teacher: Path, whole: Path, tmp_path: Path) -> None:
+    student = whole / "students" / "2-2-2_4-kl-seed0"
+    with pytest.raises(UsageError, match="is a policy, which has no values to teach"):
+        distilled(student, tmp_path / "out", "--loss", "regression")
+
+
+def test_a_broken_checkpoint_of_the_teacher_is_one_line(teacher: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(teacher, broken)
+    for weights in (broken / "checkpoints").rglob("state.safetensors"):
+        weights.write_bytes(b"?")
+    with pytest.raises(EbuError, match=r"every checkpoint in .* is damaged") as error:
+        distilled(broken, tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_prints_the_chosen_and_where_the_report_is(
+    teacher: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert command(monkeypatch, teacher, "--out", whole, *FLAGS) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("chosen: 2-2-2/4, kl, seed ")
+    assert f"report: {whole / 'ebu.commands.report.md'}" in printed.err
+    assert f"--logdir {whole}" in printed.err

@@ -1,0 +1,645 @@
+"""`evaluate.py` on real runs: what it scores, what it refuses, what it leaves alone."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ebu import evaluation
+from ebu.commands import evaluate
+from ebu.commands.evaluate import EvaluateConfig, as_table, random_play, run
+from ebu.commands.presets import parse_arguments
+from ebu.commands.train import build_trainer
+from ebu.errors import EbuError, UsageError
+from ebu.run.cli import device_named
+from envs import AtariVector
+from envs.protocols import MACHADO, PAPER, PROTOCOLS
+
+ROOT = Path(__file__).parents[2]
+# Frames after which the short protocols cut a game: 50 agent steps.
+CAP = 200
+
+
+def train(run_dir: Path, flags: str) -> Path:
+    """A few steps of training, an evaluation and a checkpoint among them."""
+    args = f"--num-envs 2 --replay-capacity 400 --threads 1 --run-dir {run_dir} {flags}".split()
+    config = parse_arguments(args)
+    trainer = build_trainer(config)
+    try:
+        assert trainer.run(config.frames)
+    finally:
+        trainer.close()
+    return run_dir
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_protocols() -> Any:
+    """The protocols as they are, but for the length of a game."""
+    with pytest.MonkeyPatch.context() as patch:
+        for protocol in (PAPER, MACHADO):
+            short = dataclasses.replace(protocol, eval_max_frames=CAP, eval_episodes=5)
+            patch.setitem(PROTOCOLS, protocol.name, short)
+        yield
+
+
+TRAINED = {
+    "breakout": "--game Breakout --frames 1600 --eval-every-frames 800 --eval-episodes 1 "
+    "--random-start-actions 4",
+    "machado": "--game breakout --frames 80 --protocol machado --epsilon-end 0.07",
+    "cartpole": "--game CartPole-v1 --frames 200 --eval-every-frames 100 --eval-episodes 2",
+    "bfloat16": "--game breakout --frames 400 --precision bfloat16",
+    "colour": "--game tests.envs.tiny:TinyColour-v0 --frames 60",
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Runs by name, each trained when first asked for; results alone may be added to them."""
+    directory = tmp_path_factory.mktemp("runs")
+
+    def get(name: str) -> Path:
+        run_dir = directory / name
+        return run_dir if run_dir.exists() else train(run_dir, TRAINED[name])
+
+    return get
+
+
+@pytest.fixture
+def copied(runs: Callable[[str], Path], tmp_path: Path) -> Path:
+    """The run on Breakout without results, to be damaged."""
+    without = shutil.ignore_patterns("evaluations")
+    return Path(shutil.copytree(runs("breakout"), tmp_path / "copied", ignore=without))
+
+
+def config_for(run_dir: Path, **options: Any) -> EvaluateConfig:
+    return EvaluateConfig(run_dir, **{"threads": 1, "device": "cpu", **options})
+
+
+def trained_frames(run_dir: Path) -> int:
+    """Frames of the newest checkpoint, which carries them in its name."""
+    newest = max(path.name for path in (run_dir / "checkpoints").iterdir())
+    return int(newest.removeprefix("frames-"))
+
+
+def digests(directory: Path) -> dict[str, tuple[str, int]]:
+    """Content and time of every file."""
+    return {
+        str(path): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def command(*args: object) -> subprocess.CompletedProcess[str]:
+    """The command as a user starts it on a machine without a display."""
+    displays = ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")
+    environment = {name: value for name, value in os.environ.items() if name not in displays}
+    return subprocess.run(
+        [sys.executable, "evaluate.py", *map(str, args)],
+        cwd=ROOT,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_command_prints_a_table_and_changes_nothing_but_adds_its_result(
+    runs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run_dir = runs("breakout")
+    shutil.rmtree(run_dir / "evaluations", ignore_errors=True)
+    before = digests(run_dir)
+    ended = command(
+        run_dir,
+        "--episodes",
+        2,
+        "--protocol",
+        "paper",
+        "--threads",
+        1,
+        "--json",
+        tmp_path / "e.json",
+    )
+    assert ended.returncode == 0, ended.stderr
+    added = digests(run_dir).items() - before.items()
+    assert before.items() <= digests(run_dir).items()
+    record = json.loads((tmp_path / "e.json").read_text())
+    ((path, _),) = added
+    assert Path(path).parent == run_dir / "evaluations"
+    assert json.loads(Path(path).read_text()) == record
+    rows = dict(line.split("  ", 1) for line in ended.stdout.splitlines())
+    rows = {name: value.strip() for name, value in rows.items()}
+    assert rows["game"] == "breakout"
+    assert rows["protocol"] == "paper"
+    assert rows["weights"] == f"final, after {trained_frames(run_dir):,} frames of training"
+    assert rows["epsilon"] == "0.05"
+    assert rows["games"].startswith("2 (not the protocol's 30), ")
+    assert rows["precision"] == "float32"
+    assert rows["raw mean"].startswith(f"{record['mean']:.2f} ± ")
+    assert "human table nature2015: human 31.8, random 1.7" in rows["human-normalised"]
+    assert rows["frames played"].startswith(f"{record['frames_played']:,}")
+    assert "2/2" in ended.stderr  # the bar
+
+
+def test_a_record_holds_every_game(runs: Callable[[str], Path], tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    record = run(config_for(runs("breakout"), episodes=3, json=path))
+    assert json.loads(path.read_text()) == record
+    assert len(record["returns"]) == record["games"] == 3
+    assert record["mean"] == pytest.approx(np.mean(record["returns"]))
+    assert record["frames_played"] == sum(record["lengths_frames"])
+    assert max(record["lengths_frames"]) <= CAP
+    expected = (record["mean"] - 1.7) / (31.8 - 1.7)
+    assert record["human_normalised"] == pytest.approx(expected)
+    assert (record["policy"], record["weights"], record["trained_frames"]) == (
+        "agent",
+        "final",
+        trained_frames(runs("breakout")),
+    )
+
+
+QUESTIONS: list[dict[str, Any]] = [
+    *({}, {"episodes": 2}, {"seed": 1}, {"num_envs": 2}, {"weights": "best"}),
+    *({"epsilon": 0.5}, {"epsilon": 0.05000001}, {"random": True}, {"random": True, "seed": 1}),
+]
+
+
+def test_every_question_has_a_file_of_its_own_in_the_run_directory(copied: Path) -> None:
+    before, records = digests(copied), {}
+    for _ in range(2):
+        for number, question in enumerate(QUESTIONS):
+            record = run(config_for(copied, **{"episodes": 3, **question}))
+            assert records.setdefault(number, record) == record
+    assert before.items() <= digests(copied).items()
+    kept = [json.loads(path.read_text()) for path in (copied / "evaluations").iterdir()]
+    assert len(kept) == len(QUESTIONS)
+    assert all(record in kept for record in records.values())
+
+
+def test_a_run_with_results_in_it_goes_on_and_is_scored_again(copied: Path) -> None:
+    run(config_for(copied, episodes=1))
+    before = digests(copied / "evaluations")
+    train(copied, TRAINED["breakout"].replace("--frames 1600", "--frames 2400"))
+    assert digests(copied / "evaluations") == before
+    assert run(config_for(copied, episodes=1))["trained_frames"] >= 2_400
+    assert len(digests(copied / "evaluations")) == 2
+
+
+def test_a_run_directory_that_cannot_be_written_still_has_its_score_shown(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "evaluations").write_text("in the way")
+    record = run(config_for(copied, episodes=1, json=tmp_path / "e.json"))
+    assert json.loads((tmp_path / "e.json").read_text()) == record
+    lines = capsys.readouterr().err.splitlines()
+    (warning,) = (line for line in lines if line.startswith("warning: "))
+    assert str(copied) in warning
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.01, 1.0])
+def test_epsilon_is_played_recorded_and_set_apart_from_the_protocol(
+    epsilon: float, runs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {}
+    real = evaluate.evaluate
+
+    def noticing(*args: Any, **given: Any) -> Any:
+        options.update(given)
+        return real(*args, **given)
+
+    monkeypatch.setattr(evaluate, "evaluate", noticing)
+    record = run(config_for(runs("breakout"), epsilon=epsilon))
+    assert options["epsilon"] == record["epsilon"] == epsilon
+    assert record["protocol_epsilon"] == 0.05
+    assert as_table(record).count("not the protocol's") == 1
+    assert "not the protocol's 0.05" in as_table(record)
+    usual = run(config_for(runs("breakout"), epsilon=0.05))
+    assert "not the protocol's" not in as_table(usual)
+    assert "not the protocol's" not in as_table(run(config_for(runs("breakout"), random=True)))
+
+
+def test_the_number_of_games_is_set_apart_from_the_protocol(runs: Callable[[str], Path]) -> None:
+    for episodes, apart in ((5, False), (4, True), (6, True)):
+        record = run(config_for(runs("breakout"), episodes=episodes))
+        assert ("not the protocol's 5" in as_table(record)) == apart
+
+
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_it_plays_in_the_precision_of_the_run(
+    has_bfloat16: bool,
+    runs: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    acts: list[Any] = []
+    real = evaluate.evaluate
+
+    def noticing(act: Any, *args: Any, **given: Any) -> Any:
+        acts.append(act)
+        return real(act, *args, **given)
+
+    monkeypatch.setattr(evaluate, "evaluate", noticing)
+    monkeypatch.setattr(evaluate, "has_bfloat16", lambda device: has_bfloat16)
+    record = run(config_for(runs("bfloat16"), episodes=1))
+    assert record["precision"] == "bfloat16"
+    assert ("emulated" in capsys.readouterr().err) != has_bfloat16
+    trainer = build_trainer(
+        parse_arguments(
+            f"--num-envs 2 --replay-capacity 400 --threads 1 --run-dir {runs('bfloat16')} "
+            f"{TRAINED['bfloat16']}".split()
+        )
+    )
+    try:
+        generator = torch.Generator().manual_seed(0)
+        stacks = torch.randint(256, (64, 4, 84, 84), generator=generator, dtype=torch.uint8)
+        rng = np.random.default_rng
+        np.testing.assert_array_equal(
+            acts[0](stacks, epsilon=0.0, rng=rng(0))[0],
+            trainer.agent.play(stacks, epsilon=0.0, rng=rng(0))[0],
+        )
+        assert torch.equal(acts[0].__self__.values(stacks), trainer.agent.learner.values(stacks))
+    finally:
+        trainer.close()
+    assert run(config_for(runs("breakout"), episodes=1))["precision"] == "float32"
+    assert run(config_for(runs("bfloat16"), episodes=1, random=True))["precision"] is None
+
+
+def test_a_run_of_an_earlier_version_is_played_in_float32(copied: Path) -> None:
+    path = copied / "config.json"
+    settings = json.loads(path.read_text())
+    del settings["settings"]["precision"]
+    path.write_text(json.dumps(settings))
+    assert run(config_for(copied, episodes=1))["precision"] == "float32"
+
+
+def test_protocol_and_episodes_are_those_of_the_run(runs: Callable[[str], Path]) -> None:
+    record = run(config_for(runs("machado"), num_envs=5))
+    assert (record["protocol"], record["games"]) == ("machado", 5)
+
+
+def test_machado_is_a_separate_evaluation_with_the_final_epsilon(
+    runs: Callable[[str], Path],
+) -> None:
+    record = run(config_for(runs("machado"), episodes=1))
+    assert record["epsilon"] == 0.07
+    assert record["human_table"] == "57table"
+    assert "machado (separate evaluation)" in as_table(record)
+
+
+def test_the_first_actions_of_a_game_are_random_as_in_training(
+    runs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {}
+    real = evaluate.evaluate
+
+    def noticing(*args: Any, **given: Any) -> Any:
+        options.update(given)
+        return real(*args, **given)
+
+    monkeypatch.setattr(evaluate, "evaluate", noticing)
+    run(config_for(runs("breakout"), episodes=1))
+    assert options["random_start_actions"] == 4
+    assert options["epsilon"] == 0.05
+
+
+def test_the_seed_decides_the_games(runs: Callable[[str], Path]) -> None:
+    def games(seed: int) -> list[list[float]]:
+        record = run(config_for(runs("breakout"), random=True, seed=seed, num_envs=1))
+        return [record["lengths_frames"], record["returns"]]
+
+    first, again, other = games(0), games(0), games(1)
+    assert first == again
+    assert first != other
+
+
+def test_an_evaluation_never_plays_the_games_of_training(
+    runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    real = evaluate.make_vector
+
+    def noticing(*args: Any, **given: Any) -> Any:
+        seeds.append(given["seed"])
+        return real(*args, **given)
+
+    monkeypatch.setattr(evaluate, "make_vector", noticing)
+    monkeypatch.setattr("ebu.commands.train.make_vector", noticing)
+    for seed in range(3):
+        train(tmp_path / str(seed), f"--game breakout --frames 16 --seed {seed}")
+        run(config_for(tmp_path / str(seed), episodes=1, seed=seed))
+    assert len(seeds) == len(set(seeds)) == 6
+
+
+def test_best_weights_can_be_asked_for(runs: Callable[[str], Path]) -> None:
+    record = run(config_for(runs("breakout"), episodes=1, weights="best"))
+    assert record["weights"] == "best"
+    (best,) = (runs("breakout") / "best").iterdir()
+    assert best.name == f"frames-{record['trained_frames']:012d}"
+
+
+def test_random_play_is_uniform_whatever_is_seen() -> None:
+    # 30,000 draws of 4 actions: each 7,500 ± 300 is left once in 10,000 times.
+    act = random_play(4)
+    rng = np.random.default_rng(0)
+    actions, probabilities = act(torch.zeros(30_000, 1), epsilon=0.05, rng=rng)
+    assert np.abs(np.bincount(actions) - 7_500).max() < 300
+    assert (probabilities == 0.25).all()
+
+
+def test_random_play_stands_in_the_same_setting(runs: Callable[[str], Path]) -> None:
+    record = run(config_for(runs("breakout"), random=True))
+    agent = run(config_for(runs("breakout")))
+    same = ("game", "protocol", "games", "human_table", "num_envs", "seed")
+    assert [record[key] for key in same] == [agent[key] for key in same]
+    assert (record["policy"], record["weights"], record["epsilon"]) == ("random", None, 1.0)
+    assert "uniformly random actions" in as_table(record)
+
+
+def test_random_play_needs_no_weights_and_no_action_set(copied: Path) -> None:
+    shutil.rmtree(copied / "checkpoints")
+    assert run(config_for(copied, random=True, protocol="machado"))["protocol"] == "machado"
+
+
+def test_games_are_shared_out_evenly(runs: Callable[[str], Path]) -> None:
+    run_dir = runs("breakout")
+    shares = {
+        episodes: evaluate._num_envs(config_for(run_dir), episodes)
+        for episodes in (1, 5, 16, 17, 30, 100)
+    }
+    assert shares == {1: 1, 5: 5, 16: 16, 17: 9, 30: 15, 100: 15}
+    assert evaluate._num_envs(config_for(run_dir, render=True), 30) == 1
+    assert evaluate._num_envs(config_for(run_dir, num_envs=3), 30) == 3
+
+
+def test_scores_are_those_of_the_emulator() -> None:
+    env = AtariVector("breakout", 3, seed=5, noop_max=30, max_frames_per_game=600, num_threads=1)
+    rng = np.random.default_rng(0)
+    played = evaluation.evaluate(
+        random_play(env.num_actions), env, episodes=5, epsilon=1.0, rng=rng
+    )
+    assert played is not None
+    env.close()
+    again = AtariVector("breakout", 3, seed=5, noop_max=30, max_frames_per_game=600, num_threads=1)
+    again.reset()
+    steps = max(map(len, played.actions))
+    actions = np.zeros((steps, 3), dtype=np.int64)
+    for j, sent in enumerate(played.actions):
+        actions[: len(sent), j] = sent
+    rewards, over = np.zeros((steps, 3)), np.zeros((steps, 3), dtype=bool)
+    for t in range(steps):
+        again.send(actions[t])
+        row = again.recv()
+        rewards[t], over[t] = row.rewards, row.terminated | row.truncated
+    again.close()
+    games = zip(played.environments, played.starts, played.stops, played.returns, strict=True)
+    for j, start, stop, score in games:
+        assert rewards[start:stop, j].sum() == score
+        assert over[stop - 1, j]
+        assert not over[start : stop - 1, j].any()
+    assert played.returns.sum() > 0
+
+
+# --- films ----------------------------------------------------------------------------------
+
+
+def test_the_film_is_of_the_best_game(runs: Callable[[str], Path], tmp_path: Path) -> None:
+    record = run(config_for(runs("breakout"), random=True, video=tmp_path / "best.gif"))
+    best = int(np.argmax(record["returns"]))
+    pictures = record["lengths_frames"][best] // 4 + 1
+    with Image.open(tmp_path / "best.gif") as gif:
+        # Pillow joins pictures that are the same, and adds up their times.
+        shown = 0
+        for t in range(getattr(gif, "n_frames", 1)):
+            gif.seek(t)
+            shown += gif.info["duration"] // 70
+        assert shown == -(-pictures // 2)
+        assert gif.size == (160, 210)
+
+
+def test_a_long_film_is_cut_and_says_so(
+    runs: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(evaluate, "VIDEO_SECONDS", 1)
+    run(config_for(runs("breakout"), random=True, video=tmp_path / "best.gif"))
+    # A game of 50 steps has 26 of its pictures shown, of which one second holds 15.
+    assert "its first 58%, the rest is left out" in capsys.readouterr().err
+
+
+def test_observations_are_the_film_where_nothing_is_rendered(
+    runs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run(config_for(runs("colour"), episodes=2, video=tmp_path / "best.gif"))
+    with Image.open(tmp_path / "best.gif") as gif:
+        assert gif.size == (50, 40)
+
+
+def test_the_window_follows_the_game(
+    runs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setattr(evaluate, "_check_display", lambda: None)
+    monkeypatch.setattr(evaluate, "LIVE_FPS", 100_000)
+    shown: list[np.ndarray] = []
+
+    class Noticing(evaluate.Window):
+        def watch(self, actions: np.ndarray) -> None:
+            super().watch(actions)
+            shown.append(np.asarray(self._image.get_array()).copy())
+
+    monkeypatch.setattr(evaluate, "Window", Noticing)
+    record = run(config_for(runs("breakout"), episodes=1, render=True, random=True))
+    assert len(shown) == record["lengths_frames"][0] // 4
+    assert len({picture.tobytes() for picture in shown}) > 10
+
+
+# --- Gymnasium ------------------------------------------------------------------------------
+
+
+def test_a_gymnasium_run_is_scored_without_human_scores(runs: Callable[[str], Path]) -> None:
+    record = run(config_for(runs("cartpole"), episodes=3))
+    assert record["game"] == "CartPole-v1"
+    assert record["human_normalised"] is None
+    assert record["mean"] == pytest.approx(np.mean(record["lengths_frames"]))  # a point a step
+    assert "no human score" in as_table(record)
+
+
+# --- what is refused ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"protocol": "machado"}, "machado plays 18 actions.*knows 4.*--protocol paper"),
+        ({"protocol": "nature"}, "--protocol nature: choose one of paper, machado"),
+        ({"episodes": 0}, "--episodes must be at least 1, not 0"),
+        ({"episodes": -3}, "--episodes must be at least 1, not -3"),
+        ({"num_envs": -1}, "--num-envs must be at least 0"),
+        ({"episodes": 4, "num_envs": 5}, "--num-envs 5: .* --episodes is 4"),
+        ({"epsilon": 1.1}, "--epsilon must lie between 0 and 1"),
+        ({"epsilon": -0.1}, "--epsilon must lie between 0 and 1"),
+        ({"epsilon": float("nan")}, "--epsilon must lie between 0 and 1"),
+        ({"epsilon": 0.1, "random": True}, "--epsilon says nothing with --random"),
+        ({"seed": -1}, "--seed must be at least 0"),
+        ({"threads": -1}, "--threads must be at least 0"),
+        ({"device": "tpu"}, "--device tpu: choose one of auto, cpu, cuda"),
+        ({"video": Path("game.avi")}, r"ends in \.gif or \.mp4"),
+        ({"video": Path("/nowhere/game.gif")}, "there is no directory /nowhere"),
+        ({"json": Path("/nowhere/e.json")}, "there is no directory /nowhere"),
+        ({"json": Path("/")}, "is a directory"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_playing(
+    runs: Callable[[str], Path],
+    options: dict[str, Any],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_, **__: pytest.fail("played"))
+    with pytest.raises(UsageError, match=words):
+        run(config_for(runs("breakout"), **options))
+
+
+def test_a_cuda_device_that_is_not_there_is_refused(
+    runs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="no CUDA device"):
+        run(config_for(runs("breakout"), device="cuda"))
+    assert device_named("auto").type == "cpu"
+
+
+def test_an_environment_without_pictures_is_refused_before_playing(
+    runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_, **__: pytest.fail("played"))
+    monkeypatch.setattr(evaluate, "film", cannot_film)
+    with pytest.raises(UsageError, match="no pictures for --video or --render: too dark"):
+        run(config_for(runs("cartpole"), video=tmp_path / "best.gif"))
+
+
+def cannot_film(*_: Any) -> Any:
+    """A film that there is not."""
+    raise evaluate.CannotFilmError("too dark")
+    yield
+
+
+@pytest.mark.parametrize("kind", ["missing", "file", "empty"])
+def test_what_is_no_run_directory_is_named(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    if kind == "file":
+        path.write_text("")
+    elif kind == "empty":
+        path.mkdir()
+    with pytest.raises(UsageError, match="is not a run directory"):
+        run(config_for(path))
+
+
+def test_a_run_killed_before_its_first_checkpoint_has_no_weights(copied: Path) -> None:
+    shutil.rmtree(copied / "checkpoints")
+    with pytest.raises(EbuError, match="no final weights yet"):
+        run(config_for(copied))
+
+
+def test_a_run_without_evaluations_has_no_best_weights(runs: Callable[[str], Path]) -> None:
+    with pytest.raises(EbuError, match="no best weights yet"):
+        run(config_for(runs("machado"), weights="best"))
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (newest,) = (copied / "checkpoints").iterdir()
+    broken = newest.with_name("frames-000000009999")
+    shutil.copytree(newest, broken)
+    with (broken / "state.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+    record = run(config_for(copied, episodes=1))
+    assert newest.name == f"frames-{record['trained_frames']:012d}"
+    assert "warning: checkpoint frames-000000009999 is damaged" in capsys.readouterr().err
+
+
+def test_only_damaged_checkpoints_are_a_failure(copied: Path) -> None:
+    (newest,) = (copied / "checkpoints").iterdir()
+    with (newest / "state.safetensors").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(EbuError, match=r"every checkpoint .* is damaged"):
+        run(config_for(copied))
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "words"),
+    [
+        ("environment", "num_actions", 6, "do not fit its config.json"),
+        ("settings", "game", "brekout", "brekout.*did you mean breakout"),
+        ("settings", "protocol", "gone", "--protocol gone"),
+        ("settings", "precision", "float8", "precision 'float8': restore"),
+    ],
+)
+def test_an_altered_configuration_is_one_line(
+    copied: Path, part: str, name: str, value: object, words: str
+) -> None:
+    path = copied / "config.json"
+    settings = json.loads(path.read_text())
+    settings[part][name] = value
+    path.write_text(json.dumps(settings))
+    with pytest.raises(EbuError, match=words) as refused:
+        run(config_for(copied))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["game", "agent", "protocol", "network", "random_start_actions"])
+def test_a_configuration_that_lacks_something_is_one_line(copied: Path, name: str) -> None:
+    path = copied / "config.json"
+    settings = json.loads(path.read_text())
+    del settings["settings"][name]
+    path.write_text(json.dumps(settings))
+    with pytest.raises(EbuError, match=rf"config\.json.*{name}|{name}.*config\.json"):
+        run(config_for(copied))
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["{run}", "--render"], 2, r"error: --render: no display.*--video FILE\.gif"),
+        (["{killed}"], 1, "error: .* has no final weights yet"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(
+    runs: Callable[[str], Path], copied: Path, args: list[str], code: int, words: str
+) -> None:
+    shutil.rmtree(copied / "checkpoints")
+    filled = [arg.format(run=runs("breakout"), killed=copied) for arg in args]
+    ended = command(*filled)
+    assert ended.returncode == code, ended.stderr
+    assert ended.stdout == ""
+    (line,) = ended.stderr.splitlines()
+    assert re.match(words, line)
+
+
+def test_an_interrupted_evaluation_has_no_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(config: EvaluateConfig) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "run", interrupted)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "somewhere"])
+    assert evaluate.main() == 130
+    assert capsys.readouterr() == ("", "interrupted: no result\n")

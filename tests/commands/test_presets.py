@@ -1,0 +1,218 @@
+"""Flags of train.py: numbers of every size, flags of other agents, and runs taken up again."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents import AGENTS
+from ebu.commands.presets import DEFAULT, PRESETS, flags_of_run, flat, for_agent, parse_arguments
+from ebu.commands.train import build_trainer
+from ebu.errors import UsageError
+from envs.games import GAME_SETS, canonical_game
+
+SMALL = [
+    *("--game", "CartPole-v1", "--frames", "300", "--num-envs", "2", "--device", "cpu"),
+    *("--replay-capacity", "500", "--learning-starts", "50", "--batch-size", "16"),
+    *("--log-every-frames", "100", "--eval-every-frames", "200", "--eval-episodes", "1"),
+    *("--network", "net3", "--updates-per-step", "0.25", "--epsilon-decay-steps", "50"),
+]
+
+
+def refusal(*args: str) -> str:
+    with pytest.raises(UsageError) as error:
+        parse_arguments(args)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def flags_of_type(kind: type) -> Iterator[tuple[str, str]]:
+    """Every flag with a default of this type, with an agent that has it."""
+    seen = set()
+    for agent in AGENTS:
+        for name, value in flat(for_agent(DEFAULT, agent)).items():
+            if type(value) is kind and name not in seen:
+                seen.add(name)
+                yield agent, f"--{name.replace('_', '-')}"
+
+
+INTEGERS, FLOATS = [*flags_of_type(int)], [*flags_of_type(float)]
+
+
+def test_no_number_is_too_large_for_a_line() -> None:
+    for agent, flag in [*INTEGERS, *FLOATS]:
+        for text in ("1e30", "1" + "0" * 400, "99999999999999999999"):
+            assert flag in refusal("--agent", agent, f"{flag}={text}")
+
+
+def test_what_is_typed_for_an_integer_is_one() -> None:
+    for agent, flag in INTEGERS:
+        for text in ("1.5", "1e-3"):
+            assert flag in refusal("--agent", agent, flag, text)
+    config = parse_arguments(["--frames", "2M", "--replay-capacity", "1e5"])
+    assert (config.frames, config.replay_capacity) == (2_000_000, 100_000)
+
+
+def test_large_numbers_build_a_run_or_are_refused(tmp_path: Path) -> None:
+    built = set()
+    for agent, flag in INTEGERS:
+        args = [*SMALL, "--frames", "1e15", "--agent", agent, flag, "1e12"]
+        with contextlib.suppress(UsageError):
+            build_trainer(parse_arguments([*args, f"--run-dir={tmp_path / flag}"])).close()
+            built.add(flag)
+    assert built >= {"--frames", "--seed", "--target-sync-updates", "--importance-updates"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "owners", "asked"),
+    [
+        (["--agent", "dqn", "--beta", "1"], ["ebu", "adaptive_ebu"], "dqn"),
+        (["--beta=1", "--agent=nstep"], ["ebu", "adaptive_ebu"], "nstep"),
+        (["--n-step", "3"], ["nstep"], "ebu"),
+        (["--n_step", "3"], ["nstep"], "ebu"),
+        (["--trace-lambda", "1", "--preset", "paper"], ["retrace", "q_lambda"], "ebu"),
+    ],
+)
+def test_a_flag_of_another_agent_is_named_as_such(
+    typed: list[str], owners: list[str], asked: str
+) -> None:
+    message = refusal(*typed)
+    assert f"not of {asked}" in message
+    assert all(owner in message for owner in owners)
+    assert f"--agent {owners[0]}" in message
+
+
+def test_a_flag_that_nothing_has_gets_the_nearest_one() -> None:
+    assert "--num-envs" in refusal("--num-env", "4")
+    assert "--beta" in refusal("--bata", "1")
+
+
+# --- --resume -------------------------------------------------------------------------------
+
+
+def start(run_dir: Path, *more: str, until: int = 160) -> dict[str, Any]:
+    """Train a part of a run; what its config.json then holds."""
+    trainer = build_trainer(parse_arguments([*SMALL, "--run-dir", str(run_dir), *more]))
+    assert trainer.run(until)
+    trainer.close()
+    return read(run_dir)
+
+
+def resume(*args: object) -> None:
+    config = parse_arguments(["--resume", *map(str, args)])
+    trainer = build_trainer(config)
+    assert trainer.frames > 0
+    assert trainer.run(config.frames)
+    trainer.close()
+
+
+def read(run_dir: Path) -> dict[str, Any]:
+    config = json.loads((run_dir / "config.json").read_text())
+    del config["settings"]["run_dir"]
+    return dict(config)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_run_is_resumed_by_its_directory_alone(
+    agent: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "below").mkdir()
+    started = start(tmp_path / "a run", "--agent", agent, "--preset", preset)
+    monkeypatch.chdir(tmp_path / "below")
+    resume("../a run")
+    assert read(tmp_path / "a run") == started
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--distill net2 4-4-4/8 --no-overlap --no-clip-rewards",
+        "--life-loss-ends-segment False --protocol machado --checkpoint-minutes 0.5",
+        "--device auto --threads 0 --precision auto --seed 7 --random-start-actions 2",
+        "--learning-rate 3.0000000000000004e-05 --optimizer rmsprop --eval-every-frames 0",
+    ],
+)
+def test_a_resumed_run_equals_one_that_was_never_stopped(
+    flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    started = start(Path("stopped"), *flags.split())
+    start(Path("whole"), *flags.split(), until=300)
+    resume("stopped", "--checkpoint-minutes", "1", "--profile")
+    assert read(Path("stopped"))["settings"] == {
+        **started["settings"],
+        "checkpoint_minutes": 1.0,
+        "profile": True,
+    }
+    one, other = (Path(run_dir, "metrics.jsonl").read_bytes() for run_dir in ("stopped", "whole"))
+    assert one == other != b""
+    resume("stopped", "--frames", "400")
+    assert read(Path("stopped"))["settings"]["frames"] == 400
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--game pong", "--beta 0.5", "--run-dir x", "--seed=1", "--no-deterministic", "--agent dqn"],
+)
+def test_settings_of_the_run_are_refused_with_resume(flags: str, tmp_path: Path) -> None:
+    shutil.copytree(start_once(tmp_path), tmp_path / "copy")
+    message = refusal("--resume", str(tmp_path / "copy"), *flags.split())
+    assert flags.split()[0].partition("=")[0] in message
+
+
+def start_once(tmp_path: Path) -> Path:
+    start(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_what_cannot_be_resumed_is_one_line(tmp_path: Path) -> None:
+    run_dir = start_once(tmp_path)
+    assert "not a run directory" in refusal("--resume", str(tmp_path / "absent"))
+    assert "--resume" in refusal("--resume")
+    assert "--resume" in refusal("--resume", "")
+    assert "extra" in refusal("--resume", str(run_dir), "extra")
+    path = run_dir / "config.json"
+    config = json.loads(path.read_text())
+    for change, said in (
+        ({"beta": None}, None),
+        ({"agent": "student"}, "did not start it"),
+        ({"preset": 3}, "did not start it"),
+        ({"frames": "soon"}, "--frames"),
+        ({"double": True}, "double"),
+    ):
+        settings = {**config["settings"], **change}
+        if said is None:
+            del settings["beta"]
+        path.write_text(json.dumps({**config, "settings": settings}))
+        assert (said or "no beta") in refusal("--resume", str(run_dir))
+
+
+def test_a_run_from_before_what_changes_nothing_was_recorded_is_resumed(tmp_path: Path) -> None:
+    run_dir = start_once(tmp_path)
+    path = run_dir / "config.json"
+    config = json.loads(path.read_text())
+    for name in ("overlap", "profile", "checkpoint_minutes"):
+        del config["settings"][name]
+    del config["automatic"]
+    path.write_text(json.dumps(config))
+    assert "--beta=0.5" in flags_of_run(run_dir)
+    resume(run_dir)
+
+
+def test_games_are_listed_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse_arguments(["--list-games"])
+    assert exit_.value.code == 0
+    table, _, rest = capsys.readouterr().out.partition("\n\n")
+    sets = {game: sets for game, *sets in map(str.split, table.splitlines())}
+    assert [game for game in sets if canonical_game(game) != game] == []
+    assert sets["ms_pacman"] == ["paper49", "all57"]
+    for name, games in GAME_SETS.items():
+        assert {game for game, among in sets.items() if name in among} == set(games)
+    assert "CartPole-v1" in rest

@@ -1,0 +1,437 @@
+"""The report: what is compared with what, its figures by hand, and what it says of the rest."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ebu.commands import report
+from ebu.commands.reporting.aggregates import aggregates, game_rows, profiles, statistics_of
+from ebu.commands.reporting.comparison import Comparison, compare
+from ebu.commands.reporting.pictures import mean_curve
+from ebu.commands.reporting.published import PUBLISHED_49, REFERENCE_AGENTS
+from ebu.commands.reporting.runs import (
+    find_run_directories,
+    learning_curve,
+    normalised,
+    read_run,
+    relative,
+)
+from ebu.commands.table.scores import write_evaluation
+from ebu.errors import EbuError, UsageError
+from envs.games import PAPER49
+from tests.run_directories import FRAMES, evaluation, write_run
+
+# Between random play and the Nature human: Pong -20.7 to 9.3, Breakout 1.7 to 31.8.
+PONG = {0.0: -20.7, 0.5: -5.7, 1.0: 9.3, 2.0: 39.3}
+BREAKOUT = {0.0: 1.7, 1.0: 31.8, 3.0: 92.0}
+
+
+def compared(root: Path) -> Comparison:
+    return compare([read_run(run_dir) for run_dir in find_run_directories([root])])
+
+
+def run_report(monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["report.py", *map(str, args)])
+    report.main()
+
+
+@pytest.fixture
+def four_runs(tmp_path: Path) -> Path:
+    """Two seeds of two games by ebu, one of them by dqn."""
+    for seed, (pong, breakout) in enumerate([(0.0, 1.0), (1.0, 3.0)]):
+        write_run(tmp_path, "pong", "ebu", seed, PONG[pong])
+        write_run(tmp_path, "breakout", "ebu", seed, BREAKOUT[breakout])
+        write_run(tmp_path, "pong", "dqn", seed, PONG[0.5])
+    return tmp_path
+
+
+def test_scores_by_hand(four_runs: Path) -> None:
+    (group,) = compared(four_runs).groups
+    rows = {(row.game, row.method): row for row in game_rows(group)}
+    assert rows.keys() == {("breakout", "ebu"), ("pong", "dqn"), ("pong", "ebu")}
+    row = rows["pong", "ebu"]
+    assert row.seeds == [0, 1]
+    assert row.mean == pytest.approx(-5.7)
+    # Two scores 30 apart: a standard error of 15, and Student's t with one degree of freedom.
+    assert row.interval == pytest.approx((-5.7 - 12.7062 * 15, -5.7 + 12.7062 * 15), rel=1e-4)
+    assert row.normalised["nature2015"] == pytest.approx(0.5)
+    assert row.normalised["57table"] == pytest.approx(15 / 35.3)
+    # DQN at 200M frames scores 18.9, more than the human.
+    assert row.relative_to_dqn_200m == pytest.approx((-5.7 - 18.9) / (18.9 + 20.7))
+    assert row.relative_to_dqn_here == pytest.approx(0)
+    assert rows["pong", "dqn"].relative_to_dqn_here is None
+    assert row.last_games == pytest.approx(10.5)
+    assert group.scored_by == "30 games"
+    assert rows["breakout", "ebu"].normalised["nature2015"] == pytest.approx(2)
+
+
+def test_aggregates_by_hand(tmp_path: Path) -> None:
+    for seed, (pong, breakout) in enumerate([(0.0, 1.0), (1.0, 3.0)]):
+        write_run(tmp_path, "pong", "ebu", seed, PONG[pong])
+        write_run(tmp_path, "breakout", "ebu", seed, BREAKOUT[breakout])
+    (group,) = compared(tmp_path).groups
+    nature, later = aggregates(group)
+    assert (nature.table, later.table) == ("nature2015", "57table")
+    assert nature.games == ["breakout", "pong"]
+    ours, dqn, *_ = nature.rows
+    assert (ours.name, ours.runs, ours.source) == ("ebu", 4, "here")
+    # Of 0, 1, 1, 3: the mean; the median of the games' means 1/2 and 2; the middle half.
+    np.testing.assert_allclose(ours.values, [1.25, 1.25, 1.0])
+    # Drawn anew, Pong's two runs have a mean of 0, 1/2 or 1, Breakout's of 1, 2 or 3, the extremes
+    # with probability 1/4: both at once in one of 16 resamples, more often than one in 40.
+    assert ours.low is not None
+    assert ours.high is not None
+    assert (ours.low[0], ours.high[0]) == pytest.approx((0.5, 2.0))
+    shares = [(18.9 + 20.7) / 30, (401.2 - 1.7) / 30.1]
+    assert dqn.name == "DQN (Nature)"
+    np.testing.assert_allclose(dqn.values, [np.mean(shares)] * 3)
+    assert dqn.low is None
+
+
+def test_aggregates_are_over_the_games_of_all_agents(four_runs: Path) -> None:
+    (group,) = compared(four_runs).groups
+    assert {tuple(aggregate.games) for aggregate in aggregates(group)} == {("pong",)}
+    assert group.missing() == {"dqn": {"breakout": [0, 1]}}
+
+
+def test_published_agents_stand_over_the_games_they_have(tmp_path: Path) -> None:
+    # No published agent has a score of Phoenix, which the later human table alone has.
+    for game in ("phoenix", "pong"):
+        write_run(tmp_path, game, "ebu", 0, 100.0)
+    (group,) = compared(tmp_path).groups
+    found = [(each.table, each.games, len(each.rows)) for each in aggregates(group)]
+    assert found == [
+        ("nature2015", ["pong"], 5),
+        ("57table", ["phoenix", "pong"], 1),
+        ("57table", ["pong"], 5),
+    ]
+    assert all(each.rows[0].low is None for each in aggregates(group))
+
+
+def test_games_of_unequal_numbers_of_seeds_weigh_the_same(tmp_path: Path) -> None:
+    write_run(tmp_path, "breakout", "ebu", 0, BREAKOUT[3.0])
+    for seed in range(3):
+        write_run(tmp_path, "pong", "ebu", seed, PONG[0.0])
+    (group,) = compared(tmp_path).groups
+    np.testing.assert_allclose(aggregates(group)[0].rows[0].values, [1.5, 1.5, 1.5])
+    assert group.missing() == {"ebu": {"breakout": [1, 2]}}
+
+
+def test_a_profile_by_hand(tmp_path: Path) -> None:
+    for seed, share in enumerate([0.5, 1.0]):
+        write_run(tmp_path, "pong", "ebu", seed, PONG[share])
+    (group,) = compared(tmp_path).groups
+    thresholds, (profile,) = profiles(group, ["pong"], "nature2015")
+    assert thresholds[0] == 0
+    expected = np.where(thresholds < 0.5, 1.0, np.where(thresholds < 1.0, 0.5, 0.0))
+    # At a threshold of exactly a run's score rounding decides.
+    decided = np.abs(thresholds[:, None] - [0.5, 1.0]).min(axis=1) > 1e-9
+    np.testing.assert_array_equal(profile.shares[decided], expected[decided])
+    assert profile.low is not None
+    assert (profile.low <= profile.shares).all()
+
+
+def test_frames_and_protocols_are_not_mixed(tmp_path: Path) -> None:
+    write_run(tmp_path, "pong", "ebu", 0, 1.0)
+    write_run(tmp_path, "pong", "ebu", 1, 2.0, frames=20_000, played=20_000)
+    machado = write_run(tmp_path, "pong", "ebu", 2, None, protocol="machado")
+    record = evaluation(3.0, protocol="machado")
+    (machado / "evaluation.json").write_text(json.dumps(record))
+    comparison = compared(tmp_path)
+    assert [(group.protocol, group.frames) for group in comparison.groups] == [
+        ("machado", 10_000),
+        ("paper", 10_000),
+        ("paper", 20_000),
+    ]
+    assert [len(group.methods["ebu"]["pong"]) for group in comparison.groups] == [1, 1, 1]
+    assert statistics_of(comparison.groups[0]).profile_table == "57table"
+
+
+def test_other_settings_are_another_method(tmp_path: Path) -> None:
+    for beta in (0.0, 0.5):
+        write_run(tmp_path, "pong", "ebu", 0, 1.0, name=f"beta{beta}", beta=beta)
+    # What changes the speed alone makes no other method.
+    write_run(tmp_path, "pong", "dqn", 0, 1.0, threads=1)
+    write_run(tmp_path, "pong", "dqn", 1, 1.0, threads=8, device="cuda")
+    comparison = compared(tmp_path)
+    assert list(comparison.groups[0].methods) == ["dqn", "ebu beta=0.0", "ebu beta=0.5"]
+    assert comparison.variants == {"ebu beta=0.0": {"beta": 0.0}, "ebu beta=0.5": {"beta": 0.5}}
+
+
+def test_variants_are_named_by_what_they_do_not_share_with_most(tmp_path: Path) -> None:
+    base = {"beta": 0.5, "updates_per_step": 1.0, "learning_rate": 1e-4}
+    changes: list[dict[str, Any]] = [
+        *({}, {"beta": 1.0}, {"updates_per_step": 0.25}, {"learning_rate": 1e-3}),
+        {"beta": 0.0, "updates_per_step": 0.5},
+    ]
+    for number, change in enumerate(changes):
+        write_run(tmp_path, "pong", "ebu", 0, 1.0, name=str(number), **{**base, **change})
+    comparison = compared(tmp_path)
+    assert set(comparison.groups[0].methods) == {
+        *("ebu", "ebu beta=1.0", "ebu updates_per_step=0.25", "ebu learning_rate=0.001"),
+        "ebu beta=0.0, updates_per_step=0.5",
+    }
+    assert comparison.variants["ebu"] == base
+
+
+def test_scores_of_other_numbers_of_games_and_in_training_have_tables_of_their_own(
+    tmp_path: Path,
+) -> None:
+    write_run(tmp_path, "pong", "ebu", 0, None, evaluated_in_training=7.0)
+    for seed, games in enumerate((5, 30, 100), start=1):
+        run_dir = write_run(tmp_path, "pong", "ebu", seed, None)
+        write_evaluation(run_dir, evaluation(float(games), games=games))
+    groups = compared(tmp_path).groups
+    assert [(group.games_each, group.final) for group in groups] == [
+        *((30, True), (5, True), (100, True), (10, False))
+    ]
+    assert len({group.name for group in groups}) == 4
+    for group in groups:
+        assert len(group.runs) == 1
+        assert ("instead of the protocol's 30" in group.scored_by) == (group.games_each != 30)
+
+
+def test_of_several_scores_that_of_the_protocol_counts(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path, "pong", "ebu", 0, 1.0)
+    others: list[dict[str, Any]] = [
+        *({"games": 5}, {"games": 100}, {"seed": 3}, {"protocol": "machado"}),
+        *({"epsilon": 0.01, "protocol_epsilon": 0.05}, {"weights": "best"}),
+        *({"policy": "random"}, {"trained_frames": FRAMES - 1}),
+    ]
+    for number, other in enumerate(others):
+        write_evaluation(run_dir, evaluation(2.0 + number, **other))
+    assert len(list((run_dir / "evaluations").iterdir())) == len(others)
+    score = read_run(run_dir).final_score
+    assert score is not None
+    assert score.mean == 1.0
+    (run_dir / "evaluation.json").unlink()
+    assert read_run(run_dir, games=5).score != read_run(run_dir).score
+    # Played further and scored again.
+    write_evaluation(run_dir, evaluation(99.0, games=5, trained_frames=2 * FRAMES))
+    score = read_run(run_dir).score
+    assert score is not None
+    assert score.mean == 99.0
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.01, 0.0500001])
+def test_a_score_with_another_epsilon_is_in_no_table(epsilon: float, tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path, "pong", "ebu", 0, None)
+    record = evaluation(5.0, epsilon=epsilon, protocol_epsilon=0.05)
+    write_evaluation(run_dir, record)
+    assert read_run(run_dir).score is None
+    assert compared(tmp_path).groups == []
+
+
+def test_a_table_that_mixes_precisions_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path, "CartPole-v1", "ebu", 0, 1.0)
+    run_report(monkeypatch, tmp_path)
+    assert "precision" not in capsys.readouterr().err
+    write_run(tmp_path, "CartPole-v1", "dqn", 0, 1.0, precision="bfloat16")
+    run_report(monkeypatch, tmp_path)
+    printed = capsys.readouterr()
+    for text in (printed.err, printed.out):
+        assert "mixes precisions (bfloat16: dqn; float32: ebu)" in text
+
+
+def test_presets_name_methods_that_differ_in_much(tmp_path: Path) -> None:
+    for number, preset in enumerate(("default", "paper")):
+        many = dict.fromkeys("abcdef", number)
+        write_run(tmp_path, "pong", "ebu", 0, 1.0, name=preset, preset=preset, **many)
+    assert list(compared(tmp_path).groups[0].methods) == ["ebu default", "ebu paper"]
+
+
+def test_the_same_run_twice_counts_once(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_run(tmp_path, "pong", "ebu", 0, 1.0, name=name)
+    comparison = compared(tmp_path)
+    assert len(comparison.groups[0].methods["ebu"]["pong"]) == 1
+    ((left_out, first),) = comparison.repeated
+    assert (left_out.directory.name, first.directory.name) == ("two", "one")
+
+
+def test_without_a_final_evaluation_the_last_in_training_counts(tmp_path: Path) -> None:
+    write_run(tmp_path, "pong", "ebu", 0, None, evaluated_in_training=7.0)
+    (group,) = compared(tmp_path).groups
+    (row,) = game_rows(group)
+    assert row.mean == 7
+    assert (group.games_each, group.final) == (10, False)
+    assert group.scored_by.startswith("last evaluation in training, 10 games")
+
+
+def test_unfinished_and_unscored_runs_are_in_no_table(tmp_path: Path) -> None:
+    write_run(tmp_path, "pong", "ebu", 0, None, played=4_000, evaluated_in_training=7.0)
+    write_run(tmp_path, "pong", "ebu", 1, None)
+    # Scored before it was asked to go on.
+    write_run(tmp_path, "pong", "ebu", 2, 5.0, frames=20_000)
+    comparison = compared(tmp_path)
+    assert comparison.groups == []
+    assert [run.seed for run in comparison.unfinished] == [0, 1, 2]
+    assert len(comparison.curves["paper"]["pong"]["ebu"]) == 3
+
+
+@pytest.mark.parametrize("other", [{"weights": "best"}, {"policy": "random", "weights": None}])
+def test_best_weights_and_random_play_are_not_the_score(
+    other: dict[str, Any], tmp_path: Path
+) -> None:
+    run_dir = write_run(tmp_path, "pong", "ebu", 0, None)
+    (run_dir / "evaluation.json").write_text(json.dumps(evaluation(5.0, **other)))
+    assert read_run(run_dir).score is None
+
+
+def test_curves_are_averaged_where_all_seeds_have_been(tmp_path: Path) -> None:
+    one = learning_curve(write_run(tmp_path, "pong", "ebu", 0, None))
+    two = learning_curve(write_run(tmp_path, "pong", "ebu", 4, None, played=6_000))
+    assert one[0].tolist() == list(range(1_000, FRAMES + 1, 1_000))
+    grid, mean, low, high = mean_curve([one, two])
+    assert (grid[0], grid[-1]) == (1_000, 6_000)
+    # Returns are frames / 1,000 and four more: a standard error of 2.
+    np.testing.assert_allclose(mean, grid / 1_000 + 2)
+    np.testing.assert_allclose(high - mean, 12.7062 * 2, rtol=1e-4)
+    np.testing.assert_allclose(low + high, 2 * mean)
+
+
+@pytest.mark.parametrize("agent", REFERENCE_AGENTS, ids=lambda agent: agent.name)
+def test_published_aggregates_are_those_of_the_published_scores(agent: Any) -> None:
+    found = [normalised(game, agent.score(game), "nature2015") for game in PAPER49]
+    shares = np.array(found, dtype=np.float64)
+    mean, median = 100 * np.mean(shares), 100 * np.median(shares)
+    rows = [row for row in PUBLISHED_49 if row.name.startswith(agent.name) and not row.recalled]
+    assert len(rows) == 1
+    assert rows[0].frames == agent.frames
+    assert (rows[0].mean, rows[0].median) == pytest.approx((mean, median), abs=0.11)
+
+
+def test_what_is_no_atari_game_has_raw_scores_alone() -> None:
+    assert normalised("CartPole-v1", 100.0, "57table") is None
+    assert relative("CartPole-v1", 100.0) is None
+    assert relative("phoenix", 100.0) is None
+
+
+def test_the_report_of_a_study(
+    four_runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(four_runs, "CartPole-v1", "ebu", 0, 12.5)
+    damaged = write_run(four_runs, "seaquest", "ebu", 0, 5.0)
+    (damaged / "metrics.jsonl").write_text('{"frames": 1000}\n{"fra\n{"frames": 3000}\n')
+    write_run(four_runs, "qbert", "ebu", 0, None, played=3_000)
+    run_report(monkeypatch, four_runs)
+    out = four_runs / "report"
+    text = (out / "report.md").read_text()
+    printed = capsys.readouterr()
+    assert printed.out == text
+    assert f"left out: {damaged}/metrics.jsonl is damaged in line 2" in printed.err
+    assert f"- {damaged}/metrics.jsonl is damaged in line 2" in text
+    assert "| CartPole-v1 | ebu | 0 | 12.50 | – | – | – | – |" in text
+    assert "- dqn: CartPole-v1 seed 0, 1; breakout seed 0, 1" in text
+    assert "3,000 of 10,000" in text
+    assert "253.55 % | 51.55 %" in text
+    assert "**recalled, not read**" in text
+    for name in ("curves-paper.png", f"profile-paper-{FRAMES}.png"):
+        assert f"({name})" in text
+        with Image.open(out / name) as picture:
+            assert min(picture.size) > 300
+    record = json.loads((out / "report.json").read_text())
+    (group,) = record["groups"]
+    assert (group["protocol"], group["frames"], len(group["runs"])) == ("paper", FRAMES, 7)
+    # The same runs give the same report.
+    run_report(monkeypatch, four_runs, "--out", four_runs.parent / "again")
+    for name in ("report.md", "report.json"):
+        assert (four_runs.parent / "again" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_a_single_run_is_reported_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_report(monkeypatch, write_run(tmp_path, "CartPole-v1", "ebu", 0, 1.0))
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "human table" not in text
+    assert "Published" not in text
+
+
+def damage(file: str, content: str) -> Any:
+    return pytest.param(file, content, id=f"{file}: {content[:20]}")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        damage("config.json", "{"),
+        damage("config.json", '{"settings": {"game": "pong"}, "environment": {}}'),
+        damage("metrics.jsonl", "[]\n"),
+        damage("metrics.jsonl", '{"frames": null}\n'),
+        damage("evaluation.json", '{"policy": "agent", '),
+        damage("evaluation.json", "[]"),
+        damage("evaluation.json", '{"policy": "agent", "weights": "final"}'),
+        damage("evaluation.json", json.dumps(evaluation(1.0, protocol="atari"))),
+        damage("evaluation.json", json.dumps(evaluation(1.0, mean=None))),
+        damage("evaluations/any.json", '{"policy": "agent", '),
+    ],
+)
+def test_a_damaged_run_is_named_and_left_out(
+    file: str,
+    content: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_run(tmp_path, "CartPole-v1", "ebu", 0, 1.0)
+    broken = write_run(tmp_path, "CartPole-v1", "ebu", 1, 2.0)
+    for run_dir in (broken, broken.parent / "CartPole-v1-ebu-seed0"):
+        (run_dir / file).parent.mkdir(exist_ok=True)
+    (broken / file).write_text(content)
+    run_report(monkeypatch, tmp_path)
+    warning, *_ = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: left out: {broken / file}")
+    (broken.parent / "CartPole-v1-ebu-seed0" / file).write_text(content)
+    with pytest.raises(EbuError, match="all 2 run directories are damaged"):
+        run_report(monkeypatch, tmp_path)
+
+
+def test_a_line_still_being_written_is_no_damage(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path, "pong", "ebu", 0, None, played=3_000)
+    with (run_dir / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"frames": 40')
+    assert learning_curve(run_dir)[0].tolist() == [1_000, 2_000, 3_000]
+    assert read_run(run_dir).played_frames == 3_000
+
+
+def test_the_end_of_a_long_log_is_read_alone(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path, "pong", "ebu", 0, None, played=3_000)
+    lines = [json.dumps({"frames": frames, "x": "y" * 100}) + "\n" for frames in range(2_000)]
+    (run_dir / "metrics.jsonl").write_text("broken\n" + "".join(lines))
+    assert read_run(run_dir).played_frames == 1_999
+
+
+def test_what_cannot_be_reported_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    run_dir = write_run(tmp_path / "study", "CartPole-v1", "ebu", 0, 1.0)
+    for args, complaint in (
+        ([], "name run directories"),
+        ([tmp_path / "empty"], "no run directory"),
+        ([tmp_path / "none"], "is not a directory"),
+        ([run_dir, "--nonsense"], "--nonsense"),
+    ):
+        with pytest.raises(UsageError) as refusal:
+            run_report(monkeypatch, *args)
+        assert complaint in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+    with pytest.raises(EbuError, match="choose another --out"):
+        run_report(monkeypatch, run_dir, "--out", tmp_path / "file")
+
+
+def test_directories_are_found_once_and_not_inside_runs(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "a", "pong", "ebu", 0, 1.0)
+    write_run(run_dir, "pong", "ebu", 1, 1.0, name="copy")
+    os.symlink(tmp_path / "a", tmp_path / "b")
+    assert find_run_directories([tmp_path, tmp_path / "b", run_dir]) == [run_dir]

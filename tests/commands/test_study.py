@@ -1,0 +1,492 @@
+"""The study runner: what it plans, how it runs and stops processes, and what it leaves."""
+
+import fcntl
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents import AGENTS
+from ebu.commands import evaluate, study
+from ebu.commands.presets import parse_arguments
+from ebu.commands.reporting.runs import read_run, settings_digest
+from ebu.commands.table.jobs import Task, work_off
+from ebu.commands.table.plan import StudyConfig, games_of, plan
+from ebu.commands.table.processes import read_processes
+from ebu.commands.table.results import COLUMNS, ResultsTable, check_table, row
+from ebu.commands.table.scores import final_record
+from ebu.commands.train import build_trainer
+from ebu.errors import UsageError
+from ebu.run.cli import run_command
+from envs.games import ATARI5, PAPER49
+from tests.run_directories import FRAMES, as_recorded, evaluation, write_run
+
+ROOT = Path(__file__).parents[2]
+CODE = {"ebu_version": "0.1", "commit": "abc"}
+# What Python 3.12 says of a fork beside other threads, which pytest and this file have.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+
+
+def run_study(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["study.py", *map(str, args)])
+    return study.main()
+
+
+def planned(*passed_on: str, **options: Any) -> list[Any]:
+    return plan(StudyConfig(**{"games": ("pong",), **options}), passed_on)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_games_are_sets_and_names_without_doubles() -> None:
+    assert games_of(["Atari-5", "Q*bert", "ALE/Pong-v5", "pong"]) == [*ATARI5, "pong"]
+    assert games_of(["CartPole-v1", "paper49"]) == ["CartPole-v1", *PAPER49]
+    assert len(games_of(["paper49", "all57"])) == 57
+
+
+def test_the_table_of_the_readme_is_planned_seed_by_seed() -> None:
+    runs = planned(games=("atari5",), agents=("ebu", "dqn"), seeds=3, frames=10_000_000, jobs=2)
+    assert len(runs) == 5 * 2 * 3
+    assert [run.config.seed for run in runs] == [0] * 10 + [1] * 10 + [2] * 10
+    assert [run.run_dir.name for run in runs[:3]] == [
+        "battle_zone-ebu-seed0",
+        "battle_zone-dqn-seed0",
+        "double_dunk-ebu-seed0",
+    ]
+    for run in runs:
+        assert parse_arguments(run.flags) == run.config
+
+
+def test_flags_after_the_dashes_go_to_every_run() -> None:
+    for run in planned("--num-envs", "2", seed_list=(7, 3), preset="paper"):
+        assert run.config.num_envs == 2
+        assert run.config.preset == "paper"
+        assert run.config.seed in (3, 7)
+
+
+def test_threads_are_shared_unless_asked_for_or_recorded(tmp_path: Path) -> None:
+    (run,) = planned(agents=("ebu",), out=tmp_path)
+    assert run.threads(3) == 3
+    write_run(tmp_path / "runs", "pong", "ebu", 0, None, threads=5)
+    assert run.threads(3) == 5
+    (run,) = planned("--threads", "2", agents=("ebu",), out=tmp_path)
+    assert run.threads(3) == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        ("--games atari6", "did you mean atari5?"),
+        ("--games paper94 pong", "did you mean paper49?"),
+        ("--games pogn", "did you mean pong"),
+        ("--games CartPol-v1", "CartPole-v1"),
+        ("--games combat", "two players"),
+        ("--games pong --agents eb", "did you mean ebu?"),
+        ("--games pong --agents eb", ", ".join(AGENTS)),
+        ("--games pong --seed-list 1 2 1", "--seed-list has 1 more than once"),
+        ("--games pong --seed-list -1", "must not be negative"),
+        ("--games pong --seeds 1 1", "Unrecognized options: 1"),
+        ("--games pong --seeds 0", "--seeds must be at least 1"),
+        ("--games pong --jobs -1", "--jobs must be at least 0"),
+        ("--games pong --episodes 0", "--episodes must be at least 1"),
+        ("--games pong --collect .", "name a directory"),
+        ("--games pong --variants beta=1", "write a name and flags"),
+        ("--games pong --variants a/b:", "write a name and flags"),
+        ("--games pong --variants base: base:", "base more than once"),
+        ("--games pong --agents ebu --variants base: half:", "are the same settings of ebu"),
+        ("--games pong --frames 0", "--frames must be positive"),
+        ("--games pong --preset papr", "did you mean paper?"),
+        ("--games pong --beta 0.1", "--beta"),
+        ("--games pong -- --num-envs none", "--num-envs"),
+        ("--games pong -- --gamma 2", "agent ebu cannot be trained so: --gamma"),
+        ("--games pong -- --run_dir=here", "--run-dir after --"),
+        ("--games pong -- --resume here", "--resume after --"),
+        ("--games pong -- --seed 3", "--seed after --"),
+        ("--games pong --variants 'a: --seed 1'", "--seed in variant a"),
+        ("--games pong --variants 'a: --gamma 2'", "variant a, cannot be trained so: --gamma"),
+        ("", "--games"),
+        ("--games", "need a name each"),
+    ],
+)
+def test_what_cannot_be_played_is_refused_in_one_line_before_anything_is(
+    args: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError) as refusal:
+        run_study(monkeypatch, "--out", tmp_path / "out", *shlex.split(args))
+    assert complaint in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_refusals_leave_the_process_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["study.py", "--games", "atari6"])
+    with pytest.raises(SystemExit) as ended:
+        run_command(study.main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("other", "complaint"),
+    [
+        ({"beta": 0.7}, "beta was 0.7, is 0.5"),
+        ({"frames": 2 * FRAMES}, f"frames was {2 * FRAMES}, is {FRAMES} (may only grow)"),
+        ({"preset": "paper"}, "preset was paper, is default"),
+    ],
+)
+def test_runs_of_other_settings_are_refused_before_anything_is_played(
+    other: dict[str, Any], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ["--games", "pong", "--agents", "ebu", "--frames", FRAMES, "--out", tmp_path]
+    args += ["--", "--device", "cpu"]
+    (run,) = planned("--device", "cpu", agents=("ebu",), frames=FRAMES, out=tmp_path)
+    settings = as_recorded(run, **other)
+    run_dir = write_run(tmp_path / "runs", score=1.0, **settings)
+    with pytest.raises(UsageError) as refusal:
+        run_study(monkeypatch, *args)
+    assert complaint in str(refusal.value)
+    assert str(run_dir) in str(refusal.value)
+
+
+def test_a_scored_study_plays_nothing_and_writes_its_table_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--games", "pong", "--agents", "ebu", "--frames", FRAMES, "--out", tmp_path]
+    args += ["--", "--device", "cpu"]
+    (run,) = planned("--device", "cpu", agents=("ebu",), frames=FRAMES, out=tmp_path)
+    run_dir = write_run(tmp_path / "runs", score=-5.7, **as_recorded(run, checkpoint_minutes=1.0))
+    (tmp_path / "results.csv").write_text(",".join(COLUMNS) + "\npong,ebu,0,pap")
+    assert run_study(monkeypatch, *args) == 0
+    said = capsys.readouterr().err
+    assert "1 runs, 1 of them scored" in said
+    assert said.count("results.csv was broken in line 2: it is written again") == 1
+    header, line = (tmp_path / "results.csv").read_text().splitlines()
+    cells = dict(zip(header.split(","), line.split(","), strict=True))
+    assert cells["score"] == "-5.7"
+    assert cells["run_dir"] == "runs/pong-ebu-seed0"
+    assert not run_dir.with_name("pong-ebu-seed0.log").exists()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        evaluation(1.0, FRAMES - 1),
+        evaluation(1.0, games=5),
+        evaluation(1.0, protocol="machado"),
+        evaluation(1.0, weights="best"),
+        evaluation(1.0, policy="random"),
+        {},
+    ],
+)
+def test_another_evaluation_is_not_the_score_of_the_study(
+    record: dict[str, Any], tmp_path: Path
+) -> None:
+    (run,) = planned(agents=("ebu",), frames=FRAMES, out=tmp_path)
+    assert not run.is_scored()
+    run_dir = write_run(tmp_path / "runs", "pong", "ebu", 0, 1.0)
+    assert run.is_scored()
+    (run_dir / "evaluation.json").write_text(json.dumps(record))
+    assert not run.is_scored()
+    (run_dir / "evaluation.json").write_text('{"policy": "agent", "wei')
+    assert not run.is_scored()
+
+
+def test_a_row_by_hand(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path, "pong", "ebu", 3, -5.7)
+    processes = [("train.py", 10.0, "a"), ("train.py", 2.5, "b"), ("evaluate.py", 4.0, "b")]
+    with (tmp_path / "pong-ebu-seed3.processes.jsonl").open("w") as lines:
+        for program, seconds, commit in processes:
+            record = {"program": program, "seconds": seconds, "commit": commit}
+            record["hardware"] = "two cores"
+            lines.write(json.dumps({**record, "ebu_version": "0.1"}) + "\n")
+        lines.write('{"program": "tr')
+    run = read_run(run_dir)
+    assert row(run) == {
+        "game": "pong",
+        "agent": "ebu",
+        "seed": 3,
+        "protocol": "paper",
+        "preset": "default",
+        "precision": "float32",
+        "settings": settings_digest(run.settings),
+        "asked_frames": FRAMES,
+        "frames": FRAMES,
+        "games": 30,
+        "score": -5.7,
+        "score_low": -6.7,
+        "score_high": -4.7,
+        "human_normalised_nature2015": pytest.approx(0.5),
+        "human_normalised_57table": pytest.approx(15 / 35.3),
+        "relative_to_dqn_200m": pytest.approx((-5.7 - 18.9) / (18.9 + 20.7)),
+        "return_last_100_games": 13.0,
+        "train_seconds": 12.5,
+        "hardware": "two cores",
+        "ebu_version": "0.1",
+        "commit": "a b",
+    }
+    unscored = row(read_run(write_run(tmp_path, "pong", "ebu", 4, None, played=4_000)))
+    assert unscored["frames"] == 4_000
+    assert {unscored[name] for name in ("games", "score", "relative_to_dqn_200m")} == {None}
+
+
+HEADER = ",".join(COLUMNS) + "\n"
+WHOLE = ",".join("x" for _ in COLUMNS) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (HEADER, None),
+        (HEADER + WHOLE, None),
+        (HEADER + WHOLE + WHOLE[:-1], "broken in line 3"),
+        (HEADER + WHOLE + WHOLE[:9], "broken in line 3"),
+        (HEADER + WHOLE[:9] + "\n" + WHOLE, "broken in line 2"),
+        (HEADER[:30], "broken in line 1"),
+        (HEADER[:3], "broken in line 1"),
+        ("game,agent,seed,score\npong,ebu,0,1\n", "broken in line 1"),
+        ("", "empty"),
+    ],
+)
+def test_a_half_written_table_is_found(text: str, complaint: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text(text)
+    found = check_table(path)
+    assert (found is None) == (complaint is None)
+    assert complaint is None or complaint in str(found)
+
+
+@pytest.mark.parametrize("content", [b"name,price\ntea,3\n", b"\xff\xfe\x00", b"Shopping\n"])
+def test_a_file_that_is_no_results_table_is_never_overwritten(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "results.csv").write_bytes(content)
+    with pytest.raises(UsageError, match="move it away or choose another --out"):
+        run_study(monkeypatch, "--games", "pong", "--out", tmp_path)
+    assert (tmp_path / "results.csv").read_bytes() == content
+
+
+def test_a_damaged_run_is_named_and_left_out_of_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "runs", "pong", "ebu", 0, 1.0)
+    broken = write_run(tmp_path / "runs", "pong", "ebu", 1, 1.0)
+    (broken / "config.json").write_text("{")
+    table = ResultsTable(tmp_path, tmp_path / "runs", print)
+    table.fill()
+    table.fill()
+    assert capsys.readouterr().out.count(str(broken / "config.json")) == 1
+    assert len(table.path.read_text().splitlines()) == 2
+
+
+def test_two_studies_do_not_fill_one_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        study.locked(tmp_path),
+        pytest.raises(UsageError, match="another study is filling"),
+    ):
+        run_study(monkeypatch, "--games", "pong", "--out", tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        run_study(monkeypatch, "--games", "pong", "--out", tmp_path / "file")
+
+
+def task(root: Path, name: str, train: str, score: str = "") -> Task:
+    """A task whose commands are these lines of Python."""
+    root.mkdir(exist_ok=True)
+    python = (sys.executable, "-S", "-c")
+    return Task(root / name, 1_000, (*python, train), (*python, score))
+
+
+# Says that it is there, waits to be told to end, and says that it has saved.
+OBEDIENT = """
+import pathlib, signal, sys, time
+def stop(number, frame):
+    pathlib.Path("NAME.saved").touch()
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path("NAME.started").touch()
+time.sleep(60)
+"""
+
+
+def obedient(root: Path, name: str) -> Task:
+    return task(root, name, OBEDIENT.replace("NAME", str(root / name)))
+
+
+def test_so_many_processes_at_a_time(tmp_path: Path) -> None:
+    # Each notes how many there are beside it, while it is there.
+    count = f"""
+import pathlib, sys, time
+here = pathlib.Path({str(tmp_path)!r}, sys.argv[1] + ".here")
+here.touch()
+time.sleep(0.3)
+print(len(list(here.parent.glob("*.here"))))
+here.unlink()
+"""
+    tasks = [task(tmp_path, str(number), count) for number in range(5)]
+    tasks = [Task(each.run_dir, 1_000, (*each.train, each.name), each.evaluate) for each in tasks]
+    done: list[str] = []
+
+    def scored(task: Task) -> str:
+        done.append(task.name)
+        return "scored"
+
+    assert work_off(tasks, 2, code=CODE, scored=scored) == ([], None)
+    assert sorted(done) == list("01234")
+    seen = [int(task.log.read_text().splitlines()[-2]) for task in tasks]
+    assert max(seen) == 2
+    processes = read_processes(tasks[0].run_dir)
+    assert [(each["program"], each["exit_code"]) for each in processes] == [
+        ("train.py", 0),
+        ("evaluate.py", 0),
+    ]
+    assert processes[0]["seconds"] >= 0.3
+    assert processes[0]["commit"] == "abc"
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = [
+        task(tmp_path, "refused", "import sys; print(5); sys.exit('error: no such flag')"),
+        task(tmp_path, "killed", "import os; os.kill(os.getpid(), 9)"),
+        task(tmp_path, "unscored", "", "raise SystemExit(2)"),
+        task(tmp_path, "fine", ""),
+    ]
+    failed, number = work_off(tasks, 1, code=CODE, scored=lambda task: "12 points")
+    assert (failed, number) == (["refused", "killed", "unscored"], None)
+    said = capsys.readouterr().err
+    assert "refused: train.py failed (exit code 1): error: no such flag (log: " in said
+    assert "killed: train.py failed (killed by signal 9): it said nothing" in said
+    assert "unscored: evaluate.py failed (exit code 2)" in said
+    assert "fine: 12 points" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_every_process_save(number: int, tmp_path: Path) -> None:
+    tasks = [obedient(tmp_path, name) for name in "abc"]
+
+    def interrupt() -> None:
+        wait_for(lambda: len(list(tmp_path.glob("*.started"))) == 2)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    before = signal.getsignal(number)
+    failed, received = work_off(tasks, 2, code=CODE, scored=lambda task: "")
+    thread.join()
+    assert (failed, received) == ([], number)
+    assert {path.name for path in tmp_path.glob("*.saved")} == {"a.saved", "b.saved"}
+    assert not (tmp_path / "c.started").exists()
+    assert read_processes(tasks[0].run_dir)[0]["exit_code"] == 128 + signal.SIGTERM
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of a death")
+def test_processes_of_a_killed_study_save_and_end(tmp_path: Path) -> None:
+    driver = f"""
+from pathlib import Path
+from ebu.commands.table.jobs import Task, work_off
+script = {OBEDIENT!r}.replace("NAME", {str(tmp_path / "run")!r})
+task = Task(Path({str(tmp_path / "run")!r}), 1, ({sys.executable!r}, "-c", script), ())
+work_off([task], 1, code={{}}, scored=lambda task: "")
+"""
+    process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT)
+    wait_for((tmp_path / "run.started").exists)
+    process.kill()
+    process.wait()
+    wait_for((tmp_path / "run.saved").exists)
+
+
+def test_a_run_that_another_process_trains_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = [task(tmp_path, "busy", ""), task(tmp_path, "free", "")]
+    tasks[0].run_dir.mkdir()
+    lock = (tasks[0].run_dir / "lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    done: list[str] = []
+
+    def scored(task: Task) -> str:
+        done.append(task.name)
+        lock.close()
+        return ""
+
+    assert work_off(tasks, 1, code=CODE, scored=scored) == ([], None)
+    assert done == ["free", "busy"]
+    assert capsys.readouterr().err.count("busy: waiting for another process") == 1
+
+
+# About 900 steps of four games; two updates in a hundred.
+FLAGS = (
+    *("--num-envs", "4", "--replay-capacity", "2000", "--learning-starts", "400"),
+    *("--updates-per-step", "0.02", "--log-every-frames", "200", "--eval-every-frames", "0"),
+    *("--device", "cpu", "--threads", "1"),
+)
+
+
+def test_an_interrupted_study_goes_on_and_ends_as_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    out, whole = tmp_path / "study", tmp_path / "whole"
+    args = ["--games", "CartPole-v1", "--agents", "ebu", "--frames", 3_600, "--out", out]
+    args += ["--", *FLAGS]
+    run_dir = out / "runs" / "CartPole-v1-ebu-seed0"
+    log = run_dir / "metrics.jsonl"
+
+    def interrupt() -> None:
+        wait_for(lambda: log.exists() and log.stat().st_size)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert run_study(monkeypatch, *args) == 128 + signal.SIGTERM
+    thread.join()
+    said = capsys.readouterr().err
+    assert said.endswith("stopped: run the same command again to resume\n")
+    assert "failed" not in said
+    assert (run_dir / "checkpoints").is_dir()
+    _, line = (out / "results.csv").read_text().splitlines()
+    assert line.startswith("CartPole-v1,ebu,0,paper,default,")
+
+    assert run_study(monkeypatch, *args) == 0
+    said = capsys.readouterr().err
+    assert "CartPole-v1-ebu-seed0: resumes at" in said
+    assert f"report.py {out}" in said
+    flags = ["--game", "CartPole-v1", "--frames", "3600", *FLAGS, "--run-dir", str(whole)]
+    trainer = build_trainer(parse_arguments(flags))
+    assert trainer.run(3_600)
+    trainer.close()
+    assert log.read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    scored = evaluate.run(evaluate.EvaluateConfig(whole, threads=1, device="cpu"))
+    record = final_record(run_dir, "paper")
+    assert record is not None
+    assert record["returns"] == scored["returns"]
+    score = read_run(run_dir).final_score
+    assert score is not None
+    assert score.mean == scored["mean"]
+    assert [each["program"] for each in read_processes(run_dir)] == [
+        *("train.py", "train.py", "evaluate.py")
+    ]
+    # Nothing is left to do.
+    assert run_study(monkeypatch, *args) == 0
+    assert "1 runs, 1 of them scored" in capsys.readouterr().err
+    assert len(read_processes(run_dir)) == 3

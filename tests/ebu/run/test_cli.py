@@ -1,0 +1,286 @@
+"""Flags from dataclasses; errors as one line and an exit code."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from ebu.errors import EbuError, UsageError
+from ebu.run.cli import SECOND_SIGNAL, count, parse, run_command
+
+
+@dataclass(frozen=True)
+class Method:
+    """A part of the configuration."""
+
+    beta: float = 0.5
+    """Diffusion factor."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything there is to set."""
+
+    game: str = "pong"
+    """Which game to play."""
+    num_envs: int = 8
+    """How many at once."""
+    clip: bool = True
+    """Whether rewards are clipped."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic."""
+    run_dir: Path | None = None
+    """Where it goes."""
+    most: int | None = None
+    """How many at most."""
+    sizes: tuple[int, ...] = ()
+    """How large each is."""
+    method: Method = field(default_factory=Method)
+
+
+def parsed(*args: str, default: Config | None = None) -> Config:
+    return parse(Config, args, default=default, prog="tool.py", description="A tool for tests.")
+
+
+def complaint(*args: str) -> str:
+    with pytest.raises(UsageError) as error:
+        parsed(*args)
+    message = str(error.value)
+    assert "\n" not in message
+    assert not set(message) & set("╭╮╰╯│─")
+    assert "tool.py --help" in message
+    return message
+
+
+def test_without_flags_everything_has_its_default() -> None:
+    assert parsed() == Config()
+    other = Config(game="freeway", method=Method(beta=0.25))
+    assert parsed(default=other) == other
+
+
+def test_flags_are_flat_and_take_hyphens_and_equals_signs() -> None:
+    flags = ["--num-envs", "4", "--beta=0.25", "--no-clip", "--run-dir", "runs/a b"]
+    expected = Config(num_envs=4, clip=False, run_dir=Path("runs/a b"), method=Method(0.25))
+    assert parsed(*flags) == expected
+    assert parsed(*flags, default=Config(game="freeway")).game == "freeway"
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--num-env", "4"], ["--num-env", "--num-envs"]),
+        (["--nonsense"], ["--nonsense"]),
+        (["stray"], ["stray"]),
+        (["--num-envs", "four"], ["--num-envs", "four"]),
+        (["--num-envs", "1e-3"], ["--num-envs", "1e-3"]),
+        (["--num-envs", "2.5"], ["--num-envs", "2.5"]),
+        (["--beta", "much"], ["--beta", "much"]),
+        (["--num-envs"], ["--num-envs"]),
+        (["--precision", "float16"], ["--precision", "float16", "bfloat16"]),
+        (["--game", "pong", "breakout"], ["breakout"]),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line_that_names_it(
+    args: list[str], named: list[str]
+) -> None:
+    message = complaint(*args)
+    assert all(name in message for name in named)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("400000", 400_000),
+        ("400k", 400_000),
+        ("400K", 400_000),
+        ("10M", 10_000_000),
+        ("1.5M", 1_500_000),
+        ("1e6", 1_000_000),
+        ("2.5E+3", 2_500),
+        ("1_000_000", 1_000_000),
+        ("1e3k", 1_000_000),
+        ("10e-1", 1),
+        ("-4", -4),
+        ("1e15", 10**15),
+    ],
+)
+def test_integers_are_read_as_people_write_them(text: str, value: int) -> None:
+    assert count(text) == value
+    assert parsed("--num-envs", text).num_envs == value
+    assert parsed(f"--most={text}").most == value
+    assert parsed("--sizes", text, "3").sizes == (value, 3)
+
+
+HUGE = ("1e30", "1" + "0" * 400, "9" * 20, "1e" + "9" * 30, "-1e30", "1e999999999", "1e14k")
+NO_INTEGER = ("1.5", "1e-3", "1e-999999999", "inf", "nan", "1e", "k", "1__0.", "0x10", "")
+
+
+@pytest.mark.parametrize("text", [*HUGE, *NO_INTEGER])
+@pytest.mark.parametrize("flag", ["--num-envs", "--most", "--sizes"])
+def test_what_is_no_integer_that_a_flag_takes_is_one_line(flag: str, text: str) -> None:
+    message = complaint(f"{flag}={text}")
+    assert flag in message
+    assert len(message) < 200
+
+
+@pytest.mark.parametrize("text", ["1e30", "1" + "0" * 400, "9" * 20, "inf", "-inf", "much", ""])
+def test_what_is_no_number_that_a_flag_takes_is_one_line(text: str) -> None:
+    assert "--beta" in complaint(f"--beta={text}")
+
+
+def test_nothing_is_printed_when_something_does_not_fit(capfd: pytest.CaptureFixture[str]) -> None:
+    complaint("--nonsense", "3")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_narrow_terminal_splits_no_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    assert "--no-such-setting-as-this-one" in complaint("--no-such-setting-as-this-one", "3")
+
+
+def test_help_shows_every_flag_with_its_line_and_its_default(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parsed("--help", default=Config(method=Method(beta=0.125)))
+    assert exit_.value.code in (0, None)
+    shown = capsys.readouterr().out
+    for words in ("A tool for tests.", "--game", "Which game", "--num-envs", "--beta", "0.125"):
+        assert words in shown
+    assert "--method" not in shown
+
+
+def main_raising(error: BaseException) -> Callable[[], int]:
+    def main() -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "line"),
+    [
+        (lambda: None, 0, ""),
+        (lambda: 0, 0, ""),
+        (lambda: 143, 143, ""),
+        (main_raising(UsageError("--beta must lie between 0 and 1")), 2, "--beta must lie"),
+        (main_raising(EbuError("the disk is full: free space")), 1, "the disk is full"),
+        (main_raising(BrokenPipeError()), 1, ""),
+        (main_raising(KeyboardInterrupt()), 130, ""),
+    ],
+)
+def test_exit_codes(
+    main: Callable[[], int | None], code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run_command(main)
+    assert exit_.value.code == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == (1 if line else 0)
+    assert err.startswith("error: " + line if line else "")
+
+
+SAVES = """
+import time
+from ebu.run.cli import run_command, stop_on_signals
+
+def main() -> int:
+    stopped = []
+    stop_on_signals(stopped.append)
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.01)
+        if stopped:
+            print("saving", flush=True)
+            time.sleep(SECONDS)
+            return 128 + stopped[0]
+
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("second", [None, signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_saves_and_says_so_and_a_second_ends_it(
+    first: signal.Signals, second: signal.Signals | None
+) -> None:
+    program = SAVES.replace("SECONDS", "0" if second is None else "60")
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(first)
+        assert process.stdout.readline() == "saving\n"
+        if second is not None:
+            process.send_signal(second)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == (128 + first if second is None else -second)
+    assert said.count(SECOND_SIGNAL) == 1
+    assert "Traceback" not in said
+
+
+def test_an_error_in_the_program_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_command(main_raising(ZeroDivisionError()))
+
+
+PROGRAM = """
+import sys
+from dataclasses import dataclass
+from ebu.run.cli import parse, run_command
+from ebu.errors import EbuError
+
+@dataclass(frozen=True)
+class Config:
+    '''Settings.'''
+    frames: int = 10
+    '''How long.'''
+
+def main() -> int:
+    config = parse(Config, sys.argv[1:], prog="tool.py", description="A tool.")
+    if config.frames == 13:
+        raise EbuError("thirteen fails: choose another number")
+    print(config.frames)
+    return 0
+
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "out", "err"),
+    [
+        (["--frames", "20"], 0, "20", ""),
+        (["--help"], 0, "--frames", ""),
+        (["--frames", "13"], 1, "", "error: thirteen fails"),
+        (["--frames", "soon"], 2, "", "error: "),
+        (["--frame", "20"], 2, "", "error: "),
+    ],
+)
+def test_a_program_ends_with_its_code_and_one_line_at_most(
+    args: list[str], code: int, out: str, err: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *args],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+        check=False,
+    )
+    assert done.returncode == code
+    assert out in done.stdout
+    assert bool(out) == bool(done.stdout)
+    assert done.stderr.startswith(err)
+    assert done.stderr.count("\n") == (1 if err else 0)
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,250 @@
+"""What a run directory accepts, and every reason to refuse one."""
+
+import json
+import os
+import string
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ebu.errors import EbuError, UsageError
+from ebu.run.directory import directory_name, open_run_directory, read_config, write_config
+
+ENVIRONMENT = {"num_actions": 6, "stack": 4, "frame_shape": [84, 84]}
+
+
+def config_of(**settings: Any) -> dict[str, Any]:
+    defaults = {"game": "pong", "beta": 0.5, "frames": 1000, "threads": 2, "checkpoint_minutes": 5}
+    return {"settings": {**defaults, **settings}, "environment": dict(ENVIRONMENT)}
+
+
+def open_run(run_dir: Path, config: dict[str, Any] | None = None, **settings: Any) -> Any:
+    return open_run_directory(
+        run_dir,
+        config_of(**settings) if config is None else config,
+        may_change=frozenset({"checkpoint_minutes"}),
+        may_grow=frozenset({"frames"}),
+    )
+
+
+def start_and_leave(run_dir: Path, **settings: Any) -> Path:
+    open_run(run_dir, **settings).close()
+    return run_dir
+
+
+def refusal(run_dir: Path, **settings: Any) -> str:
+    with pytest.raises(UsageError) as error:
+        open_run(run_dir, **settings)
+    message = str(error.value)
+    assert "\n" not in message
+    assert str(run_dir) in message
+    return message
+
+
+@pytest.mark.parametrize(
+    "game",
+    ["pong", "CartPole-v1", "ebu/Maze-v0", "my_module:MyEnv-v0", "a.b:c d#$%&*?\\'\"<>|é/../X-v0"],
+)
+def test_a_games_directory_has_no_letter_that_paths_choke_on(game: str) -> None:
+    name = directory_name(game)
+    assert set(name) <= set(string.ascii_letters + string.digits + "._-")
+    assert name[0].isalnum()
+    assert name.endswith(game.rpartition("/")[2].rpartition(":")[2][-4:])
+
+
+def test_a_new_directory_is_made_with_its_parents_and_its_configuration(tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "pong"
+    with open_run(run_dir):
+        assert read_config(run_dir) == config_of()
+
+
+def test_an_empty_directory_will_do(tmp_path: Path) -> None:
+    start_and_leave(tmp_path)
+    assert read_config(tmp_path) == config_of()
+
+
+def test_the_same_settings_continue_a_run(tmp_path: Path) -> None:
+    start_and_leave(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    start_and_leave(tmp_path)
+    assert read_config(tmp_path) == config_of()
+
+
+def test_settings_compare_as_they_read_back(tmp_path: Path) -> None:
+    config = config_of(layers=(1, 2), rate=0.1, name=None)
+    open_run(tmp_path, config).close()
+    open_run(tmp_path, config).close()
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_file_is_refused(tmp_path: Path, below: str) -> None:
+    path = tmp_path / "file"
+    path.write_text("notes")
+    message = refusal(path / below if below else path)
+    assert "directory" in message
+    assert path.read_text() == "notes"
+
+
+def test_a_path_where_nothing_can_be_made_is_refused() -> None:
+    assert "choose another directory" in refusal(Path("/proc/run"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    for run_dir in (closed, closed / "run"):
+        assert "cannot be written" in refusal(run_dir)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
+def test_a_directory_that_may_not_be_entered_is_refused(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o000)
+    for run_dir in (closed, closed / "run"):
+        refusal(run_dir)
+
+
+def test_a_name_too_long_is_refused(tmp_path: Path) -> None:
+    refusal(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("foreign", ["notes.txt", "config.yaml", "metrics.jsonl", ".git"])
+def test_a_directory_with_other_files_is_refused_and_left_alone(
+    tmp_path: Path, foreign: str
+) -> None:
+    (tmp_path / foreign).write_text("mine")
+    assert "files that are not a run's" in refusal(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [foreign]
+
+
+@pytest.mark.parametrize("leftover", ["lock", ".config.json"])
+def test_what_a_start_that_was_killed_left_is_no_obstacle(tmp_path: Path, leftover: str) -> None:
+    (tmp_path / leftover).write_text('{"settings": {"ga')
+    start_and_leave(tmp_path)
+    assert read_config(tmp_path) == config_of()
+
+
+def test_other_settings_are_refused_and_all_of_them_named(tmp_path: Path) -> None:
+    start_and_leave(tmp_path)
+    message = refusal(tmp_path, beta=0.25, threads=4, checkpoint_minutes=1)
+    assert "beta was 0.5, is 0.25" in message
+    assert "threads was 2, is 4" in message
+    assert "game" not in message
+    assert "checkpoint_minutes" not in message
+    assert read_config(tmp_path) == config_of()
+    start_and_leave(tmp_path)  # The refusal has let the directory go.
+
+
+def test_another_environment_is_refused(tmp_path: Path) -> None:
+    start_and_leave(tmp_path)
+    config = config_of()
+    config["environment"]["num_actions"] = 18
+    with pytest.raises(UsageError, match="num_actions was 6, is 18"):
+        open_run(tmp_path, config)
+
+
+def test_a_setting_of_another_version_is_named(tmp_path: Path) -> None:
+    start_and_leave(tmp_path, double=True)
+    assert "double was True, is None" in refusal(tmp_path)
+
+
+def test_what_changes_nothing_may_change(tmp_path: Path) -> None:
+    start_and_leave(tmp_path)
+    start_and_leave(tmp_path, checkpoint_minutes=1)
+    assert read_config(tmp_path) == config_of(checkpoint_minutes=1)
+
+
+def test_frames_may_grow_and_not_shrink(tmp_path: Path) -> None:
+    start_and_leave(tmp_path)
+    start_and_leave(tmp_path, frames=2000)
+    assert read_config(tmp_path)["settings"]["frames"] == 2000
+    message = refusal(tmp_path, frames=1999)
+    assert "frames was 2000, is 1999 (may only grow)" in message
+    assert read_config(tmp_path)["settings"]["frames"] == 2000
+
+
+DAMAGED = {
+    "empty": "",
+    "cut": json.dumps(config_of())[:40],
+    "a list": "[]",
+    "a number": "7",
+    "without settings": '{"environment": {}}',
+    "settings a list": '{"settings": [], "environment": {}}',
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_configuration_is_a_failure_and_kept(tmp_path: Path, content: str) -> None:
+    start_and_leave(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    for attempt in (open_run, read_config):
+        with pytest.raises(EbuError, match=r"config\.json cannot be read") as error:
+            attempt(tmp_path)
+        assert not isinstance(error.value, UsageError)
+        assert "\n" not in str(error.value)
+    assert (tmp_path / "config.json").read_text() == content
+
+
+def test_a_configuration_of_other_bytes_is_a_failure(tmp_path: Path) -> None:
+    start_and_leave(tmp_path)
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00{}")
+    with pytest.raises(EbuError, match=r"config\.json cannot be read"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("frames", [None, "1000", [1000]])
+def test_an_altered_number_that_may_grow_is_reported_in_one_line(
+    tmp_path: Path, frames: Any
+) -> None:
+    start_and_leave(tmp_path)
+    write_config(tmp_path, config_of(frames=frames))
+    with pytest.raises(EbuError, match="frames") as error:
+        open_run(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_reading_what_is_no_run_directory_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent", tmp_path / ("x" * 300)):
+        with pytest.raises(UsageError, match=r"not a run directory.*config\.json"):
+            read_config(path)
+
+
+def test_a_configuration_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_config(tmp_path, config_of())
+    with pytest.raises(TypeError):
+        write_config(tmp_path, config_of(cannot_be_json=object()))
+    assert read_config(tmp_path) == config_of()
+
+
+def test_a_second_start_in_the_same_directory_is_refused(tmp_path: Path) -> None:
+    with open_run(tmp_path):
+        assert "another process is training" in refusal(tmp_path)
+        assert read_config(tmp_path) == config_of()  # Reading it takes no lock.
+    start_and_leave(tmp_path)
+
+
+def test_a_directory_another_process_trains_in_is_refused_until_it_has_gone(
+    tmp_path: Path,
+) -> None:
+    start_and_leave(tmp_path)
+    hold = (
+        "import fcntl, sys\n"
+        f"lock = open({str(tmp_path / 'lock')!r}, 'w')\n"
+        "fcntl.flock(lock, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        assert "another process is training" in refusal(tmp_path)
+        other.kill()
+        other.wait()
+    start_and_leave(tmp_path)

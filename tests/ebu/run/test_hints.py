@@ -1,0 +1,105 @@
+"""Commands that messages name work where they are pasted: with spaces, in any directory."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ebu.commands.presets import parse_arguments
+from ebu.run.hints import PROJECT, install_command, program_command, tensorboard_command
+
+TRAIN = [
+    *(sys.executable, str(PROJECT / "train.py"), "--game", "CartPole-v1", "--num-envs", "2"),
+    *("--replay-capacity", "500", "--learning-starts", "100", "--batch-size", "16"),
+    *("--network", "net3", "--updates-per-step", "0.1", "--eval-episodes", "1", "--threads", "1"),
+    *("--device", "cpu", "--run-dir", "a run/it's"),
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    directory = tmp_path / "my experiments"
+    directory.mkdir()
+    return directory
+
+
+def run(command: str | list[str], place: Path) -> str:
+    """What a command that ends well says."""
+    ended = subprocess.run(
+        command,
+        shell=isinstance(command, str),
+        cwd=place,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout + ended.stderr
+
+
+def hints(said: str) -> list[str]:
+    return re.findall(r" with: (.*)$", said, re.MULTILINE)
+
+
+def test_what_train_prints_can_be_pasted(place: Path) -> None:
+    command = [*TRAIN, "--frames", "240", "--distill", "4-4-4/8"]
+    watch, *scoring = hints(run(command, place))
+    assert "These tags are in a run/it's" in run(f"{watch} --inspect", place)
+    assert len(scoring) >= 2
+    for hint in scoring:
+        assert "CartPole-v1" in run(f"{hint} --episodes 1 --threads 1", place)
+    (further,) = [hint for hint in hints(run(command, place)) if "--resume" in hint]
+    assert "done" in run(further, place)
+
+
+def test_a_stopped_run_says_that_it_saves_and_how_to_continue(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--frames", "1000000", "--log-every-frames", "100", "--eval-every-frames", "0"]
+    process = subprocess.Popen([*TRAIN, *flags], cwd=place, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (place / "a run" / "it's" / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT
+    assert said.index("second Ctrl-C") < said.index("continue with: ")
+    python, program, *args = shlex.split(hints(said)[-1])
+    assert (place / python).samefile(sys.executable)
+    assert (place / program).samefile(PROJECT / "train.py")
+    monkeypatch.chdir(place)
+    assert parse_arguments(args).frames == 1_000_000
+
+
+def test_paths_are_shown_from_the_working_directory(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    for path in (Path("runs/a b"), place / "runs" / "a b"):
+        assert tensorboard_command(path).endswith("--logdir 'runs/a b'")
+    outside = shlex.split(program_command("evaluate.py", Path("../elsewhere")))
+    assert outside[1:] == [str(PROJECT / "evaluate.py"), str(place.parent / "elsewhere")]
+    monkeypatch.setattr(sys, "executable", str(place / "venv 1" / "bin" / "python"))
+    monkeypatch.chdir(PROJECT)
+    assert program_command("study.py", "--seeds", 3).endswith("python' study.py --seeds 3")
+    monkeypatch.setattr(sys, "executable", str(PROJECT / ".venv" / "bin" / "python"))
+    assert install_command("export") == (
+        ".venv/bin/python -m pip install -c constraints.txt -e '.[export]'"
+    )
+
+
+def test_packages_of_extras_are_installed_from_any_directory(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    *_, constraints, _, editable = shlex.split(install_command("export"))
+    assert Path(constraints).is_file()
+    assert (Path(editable.removesuffix("[export]")) / "pyproject.toml").is_file()

@@ -1,0 +1,662 @@
+"""Logs that go on exactly where a checkpoint left them, and the progress line."""
+
+import io
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
+from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+from tensorboard.plugins.custom_scalar import layout_pb2  # type: ignore[import-untyped]
+from tensorboard.plugins.hparams import metadata  # type: ignore[import-untyped]
+
+from ebu.errors import EbuError
+from ebu.run.logs import Monitor, Progress, cut_logs
+from ebu.run.tensorboard import OVERVIEW
+from tests.ebu.small_files import small_files
+
+
+def shown(run_dir: Path) -> Any:
+    """What a TensorBoard started now has read."""
+    accumulator = EventAccumulator(str(run_dir), size_guidance={"scalars": 0, "images": 0})
+    return accumulator.Reload()
+
+
+def points(accumulator: Any, tag: str) -> list[tuple[int, float]]:
+    return [(scalar.step, scalar.value) for scalar in accumulator.Scalars(tag)]
+
+
+def event_files(run_dir: Path) -> list[Path]:
+    return sorted(run_dir.glob("events.out.tfevents.*"))
+
+
+def events_in(data: bytes) -> list[Any]:
+    """Events of a file, which must end where a record ends: length, crc, content, crc."""
+    events, position = [], 0
+    while position < len(data):
+        (length,) = struct.unpack_from("<Q", data, position)
+        assert position + length + 16 <= len(data)
+        events.append(Event.FromString(data[position + 12 : position + 12 + length]))
+        position += length + 16
+    return events
+
+
+# --- what is written ------------------------------------------------------------------------
+
+
+def test_scalars(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path)
+    monitor.scalars(4, {"train/return": 0.1, "loss/mean": float("nan"), "a": float("-inf")})
+    monitor.scalars(8, {"train/return": np.float64(0.5), "replay/segments": 3})
+    monitor.scalars(12, {"replay/segments": 4})
+    monitor.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == (
+        '{"frames":4,"train/return":0.1,"loss/mean":null,"a":null}\n'
+        '{"frames":8,"train/return":0.5,"replay/segments":3}\n'
+        '{"frames":12,"replay/segments":4}\n'
+    )
+    accumulator = shown(tmp_path)
+    assert points(accumulator, "train/return") == [(4, pytest.approx(0.1)), (8, 0.5)]
+    assert points(accumulator, "replay/segments") == [(8, 3), (12, 4)]
+
+
+def test_every_float_is_written_exactly(tmp_path: Path) -> None:
+    values = {"a": 1 / 3, "b": 5e-324, "c": 1.7976931348623157e308, "d": -0.0, "e": 2**53 + 1}
+    monitor = Monitor(tmp_path)
+    monitor.scalars(2**40, values)
+    monitor.speed(2**40, {"speed/frames_per_second": 1 / 3})
+    monitor.close()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line == {"frames": 2**40, **values}
+    [(step, value)] = points(shown(tmp_path), "speed/frames_per_second")
+    assert step == 2**40
+    assert value == pytest.approx(1 / 3)
+
+
+def test_speed_is_not_part_of_the_run(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path)
+    monitor.speed(4, {"speed/frames_per_second": 500.0})
+    monitor.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+    assert points(shown(tmp_path), "speed/frames_per_second") == [(4, 500.0)]
+
+
+def test_evaluations(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path)
+    record = {"protocol": "paper", "mean": 1.5, "normalised": None, "returns": [1.0, np.int64(2)]}
+    monitor.evaluation(4, {**record, "table": {"human": 9.3}, "worst": float("inf")})
+    monitor.evaluation(8, {"mean": 2.5, "worst": 1.0})
+    monitor.close()
+    assert (tmp_path / "evaluations.jsonl").read_text() == (
+        '{"frames":4,"protocol":"paper","mean":1.5,"normalised":null,"returns":[1.0,2],'
+        '"table":{"human":9.3},"worst":null}\n'
+        '{"frames":8,"mean":2.5,"worst":1.0}\n'
+    )
+    accumulator = shown(tmp_path)
+    of_evaluations = [tag for tag in accumulator.Tags()["scalars"] if tag.startswith("eval/")]
+    assert sorted(of_evaluations) == ["eval/mean", "eval/worst"]
+    assert points(accumulator, "eval/mean") == [(4, 1.5), (8, 2.5)]
+    assert points(accumulator, "eval/worst") == [(4, float("inf")), (8, 1.0)]
+
+
+def test_the_interval_of_an_evaluation_has_two_curves(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path)
+    for frames in (4, 8):
+        monitor.evaluation(frames, {"mean": 1.5, "interval_95": [1.0, 2.0]})
+    monitor.close()
+    accumulator = shown(tmp_path)
+    assert points(accumulator, "eval/interval_low") == [(4, 1.0), (8, 1.0)]
+    assert points(accumulator, "eval/interval_high") == [(4, 2.0), (8, 2.0)]
+
+
+def test_what_never_changes_is_no_curve(tmp_path: Path) -> None:
+    """Except for the curves that matter first: theirs are there from the first line."""
+    monitor = Monitor(tmp_path)
+    for frames in (1, 2, 3, 4):
+        late = {"late": 0.0 if frames < 3 else 1.0, "flat": 7.0, "none": float("nan")}
+        monitor.scalars(frames, {**late, "loss/huber": 0.5, "replay/bytes": 1e9})
+        monitor.evaluation(frames, {"mean": -21.0, "games": 10})
+    monitor.close()
+    accumulator = shown(tmp_path)
+    assert set(accumulator.Tags()["scalars"]) == {"late", *CURVES["loss"], *CURVES["evaluation"]}
+    assert points(accumulator, "late") == [(1, 0.0), (2, 0.0), (3, 1.0), (4, 1.0)]
+    for tag in CURVES["loss"]:
+        assert points(accumulator, tag) == [(frames, 0.5) for frames in (1, 2, 3, 4)]
+
+
+CURVES = {
+    "loss": ["loss/huber", "Overview/3_loss"],
+    "evaluation": ["eval/mean", "Overview/2_eval_mean"],
+}
+
+
+@pytest.mark.parametrize("changes", [2, 3, 4, 5])
+def test_a_resumed_run_has_the_curves_of_one_that_was_not_stopped(
+    tmp_path: Path, changes: int
+) -> None:
+    """Whether a value changes before, at or after the checkpoint, or never."""
+
+    def log(monitor: Monitor, frames: range) -> None:
+        for frame in frames:
+            value = float("nan") if frame < changes else float(frame)
+            monitor.scalars(frame, {"a": value, "flat": 7.0})
+            monitor.evaluation(frame, {"mean": 1.0, "worst": 0 if frame < changes else 1})
+
+    whole, stopped = Monitor(tmp_path / "whole"), Monitor(tmp_path / "stopped")
+    log(whole, range(1, 5))
+    whole.close()
+    log(stopped, range(1, 3))
+    lengths = stopped.sync()
+    log(stopped, range(3, 4))
+    stopped.close()
+    cut_logs(tmp_path / "stopped", lengths)
+    resumed = Monitor(tmp_path / "stopped", resumed_at=2)
+    log(resumed, range(3, 5))
+    resumed.close()
+    one, other = shown(tmp_path / "whole"), shown(tmp_path / "stopped")
+    assert sorted(one.Tags()["scalars"]) == sorted(other.Tags()["scalars"])
+    for tag in one.Tags()["scalars"]:
+        assert str(points(one, tag)) == str(points(other, tag)), tag
+
+
+def test_no_value_takes_the_place_of_the_frames(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path)
+    with pytest.raises(ValueError, match="'frames'"):
+        monitor.evaluation(4, {"frames": 18_000})
+    with pytest.raises(ValueError, match="'frames'"):
+        monitor.scalars(4, {"frames": 18_000})
+    monitor.close()
+
+
+def test_text(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path)
+    monitor.text("configuration", "| β | 1.0 |")
+    monitor.close()
+    [text] = shown(tmp_path).Tensors("configuration/text_summary")
+    assert text.tensor_proto.string_val[0].decode() == "| β | 1.0 |"
+
+
+def written(run_dir: Path, tag: str) -> Any:
+    """What the one event with this tag holds for the plugin that reads it."""
+    [value] = [
+        value
+        for path in event_files(run_dir)
+        for event in events_in(path.read_bytes())
+        for value in event.summary.value
+        if value.tag == tag
+    ]
+    return value
+
+
+def test_hyperparameters(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path)
+    monitor.hyperparameters(
+        {"agent": "dqn", "seed": 3}, {"network": "net2", "rate": 1e-3, "beta": None}
+    )
+    monitor.close()
+    assert [path.is_file() for path in tmp_path.iterdir()] == [True] * 3  # no run of its own
+    tags = (metadata.EXPERIMENT_TAG, metadata.SESSION_START_INFO_TAG)
+    experiment, start = (written(tmp_path, tag).metadata.plugin_data.content for tag in tags)
+    values = metadata.parse_session_start_info_plugin_data(start).hparams
+    assert {name: value.ListFields()[0][1] for name, value in values.items()} == {
+        "agent": "dqn",
+        "seed": 3,
+        "network": "net2",
+        "rate": 1e-3,
+    }
+    # Of several runs TensorBoard takes the columns of one: it names those of the others too.
+    columns = metadata.parse_experiment_plugin_data(experiment)
+    assert {info.name: info.differs for info in columns.hparam_infos} == {
+        "agent": True,
+        "seed": True,
+        "network": False,
+        "rate": False,
+        "beta": False,
+    }
+    shown_scores = [info.name.tag for info in columns.metric_infos]
+    assert shown_scores == ["eval/mean", "train/return_last_100_games"]
+
+
+def test_the_custom_charts_find_their_curves(tmp_path: Path) -> None:
+    """Each chart finds its own curves, and none that begins or ends as they do."""
+    monitor = Monitor(tmp_path)
+    monitor.layout()
+    monitor.close()
+    content = written(tmp_path, "custom_scalars__config__").tensor.string_val[0]
+    categories = layout_pb2.Layout.FromString(content).category
+    tags = [
+        "train/return_last_100_games",
+        "eval/mean",
+        "loss/huber",
+        "q/predicted",
+        "q/earned",
+        "speed/frames_per_second",
+    ]
+    others = [*OVERVIEW.values(), *(f"{tag}_of_more" for tag in tags), "a/loss/huber"]
+    found = []
+    for chart in (chart for category in categories for chart in category.chart):
+        if chart.HasField("margin"):
+            [series] = chart.margin.series
+            assert (series.lower, series.upper) == ("eval/interval_low", "eval/interval_high")
+            found.append([series.value])
+        else:
+            patterns = [re.compile(pattern) for pattern in chart.multiline.tag]
+            found.append([tag for p in patterns for tag in [*tags, *others] if p.match(tag)])
+    assert [tag for of_chart in found for tag in of_chart] == tags
+    assert len(found) == 5
+
+
+def test_the_overview_is_the_first_group(tmp_path: Path) -> None:
+    """TensorBoard sorts the groups by the bytes of their names, and opens two."""
+    monitor = Monitor(tmp_path)
+    monitor.scalars(4, dict.fromkeys(OVERVIEW, 1.0))
+    monitor.scalars(8, {"adaptive/copies": 1.0})
+    monitor.close()
+    tags = shown(tmp_path).Tags()["scalars"]
+    assert sorted(tags)[: len(OVERVIEW)] == list(OVERVIEW.values())
+    assert set(OVERVIEW) < set(tags)
+
+
+@pytest.mark.parametrize("shape", [(5, 84, 84), (5, 210, 160, 3)])
+def test_animation(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    images = np.zeros(shape, dtype=np.uint8)
+    for index in range(5):
+        images[index, 10 * index : 10 * index + 10] = 255
+    monitor = Monitor(tmp_path)
+    monitor.animation(12, "eval/game", images, fps=20)
+    monitor.close()
+    [event] = shown(tmp_path).Images("eval/game")
+    assert (event.step, event.height, event.width) == (12, shape[1], shape[2])
+    picture: Any = Image.open(io.BytesIO(event.encoded_image_string))
+    assert (picture.format, picture.n_frames, picture.info["loop"]) == ("GIF", 5, 0)
+    for index in range(5):
+        picture.seek(index)
+        assert picture.info["duration"] == 50
+        played = np.asarray(picture.convert("L"))
+        assert (played > 127).nonzero()[0].min() == 10 * index
+        assert (played > 127).mean() == pytest.approx(10 / shape[1])
+
+
+def test_sync_returns_what_is_in_the_files(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path)
+    for frames in range(50):
+        monitor.scalars(frames, {"a": frames, "b": -frames})
+    lengths = monitor.sync()
+    assert lengths == {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert len(lengths) == 3
+    [path] = event_files(tmp_path)
+    events = events_in(path.read_bytes())
+    assert [event.step for event in events] == [0, *range(50)]
+    monitor.close()
+
+
+# --- going on from a checkpoint -------------------------------------------------------------
+
+
+def contents(run_dir: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run_dir.iterdir()}
+
+
+def test_logs_are_cut_to_the_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    monitor = Monitor(tmp_path)
+    monitor.scalars(4, {"a": 1.0})
+    monitor.evaluation(4, {"mean": 1.0})
+    lengths = monitor.sync()
+    before = contents(tmp_path)
+    monitor.scalars(8, {"a": 2.0})
+    monitor.close()
+    Monitor(tmp_path).close()  # a start that reached no checkpoint
+    assert cut_logs(tmp_path, lengths) == []
+    assert contents(tmp_path) == before
+
+
+def test_without_a_checkpoint_all_logs_go(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    monitor = Monitor(tmp_path)
+    monitor.scalars(4, {"a": 1.0})
+    monitor.evaluation(4, {"mean": 1.0})
+    monitor.close()
+    assert cut_logs(tmp_path, {}) == []
+    assert contents(tmp_path) == {"config.json": b"{}"}
+    assert cut_logs(tmp_path / "absent", {}) == []
+
+
+def test_only_logs_are_cut(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    for path in (tmp_path / "precious", run_dir / "config.json", run_dir / "events.txt"):
+        path.write_bytes(b"0123456789")
+    cut_logs(run_dir, {"../precious": 3, "config.json": 3, "events.txt": 3})
+    for path in (tmp_path / "precious", run_dir / "config.json", run_dir / "events.txt"):
+        assert path.read_bytes() == b"0123456789"
+
+
+def test_a_log_that_lost_something_is_reported(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path)
+    monitor.scalars(4, {"a": 1.0})
+    monitor.scalars(8, {"a": 1.0})
+    monitor.evaluation(8, {"mean": 1.0})
+    lengths = monitor.sync()
+    monitor.close()
+    os.truncate(tmp_path / "metrics.jsonl", lengths["metrics.jsonl"] - 3)
+    (tmp_path / "evaluations.jsonl").unlink()
+    assert cut_logs(tmp_path, lengths) == [
+        "metrics.jsonl is 3 bytes shorter than at the checkpoint",
+        "evaluations.jsonl is missing; it was there at the checkpoint",
+    ]
+    # The half line is gone: the next one stands for itself.
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"frames":4,"a":1.0}\n'
+
+
+def test_logs_that_cannot_be_cut(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(EbuError, match="cannot cut the logs") as caught:
+        cut_logs(tmp_path, {})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("clock", [[10**18] * 4, [4 * 10**18, 3 * 10**18, 2 * 10**18, 10**18]])
+def test_files_of_resumed_runs_are_read_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[int]
+) -> None:
+    """Also when all start at the same moment, or the clock is set back."""
+    for start, now in enumerate(clock):
+        monkeypatch.setattr(time, "time_ns", lambda now=now: now)
+        before = contents(tmp_path)
+        monitor = Monitor(tmp_path, resumed_at=10 * start)
+        monitor.scalars(10 * start + 5, {"a": start})
+        monitor.close()
+        assert len(event_files(tmp_path)) == start + 1
+        assert all(
+            contents(tmp_path)[name] == data for name, data in before.items() if "events" in name
+        )
+    assert points(shown(tmp_path), "a") == [(5, 0), (15, 1), (25, 2), (35, 3)]
+
+
+def test_files_of_other_writers_come_first(tmp_path: Path) -> None:
+    (tmp_path / "events.out.tfevents.9999999999.host.1.0").write_bytes(b"")
+    Monitor(tmp_path).close()
+    assert event_files(tmp_path)[0].name == "events.out.tfevents.9999999999.host.1.0"
+
+
+def test_a_tensorboard_that_is_looking_forgets_what_was_cut(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path)
+    for frames in (10, 20):
+        monitor.scalars(frames, {"a": frames})
+    lengths = monitor.sync()
+    for frames in (30, 40, 50):
+        monitor.scalars(frames, {"a": -1})
+    monitor.close()
+    looking = shown(tmp_path)
+    assert len(points(looking, "a")) == 5
+    cut_logs(tmp_path, lengths)
+    monitor = Monitor(tmp_path, resumed_at=20)
+    monitor.scalars(30, {"a": 30})
+    monitor.close()
+    expected = [(10, 10), (20, 20), (30, 30)]
+    assert points(looking.Reload(), "a") == expected
+    assert points(shown(tmp_path), "a") == expected
+
+
+KILLS = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+from ebu.run.logs import Monitor, cut_logs
+
+run_dir, checkpoint, last = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+
+def train(resume, pause):
+    lengths, start = json.loads(checkpoint.read_text()) if resume else ({}, 0)
+    assert cut_logs(run_dir, lengths) == []
+    monitor = Monitor(run_dir, resumed_at=start if resume else None)
+    if not resume:
+        monitor.text("configuration", "text")
+    for frames in range(start + 1, last + 1):
+        monitor.scalars(frames, {"train/return": frames / 7, "loss/mean": 1 / frames})
+        if frames % 50 == 0:
+            monitor.evaluation(frames, {"mean": frames})
+        if frames % 70 == 0:
+            temporary = checkpoint.with_suffix(".tmp")
+            temporary.write_text(json.dumps([monitor.sync(), frames]))
+            os.replace(temporary, checkpoint)
+        time.sleep(pause)
+    monitor.close()
+
+def lines():
+    metrics = run_dir / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\\n") if metrics.exists() else 0
+
+random.seed(1)
+kills = 0
+while True:
+    child = os.fork()
+    if child == 0:
+        train(checkpoint.exists(), 0.0002 if kills < 12 else 0)
+        os._exit(0)
+    if kills < 12:
+        # The first ones are killed before their first checkpoint.
+        more = random.randint(5, 20) if kills < 3 else random.randint(20, 110)
+        wanted = lines() + more
+        ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        while lines() < wanted and os.waitid(os.P_PID, child, ended) is None:
+            time.sleep(0.0002)
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    if status == 0:
+        break
+    assert status == signal.SIGKILL, status
+    kills += 1
+print(kills)
+"""
+
+
+def test_killed_and_continued_many_times(tmp_path: Path) -> None:
+    run_dir, last = tmp_path / "run", 1500
+    command = [sys.executable, "-c", KILLS, str(run_dir), str(tmp_path / "checkpoint"), str(last)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 5
+    assert len(event_files(run_dir)) >= 3
+
+    uninterrupted = Monitor(tmp_path / "uninterrupted")
+    for frames in range(1, last + 1):
+        uninterrupted.scalars(frames, {"train/return": frames / 7, "loss/mean": 1 / frames})
+        if frames % 50 == 0:
+            uninterrupted.evaluation(frames, {"mean": frames})
+    uninterrupted.close()
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        assert (run_dir / name).read_bytes() == (tmp_path / "uninterrupted" / name).read_bytes()
+    killed, whole = shown(run_dir), shown(tmp_path / "uninterrupted")
+    for tag in ("train/return", "loss/mean", "eval/mean"):
+        assert points(killed, tag) == points(whole, tag)
+    assert len(killed.Tensors("configuration/text_summary")) == 1
+
+
+# --- a disk that fails ----------------------------------------------------------------------
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    monitor = Monitor(tmp_path)
+    with pytest.raises(EbuError, match="No space left on device") as caught:
+        monitor.scalars(4, {"a": 1.0})
+    assert str(tmp_path / "metrics.jsonl") in str(caught.value)
+    assert "free space" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    monitor.close()
+
+
+def test_an_event_file_that_cannot_grow(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path)
+    monitor.speed(4, {"a": 1.0})
+    lengths = monitor.sync()
+    with small_files():
+        for _ in range(2):
+            with pytest.raises(EbuError, match=r"cannot write .*events.*: File too large"):
+                monitor.text("long", "x" * 10_000)
+        monitor.close()
+    # The half record is cut off when the run goes on.
+    assert cut_logs(tmp_path, lengths) == []
+    monitor = Monitor(tmp_path, resumed_at=4)
+    monitor.speed(8, {"a": 2.0})
+    monitor.close()
+    assert points(shown(tmp_path), "a") == [(4, 1.0), (8, 2.0)]
+
+
+def test_a_run_directory_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run").write_bytes(b"")
+    with pytest.raises(EbuError, match="cannot write"):
+        Monitor(tmp_path / "run")
+
+
+# --- progress -------------------------------------------------------------------------------
+
+
+class Screen(io.StringIO):
+    """Standard error: a terminal or not."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return "utf-8"
+
+    def lines(self) -> list[str]:
+        return self.getvalue().split("\n")[:-1]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    return clock
+
+
+def play(progress: Progress, clock: Clock, frames: range, seconds: float) -> None:
+    for now in frames:
+        clock.now += seconds
+        progress.update(now, episode_return=12.34, epsilon=0.5)
+
+
+def test_plain_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    screen = Screen(terminal=False)
+    monkeypatch.setattr(sys, "stderr", screen)
+    progress = Progress(100_000)
+    play(progress, clock, range(25, 10_001, 25), seconds=0.25)  # 100 s
+    progress.write("an evaluation")
+    progress.close()
+    assert screen.lines() == [
+        "3,000/100k frames, 100/s, 16:10 left, return 12.3, ε 0.5",
+        "6,000/100k frames, 100/s, 15:40 left, return 12.3, ε 0.5",
+        "9,000/100k frames, 100/s, 15:10 left, return 12.3, ε 0.5",
+        "an evaluation",
+        "10.0k/100k frames, 100/s, 15:00 left, return 12.3, ε 0.5",
+    ]
+
+
+def test_a_run_without_an_end(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    screen = Screen(terminal=False)
+    monkeypatch.setattr(sys, "stderr", screen)
+    progress = Progress(None, initial=5_000)
+    clock.now += 10
+    progress.update(6_000, episode_return=None, epsilon=0.123456)
+    progress.close()
+    assert screen.lines() == ["6,000 frames, 100/s, return -, ε 0.123"]
+
+
+@pytest.mark.parametrize(("pause", "rates"), [(600, [100, 100, 100]), (8, [100, 74, 100])])
+def test_the_rate_is_that_of_training(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, pause: int, rates: list[int]
+) -> None:
+    """A long pause does not count; a short one for thirty seconds."""
+    screen = Screen(terminal=False)
+    monkeypatch.setattr(sys, "stderr", screen)
+    progress = Progress(100_000)
+    play(progress, clock, range(25, 4_001, 25), seconds=0.25)
+    clock.now += pause
+    play(progress, clock, range(4_025, 9_001, 25), seconds=0.25)
+    assert [line.split(", ")[1] for line in screen.lines()] == [f"{rate}/s" for rate in rates]
+    progress.close()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_one_live_line_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, columns: int
+) -> None:
+    screen = Screen(terminal=True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda file: (columns, 24))
+    progress = Progress(100_000, initial=50_000)
+    play(progress, clock, range(50_010, 51_001, 10), seconds=0.1)
+    progress.write("an evaluation")
+    progress.close()
+    assert screen.lines()[0].endswith("\ran evaluation")
+    live = screen.getvalue().replace("\n", "\r").split("\r")
+    assert max(map(len, live)) <= columns
+    last = live[-2]
+    assert last.startswith(" 51% |")
+    if columns >= 80:
+        assert last.endswith("| 51.0k/100k frames, 100/s, 08:10 left, return 12.3, ε 0.5")
+    assert screen.getvalue().count("\n") == 2
+
+
+def test_a_run_that_ends_a_little_past_its_total_is_whole(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    screen = Screen(terminal=True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    progress = Progress(10_000)
+    play(progress, clock, range(32, 10_017, 32), seconds=0.1)
+    progress.close()
+    assert screen.getvalue().replace("\n", "\r").split("\r")[-2].startswith("100% |")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_nobody_reads_the_progress(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, terminal: bool
+) -> None:
+    screen = Screen(terminal)
+    monkeypatch.setattr(sys, "stderr", screen)
+    progress = Progress(100_000)
+    play(progress, clock, range(10, 1_000, 10), seconds=0.1)
+
+    def broken(text: str) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(screen, "write", broken)
+    play(progress, clock, range(1_000, 10_000, 10), seconds=0.1)
+    progress.write("an evaluation")
+    progress.close()
+
+
+def test_without_standard_error(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    progress = Progress(100_000)
+    play(progress, clock, range(10, 10_000, 10), seconds=0.1)
+    progress.write("an evaluation")
+    progress.close()

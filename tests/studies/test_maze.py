@@ -1,0 +1,408 @@
+"""The maze study: learners side by side, their targets by hand, the script end to end."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ebu.errors import EbuError, UsageError
+from ebu.targets import backward_targets_loop
+from envs.maze import GOAL, MOVES, ManyMazes, Maze, load_digits
+from studies.maze.learners import METHODS, MazeLearners, MazeLearningConfig, Memory
+from studies.maze.study import (
+    GAMES,
+    Setting,
+    StudyConfig,
+    best_length,
+    evaluate,
+    made_with,
+    main,
+    read_result,
+    settings_of,
+    study_setting,
+    train_setting,
+    work_off,
+)
+
+STEPS = 1_100
+
+
+def learners_of(
+    methods: list[str], seeds: list[int], max_steps: int = 2_000, **settings: Any
+) -> MazeLearners:
+    return MazeLearners(
+        dataclasses.replace(MazeLearningConfig(), **settings),
+        [METHODS[method] for method in methods],
+        seeds,
+        images=load_digits().images.reshape(-1, 64),
+        num_actions=4,
+        max_steps=max_steps,
+    )
+
+
+def train(learners: MazeLearners, mazes: list[Maze], seeds: list[int], steps: int) -> None:
+    env = ManyMazes(mazes, seeds, slip_probability=0.2)
+    images = env.reset()
+    for _ in range(steps):
+        actions = learners.act(images)
+        step = env.step(actions)
+        learners.remember(
+            images, actions, step.rewards, step.terminated, step.truncated, step.next_images
+        )
+        images = step.images
+
+
+def with_one_episode(method: str, batch_size: int, *, terminated: bool) -> MazeLearners:
+    """A learner whose target network says (1, 2, 5, 0) everywhere, and who knows one episode.
+
+    Its actions are 0, 1, 3 and its rewards 0, −1, 10; γ is 0.5.
+    """
+    learners = learners_of([method], [0], batch_size=batch_size, gamma=0.5, reward_scale=1.0)
+    with torch.no_grad():
+        for weight in learners.target.parameters():
+            weight.zero_()
+        learners.target.biases[-1].copy_(torch.tensor([1.0, 2.0, 5.0, 0.0]))
+    image = np.zeros((1, 2), dtype=np.int64)
+    for step, (action, reward) in enumerate([(0, 0.0), (1, -1.0), (3, 10.0)]):
+        over = np.array([step == 2])
+        learners.remember(
+            image,
+            np.array([action]),
+            np.array([reward]),
+            over & terminated,
+            over & (not terminated),
+            image,
+        )
+    return learners
+
+
+@pytest.mark.parametrize(
+    ("method", "targets"),
+    [
+        # y_3 = 10 always. y_2 = −1 + ½ max(5, β 10), y_1 = ½ max(5, β y_2 + (1 − β) 2).
+        ("ebu-1", [2.5, 4.0, 10.0]),
+        ("ebu-0.75", [2.5, 2.75, 10.0]),
+        ("ebu-0.5", [2.5, 1.5, 10.0]),
+        ("ebu-0", [2.5, 1.5, 10.0]),
+        # The discounted return: ½ (−1 + ½ 10), −1 + ½ 10, 10.
+        ("n-step", [2.0, 4.0, 10.0]),
+    ],
+)
+def test_an_episode_by_hand(method: str, targets: list[float]) -> None:
+    steps, drawn = with_one_episode(method, 3, terminated=True).draw_minibatches()
+    assert steps.tolist() == [[0, 1, 2]]
+    assert drawn.tolist() == [targets]
+
+
+@pytest.mark.parametrize(
+    ("method", "targets"),
+    [
+        # y_3 = 10 + ½ 5.
+        ("ebu-1", [2.625, 5.25, 12.5]),
+        ("ebu-0.75", [2.5, 3.6875, 12.5]),
+        ("n-step", [2.625, 5.25, 12.5]),
+    ],
+)
+def test_a_cut_episode_bootstraps(method: str, targets: list[float]) -> None:
+    _, drawn = with_one_episode(method, 3, terminated=False).draw_minibatches()
+    assert drawn.tolist() == [targets]
+
+
+@pytest.mark.parametrize("method", ["n-step", "ebu-0", "ebu-0.5", "ebu-0.75", "ebu-1"])
+@pytest.mark.parametrize("terminated", [True, False])
+def test_an_episode_that_does_not_fit_is_continued(method: str, terminated: bool) -> None:
+    _, whole = with_one_episode(method, 3, terminated=terminated).draw_minibatches()
+    for size in (1, 2, 4, 5):
+        learners = with_one_episode(method, size, terminated=terminated)
+        trained = np.zeros(3, dtype=int)
+        for _ in range(3):
+            steps, targets = learners.draw_minibatches()
+            assert targets.tolist() == [[float(whole[0, step]) for step in steps[0]]]
+            trained += np.bincount(steps[0], minlength=3)
+        # Whole episodes, from the end backward.
+        assert trained.sum() == 3 * size
+        assert sorted(trained, reverse=True)[0] - min(trained) <= 1
+        assert (np.diff(trained) >= 0).all()
+
+
+def test_targets_of_played_episodes_are_those_of_the_reference() -> None:
+    methods = ["one-step", "n-step", "ebu-0", "ebu-0.5", "ebu-0.75", "ebu-1"]
+    steps, count = 1_600, len(methods)
+    learners = learners_of(methods, list(range(count)), learning_starts=steps + 1, batch_size=90)
+    train(learners, [Maze.draw(0.2, index) for index in range(count)], list(range(count)), steps)
+    memory, gamma = learners._memory, learners.config.gamma
+    images = torch.from_numpy(memory.next_images[:steps]).long().transpose(0, 1)
+    with torch.no_grad():
+        next_values = learners.target(learners._images[images])
+    # By hand, episode by episode: a cut one bootstraps, and what has not ended is not drawn.
+    expected = torch.full((count, steps), torch.nan, dtype=torch.float64)
+    for i, name in enumerate(methods):
+        rewards = torch.from_numpy(memory.rewards[:steps, i])
+        actions = torch.from_numpy(memory.actions[:steps, i]).long()
+        terminated = torch.from_numpy(memory.terminated[:steps, i])
+        if name == "one-step":
+            expected[i] = rewards + gamma * next_values[i].amax(-1) * ~terminated
+            continue
+        assert len(memory._episodes[i]) > 1
+        for start, length in memory._episodes[i]:
+            episode = slice(start, start + length)
+            over = terminated[start + length - 1]
+            if name == "n-step":
+                value = float(next_values[i, episode][-1].max()) * (not over)
+                for step in reversed(range(start, start + length)):
+                    value = float(rewards[step]) + gamma * value
+                    expected[i, step] = value
+                continue
+            expected[i, episode] = backward_targets_loop(
+                rewards[episode],
+                next_values[i, episode],
+                actions[episode],
+                over,
+                gamma=gamma,
+                beta=METHODS[name].beta,
+            )
+    for _ in range(30):
+        drawn, targets = learners.draw_minibatches()
+        known = expected.gather(1, torch.from_numpy(drawn)).float()
+        torch.testing.assert_close(targets, known, rtol=1e-5, atol=1e-6)
+
+
+def test_single_transitions_have_one_step_targets() -> None:
+    steps, drawn = with_one_episode("one-step", 50, terminated=True).draw_minibatches()
+    assert set(steps[0].tolist()) == {0, 1, 2}
+    by_step = np.array([2.5, 1.5, 10.0])
+    np.testing.assert_array_equal(drawn[0].numpy(), by_step[steps[0]])
+
+
+def test_learners_side_by_side_learn_what_each_learns_alone() -> None:
+    mazes = [Maze.draw(0.2, index) for index in range(3)]
+    methods, seeds, steps = ["one-step", "n-step", "ebu-0.5"], [1, 2, 3], 1_300
+    together = learners_of(methods, seeds)
+    train(together, mazes, seeds, steps)
+    assert together.updates == 7
+    for i, method in enumerate(methods):
+        alone = learners_of([method], seeds[i : i + 1])
+        start = [weight.detach().clone() for weight in alone.online.parameters()]
+        train(alone, mazes[i : i + 1], seeds[i : i + 1], steps)
+        for first, ours, its in zip(
+            start, together.online.parameters(), alone.online.parameters(), strict=True
+        ):
+            assert (its - first).abs().max() > 1e-3
+            torch.testing.assert_close(ours[i], its[0], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_copied_to_the_target_networks_on_time() -> None:
+    maze = [Maze.draw(0.2, 0)]
+    learners = learners_of(["ebu-1"], [0], target_sync_steps=1_100)
+    for steps, same in ((1_099, False), (1, True)):
+        train(learners, maze, [0], steps)
+        online, target = learners.online.weights[0], learners.target.weights[0]
+        assert bool((online == target).all()) is same
+
+
+def test_the_settings_of_the_paper() -> None:
+    config = MazeLearningConfig()
+    assert (config.gamma, config.learning_rate) == (0.9, 1e-3)
+    assert (config.batch_size, config.update_every_steps) == (350, 50)
+    assert (config.target_sync_steps, config.memory_size) == (2_000, 30_000)
+
+
+def test_exploration_falls_as_in_the_paper() -> None:
+    learners = learners_of(["one-step"], [0])
+    for steps, epsilon in ((0, 1.0), (100_000, 0.25), (200_000, 0.0), (200_001, 0.0)):
+        learners.steps = steps
+        assert learners.epsilon == pytest.approx(epsilon)
+
+
+def test_memory_draws_from_its_newest_transitions_only() -> None:
+    memory = Memory(max_steps=61, num_learners=1, size=30)
+    image, none = np.zeros((1, 2)), np.array([False])
+    for step in range(61):
+        over = np.array([step % 5 == 4])
+        memory.append(image, none, none, over & (step % 2 == 0), over & (step % 2 == 1), image)
+    rng = np.random.default_rng(0)
+    assert set(memory.draw_transitions(rng, 2_000).tolist()) == set(range(31, 61))
+    drawn = {memory.draw_episode(0, rng) for _ in range(500)}
+    assert drawn == {(start, 5) for start in range(35, 60, 5)}
+
+
+def test_the_best_policy_needs_the_shortest_path_or_what_slips_cost() -> None:
+    for seed in range(3):
+        maze = Maze.draw(0.4, seed)
+        assert best_length(maze, 0.0, 0.0) == pytest.approx(maze.shortest_path)
+        for slip, epsilon in ((0.2, 0.0), (0.0, 0.25), (0.2, 0.25)):
+            # Value iteration, cell by cell.
+            steps = np.zeros(100)
+            for _ in range(2_000):
+                straight = steps[maze.next_cells]
+                turned = straight[:, [1, 2, 3, 0]] + straight[:, [3, 0, 1, 2]]
+                moves = 1 + (1 - slip) * straight + slip / 2 * turned
+                steps = (1 - epsilon) * moves.min(axis=1) + epsilon * moves.mean(axis=1)
+                steps[GOAL] = 0.0
+            assert best_length(maze, slip, epsilon) == pytest.approx(steps[0], rel=1e-6)
+
+
+class Walker:
+    """Stands for trained learners: knows the way in every maze, or always goes up."""
+
+    def __init__(self, mazes: list[Maze], epsilon: float, *, knows: bool) -> None:
+        self.epsilon = epsilon
+        digits = load_digits()
+        self.labels = np.repeat(np.arange(10), digits.number)
+        best = np.zeros((len(METHODS) * len(mazes), 100), dtype=int)
+        for i, maze in enumerate(mazes * len(METHODS)):
+            values = np.zeros(100)
+            for _ in range(100):
+                ahead = np.where(maze.next_cells == GOAL, 1.0, 0.9 * values[maze.next_cells])
+                values = ahead.max(axis=1)
+            best[i] = ahead.argmax(axis=1) if knows else 0
+        self.best = best
+
+    def greedy(self, images: np.ndarray) -> np.ndarray:
+        x, y = np.moveaxis(self.labels[images], -1, 0)
+        return np.take_along_axis(self.best, 10 * y + x, axis=1)
+
+
+def test_relative_lengths_of_those_who_know_the_way_and_of_those_who_never_arrive() -> None:
+    mazes = [Maze.draw(0.3, index) for index in range(2)]
+    setting = Setting(30, False, 0, 2, 0)
+    greedy, exploring = evaluate(Walker(mazes, 0.25, knows=True), mazes, setting)  # type: ignore[arg-type]
+    assert greedy == {method: [1.0, 1.0] for method in METHODS}
+    # The mean of ten games; its expectation is that of the best policy.
+    best = [best_length(maze, 0.0, 0.25) / maze.shortest_path for maze in mazes]
+    assert exploring["ebu-1"] == pytest.approx(best, rel=0.25)
+    assert exploring["ebu-1"] == exploring["one-step"]
+    greedy, _ = evaluate(Walker(mazes, 0.0, knows=False), mazes, setting)  # type: ignore[arg-type]
+    capped = [pytest.approx(1_000 / maze.shortest_path, rel=1e-4) for maze in mazes]
+    assert greedy == dict.fromkeys(METHODS, capped)
+    assert GAMES == 10
+
+
+def test_a_study_goes_on_and_ends_with_tables_and_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = StudyConfig(tmp_path, steps=STEPS, mazes=2, densities=(30,))
+    deterministic, stochastic = settings_of(config)
+    # As after a study that was interrupted in its second setting, which it then does in a process
+    # of its own.
+    study_setting(deterministic, tmp_path)
+    kept = (tmp_path / f"{deterministic.name}.json").stat().st_mtime_ns
+    main(f"--out {tmp_path} --steps {STEPS} --mazes 2 --densities 30 --processes 1".split())
+    assert (tmp_path / f"{deterministic.name}.json").stat().st_mtime_ns == kept
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "density-30-deterministic.json",
+        "density-30-stochastic.json",
+        "tables.md",
+        "relative_length.png",
+    }
+    text = (tmp_path / "tables.md").read_text()
+    assert capsys.readouterr().out.strip() == text.strip()
+    rows = [line for line in text.splitlines() if line.startswith("| 30 %")]
+    assert [row.split(" | ")[1] for row in rows[:2]] == ["deterministic", "stochastic"]
+    results = [read_result(tmp_path, setting) for setting in (deterministic, stochastic)]
+    first, second = results
+    assert first is not None
+    assert second is not None
+    assert first["shortest_paths"] == second["shortest_paths"]
+    for result in (first, second):
+        (evaluation,) = result["evaluations"]
+        assert evaluation["agent_steps"] == STEPS
+        assert evaluation["epsilon"] == pytest.approx((1 - STEPS / 200_000) ** 2)
+        for kind in ("greedy", "exploring"):
+            assert list(evaluation[kind]) == list(METHODS)
+            assert all(len(lengths) == 2 for lengths in evaluation[kind].values())
+    # The same in this process, or in another one.
+    assert train_setting(stochastic, print)["evaluations"] == second["evaluations"]
+
+
+def test_what_cannot_be_written_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EbuError, match=r"cannot write to --out .*file: .*exists"):
+        main(["--out", str(tmp_path / "file")])
+    setting = Setting(30, True, 10, 2, 0)
+    monkeypatch.setattr("studies.maze.study.train_setting", lambda *_: {})
+    with pytest.raises(EbuError, match=r"cannot write to --out .*there: .*No such file"):
+        study_setting(setting, tmp_path / "not there")
+
+
+def test_a_setting_that_fails_is_reported_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(EbuError, match=r"ended with exit code 1.*run the same command again"):
+        work_off([Setting(99, False, 1, 2, 0)], tmp_path, processes=1)
+
+
+def test_a_setting_is_on_disk_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    setting = Setting(30, True, 10, 2, 0)
+    monkeypatch.setattr("studies.maze.study.train_setting", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study_setting(setting, tmp_path)
+    assert read_result(tmp_path, setting) is None
+    monkeypatch.setattr(
+        "studies.maze.study.train_setting", lambda *_: {"made_with": made_with(setting)}
+    )
+    study_setting(setting, tmp_path)
+    assert read_result(tmp_path, setting) == {"made_with": made_with(setting)}
+
+
+def test_results_of_another_study_are_not_mixed_in(tmp_path: Path) -> None:
+    setting = Setting(30, True, 10, 2, 0)
+    path = tmp_path / "density-30-stochastic.json"
+    path.write_text(json.dumps({"made_with": made_with(setting)}))
+    other = dataclasses.replace(setting, agent_steps=20)
+    with pytest.raises(UsageError, match="made with other settings: choose another --out"):
+        read_result(tmp_path, other)
+    path.write_text("{")
+    with pytest.raises(UsageError, match="damaged"):
+        read_result(tmp_path, setting)
+
+
+def test_settings_of_the_study() -> None:
+    settings = settings_of(StudyConfig(out=Path("unused")))
+    assert [setting.name for setting in settings] == [
+        f"density-{density}-{moves}"
+        for density in (20, 30, 40, 50)
+        for moves in ("deterministic", "stochastic")
+    ]
+    assert {(setting.agent_steps, setting.mazes) for setting in settings} == {(100_000, 30)}
+    full = settings_of(StudyConfig(out=Path("unused"), full=True))
+    assert {setting.agent_steps for setting in full} == {200_000}
+    assert len(MOVES) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        ("--full --steps 10", "--full is --steps 200000"),
+        ("--steps 0", "--steps must be at least 1"),
+        ("--mazes 1", "--mazes must be at least 2"),
+        ("--processes 0", "--processes must be at least 1"),
+        ("--seed -1", "--seed must be at least 0"),
+        ("--densities 61", "between 0 and 60 per cent, not 61"),
+        ("--densities 20 30 20", "a density twice"),
+        ("--density 20", "--densities"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused_in_one_line(flags: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint) as refused:
+        main(["--out", "unused", *flags.split()])
+    assert "\n" not in str(refused.value)
+
+
+def test_without_scikit_learn_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load_digits.cache_clear()
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UsageError, match=r"pip install .*scikit-learn"):
+        settings_of(StudyConfig(out=Path("unused")))
