@@ -1,6 +1,6 @@
 """Frames per second of our Atari environments, against what they are made of and what others use.
 
-    python benchmarks/env_speed.py --num-envs 16 --json environments.json
+    python -m benchmarks.env_speed --num-envs 16 --json environments.json
 
 The same game, number of environments, cores and random actions for all, without sticky actions and
 no-ops:
@@ -38,7 +38,8 @@ import numpy as np
 from ale_py.registration import rom_id_to_name
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
-from measurement import (
+
+from benchmarks.measurement import (
     markdown,
     publish,
     require_at_least,
@@ -48,7 +49,6 @@ from measurement import (
     spread,
     stated,
 )
-
 from ebu.errors import UsageError
 from ebu.run.cli import all_cores, parse, run_command
 from envs import AtariVector
@@ -242,7 +242,7 @@ def main() -> None:
     settings = parse(
         Settings,
         sys.argv[1:],
-        prog="env_speed.py",
+        prog="python -m benchmarks.env_speed",
         description="Frames per second of our Atari environments and of others.",
     )
     require_at_least(1, settings, "num_envs", "steps", "rounds")

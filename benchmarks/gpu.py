@@ -1,6 +1,6 @@
 """All that a machine with a GPU can show, in one command of less than 9 minutes, offline.
 
-    python benchmarks/gpu.py --json gpu.json
+    python -m benchmarks.gpu --json gpu.json
 
 | part | script |
 | --- | --- |
@@ -35,13 +35,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from measurement import require_at_least, require_writable, say, stated
 
+from benchmarks.measurement import require_at_least, require_writable, say, stated
 from ebu.commands.presets import DEFAULT
 from ebu.errors import EbuError, UsageError
 from ebu.run.cli import all_cores, parse, run_command
 
-BENCHMARKS = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 # Seconds at the end of a part in which no round of training may still be under way.
 MARGIN = 5
 
@@ -183,16 +183,18 @@ def run_part(part: Part, seconds: float) -> Outcome:
     flags = part.flags.split()
     if part.rounds:
         flags += ["--minutes", f"{max(seconds - MARGIN, 1) / 60:.2f}"]
-    entry: dict[str, Any] = {
-        "command": " ".join(["python", f"benchmarks/{part.script}.py", *flags])
-    }
-    command = [sys.executable, str(BENCHMARKS / f"{part.script}.py"), *flags]
+    command = ["-m", f"benchmarks.{part.script}", *flags]
+    entry: dict[str, Any] = {"command": " ".join(["python", *command])}
     with tempfile.TemporaryDirectory() as name:
         results, printed, log = (Path(name, file) for file in ("results", "printed", "log"))
         started = time.monotonic()
         with printed.open("w") as out, log.open("w") as errors:
             process = subprocess.Popen(
-                [*command, "--json", str(results)], stdout=out, stderr=errors, process_group=0
+                [sys.executable, *command, "--json", str(results)],
+                cwd=ROOT,
+                stdout=out,
+                stderr=errors,
+                process_group=0,
             )
             try:
                 code = process.wait(seconds)
@@ -262,7 +264,7 @@ def main() -> None:
     settings = parse(
         Settings,
         sys.argv[1:],
-        prog="gpu.py",
+        prog="python -m benchmarks.gpu",
         description="All that a machine with a GPU can show, in one results file.",
     )
     require_at_least(1, settings, "num_envs")

@@ -11,14 +11,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import env_speed
 import numpy as np
 import torch
-from measurement import spread, times
-from runs import BATCH_SIZE, FRAMES_PER_STEP, Conditions
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents import Learner, LearnerConfig
+from benchmarks import env_speed
+from benchmarks.measurement import spread, times
+from benchmarks.runs import BATCH_SIZE, FRAMES_PER_STEP, Conditions
 from ebu.run.cli import device_named
 from envs import AtariVector
 from envs.games import canonical_game

@@ -2,8 +2,6 @@
 
 A results file is one JSON object: `machine`, `versions` and `settings`, as they were before the
 measurement began, then the figures of the benchmark.
-
-Importing this makes the scripts and packages of the repository importable, installed or not.
 """
 
 import json
@@ -21,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ebu.errors import EbuError, UsageError
 

@@ -1,6 +1,6 @@
 """Whether CUDA graphs learn what the same operations learn when each is launched on its own.
 
-    python benchmarks/parity.py --updates 1000 --json parity.json
+    python -m benchmarks.parity --updates 1000 --json parity.json
 
 Agents with the same weights and the same draws learn from one memory of frames that were played:
 `graphed`, as training does on a GPU; `eager`, without graphs; and `again`, without graphs too,
@@ -27,11 +27,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from measurement import markdown, publish, require_at_least, require_writable, say, stated
-from runs import network_arguments, random_play
 from torch import Tensor
 
 from agents import AGENTS, Agent, Learner
+from benchmarks.measurement import (
+    markdown,
+    publish,
+    require_at_least,
+    require_writable,
+    say,
+    stated,
+)
+from benchmarks.runs import network_arguments, random_play
 from ebu.commands.presets import DEFAULT, for_agent
 from ebu.errors import UsageError
 from ebu.replay import EpisodicReplay
@@ -179,7 +186,7 @@ def main() -> None:
     settings = parse(
         Settings,
         sys.argv[1:],
-        prog="parity.py",
+        prog="python -m benchmarks.parity",
         description="The weights of a graphed and of an eager agent after the same updates.",
     )
     require_at_least(1, settings, "updates", "num_envs", "threads")

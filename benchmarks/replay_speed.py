@@ -1,6 +1,6 @@
 """What the replay memory costs: appending, drawing, gathering, and the memory of the process.
 
-    python benchmarks/replay_speed.py --json replay.json
+    python -m benchmarks.replay_speed --json replay.json
 
 A full memory of frames that were really played: `RECORDED_STEPS` vector steps of an Atari game
 under random actions, over and over. Where segments and games end is drawn, so that every game has
@@ -28,7 +28,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from measurement import (
+
+from benchmarks.measurement import (
     WARMUP_CALLS,
     markdown,
     publish,
@@ -39,7 +40,6 @@ from measurement import (
     times,
     usual_and_slow,
 )
-
 from ebu.errors import UsageError
 from ebu.frames import torch_dtype
 from ebu.replay import EpisodicReplay
@@ -239,7 +239,7 @@ def main() -> None:
     settings = parse(
         Settings,
         sys.argv[1:],
-        prog="replay_speed.py",
+        prog="python -m benchmarks.replay_speed",
         description="What appending to the replay memory and drawing from it cost.",
     )
     require_at_least(1, settings, "replay_capacity", "num_envs", "threads", "repetitions")

@@ -1,6 +1,6 @@
 """Backward targets: the loop against the scan and what training uses, over T steps and K learners.
 
-    python benchmarks/target_speed.py --json targets.json
+    python -m benchmarks.target_speed --json targets.json
 
 Three ways to the same targets of one episode, from values that lie on the device to targets that
 lie there: `loop`, the reference `backward_targets_loop`, Algorithm 2 as printed for all K at once
@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measurement import (
+from torch import Tensor
+
+from benchmarks.measurement import (
     markdown,
     publish,
     require_at_least,
@@ -31,8 +33,6 @@ from measurement import (
     stated,
     times,
 )
-from torch import Tensor
-
 from ebu.errors import EbuError
 from ebu.run.cli import device_named, parse, run_command
 from ebu.targets import backward_targets, backward_targets_loop, backward_targets_scan
@@ -175,7 +175,7 @@ def main() -> None:
     settings = parse(
         Settings,
         sys.argv[1:],
-        prog="target_speed.py",
+        prog="python -m benchmarks.target_speed",
         description="Backward targets: the loop, the scan and what training uses.",
     )
     require_at_least(1, settings, "steps", "learners", "threads", "repetitions")

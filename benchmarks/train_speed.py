@@ -1,6 +1,6 @@
 """Frames per second of whole training runs, against Stable-Baselines3's DQN on request.
 
-    python benchmarks/train_speed.py --against sb3 --threads 2 --json speed.json
+    python -m benchmarks.train_speed --against sb3 --threads 2 --json speed.json
 
 Every measurement is a run of its own in a fresh process: environments, acting, replay memory,
 target passes and gradient steps, with the Nature network, minibatches of 32 and the same gradient
@@ -39,8 +39,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
-from limits import Limits, measure_limits
-from measurement import (
+from benchmarks.limits import Limits, measure_limits
+from benchmarks.measurement import (
     markdown,
     publish,
     require_at_least,
@@ -50,7 +50,7 @@ from measurement import (
     spread,
     stated,
 )
-from runs import (
+from benchmarks.runs import (
     BATCH_SIZE,
     EPSILON,
     FRAMES_PER_STEP,
@@ -63,7 +63,6 @@ from runs import (
     require_atari,
     sb3_rhythm,
 )
-
 from ebu.commands.presets import DEFAULT
 from ebu.errors import UsageError
 from ebu.run.cli import all_cores, parse, run_command
@@ -323,7 +322,7 @@ def main() -> None:
     settings = parse(
         Settings,
         sys.argv[1:],
-        prog="train_speed.py",
+        prog="python -m benchmarks.train_speed",
         description="Frames per second of whole training runs, ours and others.",
     )
     check(settings)

@@ -1,6 +1,6 @@
 """What each piece of learning and acting takes that a GPU is given as one CUDA graph.
 
-    python benchmarks/update_speed.py --json updates.json
+    python -m benchmarks.update_speed --json updates.json
 
 The pieces of one learner and of several stacked as one (`agents.stacked`), on a memory of frames
 that were played, each beside two limits: its arithmetic at the rate of a large matrix product, and
@@ -33,8 +33,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from limits import Flops, copy_rate, count_flops, matrix_rate
-from measurement import (
+from torch import Tensor
+
+from agents import AGENTS, Learner
+from agents.backward import PASS_STATES
+from agents.graphs import Captured
+from agents.stacked import StackedLearner
+from benchmarks.limits import Flops, copy_rate, count_flops, matrix_rate
+from benchmarks.measurement import (
     markdown,
     publish,
     require_at_least,
@@ -43,13 +49,7 @@ from measurement import (
     stated,
     times,
 )
-from runs import BATCH_SIZE, network_arguments, random_play, require_atari
-from torch import Tensor
-
-from agents import AGENTS, Learner
-from agents.backward import PASS_STATES
-from agents.graphs import Captured
-from agents.stacked import StackedLearner
+from benchmarks.runs import BATCH_SIZE, network_arguments, random_play, require_atari
 from ebu.commands.presets import DEFAULT, for_agent
 from ebu.errors import UsageError
 from ebu.replay import EpisodicReplay
@@ -319,7 +319,7 @@ def main() -> None:
     settings = parse(
         Settings,
         sys.argv[1:],
-        prog="update_speed.py",
+        prog="python -m benchmarks.update_speed",
         description="What the pieces of learning and acting take, beside their limits.",
     )
     require_at_least(1, settings, "learners", "num_envs", "threads", "repetitions")

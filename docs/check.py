@@ -71,17 +71,17 @@ SHORT = (
     Short("distill.py", "--seeds", "seeds", 1),
     Short("distill.py", "--baseline-seeds", "seeds", 1),
     Short("distill.py", "--from-scratch", "frames", 2_000, add=False),
-    Short("studies/chain/study.py", "--runs", "games", 200),
-    Short("studies/maze/study.py", "--steps", "frames", 500),
-    Short("studies/maze/study.py", "--mazes", "games", 2),
-    Short("benchmarks/train_speed.py", "--window", "frames", 400),
-    Short("benchmarks/train_speed.py", "--pairs", "games", 1),
-    Short("benchmarks/replay_speed.py", "--replay-capacity", "states", 20_000),
-    Short("benchmarks/replay_speed.py", "--repetitions", "updates", 20),
-    Short("benchmarks/target_speed.py", "--steps", "frames", 128),
-    Short("benchmarks/target_speed.py", "--repetitions", "updates", 1),
-    Short("benchmarks/env_speed.py", "--steps", "frames", 50),
-    Short("benchmarks/update_speed.py", "--repetitions", "updates", 2),
+    Short("studies.chain", "--runs", "games", 200),
+    Short("studies.maze", "--steps", "frames", 500),
+    Short("studies.maze", "--mazes", "games", 2),
+    Short("benchmarks.train_speed", "--window", "frames", 400),
+    Short("benchmarks.train_speed", "--pairs", "games", 1),
+    Short("benchmarks.replay_speed", "--replay-capacity", "states", 20_000),
+    Short("benchmarks.replay_speed", "--repetitions", "updates", 20),
+    Short("benchmarks.target_speed", "--steps", "frames", 128),
+    Short("benchmarks.target_speed", "--repetitions", "updates", 1),
+    Short("benchmarks.env_speed", "--steps", "frames", 50),
+    Short("benchmarks.update_speed", "--repetitions", "updates", 2),
 )
 # Programs that are short as they are.
 QUICK = (
@@ -89,7 +89,7 @@ QUICK = (
     "docs/results/plot.py",
     "examples/play_agent.py",
     "examples/play_onnx.py",
-    "benchmarks/gpu.py",
+    "benchmarks.gpu",
 )
 
 SHELL, EXAMPLE, PATCH, SHOWN = ("", "sh", "console"), "python", "diff", ("text", "json")
@@ -308,14 +308,15 @@ def run_python(args: list[str]) -> NoReturn:
     """Stand in for `.venv/bin/python`: shorten, or say why that cannot run here, and run."""
     if args[:1] == ["-m"] and args[1] in ("pytest", "ruff", "mypy"):
         skip("the checks of the code are run by themselves")
-    if args and args[0].endswith(".py"):
+    module = args[:1] == ["-m"] and args[1].startswith(("studies.", "benchmarks."))
+    if module or (args and args[0].endswith(".py")):
         if os.path.normpath(args[0]) == "docs/check.py":
             skip("it is running")
         try:
-            args = shortened(args)
+            args = ["-m"] * module + shortened(args[module:])
         except LookupError as error:
             sys.exit(f"error: {error}")
-        if args[0].endswith("gpu.py") and not shutil.which("nvidia-smi"):
+        if "benchmarks.gpu" in args and not shutil.which("nvidia-smi"):
             skip("there is no GPU here")
         if "kegnet" in args:
             skip("five minutes, and no flag for the updates of the generators")

@@ -1,11 +1,15 @@
 """Figures on which every word can be read, however many there are and however long."""
 
+import io
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from ebu.run.files import write_whole
 
 
 def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
@@ -28,3 +32,10 @@ def set_title(panel: Axes, title: str, inches: float) -> None:
     while text.get_window_extent().width > inches * panel.figure.dpi and characters > 1:
         characters -= 1
         text.set_text("\n".join(textwrap.wrap(title, characters)))
+
+
+def write_figure(figure: Figure, path: Path, dpi: float | str = "figure") -> None:
+    """Write a figure as a PNG file, whole or not at all. Raises `EbuError` where that fails."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=dpi, format="png")
+    write_whole(path, content.getvalue())

@@ -1,4 +1,4 @@
-"""Q-learners of many small mazes, side by side in one batched network.
+"""Q-learners of many small mazes, trained side by side in one batched network.
 
 Each learner has weights, target weights, an optimizer, a memory and random streams of its own, and
 learns as it would alone; stacked, a hundred of them share every matrix multiplication. The methods
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ebu.targets import backward_targets, one_step_targets
+from envs.maze import ManySteps
 
 
 @dataclass(frozen=True)
@@ -189,19 +190,10 @@ class MazeLearners:
         best: np.ndarray = self._values(self.online, torch.from_numpy(images)).argmax(-1).numpy()
         return best
 
-    def remember(
-        self,
-        images: np.ndarray,
-        actions: np.ndarray,
-        rewards: np.ndarray,
-        terminated: np.ndarray,
-        truncated: np.ndarray,
-        next_images: np.ndarray,
-    ) -> None:
-        """Add a step of every learner, images (N, 2) and the others (N,); learn if it is time."""
+    def remember(self, images: np.ndarray, actions: np.ndarray, step: ManySteps) -> None:
+        """Store a step of every learner, images (N, 2) and actions (N,); learn if it is time."""
         config = self.config
-        rewards = config.reward_scale * rewards
-        self._memory.append(images, actions, rewards, terminated, truncated, next_images)
+        self._memory.append(images, actions, step, config.reward_scale)
         self.steps += 1
         if self.steps % config.update_every_steps == 0 and self.steps >= config.learning_starts:
             self._learn()
@@ -319,7 +311,7 @@ class MazeLearners:
 
 
 class Memory:
-    """Everything N learners have lived through; row t is agent step t of each of them.
+    """All transitions of N learners; row t is agent step t of each of them.
 
     Nothing is overwritten; draws take from the newest `size` transitions.
     """
@@ -337,21 +329,15 @@ class Memory:
         self._oldest = [0] * num_learners  # index of each learner's first whole episode
 
     def append(
-        self,
-        images: np.ndarray,
-        actions: np.ndarray,
-        rewards: np.ndarray,
-        terminated: np.ndarray,
-        truncated: np.ndarray,
-        next_images: np.ndarray,
+        self, images: np.ndarray, actions: np.ndarray, step: ManySteps, reward_scale: float
     ) -> None:
         """Add one step of every learner."""
-        step = self._steps
-        self.images[step], self.next_images[step] = images, next_images
-        self.actions[step], self.rewards[step] = actions, rewards
-        self.terminated[step] = terminated
+        row = self._steps
+        self.images[row], self.next_images[row] = images, step.next_images
+        self.actions[row], self.rewards[row] = actions, reward_scale * step.rewards
+        self.terminated[row] = step.terminated
         self._steps += 1
-        for learner in np.flatnonzero(terminated | truncated):
+        for learner in np.flatnonzero(step.terminated | step.truncated):
             start = int(self._started[learner])
             self._episodes[learner].append((start, self._steps - start))
             self._started[learner] = self._steps

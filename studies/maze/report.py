@@ -1,15 +1,14 @@
-"""Tables and picture of the maze study, from its results as they lie on disk."""
+"""The tables and the picture of the maze study, from its result files."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import scipy.stats
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from ebu.run.figures import write_figure
 
 RESAMPLES = 5_000
 COLOURS = {
@@ -20,8 +19,6 @@ COLOURS = {
     "ebu-0.75": "#4292c6",
     "ebu-1": "#08306b",
 }
-
-
 TICKS = (1, 2, 3, 5, 10, 20, 30, 50)
 PAIRS = (
     ("ebu-0", "one-step"),
@@ -32,7 +29,7 @@ PAIRS = (
     ("ebu-0.5", "ebu-1"),
     ("ebu-0.75", "ebu-1"),
 )
-"""What is compared maze by maze."""
+"""Methods compared maze by maze."""
 
 
 def tables(results: Sequence[dict[str, Any]]) -> str:
@@ -109,15 +106,8 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     The intervals of all evaluations would cover each other.
     """
     columns = len(results) // 2
-    figure, panels = plt.subplots(
-        2,
-        columns,
-        figsize=(1.5 + 3.5 * columns, 8.0),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        constrained_layout=True,
-    )
+    figure = Figure(figsize=(1.5 + 3.5 * columns, 8.0), layout="constrained")
+    panels = figure.subplots(2, columns, sharex=True, sharey=True, squeeze=False)
     for panel, result in zip(panels.T.reshape(-1), results, strict=True):
         evaluations = result["evaluations"]
         thousands = [evaluation["agent_steps"] / 1_000 for evaluation in evaluations]
@@ -141,5 +131,4 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     figure.supxlabel("thousand agent steps; beside the last: 95 % intervals", fontsize="medium")
     figure.supylabel("mean relative length, exploring as in training", fontsize="medium")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    write_figure(figure, path, dpi=110)

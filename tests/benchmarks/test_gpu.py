@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gpu
 import pytest
 import torch
 
+from benchmarks import gpu
 from ebu.errors import EbuError, UsageError
 
-SCRIPT = Path(gpu.__file__)
 CONTEXT: dict[str, Any] = {"machine": {"gpu": "a GPU", "cpu": "a CPU"}, "settings": {"seed": 0}}
 WRITE_RESULTS = """
 import json, sys
@@ -26,13 +25,16 @@ Path(sys.argv[-1]).write_text(json.dumps(figures))
 @pytest.fixture
 def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scripts that take no time in the place of the benchmarks."""
+    package = tmp_path / "benchmarks"
+    package.mkdir()
     for name, text in {
+        "__init__": "",
         "works": WRITE_RESULTS,
         "fails": "import sys; print('on my way', file=sys.stderr); sys.exit('error: not today')",
         "hangs": "import time; time.sleep(600)",
     }.items():
-        (tmp_path / f"{name}.py").write_text(text)
-    monkeypatch.setattr(gpu, "BENCHMARKS", tmp_path)
+        (package / f"{name}.py").write_text(text)
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
 
 
 def test_every_part_runs(tmp_path: Path) -> None:
@@ -40,8 +42,8 @@ def test_every_part_runs(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     flags = ["--device", "cpu", "--num-envs", "2", "--threads", "1", "--json", str(path)]
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *flags],
-        cwd=tmp_path,
+        [sys.executable, "-m", "benchmarks.gpu", *flags],
+        cwd=gpu.ROOT,
         capture_output=True,
         text=True,
         timeout=600,
@@ -114,7 +116,7 @@ def test_a_part_that_fails_leaves_the_others(
     assert {key: report[key] for key in CONTEXT} == CONTEXT
     outcome = report["parts"]
     assert outcome["first"]["error"] == "error: not today"
-    assert outcome["second"]["command"] == "python benchmarks/works.py --seed 1"
+    assert outcome["second"]["command"] == "python -m benchmarks.works --seed 1"
     # Said once, for all: neither the machine nor the versions.
     assert outcome["second"]["results"] == {"flags": ["--seed", "1"]}
     flag, minutes = outcome["third"]["results"]["flags"]
@@ -123,7 +125,7 @@ def test_a_part_that_fails_leaves_the_others(
     tables = path.with_suffix(".md").read_text()
     assert tables.startswith("# Benchmarks on a GPU\n")
     assert (
-        "## first\n\n    python benchmarks/fails.py --seed 0\n\nfailed: error: not today" in tables
+        "## first\n\n    python -m benchmarks.fails --seed 0\n\nfailed: error: not today" in tables
     )
     assert tables.count("| the table |") == 2
     assert "1/3  first: error: not today" in capsys.readouterr().err
@@ -174,5 +176,5 @@ def test_all_parts_understand_their_flags() -> None:
     assert len({part.name for part in parts}) == len(parts) == 11
     for part in parts:
         flags = part.flags.split() + (["--minutes", "1.5"] if part.rounds else [])
-        settings = importlib.import_module(part.script).Settings
+        settings = importlib.import_module(f"benchmarks.{part.script}").Settings
         parse(settings, flags, prog=part.script, description="")

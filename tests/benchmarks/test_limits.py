@@ -1,8 +1,9 @@
 """What a run asks of a machine, counted by hand."""
 
-import limits
 import pytest
 import torch
+
+from benchmarks import limits
 
 # Multiply-adds of the Nature network over 84×84×4 with the 6 actions of Pong.
 CONVOLUTIONS = (20 * 20 * 32 * 8 * 8 * 4, 9 * 9 * 64 * 4 * 4 * 32, 7 * 7 * 64 * 3 * 3 * 64)

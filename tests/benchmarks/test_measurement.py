@@ -4,10 +4,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import measurement
 import pytest
 import torch
 
+from benchmarks import measurement
 from ebu.errors import EbuError, UsageError
 
 CPU = torch.device("cpu")

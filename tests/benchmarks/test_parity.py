@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import parity
 import pytest
 import torch
-from runs import random_play
 
 from agents import Agent
+from benchmarks import parity
+from benchmarks.runs import random_play
 from ebu.training import Trainer
 
 

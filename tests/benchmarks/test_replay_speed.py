@@ -3,7 +3,8 @@
 from itertools import islice
 
 import numpy as np
-import replay_speed
+
+from benchmarks import replay_speed
 
 
 def test_games_and_segments_end_at_the_stated_rates() -> None:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import cast
 
 import pytest
-import runs
 
+from benchmarks import runs
 from ebu.errors import EbuError, UsageError
 from ebu.training import Moment, Trainer
 

@@ -21,9 +21,9 @@ SCRIPTS = ["parity", *sorted(path.stem for path in BENCHMARKS.glob("*_speed.py")
 def report_of(script: str, flags: str, tmp_path: Path) -> tuple[dict[str, Any], str]:
     """Run a benchmark from elsewhere; its results file and what it printed."""
     path = tmp_path / "results.json"
-    command = [sys.executable, str(BENCHMARKS / f"{script}.py"), "--json", str(path)]
+    command = [sys.executable, "-m", f"benchmarks.{script}", "--json", str(path)]
     done = subprocess.run(
-        command + flags.split(), cwd=tmp_path, capture_output=True, text=True, timeout=300
+        command + flags.split(), cwd=BENCHMARKS.parent, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(path.read_text(encoding="utf-8"))
@@ -189,7 +189,7 @@ def test_a_benchmark_refuses_what_it_cannot_measure(
 def check_refused(script: str, flags: str, complaint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [script, *flags.split()])
     with pytest.raises(UsageError) as refused:
-        importlib.import_module(script).main()
+        importlib.import_module(f"benchmarks.{script}").main()
     message = str(refused.value)
     assert complaint in message
     assert "\n" not in message
@@ -199,7 +199,7 @@ def check_refused(script: str, flags: str, complaint: str, monkeypatch: pytest.M
 def test_every_flag_has_a_help_line(
     script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = importlib.import_module(script)
+    module = importlib.import_module(f"benchmarks.{script}")
     monkeypatch.setattr(sys, "argv", [script, "--help"])
     with pytest.raises(SystemExit) as left:
         module.main()

@@ -1,9 +1,9 @@
 """The ways to the same targets that are timed against each other."""
 
 import pytest
-import target_speed
 import torch
 
+from benchmarks import target_speed
 from ebu.errors import EbuError
 
 CPU = torch.device("cpu")

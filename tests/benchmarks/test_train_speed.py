@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import limits
 import pytest
-import train_speed
-from runs import Window
+
+from benchmarks import limits, train_speed
+from benchmarks.runs import Window
 
 # An update takes 0.9 and acting in between 0.1 of a GFLOP.
 FLOPS = limits.Flops(update=100_000_000, state=25_000_000)

@@ -12,22 +12,12 @@ import torch
 
 from ebu.errors import EbuError, UsageError
 from ebu.targets import backward_targets_loop
-from envs.maze import GOAL, MOVES, ManyMazes, Maze, load_digits
+from envs.maze import GOAL, ManyMazes, ManySteps, Maze, load_digits
+from studies.maze.__main__ import main
+from studies.maze.evaluation import best_length, evaluate
 from studies.maze.learners import METHODS, MazeLearners, MazeLearningConfig, Memory
-from studies.maze.study import (
-    GAMES,
-    Setting,
-    StudyConfig,
-    best_length,
-    evaluate,
-    made_with,
-    main,
-    read_result,
-    settings_of,
-    study_setting,
-    train_setting,
-    work_off,
-)
+from studies.maze.settings import Setting, StudyConfig, settings_of
+from studies.maze.study import made_with, measure, read_result, run_setting, run_settings
 
 STEPS = 1_100
 
@@ -51,9 +41,7 @@ def train(learners: MazeLearners, mazes: list[Maze], seeds: list[int], steps: in
     for _ in range(steps):
         actions = learners.act(images)
         step = env.step(actions)
-        learners.remember(
-            images, actions, step.rewards, step.terminated, step.truncated, step.next_images
-        )
+        learners.remember(images, actions, step)
         images = step.images
 
 
@@ -70,46 +58,32 @@ def with_one_episode(method: str, batch_size: int, *, terminated: bool) -> MazeL
     image = np.zeros((1, 2), dtype=np.int64)
     for step, (action, reward) in enumerate([(0, 0.0), (1, -1.0), (3, 10.0)]):
         over = np.array([step == 2])
+        ended = (over & terminated, over & (not terminated))
         learners.remember(
-            image,
-            np.array([action]),
-            np.array([reward]),
-            over & terminated,
-            over & (not terminated),
-            image,
+            image, np.array([action]), ManySteps(np.array([reward]), *ended, image, image)
         )
     return learners
 
 
 @pytest.mark.parametrize(
-    ("method", "targets"),
+    ("terminated", "method", "targets"),
     [
         # y_3 = 10 always. y_2 = −1 + ½ max(5, β 10), y_1 = ½ max(5, β y_2 + (1 − β) 2).
-        ("ebu-1", [2.5, 4.0, 10.0]),
-        ("ebu-0.75", [2.5, 2.75, 10.0]),
-        ("ebu-0.5", [2.5, 1.5, 10.0]),
-        ("ebu-0", [2.5, 1.5, 10.0]),
+        (True, "ebu-1", [2.5, 4.0, 10.0]),
+        (True, "ebu-0.75", [2.5, 2.75, 10.0]),
+        (True, "ebu-0.5", [2.5, 1.5, 10.0]),
+        (True, "ebu-0", [2.5, 1.5, 10.0]),
         # The discounted return: ½ (−1 + ½ 10), −1 + ½ 10, 10.
-        ("n-step", [2.0, 4.0, 10.0]),
+        (True, "n-step", [2.0, 4.0, 10.0]),
+        # A truncated episode bootstraps: y_3 = 10 + ½ 5.
+        (False, "ebu-1", [2.625, 5.25, 12.5]),
+        (False, "ebu-0.75", [2.5, 3.6875, 12.5]),
+        (False, "n-step", [2.625, 5.25, 12.5]),
     ],
 )
-def test_an_episode_by_hand(method: str, targets: list[float]) -> None:
-    steps, drawn = with_one_episode(method, 3, terminated=True).draw_minibatches()
+def test_an_episode_by_hand(terminated: bool, method: str, targets: list[float]) -> None:
+    steps, drawn = with_one_episode(method, 3, terminated=terminated).draw_minibatches()
     assert steps.tolist() == [[0, 1, 2]]
-    assert drawn.tolist() == [targets]
-
-
-@pytest.mark.parametrize(
-    ("method", "targets"),
-    [
-        # y_3 = 10 + ½ 5.
-        ("ebu-1", [2.625, 5.25, 12.5]),
-        ("ebu-0.75", [2.5, 3.6875, 12.5]),
-        ("n-step", [2.625, 5.25, 12.5]),
-    ],
-)
-def test_a_cut_episode_bootstraps(method: str, targets: list[float]) -> None:
-    _, drawn = with_one_episode(method, 3, terminated=False).draw_minibatches()
     assert drawn.tolist() == [targets]
 
 
@@ -205,13 +179,6 @@ def test_weights_are_copied_to_the_target_networks_on_time() -> None:
         assert bool((online == target).all()) is same
 
 
-def test_the_settings_of_the_paper() -> None:
-    config = MazeLearningConfig()
-    assert (config.gamma, config.learning_rate) == (0.9, 1e-3)
-    assert (config.batch_size, config.update_every_steps) == (350, 50)
-    assert (config.target_sync_steps, config.memory_size) == (2_000, 30_000)
-
-
 def test_exploration_falls_as_in_the_paper() -> None:
     learners = learners_of(["one-step"], [0])
     for steps, epsilon in ((0, 1.0), (100_000, 0.25), (200_000, 0.0), (200_001, 0.0)):
@@ -224,7 +191,8 @@ def test_memory_draws_from_its_newest_transitions_only() -> None:
     image, none = np.zeros((1, 2)), np.array([False])
     for step in range(61):
         over = np.array([step % 5 == 4])
-        memory.append(image, none, none, over & (step % 2 == 0), over & (step % 2 == 1), image)
+        ended = (over & (step % 2 == 0), over & (step % 2 == 1))
+        memory.append(image, none, ManySteps(none, *ended, image, image), 1.0)
     rng = np.random.default_rng(0)
     assert set(memory.draw_transitions(rng, 2_000).tolist()) == set(range(31, 61))
     drawn = {memory.draw_episode(0, rng) for _ in range(500)}
@@ -280,7 +248,6 @@ def test_relative_lengths_of_those_who_know_the_way_and_of_those_who_never_arriv
     greedy, _ = evaluate(Walker(mazes, 0.0, knows=False), mazes, setting)  # type: ignore[arg-type]
     capped = [pytest.approx(1_000 / maze.shortest_path, rel=1e-4) for maze in mazes]
     assert greedy == dict.fromkeys(METHODS, capped)
-    assert GAMES == 10
 
 
 def test_a_study_goes_on_and_ends_with_tables_and_a_picture(
@@ -290,7 +257,7 @@ def test_a_study_goes_on_and_ends_with_tables_and_a_picture(
     deterministic, stochastic = settings_of(config)
     # As after a study that was interrupted in its second setting, which it then does in a process
     # of its own.
-    study_setting(deterministic, tmp_path)
+    run_setting(deterministic, tmp_path)
     kept = (tmp_path / f"{deterministic.name}.json").stat().st_mtime_ns
     main(f"--out {tmp_path} --steps {STEPS} --mazes 2 --densities 30 --processes 1".split())
     assert (tmp_path / f"{deterministic.name}.json").stat().st_mtime_ns == kept
@@ -317,42 +284,23 @@ def test_a_study_goes_on_and_ends_with_tables_and_a_picture(
             assert list(evaluation[kind]) == list(METHODS)
             assert all(len(lengths) == 2 for lengths in evaluation[kind].values())
     # The same in this process, or in another one.
-    assert train_setting(stochastic, print)["evaluations"] == second["evaluations"]
+    assert measure(stochastic)["evaluations"] == second["evaluations"]
 
 
 def test_what_cannot_be_written_is_said_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(EbuError, match=r"cannot write to --out .*file: .*exists"):
+    with pytest.raises(UsageError, match=r"^--out .*file: .*; choose another"):
         main(["--out", str(tmp_path / "file")])
-    setting = Setting(30, True, 10, 2, 0)
-    monkeypatch.setattr("studies.maze.study.train_setting", lambda *_: {})
-    with pytest.raises(EbuError, match=r"cannot write to --out .*there: .*No such file"):
-        study_setting(setting, tmp_path / "not there")
+    monkeypatch.setattr("studies.maze.study.measure", lambda *_: {})
+    with pytest.raises(EbuError, match=r"^cannot write .*file"):
+        run_setting(Setting(30, True, 10, 2, 0), tmp_path / "file")
 
 
 def test_a_setting_that_fails_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(EbuError, match=r"ended with exit code 1.*run the same command again"):
-        work_off([Setting(99, False, 1, 2, 0)], tmp_path, processes=1)
-
-
-def test_a_setting_is_on_disk_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    setting = Setting(30, True, 10, 2, 0)
-    monkeypatch.setattr("studies.maze.study.train_setting", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        study_setting(setting, tmp_path)
-    assert read_result(tmp_path, setting) is None
-    monkeypatch.setattr(
-        "studies.maze.study.train_setting", lambda *_: {"made_with": made_with(setting)}
-    )
-    study_setting(setting, tmp_path)
-    assert read_result(tmp_path, setting) == {"made_with": made_with(setting)}
+        run_settings([Setting(99, False, 1, 2, 0)], tmp_path, processes=1)
 
 
 def test_results_of_another_study_are_not_mixed_in(tmp_path: Path) -> None:
@@ -365,19 +313,6 @@ def test_results_of_another_study_are_not_mixed_in(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(UsageError, match="damaged"):
         read_result(tmp_path, setting)
-
-
-def test_settings_of_the_study() -> None:
-    settings = settings_of(StudyConfig(out=Path("unused")))
-    assert [setting.name for setting in settings] == [
-        f"density-{density}-{moves}"
-        for density in (20, 30, 40, 50)
-        for moves in ("deterministic", "stochastic")
-    ]
-    assert {(setting.agent_steps, setting.mazes) for setting in settings} == {(100_000, 30)}
-    full = settings_of(StudyConfig(out=Path("unused"), full=True))
-    assert {setting.agent_steps for setting in full} == {200_000}
-    assert len(MOVES) == 4
 
 
 @pytest.mark.parametrize(
