@@ -1,6 +1,7 @@
-"""Where agents live: Atari games and Gymnasium environments behind one interface.
+"""Atari games and Gymnasium environments behind one vector interface.
 
-`make_vector` builds either from a name. Rows, seeds and restore: `envs.vector`.
+`make_vector` builds either from a name; importing the package registers `ebu/Chain-v0` and
+`ebu/Maze-v0` with Gymnasium.
 """
 
 import difflib
@@ -8,16 +9,19 @@ import importlib
 
 import gymnasium
 
-import envs.maze  # noqa: F401 (registers ebu/Maze-v0)
+import envs.chain
+import envs.maze  # noqa: F401 (both register their environment)
 from envs.atari import AtariVector
 from envs.games import (
     UnknownGameError,
     UnplayableGameError,
     canonical_game,
     did_you_mean,
+    is_atari,
     nearest_games,
+    quote,
     reference_scores,
-    shown,
+    registered_elsewhere,
 )
 from envs.gymnasium_vector import GymnasiumVector
 from envs.protocols import Protocol
@@ -30,25 +34,10 @@ __all__ = [
     "UnknownGameError",
     "VectorEnvironment",
     "VectorStep",
-    "evaluation_epsilon",
     "is_atari",
     "make_vector",
     "random_and_human",
 ]
-
-
-def is_atari(game: str) -> bool:
-    """Whether `make_vector` plays this name on the emulator.
-
-    An id that somebody registered with Gymnasium is theirs, even if it is called like a game.
-    """
-    if _is_theirs(game) or (":" in game and not game.lower().startswith("ale_py:")):
-        return False
-    try:
-        canonical_game(game)
-    except UnknownGameError:
-        return False
-    return True
 
 
 def make_vector(
@@ -60,10 +49,10 @@ def make_vector(
     training: bool,
     num_threads: int = 0,
 ) -> VectorEnvironment:
-    """N environments of an Atari game or of a Gymnasium id (`CartPole-v1`, `module:MyEnv-v0`).
+    """Make N environments of an Atari game or a Gymnasium id (`CartPole-v1`, `module:MyEnv-v0`).
 
-    The protocol's rules for training or for evaluation hold for Atari; a Gymnasium id keeps its
-    own. Raises UnknownGameError, with the nearest names of both kinds, and ValueError for an
+    The protocol's rules for training or evaluation apply to Atari; a Gymnasium environment keeps
+    its own. Raises UnknownGameError, with the nearest names of both kinds, and ValueError for an
     environment with unsupported actions or observations.
     """
     if is_atari(game):
@@ -85,16 +74,8 @@ def make_vector(
         raise ValueError(f"{game} cannot be made: {reason}") from None
 
 
-def evaluation_epsilon(game: str, protocol: Protocol) -> float | None:
-    """Share of random actions when a game is scored; None: the run's final epsilon.
-
-    The protocol's rule holds for Atari. A Gymnasium environment is played without random actions.
-    """
-    return protocol.eval_epsilon if is_atari(game) else 0.0
-
-
 def random_and_human(game: str, human_table: str) -> tuple[float | None, float | None]:
-    """The scores of random play and of the table's human that a game's scores stand between.
+    """The scores of random play and of the table's human, which normalise the scores of a game.
 
     None where there is none: outside the 57 games, and for games that a table leaves out.
     """
@@ -102,30 +83,24 @@ def random_and_human(game: str, human_table: str) -> tuple[float | None, float |
     return (None, None) if scores is None else (scores.random, scores.human(human_table))
 
 
-def _is_theirs(env_id: str) -> bool:
-    """Registered with Gymnasium, and not by the emulator."""
-    spec = gymnasium.registry.get(env_id)
-    return spec is not None and not str(spec.entry_point).startswith("ale_py.")
-
-
 def _check_registered(game: str) -> None:
     module, colon, env_id = game.rpartition(":")
     if colon:
         try:
-            importlib.import_module(module)  # which registers its environments
+            importlib.import_module(module)  # registers its environments
         except (ImportError, TypeError, ValueError) as error:
-            raise UnknownGameError(f"cannot import the module of {shown(game)}: {error}") from None
-    if _is_theirs(env_id):
+            raise UnknownGameError(f"cannot import the module of {quote(game)}: {error}") from None
+    if registered_elsewhere(env_id):
         return
-    theirs = [name for name in gymnasium.registry if _is_theirs(name)]
-    nearest = difflib.get_close_matches(env_id[:80], theirs, cutoff=0.7)
+    others = [name for name in gymnasium.registry if registered_elsewhere(name)]
+    nearest = difflib.get_close_matches(env_id[:80], others, cutoff=0.7)
     if not colon:
-        _refuse_unplayable(game)
+        _reject_unplayable(game)
         nearest = nearest_games(game) + nearest
-    raise UnknownGameError(f"unknown game {shown(game)}{did_you_mean(nearest)}")
+    raise UnknownGameError(f"unknown game {quote(game)}{did_you_mean(nearest)}")
 
 
-def _refuse_unplayable(game: str) -> None:
+def _reject_unplayable(game: str) -> None:
     try:
         canonical_game(game)
     except UnplayableGameError:

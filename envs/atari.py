@@ -1,7 +1,4 @@
-"""AtariVector: N Atari games in ale-py's native vector environment.
-
-Its OpenCV, which shrinks the frames, works inside the emulator threads and starts none of its own.
-"""
+"""N Atari games in ale-py's native vector environment."""
 
 import weakref
 from typing import Any
@@ -12,31 +9,32 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 
 from envs.games import canonical_game
-from envs.vector import JournaledVector, Outcome, check_at_least
+from envs.vector import FRAME_SIDE, Outcome, VectorEnvironment, check_at_least
 from envs.watchdog import Watchdog
 
 FRAME_SKIP = 4  # emulator frames per step: the action is repeated, the last two are maxed
-FRAME_SIDE = 84
-PATIENCE_SECONDS = 60  # a step takes milliseconds; the emulator does not come back from a fault
+RULES = ("repeat_action_probability", "full_action_space", "noop_max", "max_frames_per_game")
+"""Keys of `AtariVector.identity` that are also arguments of `make_emulators`."""
+PATIENCE_SECONDS = 60  # a step takes milliseconds; a faulty emulator never returns
 
 
-class AtariVector(JournaledVector):
-    """N games of one Atari title: 84×84 grey frames, raw rewards, lives and game over told apart.
+class AtariVector(VectorEnvironment):
+    """N copies of one Atari game: 84×84 grey frames, raw rewards, lost lives apart from game over.
 
     | argument | meaning |
     | --- | --- |
-    | game | a ROM id or any form `canonical_game` knows |
+    | game | a ROM id or any name that `canonical_game` knows |
     | seed | non-negative; environment j gets seeds derived from it |
     | repeat_action_probability | sticky actions: 0 or Machado et al. (2018)'s 0.25 |
     | full_action_space | all 18 actions instead of those the game uses |
     | noop_max | each game starts with 0..noop_max no-ops, uniformly |
-    | max_frames_per_game | emulator frames, no-ops not counted; then `truncated` |
+    | max_frames_per_game | emulator frames without the no-ops; then the game is truncated |
     | num_threads | emulator threads, 0: one per core; changes no result |
-    | reseed_every_frames | frames of all environments together between two seeded resets of one |
+    | reseed_every_frames | frames of all environments between two seeded resets of one |
 
-    A game is over when the emulator says so. A lost life is a drop of its counter within one game,
-    to 0 included, since in some games (Atlantis, Bank Heist, Wizard of Wor) play goes on at 0; a
-    gained life is none. Ten games count no lives and never report one.
+    A game is over when the emulator says so. A life is lost when the number of lives drops within
+    a game, also to 0: some games (Atlantis, Bank Heist, Wizard of Wor) continue at 0. Ten games
+    count no lives and never report a lost one.
     """
 
     frame_shape: tuple[int, ...] = (FRAME_SIDE, FRAME_SIDE)
@@ -58,43 +56,30 @@ class AtariVector(JournaledVector):
         reseed_every_frames: int = 2_500_000,
     ) -> None:
         game = canonical_game(game)
-        check_at_least(num_envs, 1, "num_envs")
-        check_at_least(seed, 0, "seed")
         check_at_least(noop_max, 0, "noop_max")
         check_at_least(max_frames_per_game, 1, "max_frames_per_game")
         check_at_least(num_threads, 0, "num_threads")
-        check_at_least(reseed_every_frames, 1, "reseed_every_frames")
         if not 0.0 <= repeat_action_probability <= 1.0:
             raise ValueError(
                 f"repeat_action_probability must be in [0, 1], got {repeat_action_probability}"
             )
-        self._native = native_emulators(
+        rules: dict[str, Any] = {
+            "repeat_action_probability": float(repeat_action_probability),
+            "full_action_space": bool(full_action_space),
+            "noop_max": noop_max,
+            "max_frames_per_game": max_frames_per_game,
+        }
+        super().__init__(
+            "atari",
             game,
             num_envs,
-            repeat_action_probability=repeat_action_probability,
-            full_action_space=full_action_space,
-            noop_max=noop_max,
-            max_frames_per_game=max_frames_per_game,
-            num_threads=num_threads,
-        )
-        super().__init__(
-            num_envs=num_envs,
-            num_actions=len(self._native.ale.get_action_set()),
-            seed=int(seed),
-            reseed_after_steps=-(-reseed_every_frames // (FRAME_SKIP * num_envs)),
-            identity={
-                "kind": "atari",
-                "game": game,
-                "num_envs": num_envs,
-                "seed": int(seed),
-                "repeat_action_probability": float(repeat_action_probability),
-                "full_action_space": bool(full_action_space),
-                "noop_max": noop_max,
-                "max_frames_per_game": max_frames_per_game,
-                "reseed_every_frames": reseed_every_frames,
-            },
+            seed=seed,
+            reseed_every_frames=reseed_every_frames,
+            rules=rules,
             engine=f"ale-py {ale_py.__version__}",
         )
+        self._native = make_emulators(game, num_envs, num_threads=num_threads, **rules)
+        self.num_actions = len(self._native.ale.get_action_set())
         self._watchdog = Watchdog(f"the emulator of {game}", PATIENCE_SECONDS)
         weakref.finalize(self, self._watchdog.stop)
         self._strengths = np.ones(num_envs, dtype=np.float32)
@@ -103,13 +88,7 @@ class AtariVector(JournaledVector):
         frames, info = self._native.reset(
             seed=np.array(seeds, dtype=np.int64), options={"reset_mask": mask}
         )
-        return Outcome(
-            frames=frames[:, 0],
-            rewards=np.zeros(self.num_envs, dtype=np.float32),
-            terminated=np.zeros(self.num_envs, dtype=bool),
-            truncated=np.zeros(self.num_envs, dtype=bool),
-            lives=info["lives"],
-        )
+        return self._blank()._replace(frames=frames[:, 0], lives=info["lives"])
 
     def _start(self, actions: np.ndarray, active: np.ndarray) -> None:
         self._native.ale.send(actions, self._strengths)
@@ -130,7 +109,7 @@ class AtariVector(JournaledVector):
         del self._native
 
 
-def native_emulators(
+def make_emulators(
     game: str,
     num_envs: int,
     *,
@@ -142,14 +121,14 @@ def native_emulators(
     shape: tuple[int, int] = (FRAME_SIDE, FRAME_SIDE),
     colour: bool = False,
 ) -> AtariVectorEnv:
-    """The emulators of `num_envs` games of a ROM id: (num_envs, 1, *shape) frames, uint8.
+    """Make the emulators of `num_envs` games of a ROM id; frames are (num_envs, 1, *shape) uint8.
 
-    Every option is said: the emulator's own choices clip rewards and press FIRE.
+    Every option is given, because the emulator's defaults clip rewards and press FIRE.
     """
     return AtariVectorEnv(
         game,
         num_envs,
-        # Another batch size would return rows in the order in which threads finish.
+        # A smaller batch would return rows in the order in which threads finish.
         batch_size=num_envs,
         num_threads=num_threads,
         max_num_frames_per_episode=max_frames_per_game,
@@ -159,15 +138,15 @@ def native_emulators(
         img_height=shape[0],
         img_width=shape[1],
         grayscale=not colour,
-        # Stacking is the replay memory's and the agent's: every recv would copy the stack.
+        # The replay memory and the agent stack frames; here each recv would copy the stack.
         stack_num=1,
         frameskip=FRAME_SKIP,
         maxpool=True,
         # The emulator draws from 0..noop_max - 1.
         noop_max=noop_max + 1 if noop_max else 0,
-        # Resets the whole game at a lost life: later lives would never be played.
+        # Would reset the whole game at a lost life, so that later lives are never played.
         episodic_life=False,
-        # Misses the lost life after which `lives` is 0 and the game goes on.
+        # Misses a lost life after which the game continues with `lives` at 0.
         life_loss_info=False,
         reward_clipping=False,
         use_fire_reset=False,

@@ -1,8 +1,6 @@
-"""The chain of Episodic Backward Update's motivating example, as a Gymnasium environment.
+"""The chain of the EBU paper's motivating example, registered with Gymnasium as `ebu/Chain-v0`.
 
-    s1 ⇄ s2 ⇄ s3 ⇄ s4 → s5
-
-Importing this module registers it as `ebu/Chain-v0`.
+s1 ⇄ s2 ⇄ s3 ⇄ s4 → s5
 """
 
 from typing import Any
@@ -25,10 +23,11 @@ class Chain(gymnasium.Env[np.int64, np.int64]):
     | actions | 0 left, 1 right; left in s1 stays there |
     | reward | 1 on reaching the goal, else 0 |
     | terminated | on reaching the goal |
-    | truncated | never; `gymnasium.make` cuts a game after 100 agent steps |
+    | truncated | after 100 agent steps, by `gymnasium.make` |
 
-    Deterministic: its seed changes nothing. Raises ValueError for fewer than two states,
-    `gymnasium.error.InvalidAction` and `gymnasium.error.ResetNeeded` as their names say.
+    Deterministic: the seed changes nothing. Raises ValueError for fewer than two states,
+    `gymnasium.error.InvalidAction` for another action and `gymnasium.error.ResetNeeded` outside a
+    game.
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012, as in the base class
@@ -59,7 +58,7 @@ class Chain(gymnasium.Env[np.int64, np.int64]):
         return np.int64(self._state), float(reached), reached, False, {}
 
     def render(self) -> str | None:
-        """All states in a row, the present one in brackets: ` s1 [s2] s3  s4  s5 `."""
+        """All states in a row, the current one in brackets: ` s1 [s2] s3  s4  s5 `."""
         if self.render_mode != "ansi":
             return None
         names = [f"s{state + 1}" for state in range(self._goal + 1)]

@@ -1,7 +1,7 @@
-"""Games in colour, by playing them again.
+"""Colour pictures of games, made by replaying their actions.
 
-Agents see small grey frames. But an environment's whole course is a function of its seed and of the
-actions it was sent, so the same game can be had again with a picture for people.
+Agents see small grey frames. But an environment is a function of its seed and of its actions, so
+the same game can be replayed with a picture for people.
 """
 
 from collections.abc import Iterator
@@ -11,31 +11,31 @@ import gymnasium
 import numpy as np
 from ale_py import ALEInterface, roms
 
-from envs.atari import AtariVector, native_emulators
+from envs.atari import RULES, AtariVector, make_emulators
 from envs.gymnasium_vector import GymnasiumVector
 from envs.vector import ReplayMismatchError, VectorEnvironment, environment_seed
 
 
 class CannotFilmError(ValueError):
-    """The environment gives no pictures; the one-line message says why."""
+    """The environment has no pictures; the one-line message says why."""
 
 
 def film(
     env: VectorEnvironment, environment: int, actions: np.ndarray, start: int, stop: int
 ) -> Iterator[np.ndarray]:
-    """Pictures (H, W, 3) uint8 of one game: its first frame, then one for each of its actions.
+    """Yield pictures (H, W, 3) uint8 of one game: its first frame, then one after each action.
 
     | argument | shape | meaning |
     | --- | --- | --- |
-    | env | | played the game; it is read, not stepped |
-    | environment | | which of its N environments did |
-    | actions | (steps,) int | everything that was sent to this environment since `env.reset()` |
+    | env | | the environments that played the game; read, not stepped |
+    | environment | | index of the one that played it |
+    | actions | (steps,) int | all actions sent to this environment since `env.reset()` |
     | start, stop | | the game's actions are `actions[start:stop]` |
 
-    `actions[:stop]` are all played again, so a late game takes a while to appear.
+    All of `actions[:stop]` are replayed, so a late game takes a while to appear.
 
     Raises CannotFilmError for an environment without pictures, and ReplayMismatchError if no game
-    begins at `start` or none ends at `stop` (which is not asked of an empty game).
+    begins at `start` or, where `stop > start`, none ends at `stop`.
     """
     camera = Camera(env, environment)
     try:
@@ -53,9 +53,9 @@ def film(
 
 
 class Camera:
-    """One environment of a vector environment from its reset on, once more and in colour.
+    """Replay of one environment of a vector environment, from its reset on and in colour.
 
-    Takes every action that the environment takes, those ignored between two games included.
+    Send it every action that the environment takes, including those ignored between two games.
 
     | attribute | meaning |
     | --- | --- |
@@ -80,7 +80,7 @@ class Camera:
         self._reset()
 
     def step(self, action: int) -> None:
-        """Take the next action; where the last game is over, begin the next one instead."""
+        """Take the next action; after the end of a game, begin the next game instead."""
         self._steps += 1
         if self.over and self._steps >= self._reseed_after_steps:
             self._reset()
@@ -89,7 +89,7 @@ class Camera:
         self.reward, self.over = self._screen.step(action)
 
     def picture(self) -> np.ndarray:
-        """(H, W, 3) uint8: what a person would see now."""
+        """(H, W, 3) uint8: the screen as a person sees it."""
         return self._screen.picture()
 
     def close(self) -> None:
@@ -112,20 +112,17 @@ class _Screen(Protocol):
 
 class _AtariScreen:
     def __init__(self, identity: dict[str, Any]) -> None:
-        cartridge = roms.get_rom_path(identity["game"])
-        assert cartridge is not None
+        rom = roms.get_rom_path(identity["game"])
+        assert rom is not None
         console = ALEInterface()
-        console.loadROM(cartridge)
-        self._native = native_emulators(
+        console.loadROM(rom)
+        self._native = make_emulators(
             identity["game"],
             1,
-            repeat_action_probability=identity["repeat_action_probability"],
-            full_action_space=identity["full_action_space"],
-            noop_max=identity["noop_max"],
-            max_frames_per_game=identity["max_frames_per_game"],
             num_threads=1,
             shape=console.getScreenDims(),
             colour=True,
+            **{rule: identity[rule] for rule in RULES},
         )
 
     def reset(self, seed: int) -> None:
@@ -168,16 +165,16 @@ class _GymnasiumScreen:
     def picture(self) -> np.ndarray:
         if self._renders:
             try:
-                shown = self._env.render()
+                pixels = self._env.render()
             except gymnasium.error.DependencyNotInstalled as error:
-                raise CannotFilmError(f"{self._env_id} gives no pictures: {error}") from None
+                raise CannotFilmError(f"{self._env_id} has no pictures: {error}") from None
         else:
-            shown = self._observation
-        picture = np.asarray(shown)
+            pixels = self._observation
+        picture = np.asarray(pixels)
         if picture.ndim == 3 and picture.shape[2] == 1:
             picture = picture[:, :, 0]
         if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
-            raise CannotFilmError(f"{self._env_id} gives no pictures: it cannot render rgb_array")
+            raise CannotFilmError(f"{self._env_id} has no pictures: it cannot render rgb_array")
         if picture.ndim == 2:
             picture = np.repeat(picture[:, :, None], 3, axis=2)
         return picture.copy()

@@ -1,4 +1,4 @@
-"""Atari games by the names people type, the usual sets of games, and reference scores."""
+"""Names of Atari games, the usual sets of games, and published reference scores."""
 
 import csv
 import difflib
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+import gymnasium
 from ale_py import roms
 
-# The emulator refuses to play these alone, and takes the process with it.
+# The emulator aborts the process when one player alone plays these.
 TWO_PLAYER_GAMES = ("combat", "joust", "maze_craze", "warlords")
 
-# Titles whose ROM id is not the title without its spaces and signs.
+# Titles whose ROM id is more than the title without spaces and punctuation.
 _TITLES = {
     "montezumasrevenge": "montezuma_revenge",
     "jamesbond007": "jamesbond",
@@ -23,11 +24,11 @@ _TITLES = {
 
 
 class UnknownGameError(ValueError):
-    """No such game; the one-line message names the nearest ones."""
+    """No game has this name; the one-line message names the nearest ones."""
 
 
 class UnplayableGameError(UnknownGameError):
-    """A name the emulator knows, for something an agent here cannot play."""
+    """The emulator knows the name, but no agent here can play it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ReferenceScores:
     iqn_10m: float | None
 
     def human(self, table: str) -> float | None:
-        """The human score of a table, `nature2015` or `57table`. Raises ValueError otherwise."""
+        """The human score of the table `nature2015` or `57table`; ValueError for another."""
         if table == "nature2015":
             return self.human_nature2015
         if table == "57table":
@@ -74,7 +75,7 @@ GAME_SETS: dict[str, tuple[str, ...]] = {"paper49": PAPER49, "atari5": ATARI5, "
 
 
 def reference_scores(game: str) -> ReferenceScores | None:
-    """The published scores of a game, None for one outside the 57. Raises UnknownGameError."""
+    """The published scores of a game; None outside the 57. Raises UnknownGameError."""
     row = _TABLE.get(canonical_game(game))
     if row is None:
         return None
@@ -83,12 +84,12 @@ def reference_scores(game: str) -> ReferenceScores | None:
 
 
 def canonical_game(name: str) -> str:
-    """The ROM id of a game named as a ROM id, a title or a Gymnasium id.
+    """The ROM id of a game given as a ROM id, a title or a Gymnasium id.
 
     `pong`, `Pong`, `ALE/Pong-v5`, `PongNoFrameskip-v4`, `PongDeterministic-v4`, `Q*bert`,
-    `Ms. Pac-Man`, `Up'n Down` … Only the game is taken from an id: frame skip, sticky actions and
-    observations are the protocol's. Raises UnknownGameError, and its kind UnplayableGameError for
-    observations from memory (`Pong-ram-v4`) and for games that need two players.
+    `Ms. Pac-Man`, `Up'n Down` … An id names the game alone: the protocol decides frame skip, sticky
+    actions and observations. Raises UnknownGameError, or its subclass UnplayableGameError for
+    observations of the console's memory (`Pong-ram-v4`) and for games that need two players.
     """
     key = _key(name)
     game = _TITLES.get(key) or games_by_key().get(key)
@@ -98,14 +99,35 @@ def canonical_game(name: str) -> str:
         return game
     if key.endswith("ram") and key[:-3] in games_by_key():
         raise UnplayableGameError(
-            f"{shown(name)} observes the console's memory, which is not supported; "
-            f"{games_by_key()[key[:-3]]!r} observes the screen"
+            f"{quote(name)} observes the console's memory, which is not supported; use "
+            f"{games_by_key()[key[:-3]]!r}, which observes the screen"
         )
-    raise UnknownGameError(f"unknown game {shown(name)}{did_you_mean(nearest_games(name))}")
+    raise UnknownGameError(f"unknown game {quote(name)}{did_you_mean(nearest_games(name))}")
+
+
+def is_atari(game: str) -> bool:
+    """Whether `make_vector` plays this name on the Atari emulator.
+
+    An id that another package registered with Gymnasium is not Atari, even if it is called like a
+    game.
+    """
+    if registered_elsewhere(game) or (":" in game and not game.lower().startswith("ale_py:")):
+        return False
+    try:
+        canonical_game(game)
+    except UnknownGameError:
+        return False
+    return True
+
+
+def registered_elsewhere(env_id: str) -> bool:
+    """Whether the id is registered with Gymnasium, and not by the emulator."""
+    spec = gymnasium.registry.get(env_id)
+    return spec is not None and not str(spec.entry_point).startswith("ale_py.")
 
 
 def list_games() -> str:
-    """Every game that can be played, a line each, with the sets that it is in."""
+    """Every playable game on a line of its own, with the sets it belongs to."""
     games = sorted(set(games_by_key().values()) - set(TWO_PLAYER_GAMES))
     width = max(map(len, games))
     sets = {game: [name for name, of in GAME_SETS.items() if game in of] for game in games}
@@ -113,36 +135,36 @@ def list_games() -> str:
 
 
 def nearest_games(name: str) -> list[str]:
-    """Up to three ROM ids whose names are like `name`, the nearest first."""
+    """Up to three ROM ids similar to `name`, nearest first."""
     keys = [key for key, game in games_by_key().items() if game not in TWO_PLAYER_GAMES]
     return [games_by_key()[key] for key in difflib.get_close_matches(_key(name)[:80], keys)]
 
 
 def did_you_mean(names: Iterable[str]) -> str:
-    """`: did you mean a, b or c?`, or where to look when there are no names."""
+    """`: did you mean a, b or c?`, or how to list the games if there are no names."""
     names = list(names)
     if not names:
-        return ": nothing is called anything like it"
+        return ": no similar name; --list-games lists the Atari games"
     listed = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     return f": did you mean {listed}?"
 
 
-def shown(name: str) -> str:
-    """A name quoted for a message: on one line, and not longer than one."""
+def quote(name: str) -> str:
+    """Quote a name for a message, on one line and abbreviated to 80 characters."""
     quoted = repr(name)
     return quoted if len(quoted) <= 80 else quoted[:76] + "...'"
 
 
 @cache
 def games_by_key() -> dict[str, str]:
-    """Every ROM id by its letters and digits alone."""
+    """Every ROM id, by its letters and digits alone."""
     return {game.replace("_", ""): game for game in sorted(roms.get_all_rom_ids())}
 
 
 def _key(name: str) -> str:
     name = name.strip().lower()
     name = re.sub(r"^(ale_py:)?ale/", "", name)
-    # Only the versions Atari ids have: `Blackjack-v1` is Gymnasium's card game, not the cartridge.
+    # Only the versions of Atari ids: `Blackjack-v1` is Gymnasium's card game, not the cartridge.
     name = re.sub(r"-v[045]$", "", name)
     if re.search(r"-v\d+$", name):
         return name

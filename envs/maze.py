@@ -1,9 +1,10 @@
-"""The maze of digit images, registered with Gymnasium as `ebu/Maze-v0`.
+"""The EBU paper's maze of digit images, registered with Gymnasium as `ebu/Maze-v0`.
 
 Lee, Choi, Chung, *Sample-Efficient Deep Reinforcement Learning via Episodic Backward Update*,
-NeurIPS 2019: a 10×10 grid with walls, walked from (0, 0) to (9, 9). What is seen are two images of
-digits, one for each coordinate, drawn afresh at every visit, so that no two visits look alike. The
-paper's are MNIST's, of 28×28 pixels; these are the 1,797 of 8×8 that come with scikit-learn.
+NeurIPS 2019: a 10×10 grid with walls; the agent goes from (0, 0) to (9, 9). An observation is two
+images of digits, one for each coordinate, sampled at every step, so that two visits to a cell look
+different. The paper uses MNIST (28×28 pixels); here they are the 1,797 digits of 8×8 pixels that
+come with scikit-learn.
 
 `MazeEnv` is one maze. `ManyMazes` plays the same games in N mazes at once, as arrays of indices.
 """
@@ -21,13 +22,13 @@ from PIL import Image
 
 SIDE = 10
 START, GOAL = 0, SIDE * SIDE - 1
-"""Cells: 10 y + x, from the upper left corner to the lower right one."""
+"""Cells are numbered 10 y + x, from the upper left corner to the lower right one."""
 MOVES = ((0, -1), (1, 0), (0, 1), (-1, 0))
-"""(x, y) steps of the actions up, right, down, left; neighbours in this list are perpendicular."""
+"""(x, y) of the actions up, right, down, left; neighbours in this list are perpendicular."""
 GOAL_REWARD, WALL_REWARD = 1000.0, -1.0
 MAX_STEPS = 1_000
 MOST_WALLS = 0.6
-"""Highest density: of the mazes drawn with it, about one in 700 can be solved."""
+"""Highest density of walls: about one in 700 mazes sampled with it can be solved."""
 ImageSide = Literal[8, 28]
 
 FREE, WALL, GOAL_COLOUR, AGENT = (240, 240, 240), (60, 60, 70), (80, 170, 90), (220, 90, 50)
@@ -36,13 +37,13 @@ CELL_PIXELS, MARGIN = 24, 8
 
 @dataclass(frozen=True, eq=False)
 class Maze:
-    """One maze, and its rules as tables over 100 cells and 4 moves.
+    """One maze and its dynamics as tables over 100 cells and 4 moves.
 
     | field | shape | meaning |
     | --- | --- | --- |
     | walls | (10, 10) bool | row y, column x |
-    | next_cells | (100, 4) int64 | where a move leads; bumping into a wall or the border: nowhere |
-    | rewards | (100, 4) float32 | 1000 on reaching the goal, −1 for a wall, else 0 |
+    | next_cells | (100, 4) int64 | where a move leads; at a wall or the border: the same cell |
+    | rewards | (100, 4) float32 | 1000 on reaching the goal, −1 at a wall, else 0 |
     | shortest_path | | moves from the start to the goal |
     """
 
@@ -53,7 +54,7 @@ class Maze:
 
     @classmethod
     def from_walls(cls, walls: np.ndarray) -> "Maze":
-        """The maze with these walls, (10, 10) bool. Raises ValueError if it cannot be solved."""
+        """Build the maze of these walls, (10, 10) bool; ValueError if it cannot be solved."""
         next_cells = np.empty((SIDE * SIDE, len(MOVES)), dtype=np.int64)
         rewards = np.zeros(next_cells.shape, dtype=np.float32)
         for cell in range(SIDE * SIDE):
@@ -67,19 +68,17 @@ class Maze:
         rewards[next_cells == GOAL] = GOAL_REWARD
         shortest_path = None if walls.flat[START] or walls.flat[GOAL] else _distance(next_cells)
         if shortest_path is None:
-            raise ValueError("no way leads from the start of this maze to its goal")
+            raise ValueError("no path leads from the start of this maze to its goal")
         return cls(walls.copy(), next_cells, rewards, shortest_path)
 
     @classmethod
     def draw(cls, density: float, seed: int) -> "Maze":
-        """Draw each cell but start and goal as a wall with probability `density`, until solvable.
+        """Sample a solvable maze: each cell but start and goal is a wall with this probability.
 
         Raises ValueError for a density outside [0, 0.6] or a negative seed.
         """
         if not 0.0 <= density <= MOST_WALLS:
-            raise ValueError(
-                f"density must be a share of walls in [0, {MOST_WALLS}], got {density}"
-            )
+            raise ValueError(f"density is the share of walls, in [0, {MOST_WALLS}]; got {density}")
         if seed < 0:
             raise ValueError(f"maze_seed must not be negative, got {seed}")
         rng = np.random.default_rng(seed)
@@ -93,7 +92,7 @@ class Maze:
 
 
 def _distance(next_cells: np.ndarray) -> int | None:
-    """Moves from the start to the goal by breadth-first search; None if it cannot be reached."""
+    """Moves from start to goal by breadth-first search; None if there is no path."""
     distances = {START: 0}
     frontier = deque([START])
     while frontier:
@@ -110,21 +109,21 @@ class Digits(NamedTuple):
 
     images: np.ndarray  # (1797, side, side) float32 in [0, 1]
     first: np.ndarray  # (10,) int64: index of each digit's first image
-    number: np.ndarray  # (10,) int64: number of each digit's images
+    number: np.ndarray  # (10,) int64: number of images of each digit
 
-    def chosen(self, digits: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """Index of the image that a number in [0, 1) picks among those of a digit."""
+    def pick(self, digits: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """Indices of images of these digits, picked by numbers in [0, 1) of the same shape."""
         within: np.ndarray = (uniform * self.number[digits]).astype(np.int64)
-        chosen: np.ndarray = self.first[digits] + within
-        return chosen
+        picked: np.ndarray = self.first[digits] + within
+        return picked
 
 
 @cache
 def load_digits(side: ImageSide = 8) -> Digits:
-    """scikit-learn's digits, as they are or enlarged to 28×28 by bilinear interpolation.
+    """Load scikit-learn's digits, 8×8 or enlarged to 28×28 by bilinear interpolation.
 
-    Raises gymnasium.error.DependencyNotInstalled, which says what to install, without
-    scikit-learn, and ValueError for another side.
+    Raises ValueError for another side, and gymnasium.error.DependencyNotInstalled, which names the
+    command that installs it, without scikit-learn.
     """
     if side not in (8, 28):
         raise ValueError(f"image_side must be 8 or 28, got {side}")
@@ -149,23 +148,23 @@ def load_digits(side: ImageSide = 8) -> Digits:
 
 
 class MazeEnv(gymnasium.Env[np.ndarray, np.int64]):
-    """One maze: the same walls in every game, fresh digit images at every step.
+    """One maze: the same walls in every game, newly sampled digit images at every step.
 
     | argument | meaning |
     | --- | --- |
     | density | share of walls, in [0, 0.6]; the paper has 0.2 to 0.5 |
-    | maze_seed | which of the mazes of this density; `reset(seed=…)` does not change the maze |
-    | slip_probability | chance that a move turns to a perpendicular one; 0.2 in the paper |
+    | maze_seed | selects the maze; `reset(seed=…)` does not change it |
+    | slip_probability | chance that a move becomes a perpendicular one; 0.2 in the paper |
     | image_side | 8, or 28 as in the paper |
     | render_mode | `ansi` for text, `rgb_array` for a picture |
 
-    Observations are float32 vectors in [0, 1]: the pixels of the digit of x, then of that of y, row
-    by row (`observation.reshape(2, image_side, image_side)`). Actions: 0 up, 1 right, 2 down,
-    3 left. The reward is 1000 on reaching the goal, which ends the game, −1 for bumping into a
-    wall, and 0 otherwise; the border just stops a move. `gymnasium.make` cuts games after 1,000
-    steps. `info` holds the position as (x, y).
+    An observation is a float32 vector in [0, 1]: the pixels of the digit of x, then of the digit of
+    y, row by row (`observation.reshape(2, image_side, image_side)`). Actions: 0 up, 1 right,
+    2 down, 3 left. The reward is 1000 on reaching the goal, which ends the game, −1 for a move into
+    a wall, and 0 otherwise, also for a move into the border. `gymnasium.make` truncates games after
+    1,000 steps. `info` holds the position as (x, y).
 
-    Raises ValueError for arguments that do not fit.
+    Raises ValueError for arguments out of range.
     """
 
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 15}  # noqa: RUF012
@@ -194,11 +193,11 @@ class MazeEnv(gymnasium.Env[np.ndarray, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Go to the start. A seed decides the images and slips from here on."""
+        """Go to the start. A seed determines all later images and slips."""
         super().reset(seed=seed)
         self._cell = START
         self._playing = True
-        return self._look(self.np_random.random(2)), self._info()
+        return self._observe(self.np_random.random(2)), self._info()
 
     def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Move. Raises InvalidAction for an action outside 0..3, ResetNeeded outside a game."""
@@ -211,20 +210,20 @@ class MazeEnv(gymnasium.Env[np.ndarray, np.int64]):
         reward = float(self.maze.rewards[self._cell, move])
         self._cell = int(self.maze.next_cells[self._cell, move])
         self._playing = self._cell != GOAL
-        return self._look(drawn[1:]), reward, not self._playing, False, self._info()
+        return self._observe(drawn[1:]), reward, not self._playing, False, self._info()
 
     def render(self) -> Any:
-        """The maze as text ('#' wall, 'A' agent, 'G' goal) or as a picture (288, 432, 3) uint8."""
+        """The maze as text ('#' wall, 'A' agent, 'G' goal) or a picture (288, 432, 3) uint8."""
         if self.render_mode == "ansi":
             return self._text()
         if self.render_mode == "rgb_array":
             return self._picture()
         return None
 
-    def _look(self, drawn: np.ndarray) -> np.ndarray:
+    def _observe(self, drawn: np.ndarray) -> np.ndarray:
         y, x = divmod(self._cell, SIDE)
-        self._seen = self._digits.images[self._digits.chosen(np.array([x, y]), drawn)]
-        observation: np.ndarray = self._seen.reshape(-1)
+        self._images = self._digits.images[self._digits.pick(np.array([x, y]), drawn)]
+        observation: np.ndarray = self._images.reshape(-1)
         return observation
 
     def _info(self) -> dict[str, Any]:
@@ -239,7 +238,7 @@ class MazeEnv(gymnasium.Env[np.ndarray, np.int64]):
         return "\n".join("".join(row) for row in cells)
 
     def _picture(self) -> np.ndarray:
-        """The grid in its border, and beside it the two digits as they are seen."""
+        """The grid in its border, and to its right the two digits of the observation."""
         cells = np.pad(np.where(self.maze.walls[..., None], WALL, FREE), ((1, 1), (1, 1), (0, 0)))
         cells[[0, -1]] = cells[:, [0, -1]] = WALL
         for cell, colour in ((GOAL, GOAL_COLOUR), (self._cell, AGENT)):
@@ -247,34 +246,34 @@ class MazeEnv(gymnasium.Env[np.ndarray, np.int64]):
             cells[1 + y, 1 + x] = colour
         grid = cells.repeat(CELL_PIXELS, axis=0).repeat(CELL_PIXELS, axis=1).astype(np.uint8)
         side = len(grid) // 2
-        beside = np.zeros((len(grid), side, 3), dtype=np.uint8) + np.array(WALL, dtype=np.uint8)
-        for upper, image in zip((0, side), self._seen, strict=True):
+        panel = np.zeros((len(grid), side, 3), dtype=np.uint8) + np.array(WALL, dtype=np.uint8)
+        for upper, image in zip((0, side), self._images, strict=True):
             digit = Image.fromarray((255 * image).astype(np.uint8))
-            shown = digit.resize((side - 2 * MARGIN, side - 2 * MARGIN), Image.Resampling.NEAREST)
+            large = digit.resize((side - 2 * MARGIN, side - 2 * MARGIN), Image.Resampling.NEAREST)
             inner = slice(upper + MARGIN, upper + side - MARGIN), slice(MARGIN, side - MARGIN)
-            beside[inner] = np.asarray(shown)[..., None]
-        return np.concatenate([grid, beside], axis=1)
+            panel[inner] = np.asarray(large)[..., None]
+        return np.concatenate([grid, panel], axis=1)
 
 
 class ManySteps(NamedTuple):
-    """One step in N mazes. Images are indices into `Digits.images`: those of x and of y."""
+    """One step in N mazes; images are pairs of indices into `Digits.images`, of x and of y."""
 
     rewards: np.ndarray  # (N,) float32
     terminated: np.ndarray  # (N,) bool: the goal is reached
     truncated: np.ndarray  # (N,) bool: after 1,000 steps without it
-    next_images: np.ndarray  # (N, 2) int64: what the step leads to
-    images: np.ndarray  # (N, 2) int64: what is seen now; where the game ended, the next one's start
+    next_images: np.ndarray  # (N, 2) int64: the observation that the step leads to
+    images: np.ndarray  # (N, 2) int64: the same, but after the end of a game the next game's first
 
 
 class ManyMazes:
-    """N mazes stepped together; a game that ends is followed by the next one at once.
+    """N mazes stepped together; the next game begins as soon as one ends.
 
-    With `seeds[i]`, maze i plays exactly what `MazeEnv` plays after `reset(seed=seeds[i])`, being
-    reset without a seed between its games.
+    Maze i plays exactly what `MazeEnv` plays after `reset(seed=seeds[i])` if it is reset without a
+    seed between its games.
 
     | argument | meaning |
     | --- | --- |
-    | mazes, seeds | N of each; a seed decides the images and slips of its maze |
+    | mazes, seeds | N of each; a seed determines the images and slips of its maze |
     | slip_probability | as in `MazeEnv` |
     """
 
@@ -289,8 +288,8 @@ class ManyMazes:
         self._slip_probability = slip_probability
         self._digits = load_digits()
         self._all = np.arange(len(mazes))
-        # Each maze has a stream of its own, as `MazeEnv` has; games end at different times, so
-        # each has its own position in what was drawn ahead.
+        # Each maze has its own random stream, as `MazeEnv` has. Games end at different times, so
+        # each maze has its own position in the numbers drawn ahead.
         self._rngs = [np.random.default_rng(seed) for seed in seeds]
         self._drawn = np.stack([rng.random(self._DRAWN_AHEAD) for rng in self._rngs])
         self._used = np.zeros(len(mazes), dtype=np.int64)
@@ -298,10 +297,10 @@ class ManyMazes:
         self._steps = np.zeros(len(mazes), dtype=np.int64)
 
     def reset(self) -> np.ndarray:
-        """Begin a game in every maze; returns the images, (N, 2) int64."""
+        """Begin a game in every maze; return the images, (N, 2) int64."""
         self._cells[:] = START
         self._steps[:] = 0
-        return self._look(self._all)
+        return self._observe(self._all)
 
     def step(self, actions: np.ndarray) -> ManySteps:
         """Move in every maze: actions (N,), integers in 0..3."""
@@ -310,7 +309,7 @@ class ManyMazes:
         rewards = self._rewards[self._all, self._cells, moves]
         self._cells = self._next_cells[self._all, self._cells, moves]
         self._steps += 1
-        next_images = self._look(self._all)
+        next_images = self._observe(self._all)
         terminated = self._cells == GOAL
         over = terminated | (self._steps >= MAX_STEPS)
         images = next_images
@@ -319,15 +318,15 @@ class ManyMazes:
             self._cells[ended] = START
             self._steps[ended] = 0
             images = next_images.copy()
-            images[ended] = self._look(ended)
+            images[ended] = self._observe(ended)
         return ManySteps(rewards, terminated, over & ~terminated, next_images, images)
 
-    def _look(self, which: np.ndarray) -> np.ndarray:
+    def _observe(self, which: np.ndarray) -> np.ndarray:
         y, x = np.divmod(self._cells[which], SIDE)
-        return self._digits.chosen(np.stack([x, y], axis=1), self._random(which, 2))
+        return self._digits.pick(np.stack([x, y], axis=1), self._random(which, 2))
 
     def _random(self, which: np.ndarray, count: int) -> np.ndarray:
-        """The next `count` numbers in [0, 1) of these mazes' streams, (len(which), count)."""
+        """Draw `count` numbers in [0, 1) from the streams of these mazes, (len(which), count)."""
         for i in which[self._used[which] + count > self._DRAWN_AHEAD]:
             left = self._drawn[i, self._used[i] :]
             fresh = self._rngs[i].random(self._DRAWN_AHEAD - len(left))
@@ -340,7 +339,7 @@ class ManyMazes:
 
 
 def _turn(drawn: np.ndarray, slip_probability: float) -> np.ndarray:
-    """How far moves turn: +1 or −1, each with half the slip's probability, else 0."""
+    """How far moves turn: +1 or −1, each with half the slip probability, else 0."""
     return np.where(drawn < slip_probability / 2, 1, np.where(drawn < slip_probability, -1, 0))
 
 

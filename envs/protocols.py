@@ -1,22 +1,24 @@
-"""Evaluation protocols: two sets of rules under which scores are comparable, never mixed."""
+"""Evaluation protocols: two sets of rules; scores are comparable only within one of them."""
 
 from dataclasses import dataclass
+
+from envs.games import is_atari
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """The rules of play. Frames are emulator frames, 4 for each agent step.
+    """The rules of training and evaluation games. Frames are emulator frames, 4 per agent step.
 
     | field | meaning |
     | --- | --- |
     | repeat_action_probability | sticky actions: the emulator repeats the last action instead |
     | full_action_space | all 18 actions instead of those the game uses |
-    | life_loss_ends_segment | in training, values do not continue past a lost life |
-    | train_noop_max, eval_noop_max | each game starts with up to so many no-ops |
-    | train_max_frames, eval_max_frames | a game is cut, as truncated, after so many frames |
-    | eval_epsilon | share of random actions in evaluation; None: the run's final ε |
+    | life_loss_ends_segment | in training, no target bootstraps past a lost life |
+    | train_noop_max, eval_noop_max | each game starts with up to this many no-ops |
+    | train_max_frames, eval_max_frames | a game is truncated after this many frames |
+    | eval_epsilon | ε of evaluation; None: the run's final ε |
     | eval_episodes | games of an evaluation |
-    | human_table | whose human scores normalise: `nature2015` or `57table` |
+    | human_table | source of human scores for normalisation: `nature2015` or `57table` |
     """
 
     name: str
@@ -31,9 +33,15 @@ class Protocol:
     eval_episodes: int
     human_table: str
 
+    def evaluation_epsilon(self, game: str, final_epsilon: float) -> float:
+        """ε of a run's evaluation; a Gymnasium environment is played without random actions."""
+        if not is_atari(game):
+            return 0.0
+        return final_epsilon if self.eval_epsilon is None else self.eval_epsilon
 
-# Mnih et al. (2015) and Lee et al. (2019). Their human-normalised scores use the human scores of
-# the former. The authors' code plays no no-ops in training; the cap ends games that wait for FIRE.
+
+# Mnih et al. (2015) and Lee et al. (2019), both normalised by the human scores of the former. The
+# authors' code has no no-ops in training; the limit of frames ends games that wait for FIRE.
 PAPER = Protocol(
     name="paper",
     repeat_action_probability=0.0,
@@ -48,8 +56,8 @@ PAPER = Protocol(
     human_table="nature2015",
 )
 
-# Machado et al. (2018). What is compared under it covers 57 games, 8 of which have human scores in
-# the later table only.
+# Machado et al. (2018). Papers that follow it play 57 games; for 8 of these only the later table
+# has human scores.
 MACHADO = Protocol(
     name="machado",
     repeat_action_probability=0.25,

@@ -1,26 +1,29 @@
-"""N environments stepped together, and how they come back after a restart.
+"""N environments stepped together, restored after a restart by replaying their actions.
 
-No emulator here can save its state. But each environment's state is a function of the seed of its
-last seeded reset and of the actions since then: the `Journal` keeps both, `state_dict` writes them
-down, and `load_state_dict` plays them back. To bound the journal, an environment is seeded anew
-from time to time, always at a natural end of a game: no game is ever cut for bookkeeping.
+The emulators cannot save their state, but the state is a function of the seed of the last seeded
+reset and of the actions since then. The `Journal` keeps both, `state_dict` saves them, and
+`load_state_dict` replays them. To bound the journal, an environment gets a new seed from time to
+time, always between two games: no game is ever cut for bookkeeping.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
+FRAME_SIDE = 84
+"""Height and width of the grey frames that images become."""
+
 
 class ReplayMismatchError(RuntimeError):
-    """Playing a journal back did not lead to the state that was saved."""
+    """Replaying a journal did not lead to the saved state."""
 
 
 class VectorStep(NamedTuple):
     """One step of N environments; row j belongs to environment j.
 
-    The row after the end of a game is the first frame of the next one: `started` is set, the
+    The row after the end of a game is the first frame of the next game: `started` is set, the
     action sent for it was ignored, its reward is 0 and no other flag is set.
     """
 
@@ -28,35 +31,12 @@ class VectorStep(NamedTuple):
     rewards: np.ndarray  # (N,) float32: raw, never clipped
     terminated: np.ndarray  # (N,) bool: the game is over
     truncated: np.ndarray  # (N,) bool: the game was cut by its time limit; never with terminated
-    life_lost: np.ndarray  # (N,) bool: the counter of lives dropped, and the game is not over
+    life_lost: np.ndarray  # (N,) bool: the number of lives dropped, and the game is not over
     started: np.ndarray  # (N,) bool: first frame of a new game
 
 
-class VectorEnvironment(Protocol):
-    """What `make_vector` returns; `send` and `recv` are the two halves of a step."""
-
-    @property
-    def num_envs(self) -> int: ...
-    @property
-    def num_actions(self) -> int: ...
-    @property
-    def frame_shape(self) -> tuple[int, ...]: ...
-    @property
-    def frame_dtype(self) -> np.dtype[Any]: ...
-    @property
-    def stack(self) -> int: ...
-    @property
-    def frames_per_step(self) -> int: ...
-    def reset(self) -> VectorStep: ...
-    def send(self, actions: np.ndarray) -> None: ...
-    def recv(self) -> VectorStep: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-    def close(self) -> None: ...
-
-
 class Outcome(NamedTuple):
-    """What the environments answer, before games and lives are told apart."""
+    """What the environments return, before lost lives and starts of games are derived."""
 
     frames: np.ndarray  # (N, *frame_shape)
     rewards: np.ndarray  # (N,) float32
@@ -66,20 +46,19 @@ class Outcome(NamedTuple):
 
 
 def environment_seed(seed: int, environment: int, seedings: int) -> int:
-    """The seed of an environment's seeded reset number `seedings`: in [1, 2**31 - 1].
+    """Seed in [1, 2**31 - 1] of an environment's seeded reset number `seedings`.
 
-    Emulators take a signed 32-bit seed, read negative ones as "no seed" and some of them 0 as
-    "the clock", so both are left out.
+    Emulators take a signed 32-bit seed. They read a negative one as "no seed", and some read 0 as
+    "seed from the clock", so neither is used.
     """
     word = np.random.SeedSequence((seed, environment, seedings)).generate_state(1, np.uint32)[0]
     return 1 + int(word) % (2**31 - 1)
 
 
-def checked_actions(actions: np.ndarray, num_envs: int, num_actions: int) -> np.ndarray:
-    """A private int64 copy of `actions`, or a one-line ValueError.
+def validate_actions(actions: np.ndarray, num_envs: int, num_actions: int) -> np.ndarray:
+    """Return a private int64 copy of `actions`; raise a one-line ValueError for invalid ones.
 
-    An emulator handed an action it does not know never answers again, so nothing unchecked may
-    reach it.
+    An emulator that is sent an unknown action hangs, so nothing unchecked may reach it.
     """
     actions = np.asarray(actions)
     if actions.shape != (num_envs,):
@@ -92,16 +71,16 @@ def checked_actions(actions: np.ndarray, num_envs: int, num_actions: int) -> np.
 
 
 def check_at_least(value: int, least: int, name: str) -> None:
-    """ValueError unless a construction argument is at least `least`."""
+    """Raise ValueError unless a constructor argument is at least `least`."""
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 class Journal:
-    """The actions of N environments since each one's last seeded reset, one byte each.
+    """The actions of N environments since the last seeded reset of each, one byte per action.
 
-    All environments step together, so the journal is one table of (steps, N): environment j's part
-    begins at row `starts[j]`. Rows before every environment's start are dropped.
+    All environments step together, so the journal is one table of shape (steps, N): environment
+    j's actions begin at row `starts[j]`. Rows before the earliest start are dropped.
     """
 
     def __init__(self, num_envs: int) -> None:
@@ -112,7 +91,7 @@ class Journal:
 
     @property
     def actions(self) -> np.ndarray:
-        """(rows, N) uint8; row t of environment j is its own only from `starts[j]` on."""
+        """(rows, N) uint8; column j is meaningful from row `starts[j]` on."""
         return self._table[: self._rows]
 
     @property
@@ -121,14 +100,14 @@ class Journal:
         return self._rows - self.starts
 
     def append(self, actions: np.ndarray) -> None:
-        """Add one step's actions, (N,) in 0..255."""
+        """Append one step's actions, (N,) in 0..255."""
         if self._rows == len(self._table):
             self._make_room()
         self._table[self._rows] = actions
         self._rows += 1
 
-    def seeded(self, mask: np.ndarray) -> None:
-        """The environments of `mask`, (N,) bool, have just had a seeded reset."""
+    def record_seeding(self, mask: np.ndarray) -> None:
+        """Record a seeded reset of the environments in `mask`, (N,) bool."""
         self.starts[mask] = self._rows
         self.seedings[mask] += 1
 
@@ -158,52 +137,74 @@ class Journal:
         self.seedings = np.array(state["seedings"], dtype=np.int64)
 
 
-class JournaledVector(ABC):
-    """The part that all vector environments share: games, lives, seeds, journal and restore.
+class VectorEnvironment(ABC):
+    """What all vector environments share: games, lives, seeds, journal and restore.
 
-    A subclass says how to reset, start and collect its environments. `identity` holds everything
-    that decides what the environments do, as JSON values; a saved state is only accepted by an
-    object with the same identity. `engine` names the version of what runs the environments: it is
-    not compared, only told when a restore fails. An environment is seeded anew at the first game
-    it starts `reseed_after_steps` steps or more after its last seeded reset.
+    A subclass resets, starts and collects its environments, and sets `num_actions`, `frame_shape`,
+    `frame_dtype`, `stack` and `frames_per_step`.
+
+    | argument | meaning |
+    | --- | --- |
+    | kind, game | `atari` or `gymnasium`, and the name of the game |
+    | seed | non-negative; environment j gets seeds derived from it |
+    | reseed_every_frames | frames of all environments between two seeded resets of one |
+    | rules | what else decides how the environments behave, as JSON values |
+    | engine | what runs the environments; named when a restore fails, not compared |
+
+    `identity` holds all of these but the engine; only an object with the same identity accepts a
+    saved state. Raises ValueError for arguments out of range.
     """
+
+    num_actions: int
+    frame_shape: tuple[int, ...]
+    frame_dtype: np.dtype[Any]
+    stack: int
+    frames_per_step: int
 
     def __init__(
         self,
-        *,
+        kind: str,
+        game: str,
         num_envs: int,
-        num_actions: int,
+        *,
         seed: int,
-        reseed_after_steps: int,
-        identity: dict[str, Any],
+        reseed_every_frames: int,
+        rules: dict[str, Any],
         engine: str,
     ) -> None:
-        if not 1 <= num_actions <= 256:
-            raise ValueError(f"{identity['game']} has {num_actions} actions; 1 to 256 can be kept")
+        check_at_least(num_envs, 1, "num_envs")
+        check_at_least(seed, 0, "seed")
+        check_at_least(reseed_every_frames, 1, "reseed_every_frames")
         self.num_envs = num_envs
-        self.num_actions = num_actions
-        self._seed = seed
-        self.reseed_after_steps = reseed_after_steps
-        self.identity = identity
+        self._seed = int(seed)
+        self.reseed_after_steps = -(-reseed_every_frames // (self.frames_per_step * num_envs))
+        self.identity = {
+            "kind": kind,
+            "game": game,
+            "num_envs": num_envs,
+            "seed": self._seed,
+            **rules,
+            "reseed_every_frames": reseed_every_frames,
+        }
         self._engine = engine
         self._journal = Journal(num_envs)
         self._sent: np.ndarray | None = None
         self._last: Outcome | None = None  # None: before the first reset
         self._closed = False
         self._all = np.ones(num_envs, dtype=bool)
-        # Kept only to recognise the state again after a restore.
+        # Only to verify a restored state.
         self._reward_sums = np.zeros(num_envs, dtype=np.float64)
 
     @abstractmethod
     def _reset(self, mask: np.ndarray, seeds: list[int]) -> Outcome:
-        """Seeded reset of the environments of `mask`, from scratch; the others stay untouched.
+        """Reset the environments in `mask` with seeds, from scratch; leave the others untouched.
 
-        Rewards and flags of the reset rows are 0; only frames and lives of the others are read.
+        Rewards and flags of the reset rows are 0; of the other rows only frames and lives are read.
         """
 
     @abstractmethod
     def _start(self, actions: np.ndarray, active: np.ndarray) -> None:
-        """Begin a step with valid `actions`, (N,) int64; `active` ones matter, others may idle.
+        """Begin a step with valid `actions`, (N,) int64; environments not `active` may idle.
 
         An environment whose game ended in the step before is reset without a seed instead.
         """
@@ -217,25 +218,25 @@ class JournaledVector(ABC):
         """Release what the environments hold."""
 
     def reset(self) -> VectorStep:
-        """Start new games everywhere, each environment from a seed of its own."""
+        """Start a new game in every environment, each from a seed of its own."""
         self._check_idle("reset")
         self._last = self._seeded_reset(self._all)
         return _step_of(self._last, ~self._all, self._all.copy())
 
     def send(self, actions: np.ndarray) -> None:
-        """Start one step: `actions` (N,) of any integer dtype, each in 0..num_actions - 1.
+        """Begin a step with `actions` (N,) of any integer dtype, each in 0..num_actions - 1.
 
-        Raises ValueError for anything else, before it reaches an environment.
+        Raises ValueError for anything else before it reaches an environment.
         """
         self._check_idle("send")
         if self._last is None:
             raise RuntimeError("send before reset: call reset first")
-        checked = checked_actions(actions, self.num_envs, self.num_actions)
-        self._start(checked, self._all)
-        self._sent = checked
+        valid = validate_actions(actions, self.num_envs, self.num_actions)
+        self._start(valid, self._all)
+        self._sent = valid
 
     def recv(self) -> VectorStep:
-        """Finish the step that `send` began."""
+        """Finish the step begun by `send`."""
         if self._sent is None or self._last is None:
             raise RuntimeError("recv without send: call send first")
         before = self._last
@@ -254,7 +255,7 @@ class JournaledVector(ABC):
         return _step_of(after, life_lost, started)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to continue bit for bit, at any moment between `recv` and `send`."""
+        """Everything needed to continue bit for bit; call it between `recv` and `send`."""
         self._check_idle("state_dict")
         if self._last is None:
             return {"identity": dict(self.identity), "engine": self._engine, "journal": None}
@@ -266,10 +267,10 @@ class JournaledVector(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Come back to a saved state by playing its journal back.
+        """Restore a saved state by replaying its journal.
 
-        Raises ValueError if the state belongs to other environments and ReplayMismatchError if
-        the end of the journal is not the state that was saved.
+        Raises ValueError if the state belongs to other environments, and ReplayMismatchError if
+        the journal does not lead to the saved state.
         """
         self._check_idle("load_state_dict")
         self._check_identity(state["identity"])
@@ -278,11 +279,11 @@ class JournaledVector(ABC):
             self._last = None
             return
         self._journal.load_state_dict(state["journal"])
-        self._last = self._play_back()
-        self._check_reached(state)
+        self._last = self._replay_journal()
+        self._verify_restored(state)
 
     def close(self) -> None:
-        """Release the environments; may be called more than once."""
+        """Release the environments. Calling it again does nothing."""
         if not self._closed:
             self._closed = True
             self._close()
@@ -294,13 +295,23 @@ class JournaledVector(ABC):
 
     def _seeded_reset(self, mask: np.ndarray) -> Outcome:
         outcome = self._reset(mask, self._seeds_of(mask, self._journal.seedings))
-        self._journal.seeded(mask)
+        self._journal.record_seeding(mask)
         self._reward_sums[mask] = 0.0
         return outcome
 
-    def _play_back(self) -> Outcome:
-        # In lockstep, so that every thread has work: an environment with a short journal idles
-        # (with its own older actions, which are valid ones) until its seeded reset is due.
+    def _blank(self) -> Outcome:
+        """An outcome in which nothing happened."""
+        return Outcome(
+            frames=np.zeros((self.num_envs, *self.frame_shape), dtype=self.frame_dtype),
+            rewards=np.zeros(self.num_envs, dtype=np.float32),
+            terminated=np.zeros(self.num_envs, dtype=bool),
+            truncated=np.zeros(self.num_envs, dtype=bool),
+            lives=np.zeros(self.num_envs, dtype=np.int64),
+        )
+
+    def _replay_journal(self) -> Outcome:
+        # In lockstep, so that every thread has work: an environment with a short journal takes
+        # its own older actions, which are valid, until its seeded reset is due.
         starts = self._journal.starts
         seedings = self._journal.seedings - 1
         outcome = self._reset(self._all, self._seeds_of(self._all, seedings))
@@ -334,9 +345,9 @@ class JournaledVector(ABC):
             if saved.get(key) != self.identity.get(key)
         ]
         if differing:
-            raise ValueError(f"the saved environments are not these: {'; '.join(differing)}")
+            raise ValueError(f"the state is of other environments: {'; '.join(differing)}")
 
-    def _check_reached(self, state: dict[str, Any]) -> None:
+    def _verify_restored(self, state: dict[str, Any]) -> None:
         assert self._last is not None
         saved, reached = state["reached"], _summary(self._last, self._reward_sums)
         for key, value in reached.items():
@@ -346,10 +357,10 @@ class JournaledVector(ABC):
                 environment = int(np.flatnonzero(differs)[0])
                 self._last = None
                 raise ReplayMismatchError(
-                    f"environment {environment} of {self.identity['game']} did not come back to "
-                    f"its saved state: its {key.replace('_', ' ')} differ (saved with "
-                    f"{state['engine']}, this is {self._engine}); continue on the kind of machine "
-                    "and with the versions the run was started with"
+                    f"environment {environment} of {self.identity['game']} did not return to its "
+                    f"saved state: {key.replace('_', ' ')} differ (saved with {state['engine']}, "
+                    f"this is {self._engine}); resume on the kind of machine and with the versions "
+                    "that the run was started with"
                 )
 
 
@@ -369,7 +380,7 @@ def _with_fresh(outcome: Outcome, fresh: Outcome, mask: np.ndarray) -> Outcome:
 
 
 def _summary(outcome: Outcome, reward_sums: np.ndarray) -> dict[str, Any]:
-    """What a restored state is recognised by: one entry for each environment in each value."""
+    """What a restored state is verified by: an entry for each environment in each value."""
     return {
         "frames": [hashlib.sha256(frame.tobytes()).hexdigest() for frame in outcome.frames],
         "lives": outcome.lives.astype(np.int64),

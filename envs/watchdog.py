@@ -1,4 +1,4 @@
-"""A process that waits for an emulator for ever should say so and end."""
+"""Abort the process when an emulator call hangs."""
 
 import os
 import sys
@@ -6,19 +6,19 @@ import threading
 
 
 class Watchdog:
-    """Ends the process when one wait lasts longer than `seconds`.
+    """Context manager that ends the process when its body takes longer than `seconds`.
 
-    The waiting thread only writes a number before and after the wait, so a step costs nothing
-    that could be measured. A daemon thread looks once a second whether the number is still the
-    same. It counts its own looks and not the clock: a process stopped for an hour (Ctrl-Z, a
-    laptop asleep) has not waited for an hour.
+    Entering and leaving only write a number, so a step costs nothing measurable. A daemon thread
+    reads the number once a second and counts how often it is unchanged. It counts reads instead of
+    clock time, because a process that was suspended for an hour (Ctrl-Z, a laptop asleep) has not
+    waited for an hour.
     """
 
     def __init__(self, what: str, seconds: int) -> None:
         self._what = what
         self._seconds = seconds
         self._waits = 0
-        self._waiting = 0  # number of the wait going on; 0: none
+        self._waiting = 0  # number of the current wait; 0: none
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, name=f"watchdog of {what}", daemon=True).start()
 
@@ -30,20 +30,20 @@ class Watchdog:
         self._waiting = 0
 
     def stop(self) -> None:
-        """End the watching thread."""
+        """Stop the watching thread."""
         self._stopped.set()
 
     def _watch(self) -> None:
-        seen, looks = 0, 0
+        seen, unchanged = 0, 0
         while not self._stopped.wait(1.0):
             waiting = self._waiting
-            looks = looks + 1 if waiting and waiting == seen else 0
+            unchanged = unchanged + 1 if waiting and waiting == seen else 0
             seen = waiting
-            if looks >= self._seconds:
-                # The waiting thread is inside native code and no exception can reach it.
+            if unchanged >= self._seconds:
+                # The waiting thread is inside native code, which no exception can interrupt.
                 print(
-                    f"{self._what} has not answered for {self._seconds} seconds: giving up; "
-                    "the same command continues from the last checkpoint",
+                    f"{self._what} has not answered for {self._seconds} seconds; run the same "
+                    "command again to resume from the last checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -33,7 +33,6 @@ from ebu.run.video import check_video_path, write_video
 from envs import (
     UnknownGameError,
     VectorEnvironment,
-    evaluation_epsilon,
     make_vector,
     random_and_human,
 )
@@ -324,9 +323,7 @@ def _epsilons(
     config: EvaluateConfig, settings: dict[str, Any], game: str, protocol: Protocol
 ) -> tuple[float, float]:
     """The protocol's share of random actions in this game, and the one to play with."""
-    of_protocol = evaluation_epsilon(game, protocol)
-    if of_protocol is None:
-        of_protocol = float(_setting(settings, "epsilon_end"))
+    of_protocol = protocol.evaluation_epsilon(game, float(_setting(settings, "epsilon_end")))
     if config.epsilon is None:
         return of_protocol, of_protocol
     if config.random:

@@ -37,7 +37,6 @@ from ebu.training import Trainer, TrainingConfig
 from envs import (
     ReplayMismatchError,
     VectorEnvironment,
-    evaluation_epsilon,
     is_atari,
     make_vector,
     random_and_human,
@@ -340,7 +339,7 @@ class Evaluator:
             for child in np.random.SeedSequence([self.config.seed, frames]).spawn(2)
         )
         episodes = self.config.evaluation.eval_episodes
-        epsilon = evaluation_epsilon(self.game, self.protocol)
+        final_epsilon = self.config.exploration.epsilon_end
         env = self.make_env(
             min(episodes, MOST_EVALUATION_ENVS), int(playing.integers(2**31)), False
         )
@@ -349,7 +348,7 @@ class Evaluator:
                 self.agent.play,
                 env,
                 episodes=episodes,
-                epsilon=self.config.exploration.epsilon_end if epsilon is None else epsilon,
+                epsilon=self.protocol.evaluation_epsilon(self.game, final_epsilon),
                 rng=acting,
                 random_start_actions=self.config.exploration.random_start_actions,
                 should_stop=should_stop,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.atari import AtariVector, native_emulators
+from envs.atari import AtariVector, make_emulators
 from tests.envs.play import actions_for, assert_same, play
 
 WITHOUT_LIVES = (
@@ -189,7 +189,7 @@ def test_with_sticky_actions_environments_differ_and_so_do_seeds() -> None:
 
 
 def test_a_game_starts_with_up_to_so_many_no_ops() -> None:
-    native = native_emulators(
+    native = make_emulators(
         "pong",
         8,
         repeat_action_probability=0.0,

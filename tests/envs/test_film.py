@@ -14,7 +14,7 @@ from PIL import Image
 from envs.atari import AtariVector
 from envs.film import Camera, CannotFilmError, film
 from envs.gymnasium_vector import GymnasiumVector
-from envs.vector import JournaledVector, ReplayMismatchError, VectorStep
+from envs.vector import ReplayMismatchError, VectorEnvironment, VectorStep
 
 STICKY: dict[str, Any] = {"repeat_action_probability": 0.25, "full_action_space": True}
 
@@ -71,7 +71,7 @@ def registered() -> Iterator[None]:
         del gymnasium.registry[f"{kind.__name__}-v0"]
 
 
-def play(env: JournaledVector, steps: int) -> tuple[np.ndarray, list[VectorStep]]:
+def play(env: VectorEnvironment, steps: int) -> tuple[np.ndarray, list[VectorStep]]:
     """Random actions (steps, N), and every row they led to, the reset's first."""
     actions = np.random.default_rng(7).integers(env.num_actions, size=(steps, env.num_envs))
     rows = [env.reset()]

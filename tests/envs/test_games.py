@@ -11,7 +11,6 @@ from envs import (
     AtariVector,
     GymnasiumVector,
     UnknownGameError,
-    evaluation_epsilon,
     is_atari,
     make_vector,
 )
@@ -25,7 +24,7 @@ from envs.games import (
     canonical_game,
     reference_scores,
 )
-from envs.protocols import PROTOCOLS, Protocol
+from envs.protocols import PROTOCOLS
 
 GAMES = [game for game in roms.get_all_rom_ids() if game not in TWO_PLAYER_GAMES]
 
@@ -246,8 +245,8 @@ def test_a_registered_id_is_made_by_gymnasium(name: str) -> None:
         (":", "cannot import"),
         ("combat", "two players"),
         ("Pong-ram-v4", "memory"),
-        ("xqzw", "nothing is called anything like it"),
-        ("", "nothing is called anything like it"),
+        ("xqzw", "no similar name"),
+        ("", "no similar name"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest_of_both_kinds(
@@ -258,12 +257,13 @@ def test_an_unknown_name_is_answered_with_the_nearest_of_both_kinds(
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=list(PROTOCOLS))
-def test_random_actions_in_evaluation_are_of_atari_alone(protocol: Protocol) -> None:
-    assert evaluation_epsilon("Pong", protocol) == protocol.eval_epsilon
-    assert evaluation_epsilon("ALE/Pong-v5", protocol) == protocol.eval_epsilon
-    assert evaluation_epsilon("CartPole-v1", protocol) == 0
-    assert evaluation_epsilon("TinyNumbers-v0", protocol) == 0
+@pytest.mark.parametrize("final_epsilon", [0.01, 0.1])
+def test_evaluation_epsilon(final_epsilon: float) -> None:
+    for game in ("Pong", "ALE/Pong-v5"):
+        assert PROTOCOLS["paper"].evaluation_epsilon(game, final_epsilon) == 0.05
+        assert PROTOCOLS["machado"].evaluation_epsilon(game, final_epsilon) == final_epsilon
+    for game in ("CartPole-v1", "TinyNumbers-v0"):
+        assert {p.evaluation_epsilon(game, final_epsilon) for p in PROTOCOLS.values()} == {0.0}
 
 
 def test_an_environment_whose_library_is_missing_is_refused_in_one_line() -> None:

@@ -141,7 +141,7 @@ def test_a_maze_by_hand() -> None:
 def test_a_maze_without_a_way_is_refused(blocked: tuple[int, int]) -> None:
     walls = walls_of(SNAKE)
     walls[blocked] = True
-    with pytest.raises(ValueError, match="no way"):
+    with pytest.raises(ValueError, match="no path"):
         Maze.from_walls(walls)
 
 
@@ -246,7 +246,7 @@ def test_the_digits_are_sorted_and_enlarged() -> None:
     # Enlarging keeps the mean brightness.
     means = small.images.mean(axis=(1, 2)), large.images.mean(axis=(1, 2))
     np.testing.assert_allclose(*means, atol=0.02)
-    chosen = small.chosen(np.array([3, 3]), np.array([0.0, np.nextafter(1.0, 0.0)]))
+    chosen = small.pick(np.array([3, 3]), np.array([0.0, np.nextafter(1.0, 0.0)]))
     assert chosen.tolist() == [small.first[3], small.first[3] + small.number[3] - 1]
     env = MazeEnv(image_side=28)
     assert position(env.reset(seed=0)[0], side=28) == (0, 0)

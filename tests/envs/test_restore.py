@@ -178,7 +178,9 @@ def test_a_state_of_other_environments_is_refused_in_one_line(change: dict[str, 
     env = AtariVector(**arguments)
     env.reset()
     other = AtariVector(**{**arguments, **change})
-    with pytest.raises(ValueError, match=f"not these: .*{next(iter(change))} ") as error:
+    with pytest.raises(
+        ValueError, match=f"of other environments: .*{next(iter(change))} "
+    ) as error:
         other.load_state_dict(stored(env.state_dict()))
     assert "\n" not in str(error.value)
     env.close()
@@ -213,6 +215,6 @@ def test_an_environment_that_is_no_function_of_its_seed_is_noticed() -> None:
     env = GymnasiumVector("TinyForgetful-v0", 2, seed=3)
     env.reset()
     play(env, actions_for(env, 20))
-    with pytest.raises(ReplayMismatchError, match="TinyForgetful-v0 did not come back"):
+    with pytest.raises(ReplayMismatchError, match="TinyForgetful-v0 did not return"):
         env.load_state_dict(stored(env.state_dict()))
     env.close()

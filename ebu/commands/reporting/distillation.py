@@ -24,7 +24,6 @@ from ebu.memory import available_bytes
 from envs import (
     UnknownGameError,
     VectorEnvironment,
-    evaluation_epsilon,
     make_vector,
     random_and_human,
 )
@@ -131,8 +130,7 @@ def procedure_for(
     settings = teacher.config["settings"]
     try:
         game, protocol = settings["game"], PROTOCOLS[settings["protocol"]]
-        epsilon = evaluation_epsilon(game, protocol)
-        epsilon = settings["epsilon_end"] if epsilon is None else epsilon
+        epsilon = protocol.evaluation_epsilon(game, settings["epsilon_end"])
         random_start_actions = settings["random_start_actions"]
     except KeyError as error:
         raise EbuError(f"{run_dir}: its config.json lacks {error}: restore it") from error

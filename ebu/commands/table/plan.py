@@ -21,7 +21,7 @@ from ebu.errors import EbuError, UsageError
 from ebu.run.cli import at_most, device_named, has_bfloat16, one_of
 from ebu.run.directory import CONFIG, directory_name, read_config
 from envs import UnknownGameError, is_atari, make_vector
-from envs.games import GAME_SETS, canonical_game, shown
+from envs.games import GAME_SETS, canonical_game, quote
 from envs.protocols import PROTOCOLS
 
 Precision = Literal["float32", "bfloat16"]
@@ -225,7 +225,7 @@ def variants_of(texts: Sequence[str]) -> dict[str, list[str]]:
         found = _VARIANT.fullmatch(text.strip())
         if found is None:
             raise UsageError(
-                f'--variants {shown(text)}: write a name and flags, such as "beta1: --beta 1"'
+                f'--variants {quote(text)}: write a name and flags, such as "beta1: --beta 1"'
             )
         name, flags = found[1], shlex.split(found[2] or "")
         if name in variants:
@@ -270,7 +270,7 @@ def _check_environment(name: str, key: str) -> None:
     except UnknownGameError as error:
         if near:
             raise UsageError(
-                f"--games {shown(name)} is no set and no game: did you mean {near[0]}?"
+                f"--games {quote(name)} is no set and no game: did you mean {near[0]}?"
             ) from None
         raise UsageError(f"--games: {error}; sets are {', '.join(GAME_SETS)}") from None
     except ValueError as error:
