@@ -57,7 +57,7 @@ check: $(DEV_READY)
 	$(BIN) -m mypy
 
 docs-check: $(RUN_READY)
-	$(BIN) docs/check.py
+	$(BIN) -m docs.check
 
 $(RUN_READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -364,3 +364,7 @@ def say(line: str) -> None:
 def command() -> None:
     """Run the command with the words of the command line, and exit."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -448,3 +448,7 @@ def _check_display() -> None:
 def command() -> None:
     """Run the command with the words of the command line, and exit."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -182,3 +182,7 @@ def plain(value: Any) -> Any:
 def command() -> None:
     """Run the command with the words of the command line, and exit."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -31,10 +31,8 @@ from ebu.commands.table.plan import (
 from ebu.commands.table.results import ResultsTable
 from ebu.errors import EbuError, UsageError
 from ebu.run.cli import all_cores, parse, run_command
-from ebu.run.hints import program_command
+from ebu.run.hints import PROJECT, program_argv, program_command
 from envs.protocols import PROTOCOLS
-
-ROOT = Path(__file__).resolve().parent
 
 
 def main() -> int:
@@ -150,14 +148,13 @@ def locked(out: Path) -> Iterator[None]:
 
 def task_of(run: PlannedRun, threads: int) -> Task:
     """The commands of a run."""
-    python, run_dir = sys.executable, str(run.run_dir)
     options = ["--threads", str(threads)]
     scoring = [*options, "--device", run.config.device, "--episodes", str(run.games)]
     return Task(
         run_dir=run.run_dir,
         frames=run.config.frames,
-        train=(python, str(ROOT / "train.py"), *run.flags, *options),
-        evaluate=(python, str(ROOT / "evaluate.py"), run_dir, *scoring),
+        train=program_argv("train.py", *run.flags, *options),
+        evaluate=program_argv("evaluate.py", run.run_dir, *scoring),
     )
 
 
@@ -181,10 +178,10 @@ def code_version() -> dict[str, str]:
     except metadata.PackageNotFoundError:
         version = ""
     commit = ""
-    if (ROOT / ".git").exists():
+    if (PROJECT / ".git").exists():
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
             commit = subprocess.run(
-                ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"],
+                ["git", "-C", str(PROJECT), "describe", "--always", "--dirty", "--exclude", "*"],
                 capture_output=True,
                 text=True,
                 check=True,
@@ -201,3 +198,7 @@ def machine() -> str:
 def command() -> None:
     """Run the command with the words of the command line, and exit."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -374,3 +374,7 @@ class Evaluator:
 def command() -> None:
     """Run the command with the words of the command line, and exit."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    command()

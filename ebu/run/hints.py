@@ -19,7 +19,18 @@ def python_command(*words: object) -> str:
 
 def program_command(program: str, *words: object) -> str:
     """A program of this project with its arguments: `program_command("evaluate.py", run_dir)`."""
-    return python_command(PROJECT / program, *words)
+    return python_command(*_program(program), *words)
+
+
+def program_argv(program: str, *words: object) -> tuple[str, ...]:
+    """The same for a child process."""
+    return (sys.executable, *map(str, (*_program(program), *words)))
+
+
+def _program(program: str) -> list[str | Path]:
+    """The starter in a checkout, else the installed module."""
+    starter = PROJECT / program
+    return [starter] if starter.is_file() else ["-m", f"ebu.commands.{starter.stem}"]
 
 
 def tensorboard_command(directory: Path) -> str:

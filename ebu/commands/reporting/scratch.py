@@ -6,7 +6,6 @@ games. Its directory is a run directory among those of the students.
 
 import json
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -30,8 +29,8 @@ from ebu.commands.table.processes import read_processes
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import load_latest
 from ebu.run.directory import read_config
+from ebu.run.hints import program_argv
 
-ROOT = Path(__file__).resolve().parents[3]
 # Settings of the teacher's run that are not taken: the run's own, and the machine's.
 _OWN = frozenset(
     {
@@ -161,16 +160,16 @@ def _is_done(beginner: Beginner, frames: int, games: int) -> bool:
 
 
 def _task(procedure: Offline, beginner: Beginner, frames: int, machine: Sequence[str]) -> Task:
-    python, examination = sys.executable, procedure.examination
+    examination = procedure.examination
     return Task(
         run_dir=beginner.run_dir,
         frames=frames,
-        train=(python, str(ROOT / "train.py"), *beginner.flags, *machine),
-        evaluate=(
-            *(python, str(ROOT / "evaluate.py"), str(beginner.run_dir), *machine),
+        train=program_argv("train.py", *beginner.flags, *machine),
+        evaluate=program_argv(
+            *("evaluate.py", beginner.run_dir, *machine),
             # The games of all others.
             *("--episodes", str(examination.games), "--seed", str(examination.seed)),
-            *("--json", str(beginner.run_dir / _DRAFT)),
+            *("--json", beginner.run_dir / _DRAFT),
         ),
     )
 

@@ -1,0 +1,166 @@
+"""Programs of a copy's `.venv/bin` that run what the docs print, shortened by a table.
+
+`python docs/stand_ins.py NAME ARGS...` runs `python`, `pip` or `tensorboard` with these arguments.
+What cannot run here says why and ends with 0; the check then counts it as skipped.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Mapping, Sequence
+from importlib import util
+from typing import NoReturn
+
+Table = Mapping[str, Mapping[str, int | str]]
+
+SHORT: Table = {
+    "train.py": {"--frames": 1_000, "--eval-episodes": 1},
+    "evaluate.py": {"--episodes": 2},
+    "study.py": {"--games": "breakout", "--seeds": 1, "--frames": 2_000, "--episodes": 2},
+    "report.py": {},
+    "distill.py": {
+        "--states": 400,
+        "--updates": 20,
+        "--games": 2,
+        "--seeds": 1,
+        "--baseline-seeds": 1,
+        "--from-scratch": 2_000,
+    },
+    "studies.chain": {"--runs": 200},
+    "studies.maze": {"--steps": 500, "--mazes": 2},
+    "benchmarks.train_speed": {"--window": 400, "--pairs": 1},
+    "benchmarks.replay_speed": {"--replay-capacity": 20_000, "--repetitions": 20},
+    "benchmarks.target_speed": {"--steps": 128, "--repetitions": 1},
+    "benchmarks.env_speed": {"--steps": 50},
+    "benchmarks.update_speed": {"--repetitions": 2},
+    "benchmarks.gpu": {},
+    "docs/results/plot.py": {},
+    "examples/play_agent.py": {},
+    "examples/play_onnx.py": {},
+}
+"""The largest values of the flags of each program; what is not here is refused.
+
+A larger number becomes this value and a ten-thousandth of itself, so that a run that grows still
+grows. A missing flag is added. Of names the first is taken, and the value here for a set of games.
+"""
+ONLY_IF_GIVEN = {("study.py", "--games"), ("distill.py", "--from-scratch")}
+SETS = ("paper49", "atari5", "all57")
+RUN_AS, SKIPPED = "run as: ", "skipped: "
+SERVER_SECONDS = 60
+
+
+def shorten(args: Sequence[str], table: Table = SHORT) -> list[str]:
+    """A program and its arguments by the table. Raises `LookupError` for one not in it."""
+    program, rest = os.path.normpath(args[0]), list(args[1:])
+    if program not in table:
+        raise LookupError(f"{program}: docs/stand_ins.py does not say how it is shortened")
+    added: list[str] = []
+    for flag, most in table[program].items():
+        found, rest = _replace(flag, most, rest)
+        if not found and (program, flag) not in ONLY_IF_GIVEN and "--resume" not in rest:
+            added += [flag, str(most)]
+    return [args[0], *added, *rest]
+
+
+def _replace(flag: str, most: int | str, args: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether a flag is among arguments, and these with its values shortened."""
+    found, result, at = False, list[str](), 0
+    while at < len(args):
+        name, joined, value = args[at].partition("=")
+        at += 1
+        if name != flag:
+            result.append(args[at - 1])
+            continue
+        found, values = True, [value] if joined else []
+        while not joined and at < len(args) and not args[at].startswith("-"):
+            values.append(args[at])
+            at += 1
+        if isinstance(most, str):
+            values = [most if not values or values[0] in SETS else values[0]]
+        else:
+            values = [_short_number(most, given) for given in values]
+        result += [flag, *values]
+    return found, result
+
+
+def _short_number(most: int, given: str) -> str:
+    number = re.fullmatch(r"([\d_]+(?:\.\d+)?(?:e\d+)?)([kM]?)", given)
+    if not number:
+        return given  # for the program to refuse
+    value = float(number[1].replace("_", "")) * {"": 1, "k": 1_000, "M": 1_000_000}[number[2]]
+    short = most + int(value // 10_000)
+    return str(short) if value > short else given
+
+
+def run_python(args: list[str]) -> NoReturn:
+    """Shorten, or say why that cannot run here, and run."""
+    if args[:1] == ["-m"] and args[1] in ("pytest", "ruff", "mypy", "docs.check"):
+        skip("checks are run by themselves")
+    module = args[:1] == ["-m"] and args[1].startswith(("studies.", "benchmarks."))
+    if module or (args and args[0].endswith(".py")):
+        try:
+            args = ["-m"] * module + shorten(args[module:])
+        except LookupError as error:
+            sys.exit(f"error: {error}")
+        if "benchmarks.gpu" in args and not shutil.which("nvidia-smi"):
+            skip("there is no GPU here")
+        if "kegnet" in args:
+            skip("five minutes, and no flag for the updates of the generators")
+        if "sb3" in args and not _has_benchmarks():
+            skip("Stable-Baselines3 is not installed here")
+        if "--render" in args and "DISPLAY" not in os.environ:
+            if not (shutil.which("xvfb-run") and util.find_spec("_tkinter")):
+                skip("there is no display here, or no xvfb-run and Tk to do without")
+            os.execvp("xvfb-run", ["xvfb-run", "-a", sys.executable, *args])
+        print(f"{RUN_AS}{shlex.join(args)}", file=sys.stderr, flush=True)
+    os.execv(sys.executable, [sys.executable, *args])
+
+
+def run_pip(args: list[str]) -> NoReturn:
+    """Install from what is here: nothing is downloaded."""
+    if any("[bench]" in arg for arg in args) and not _has_benchmarks():
+        skip("a download that only the comparison with Stable-Baselines3 needs")
+    os.environ["PIP_NO_BUILD_ISOLATION"] = "0"
+    os.execv(sys.executable, [sys.executable, "-m", "pip", *args])
+
+
+def run_tensorboard(args: list[str]) -> NoReturn:
+    """Start the server, open its page, stop it."""
+    logs = args[args.index("--logdir") + 1]
+    if not os.path.isdir(logs):
+        sys.exit(f"error: there is no directory {logs}")
+    command = ["timeout", str(SERVER_SECONDS), sys.executable, "-m", "tensorboard.main", *args]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    try:
+        for line in server.stderr:
+            print(line, end="")
+            if address := re.search(r"http://\S+", line):
+                opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+                with opener.open(address[0], timeout=SERVER_SECONDS) as answer:
+                    print(f"{address[0]} answers {answer.status}")
+                sys.exit(0)
+        sys.exit("error: TensorBoard ended, or did not answer")
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _has_benchmarks() -> bool:
+    return util.find_spec("stable_baselines3") is not None
+
+
+def skip(reason: str) -> NoReturn:
+    """End as if all were well, and leave the reason."""
+    print(f"{SKIPPED}{reason}", file=sys.stderr)
+    sys.exit(0)
+
+
+STAND_INS = {"python": run_python, "pip": run_pip, "tensorboard": run_tensorboard}
+
+if __name__ == "__main__":
+    STAND_INS[sys.argv[1]](sys.argv[2:])
