@@ -166,7 +166,8 @@ def _task(procedure: Offline, beginner: Beginner, frames: int, machine: Sequence
         frames=frames,
         train=program_argv("train.py", *beginner.flags, *machine),
         evaluate=program_argv(
-            *("evaluate.py", beginner.run_dir, *machine),
+            "evaluate.py",
+            *(beginner.run_dir, *machine),
             # The games of all others.
             *("--episodes", str(examination.games), "--seed", str(examination.seed)),
             *("--json", beginner.run_dir / _DRAFT),
