@@ -15,6 +15,8 @@ from envs.atari import AtariVector
 from envs.film import Camera, CannotFilmError, film
 from envs.gymnasium_vector import GymnasiumVector
 from envs.vector import ReplayMismatchError, VectorEnvironment, VectorStep
+from tests.envs.play import actions_for
+from tests.envs.play import play as play_rows
 
 STICKY: dict[str, Any] = {"repeat_action_probability": 0.25, "full_action_space": True}
 
@@ -73,13 +75,8 @@ def registered() -> Iterator[None]:
 
 def play(env: VectorEnvironment, steps: int) -> tuple[np.ndarray, list[VectorStep]]:
     """Random actions (steps, N), and every row they led to, the reset's first."""
-    actions = np.random.default_rng(7).integers(env.num_actions, size=(steps, env.num_envs))
-    rows = [env.reset()]
-    for step_actions in actions:
-        env.send(step_actions)
-        row = env.recv()
-        rows.append(VectorStep(*(np.array(array) for array in row)))
-    return actions, rows
+    actions = actions_for(env, steps, seed=7)
+    return actions, [env.reset(), *play_rows(env, actions)]
 
 
 def games_of(rows: list[VectorStep], j: int) -> list[tuple[int, int]]:
@@ -92,11 +89,9 @@ def games_of(rows: list[VectorStep], j: int) -> list[tuple[int, int]]:
 @pytest.mark.parametrize(
     ("game", "options"),
     [
-        ("breakout", {"noop_max": 30, "max_frames_per_game": 400}),
         ("breakout", {**STICKY, "max_frames_per_game": 400}),
         ("pong", {**STICKY, "noop_max": 30, "max_frames_per_game": 500}),
-        ("amidar", {"max_frames_per_game": 500}),
-        # Each environment is seeded anew with its first game after 100 steps.
+        # Each environment gets a new seed with its first game after 100 or 150 steps.
         ("freeway", {"noop_max": 30, "max_frames_per_game": 200, "reseed_every_frames": 800}),
         ("space_invaders", {**STICKY, "max_frames_per_game": 300, "reseed_every_frames": 1200}),
     ],
@@ -124,46 +119,29 @@ def test_a_camera_sees_the_game_that_was_played(game: str, options: dict[str, An
     env.close()
 
 
-def test_a_film_has_a_picture_for_the_start_and_one_for_each_action() -> None:
+def test_a_film_has_a_picture_of_the_start_and_one_after_each_action() -> None:
     env = AtariVector("breakout", 2, seed=1, noop_max=30, max_frames_per_game=200, num_threads=1)
     actions, rows = play(env, 120)
-    first, second = games_of(rows, 0)[:2]
-    assert first == (0, 50)
-    assert second == (51, 101)
-    one = list(film(env, 0, actions[:, 0], *first))
-    two = list(film(env, 0, actions[:, 0], *second))
-    assert len(one) == len(two) == 51
-    assert {(picture.shape, picture.dtype) for picture in one} == {
-        ((210, 160, 3), np.dtype(np.uint8))
-    }
-    assert len(np.unique(one[0].reshape(-1, 3), axis=0)) > 5  # in colour
-    # A picture is not overwritten by the next one.
-    assert any((a != b).any() for a, b in pairwise(one))
-    env.close()
-
-
-def test_filming_leaves_the_environment_as_it_is() -> None:
-    env = AtariVector("pong", 2, seed=1, max_frames_per_game=100, num_threads=1)
-    actions, rows = play(env, 60)
     before = env.state_dict()["journal"]["actions"].copy()
-    for _ in film(env, 1, actions[:, 1], *games_of(rows, 1)[0]):
-        pass
+    assert games_of(rows, 0)[:2] == [(0, 50), (51, 101)]
+    for start, stop in games_of(rows, 0)[:2]:
+        pictures = list(film(env, 0, actions[:, 0], start, stop))
+        assert len(pictures) == 51
+        assert {(each.shape, each.dtype.name) for each in pictures} == {((210, 160, 3), "uint8")}
+        assert len(np.unique(pictures[0].reshape(-1, 3), axis=0)) > 5  # in colour
+        # The next picture does not overwrite it.
+        assert any((a != b).any() for a, b in pairwise(pictures))
     assert (env.state_dict()["journal"]["actions"] == before).all()
     env.close()
 
 
-def test_a_film_can_be_left_early_and_be_of_the_first_frame_alone() -> None:
-    env = AtariVector("pong", 1, seed=1, num_threads=1)
+@pytest.mark.parametrize(("game", "height"), [("pong", 210), ("air_raid", 250)])
+def test_a_film_can_be_left_early_or_show_the_first_frame_alone(game: str, height: int) -> None:
+    env = AtariVector(game, 1, seed=1, num_threads=1)
     env.reset()
     no_actions = np.empty(0, dtype=np.int64)
-    assert [picture.shape for picture in film(env, 0, no_actions, 0, 0)] == [(210, 160, 3)]
-    assert next(film(env, 0, np.zeros(50, dtype=np.int64), 0, 50)).shape == (210, 160, 3)
-    env.close()
-
-
-def test_pictures_have_the_size_of_the_games_screen() -> None:
-    env = AtariVector("air_raid", 1, seed=1, num_threads=1)
-    assert next(film(env, 0, np.empty(0, dtype=np.int64), 0, 0)).shape == (250, 160, 3)
+    assert [picture.shape for picture in film(env, 0, no_actions, 0, 0)] == [(height, 160, 3)]
+    assert next(film(env, 0, np.zeros(50, dtype=np.int64), 0, 50)).shape == (height, 160, 3)
     env.close()
 
 

@@ -17,52 +17,34 @@ from envs import (
 from envs.games import (
     ALL57,
     ATARI5,
-    GAME_SETS,
     PAPER49,
     TWO_PLAYER_GAMES,
-    UnplayableGameError,
+    ReferenceScores,
     canonical_game,
     reference_scores,
 )
-from envs.protocols import PROTOCOLS
+from envs.protocols import PROTOCOLS, Protocol
 
 GAMES = [game for game in roms.get_all_rom_ids() if game not in TWO_PLAYER_GAMES]
-
-
-def message_of(name: str) -> str:
-    with pytest.raises(UnknownGameError) as error:
-        canonical_game(name)
-    return str(error.value)
 
 
 @pytest.mark.parametrize(
     ("name", "game"),
     [
-        ("pong", "pong"),
         ("Pong", "pong"),
-        ("PONG", "pong"),
-        (" pong ", "pong"),
+        (" PONG ", "pong"),
         ("ALE/Pong-v5", "pong"),
-        ("ale/pong-v5", "pong"),
         ("ale_py:ALE/Pong-v5", "pong"),
         ("Pong-v0", "pong"),
-        ("Pong-v4", "pong"),
         ("PongNoFrameskip-v4", "pong"),
         ("PongDeterministic-v4", "pong"),
         ("MsPacman", "ms_pacman"),
-        ("Ms Pacman", "ms_pacman"),
         ("Ms. Pac-Man", "ms_pacman"),
-        ("ms-pacman", "ms_pacman"),
-        ("ALE/MsPacman-v5", "ms_pacman"),
         ("Q*bert", "qbert"),
         ("Up'n Down", "up_n_down"),
-        ("UpNDown", "up_n_down"),
         ("H.E.R.O.", "hero"),
         ("Montezuma's Revenge", "montezuma_revenge"),
         ("MontezumaRevengeNoFrameskip-v4", "montezuma_revenge"),
-        ("Yars' Revenge", "yars_revenge"),
-        ("Space Invaders", "space_invaders"),
-        ("River Raid", "riverraid"),
         ("James Bond", "jamesbond"),
         ("tic_tac_toe_3d", "tic_tac_toe_3d"),
     ],
@@ -71,10 +53,9 @@ def test_games_are_known_by_the_names_people_type(name: str, game: str) -> None:
     assert canonical_game(name) == game
 
 
-@pytest.mark.parametrize("game", GAMES)
-def test_every_cartridge_is_known_by_its_own_name(game: str) -> None:
-    assert canonical_game(game) == game
-    assert canonical_game(game.upper().replace("_", " ")) == game
+def test_every_rom_is_known_by_its_own_name() -> None:
+    for game in GAMES:
+        assert canonical_game(game) == canonical_game(game.upper().replace("_", " ")) == game
 
 
 def test_every_id_registered_for_the_emulator_means_its_own_game() -> None:
@@ -84,28 +65,20 @@ def test_every_id_registered_for_the_emulator_means_its_own_game() -> None:
         assert canonical_game(spec.id) == spec.kwargs["game"]
 
 
-@pytest.mark.parametrize("name", ["Pong-ram-v0", "ALE/Pong-ram-v5", "Pong-ramNoFrameskip-v4"])
-def test_observations_from_memory_are_refused(name: str) -> None:
-    assert "memory" in message_of(name)
-
-
-@pytest.mark.parametrize("name", [*TWO_PLAYER_GAMES, "ALE/Combat-v5"])
-def test_games_that_need_two_players_are_refused(name: str) -> None:
-    assert "two players" in message_of(name)
-
-
 @pytest.mark.parametrize(
-    ("name", "nearest"),
+    ("names", "words"),
     [
-        ("pnog", "pong"),
-        ("brekout", "breakout"),
-        ("ALE/Breakot-v5", "breakout"),
-        ("mspacmn", "ms_pacman"),
-        ("space invader", "space_invaders"),
+        (["Pong-ram-v0", "ALE/Pong-ram-v5", "Pong-ramNoFrameskip-v4"], "memory"),
+        ([*TWO_PLAYER_GAMES, "ALE/Combat-v5"], "two players"),
+        (["pnog", "ALE/Pomg-v5"], "did you mean pong"),
+        (["brekout", "ALE/Breakot-v5"], "did you mean breakout"),
+        (["space invader"], "did you mean space_invaders"),
     ],
 )
-def test_an_unknown_game_is_answered_with_the_nearest(name: str, nearest: str) -> None:
-    assert f"did you mean {nearest}" in message_of(name)
+def test_other_names_are_refused_with_a_reason(names: list[str], words: str) -> None:
+    for name in names:
+        with pytest.raises(UnknownGameError, match=words):
+            canonical_game(name)
 
 
 @given(st.one_of(st.text(), st.text(alphabet="pongPONG-v45/: _\n")))
@@ -122,72 +95,36 @@ def test_any_text_is_a_cartridge_or_refused_in_one_line(name: str) -> None:
 
 
 def test_the_sets_of_games() -> None:
-    assert len(PAPER49) == 49
-    assert len(ALL57) == 57
+    assert (len(PAPER49), len(ALL57), len(ATARI5)) == (49, 57, 5)
     assert set(PAPER49) < set(ALL57) <= set(GAMES)
-    assert set(ALL57) - set(PAPER49) == {
-        *["berzerk", "defender", "phoenix", "pitfall", "skiing", "solaris", "surround"],
-        "yars_revenge",
-    }
-    assert GAME_SETS == {"paper49": PAPER49, "atari5": ATARI5, "all57": ALL57}
-    assert ATARI5 == ("battle_zone", "double_dunk", "name_this_game", "phoenix", "qbert")
+    assert set(ATARI5) < set(ALL57)
 
 
 def test_reference_scores() -> None:
     pong = reference_scores("ALE/Pong-v5")
-    assert pong is not None
-    assert (pong.random, pong.human_nature2015, pong.human_57table) == (-20.7, 9.3, 14.6)
-    assert (pong.dqn_200m, pong.dqn_adam_10m, pong.rainbow_10m, pong.iqn_10m) == (
-        *(18.9, 6.3, 15.2, 15.2),
-    )
-    assert pong.human("nature2015") == 9.3
-    assert pong.human("57table") == 14.6
+    assert pong == ReferenceScores(-20.7, 9.3, 14.6, 18.9, 6.3, 15.2, 15.2)
+    assert (pong.human("nature2015"), pong.human("57table")) == (9.3, 14.6)
     with pytest.raises(ValueError, match="human table"):
         pong.human("2015")
-    breakout = reference_scores("breakout")
-    assert breakout is not None
-    assert (breakout.random, breakout.human_nature2015, breakout.dqn_200m) == (1.7, 31.8, 401.2)
-    phoenix = reference_scores("phoenix")
-    assert phoenix is not None
-    assert (phoenix.random, phoenix.human_nature2015, phoenix.human_57table) == (
-        *(761.4, None, 7242.6),
-    )
     assert reference_scores("tetris") is None
     with pytest.raises(UnknownGameError):
         reference_scores("CartPole-v1")
 
 
-@pytest.mark.parametrize("game", ALL57)
-def test_scores_can_be_normalised(game: str) -> None:
-    scores = reference_scores(game)
-    assert scores is not None
-    assert scores.random is not None
-    assert scores.human_57table is not None
-    assert (scores.human_nature2015 is not None) == (game in PAPER49)
-    for human in (scores.human_nature2015, scores.human_57table):
-        assert human is None or human > scores.random
-
-
-def test_the_protocols() -> None:
-    paper, machado = PROTOCOLS["paper"], PROTOCOLS["machado"]
-    assert (paper.name, machado.name) == ("paper", "machado")
-    assert paper.repeat_action_probability == 0.0
-    assert machado.repeat_action_probability == 0.25
-    assert (paper.train_noop_max, paper.eval_noop_max) == (0, 30)
-    assert (machado.train_noop_max, machado.eval_noop_max) == (0, 0)
-    assert (paper.train_max_frames, paper.eval_max_frames) == (108_000, 18_000)
-    assert (machado.train_max_frames, machado.eval_max_frames) == (108_000, 108_000)
-    assert (paper.eval_epsilon, machado.eval_epsilon) == (0.05, None)
-    assert (paper.eval_episodes, machado.eval_episodes) == (30, 100)
-    assert (paper.life_loss_ends_segment, machado.life_loss_ends_segment) == (True, False)
-    assert (paper.full_action_space, machado.full_action_space) == (False, True)
-    assert (paper.human_table, machado.human_table) == ("nature2015", "57table")
+def test_scores_can_be_normalised() -> None:
+    for game in ALL57:
+        scores = reference_scores(game)
+        assert scores is not None
+        assert scores.random is not None
+        assert scores.human_57table is not None
+        assert (scores.human_nature2015 is not None) == (game in PAPER49)
+        for human in (scores.human_nature2015, scores.human_57table):
+            assert human is None or human > scores.random
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=lambda protocol: protocol.name)
-def test_a_game_is_played_under_the_rules_of_its_protocol(protocol: str, training: bool) -> None:
-    rules = PROTOCOLS[protocol.name]
+@pytest.mark.parametrize("rules", PROTOCOLS.values(), ids=list(PROTOCOLS))
+def test_a_game_is_played_under_its_protocol(rules: Protocol, training: bool) -> None:
     env = make_vector("Pong", 2, seed=3, protocol=rules, training=training, num_threads=1)
     assert isinstance(env, AtariVector)
     assert env.num_actions == (18 if rules.full_action_space else 6)
@@ -237,7 +174,6 @@ def test_a_registered_id_is_made_by_gymnasium(name: str) -> None:
     [
         ("pnog", "did you mean pong"),
         ("CartPol-v1", "CartPole-v1"),
-        ("CartPole", "CartPole-v1"),
         ("CartPole-v99", "CartPole-v1"),
         ("tests.envs.tiny:TinyGray-v0", "did you mean TinyGrey-v0"),
         ("no_such_module:Some-v0", "no_such_module"),
@@ -246,7 +182,6 @@ def test_a_registered_id_is_made_by_gymnasium(name: str) -> None:
         ("combat", "two players"),
         ("Pong-ram-v4", "memory"),
         ("xqzw", "no similar name"),
-        ("", "no similar name"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest_of_both_kinds(
@@ -269,8 +204,3 @@ def test_evaluation_epsilon(final_epsilon: float) -> None:
 def test_an_environment_whose_library_is_missing_is_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match="cannot be made: no such library is installed"):
         make_vector("TinyNeedsALibrary-v0", 1, seed=0, protocol=PROTOCOLS["paper"], training=True)
-
-
-def test_the_kinds_of_errors() -> None:
-    assert issubclass(UnplayableGameError, UnknownGameError)
-    assert issubclass(UnknownGameError, ValueError)

@@ -142,6 +142,9 @@ def test_calls_out_of_order_are_refused() -> None:
         with pytest.raises(RuntimeError, match=f"{what} between send and recv"):
             getattr(env, what)(*arguments)
     env.recv()
+    with pytest.raises(ValueError, match=r"0\.\.2"):
+        env.send(np.array([3]))
+    assert env.position == 1  # it did not reach the environment
     env.close()
     env.close()
     with pytest.raises(RuntimeError, match="send after close"):

@@ -10,20 +10,20 @@ from gymnasium import spaces
 class Tiny(gymnasium.Env[Any, Any]):
     """Random observations; the reward is the action; ends at random, about every tenth step.
 
-    `counts_games`: it also observes how many games this object has seen, which no seed resets.
+    `counts_games`: it also observes how many games this object has played, which no seed resets.
     `forgets_its_seed`: it draws from a generator that its seed does not reach.
     """
 
     def __init__(
         self,
-        space: spaces.Box,
-        start: int = 0,
+        space: spaces.Space[Any],
+        actions: spaces.Space[Any] = spaces.Discrete(3),  # noqa: B008 (never changed)
         end: float = 0.1,
         counts_games: bool = False,
         forgets_its_seed: bool = False,
     ) -> None:
         self.observation_space = space
-        self.action_space = spaces.Discrete(3, start=start)
+        self.action_space = actions
         self._end = end
         self._counts_games = counts_games
         self._forgets_its_seed = forgets_its_seed
@@ -50,26 +50,7 @@ class Tiny(gymnasium.Env[Any, Any]):
         return (drawn + self._games if self._counts_games else drawn).astype(space.dtype)
 
 
-class Unsupported(Tiny):
-    """Actions or observations of other kinds."""
-
-    def __init__(self, actions: bool) -> None:
-        super().__init__(spaces.Box(0, 1, (2,)))
-        if actions:
-            self.action_space = spaces.Box(-1, 1, (2,))
-        else:
-            self.observation_space = spaces.Dict({"a": spaces.Box(0, 1, (2,))})
-
-
-class ManyActions(Tiny):
-    """More actions than a byte can tell apart."""
-
-    def __init__(self) -> None:
-        super().__init__(spaces.Box(0, 1, (2,)))
-        self.action_space = spaces.Discrete(257)
-
-
-class NeedsALibrary(Tiny):
+class NeedsALibrary(gymnasium.Env[Any, Any]):
     """Cannot be made here."""
 
     def __init__(self) -> None:
@@ -84,24 +65,23 @@ def _numbers(*shape: int, dtype: Any = np.float32) -> spaces.Box:
     return spaces.Box(-np.inf, np.inf, shape, dtype)
 
 
-gymnasium.register("TinyColour-v0", Tiny, kwargs={"space": _image(40, 50, 3), "start": 5})
-gymnasium.register("TinyGrey-v0", Tiny, kwargs={"space": _image(84, 84)})
-gymnasium.register("TinyGreyChannel-v0", Tiny, kwargs={"space": _image(30, 30, 1)})
-gymnasium.register("TinyNumbers-v0", Tiny, kwargs={"space": _numbers(2, 3, dtype=np.float64)})
-gymnasium.register("TinyBytes-v0", Tiny, kwargs={"space": _image(7)})
-gymnasium.register(
-    "TinyEndless-v0", Tiny, max_episode_steps=6, kwargs={"space": _numbers(2), "end": 0.0}
-)
-gymnasium.register(
-    "TinyLast-v0", Tiny, max_episode_steps=1, kwargs={"space": _numbers(2), "end": 1.0}
-)
-gymnasium.register("TinyCounting-v0", Tiny, kwargs={"space": _numbers(2), "counts_games": True})
-gymnasium.register(
-    "TinyForgetful-v0", Tiny, kwargs={"space": _numbers(2), "forgets_its_seed": True}
-)
-gymnasium.register("TinyContinuous-v0", Unsupported, kwargs={"actions": True})
-gymnasium.register("TinyDict-v0", Unsupported, kwargs={"actions": False})
-gymnasium.register("TinyManyActions-v0", ManyActions)
+def _register(name: str, space: spaces.Space[Any], limit: int | None = None, **kwargs: Any) -> None:
+    gymnasium.register(
+        f"{name}-v0", Tiny, max_episode_steps=limit, kwargs={"space": space, **kwargs}
+    )
+
+
+_register("TinyColour", _image(40, 50, 3), actions=spaces.Discrete(3, start=5))
+_register("TinyGrey", _image(84, 84))
+_register("TinyGreyChannel", _image(30, 30, 1))
+_register("TinyNumbers", _numbers(2, 3, dtype=np.float64))
+_register("TinyBytes", _image(7))
+_register("TinyEndless", _numbers(2), limit=6, end=0.0)
+_register("TinyLast", _numbers(2), limit=1, end=1.0)
+_register("TinyCounting", _numbers(2), counts_games=True)
+_register("TinyForgetful", _numbers(2), forgets_its_seed=True)
+_register("TinyContinuous", _numbers(2), actions=spaces.Box(-1, 1, (2,)))
+_register("TinyDict", spaces.Dict({"a": _numbers(2)}))
+_register("TinyManyActions", _numbers(2), actions=spaces.Discrete(257))  # a byte holds 256
+_register("Tetris", _numbers(2))  # called like an Atari game
 gymnasium.register("TinyNeedsALibrary-v0", NeedsALibrary)
-# Called like an Atari game, but somebody's own.
-gymnasium.register("Tetris-v0", Tiny, kwargs={"space": _numbers(2)})
