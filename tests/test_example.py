@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from agents.distillation.export import onnx_bytes
-from agents.distillation.onnx_policy import OnnxPolicy
+from agents.distillation.deploy.export import onnx_bytes
+from agents.distillation.deploy.onnx_policy import OnnxPolicy
 from agents.trained import TrainedAgent
 from ebu.evaluation import evaluate
 from ebu.frames import FrameStack, torch_dtype

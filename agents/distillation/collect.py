@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from agents.agent import epsilon_greedy
-from agents.distillation.states import StateSet, hold_out
+from agents.distillation.dataset import StateSet, hold_out
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Act
 from ebu.frames import FrameStack, torch_dtype

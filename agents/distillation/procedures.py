@@ -5,13 +5,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.distillation.generations import REFINED, of_generation, refined, teach_generations
-from agents.distillation.multi_game import teach_jointly
-from agents.distillation.mutual import cohort, teach_mutually
+from agents.distillation.dataset import StateSet
+from agents.distillation.experimental.generations import (
+    REFINED,
+    of_generation,
+    refined,
+    teach_generations,
+)
+from agents.distillation.experimental.mutual import cohort, teach_mutually
+from agents.distillation.experimental.several_games import teach_jointly
 from agents.distillation.objective import TERMS
-from agents.distillation.offline import Offline, Pupil, outputs_for
+from agents.distillation.pipeline import Offline, Pupil, outputs_for
 from agents.distillation.records import StudentRecord
-from agents.distillation.states import StateSet
 from agents.trained import Outputs
 from ebu.errors import UsageError
 from ebu.run.cli import at_most, positive

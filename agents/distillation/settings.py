@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from agents.distillation.distill import TeachingConfig
 from agents.distillation.objective import LossConfig, check_weights
-from agents.distillation.offline import Pupil, outputs_for
+from agents.distillation.pipeline import Pupil, outputs_for
 from agents.distillation.procedures import ProcedureConfig
 from agents.distillation.records import method_name
 from agents.distillation.sources import MADE_UP, MIXED_FROM, PLAY, SOURCES
 from agents.distillation.temperature import check_temperature
+from agents.distillation.trainer import TeachingConfig
 from ebu.errors import UsageError
 from ebu.run.cli import at_most, not_negative, one_of, positive
 

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from agents.distillation.collect import EPSILON, collect, from_replay
-from agents.distillation.kegnet import Bar, generate
-from agents.distillation.states import StateSet, join, load_states, saved_or_made
-from agents.distillation.synthetic import mixed, noise
+from agents.distillation.dataset import StateSet, join, load_states, saved_or_made
+from agents.distillation.experimental.kegnet import Bar, generate
+from agents.distillation.experimental.synthetic import mixed, noise
 from agents.distillation.teachers import check_states
 from agents.trained import TrainedAgent
 from ebu.evaluation import Act

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents.architectures import ARCHITECTURES, unknown, whole_architecture
-from agents.distillation.factorize import check_ranks, factorise
+from agents.distillation.experimental.factorised import check_ranks, factorise
 from agents.networks import Features, PlainHead, QNetwork, build_network
 from agents.trained import STUDENT, WEIGHTS, Outputs, TrainedAgent
 from ebu.errors import EbuError, UsageError

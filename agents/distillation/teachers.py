@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from agents.agent import epsilon_greedy
+from agents.distillation.dataset import StateSet
 from agents.distillation.records import (
     Constant,
     Score,
@@ -18,7 +19,6 @@ from agents.distillation.records import (
     read_record,
     write_record,
 )
-from agents.distillation.states import StateSet
 from agents.distillation.students import multiply_adds, num_parameters
 from agents.distillation.temperature import Temperature
 from agents.trained import TrainedAgent, load_agent

@@ -16,12 +16,13 @@ import torch
 from tqdm import tqdm
 
 from agents import TrainedAgent, load_agent
+from agents.distillation.dataset import StateSet
 from agents.distillation.deploy import deploy, read_exports
-from agents.distillation.ensemble import Member, as_ensemble
+from agents.distillation.deploy.export import require_export
 from agents.distillation.experimental import EXPERIMENTAL
-from agents.distillation.export import require_export
-from agents.distillation.mutual import alone
-from agents.distillation.offline import Offline, Pupil
+from agents.distillation.experimental.ensembles import Member, as_ensemble
+from agents.distillation.experimental.mutual import alone
+from agents.distillation.pipeline import Offline, Pupil
 from agents.distillation.procedures import taught
 from agents.distillation.records import (
     StudentRecord,
@@ -40,17 +41,16 @@ from agents.distillation.report import (
 )
 from agents.distillation.settings import MAY_CHANGE, DistillConfig
 from agents.distillation.sources import MADE_UP, PLAY, Stopped
-from agents.distillation.states import StateSet
-from ebu.commands.evaluate import random_play
-from ebu.commands.presets import flat
-from ebu.commands.reporting.distillation import (
+from ebu.commands.distilling.build import (
     configs_of,
     games_of,
     load_teachers,
     networks_of,
     procedure_for,
 )
-from ebu.commands.reporting.scratch import beginners, train_from_scratch
+from ebu.commands.distilling.from_scratch import beginners, train_from_scratch
+from ebu.commands.evaluate import random_play
+from ebu.commands.presets import flat
 from ebu.commands.study import code_version
 from ebu.errors import EbuError, UsageError
 from ebu.run.cli import parse, run_command, stop_on_signals

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from agents.distillation.latency import hardware
+from agents.distillation.deploy.latency import hardware
 from ebu.commands.reporting.runs import Run, find_run_directories, normalised, read_run
 from ebu.commands.table.committed import write_result
 from ebu.commands.table.jobs import Task, say, work_off

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-import ebu.commands.reporting.scratch
+import ebu.commands.distilling.from_scratch
+from agents.distillation.dataset import load_states
+from agents.distillation.experimental.synthetic import noise
 from agents.distillation.settings import DistillConfig
-from agents.distillation.states import load_states
-from agents.distillation.synthetic import noise
 from ebu.commands import distill, evaluate
 from ebu.commands.evaluate import EvaluateConfig
 from ebu.commands.presets import parse_arguments
@@ -149,7 +149,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             scored(task)
         return [], None
 
-    monkeypatch.setattr(ebu.commands.reporting.scratch, "work_off", work_off)
+    monkeypatch.setattr(ebu.commands.distilling.from_scratch, "work_off", work_off)
     return trained
 
 
@@ -323,5 +323,5 @@ def test_the_command_prints_the_chosen_and_where_the_report_is(
     assert command(monkeypatch, teacher, "--out", whole, *FLAGS) == 0
     printed = capsys.readouterr()
     assert printed.out.startswith("chosen: 2-2-2/4, kl, seed ")
-    assert f"report: {whole / 'ebu.commands.report.md'}" in printed.err
+    assert f"report: {whole / 'report.md'}" in printed.err
     assert f"--logdir {whole}" in printed.err

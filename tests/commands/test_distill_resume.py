@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from agents import load_agent
-from agents.distillation.distill import Course
 from agents.distillation.records import chosen
 from agents.distillation.sources import Stopped
+from agents.distillation.trainer import Course
 from ebu.commands import distill, evaluate
 from ebu.errors import EbuError, UsageError
 from tests.distillations import FLAGS, contents, distilled, scalars, train_teacher

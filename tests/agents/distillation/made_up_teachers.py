@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.distillation.distill import TeachingConfig
 from agents.distillation.objective import LossConfig
-from agents.distillation.offline import Offline
+from agents.distillation.pipeline import Offline
 from agents.distillation.students import build
 from agents.distillation.teachers import Examination
+from agents.distillation.trainer import TeachingConfig
 from agents.trained import Outputs, TrainedAgent
 from envs import VectorStep
 from tests.made_up import CPU, NUM_ACTIONS, MadeUpGames, random_games

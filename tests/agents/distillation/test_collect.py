@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from agents.distillation.collect import collect, from_replay
-from agents.distillation.states import StateSet
-from agents.distillation.synthetic import RUN, SHIFT, mixed, noise, shifted
+from agents.distillation.dataset import StateSet
+from agents.distillation.experimental.synthetic import RUN, SHIFT, mixed, noise, shifted
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import save_checkpoint
 from envs import make_vector

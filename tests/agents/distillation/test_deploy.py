@@ -13,9 +13,9 @@ from torch import nn
 
 from agents.distillation import deploy as deploying
 from agents.distillation.deploy import deploy, read_exports
-from agents.distillation.int8 import calibration_states
-from agents.distillation.latency import hardware, latencies
-from agents.distillation.onnx_policy import OnnxPolicy
+from agents.distillation.deploy.int8 import calibration_states
+from agents.distillation.deploy.latency import hardware, latencies
+from agents.distillation.deploy.onnx_policy import OnnxPolicy
 from agents.distillation.records import Score
 from agents.trained import TrainedAgent
 from ebu.errors import EbuError
@@ -178,7 +178,7 @@ class Clock:
 
 
 def test_percentiles_by_hand_in_turns_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agents.distillation.latency.WARMUP_CALLS", 2)
+    monkeypatch.setattr("agents.distillation.deploy.latency.WARMUP_CALLS", 2)
     # The warm-up is slow, and not counted.
     taken = {"a": iter([10**6, 10**6, *range(1, 102)]), "b": iter([10**6] * 2 + [7] * 101)}
     clock = Clock(taken)

@@ -12,10 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from agents.distillation import losses
-from agents.distillation.distill import PROGRESS, Lesson, TeachingConfig, Training
+from agents.distillation.dataset import StateSet
 from agents.distillation.objective import LossConfig
-from agents.distillation.states import StateSet
 from agents.distillation.students import Student, build
+from agents.distillation.trainer import PROGRESS, Lesson, TeachingConfig, Training
 from agents.trained import TrainedAgent
 from ebu.errors import EbuError, UsageError
 from tests.agents.distillation.test_states import set_of
@@ -136,7 +136,7 @@ def test_what_is_measured_on_held_out_states(
     rows = torch.arange(len(states)) % 3
     lesson = lesson_of(states=replace(states, outputs=taught[rows]))
     training = training_in(tmp_path, lesson=lesson)
-    monkeypatch.setattr("agents.distillation.distill.HELD_OUT_BATCH", 4)
+    monkeypatch.setattr("agents.distillation.trainer.HELD_OUT_BATCH", 4)
     parts = iter(states.held_out.split(4))
     monkeypatch.setattr(Student, "forward", lambda student, stacks: outputs[rows[next(parts)]])
     assert len(states.held_out) == 6

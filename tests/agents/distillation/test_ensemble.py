@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.distillation import ensemble
 from agents.distillation.collect import collect
-from agents.distillation.ensemble import (
+from agents.distillation.experimental import ensembles as ensemble
+from agents.distillation.experimental.ensembles import (
     MeanPolicy,
     Member,
     as_ensemble,
@@ -20,7 +20,7 @@ from agents.distillation.ensemble import (
     learners_of,
     load_members,
 )
-from agents.distillation.offline import Pupil, Stopped
+from agents.distillation.pipeline import Pupil, Stopped
 from agents.distillation.procedures import ProcedureConfig, check_ensemble, check_single
 from agents.distillation.sources import rng_of
 from agents.distillation.temperature import median_gap

@@ -1,6 +1,7 @@
 """Networks as ONNX files, float32 and int8: the same answers as torch's, or no file."""
 
 import errno
+import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.distillation import export as exporting
-from agents.distillation.export import (
+from agents.distillation.dataset import StateSet
+from agents.distillation.deploy.export import (
     LEAST_AGREEMENT,
     TOLERANCE,
     Parity,
@@ -24,18 +25,18 @@ from agents.distillation.export import (
     onnx_bytes,
     parity_states,
 )
-from agents.distillation.int8 import CALIBRATION_STATES, calibration_states, quantised
-from agents.distillation.onnx_policy import OnnxPolicy
-from agents.distillation.states import StateSet
+from agents.distillation.deploy.int8 import CALIBRATION_STATES, calibration_states, quantised
+from agents.distillation.deploy.onnx_policy import OnnxPolicy
 from agents.networks import build_network
 from agents.trained import Outputs, TrainedAgent
-from ebu import durable
 from ebu.errors import EbuError, UsageError
+from ebu.run import files
 from ebu.run.files import write_whole
 from tests.agents.distillation.test_states import set_of
 from tests.agents.distillation.test_students import rng_of, teacher_of
 from tests.made_up import CPU
 
+exporting = importlib.import_module("agents.distillation.deploy.export")
 SIDE = 36
 
 
@@ -138,7 +139,7 @@ def test_the_same_agent_gives_the_same_bytes_and_no_paths(
     agent: TrainedAgent, content: bytes
 ) -> None:
     assert onnx_bytes(agent, "net3-kl") == content
-    assert str(Path(exporting.__file__).parents[1]).encode() not in content
+    assert str(Path(exporting.__file__).parents[2]).encode() not in content
     assert len(content) < 1.05 * 4 * sum(w.numel() for w in agent.network.parameters()) + 20_000
 
 
@@ -242,7 +243,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_the_old_one_stays(
     def full(_: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(durable, "sync", full)
+    monkeypatch.setattr(files, "sync", full)
     for refused in (path, path / "no directory" / "net3.onnx"):
         with pytest.raises(EbuError, match="cannot write") as failure:
             write_whole(refused, b"other")

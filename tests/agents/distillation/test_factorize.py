@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agents import TrainedAgent
 from agents.architectures import parse_ranks
-from agents.distillation.factorize import (
+from agents.distillation.experimental.factorised import (
     LEAST_SHARE,
     check_ranks,
     energy_rank,

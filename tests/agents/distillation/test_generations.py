@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from agents.distillation.distill import Lesson, Training, examined
-from agents.distillation.generations import RefinedLesson, refined, taught_by, teach_generations
-from agents.distillation.offline import Offline, Pupil, Stopped
+from agents.distillation.experimental.generations import (
+    RefinedLesson,
+    refined,
+    taught_by,
+    teach_generations,
+)
+from agents.distillation.experimental.synthetic import shifted
+from agents.distillation.pipeline import Offline, Pupil, Stopped
 from agents.distillation.records import chosen
-from agents.distillation.synthetic import shifted
+from agents.distillation.trainer import Lesson, Training, examined
 from agents.trained import load_agent
 from tests.agents.distillation.made_up_teachers import procedure_in, teacher_of
 from tests.agents.distillation.test_distill import Killed, lesson_of, training_in

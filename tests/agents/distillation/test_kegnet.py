@@ -16,11 +16,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.distillation.distill import Lesson, TeachingConfig, Training
-from agents.distillation.kegnet import RECORD, Generator, KegNetConfig, generate, terms_of
+from agents.distillation.dataset import HELD_OUT_SHARE, StateSet
+from agents.distillation.experimental.kegnet import (
+    RECORD,
+    Generator,
+    KegNetConfig,
+    generate,
+    terms_of,
+)
 from agents.distillation.objective import LossConfig
-from agents.distillation.states import HELD_OUT_SHARE, StateSet
 from agents.distillation.students import build
+from agents.distillation.trainer import Lesson, TeachingConfig, Training
 from agents.trained import Outputs, TrainedAgent
 from ebu.errors import EbuError, UsageError
 from tests.agents.distillation.test_states import equal
@@ -259,7 +265,9 @@ def test_what_no_generator_can_make_is_refused(
         generated(tmp_path, count=2)
     with pytest.raises(UsageError, match="flat observations: collect"):
         generated(tmp_path, teacher=teacher_of(frame_shape=[5]))
-    monkeypatch.setattr("agents.distillation.kegnet.available_bytes", lambda device: 50_000)
+    monkeypatch.setattr(
+        "agents.distillation.experimental.kegnet.available_bytes", lambda device: 50_000
+    )
     with pytest.raises(UsageError, match=r"^--states 90: .* at most 12 fit"):
         generated(tmp_path)
     assert not list(tmp_path.iterdir())

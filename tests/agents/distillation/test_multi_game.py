@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.distillation.distill import PROGRESS, Lesson
-from agents.distillation.multi_game import JointTraining, check_games, share_trunk
-from agents.distillation.offline import Offline, Pupil, Stopped
+from agents.distillation.experimental.several_games import JointTraining, check_games, share_trunk
+from agents.distillation.pipeline import Offline, Pupil, Stopped
 from agents.distillation.procedures import ProcedureConfig, taught
 from agents.distillation.records import StudentRecord
 from agents.distillation.students import Student, build, save_student
+from agents.distillation.trainer import PROGRESS, Lesson
 from agents.trained import TrainedAgent, load_agent
 from ebu.errors import UsageError
 from tests.agents.distillation.made_up_teachers import procedure_in, teacher_of

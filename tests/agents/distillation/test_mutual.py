@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from agents.distillation import losses
-from agents.distillation.distill import PROGRESS
-from agents.distillation.mutual import MutualTraining, alone, cohort, teach_mutually
-from agents.distillation.offline import Pupil, Stopped
+from agents.distillation.experimental.mutual import MutualTraining, alone, cohort, teach_mutually
+from agents.distillation.pipeline import Pupil, Stopped
 from agents.distillation.procedures import ProcedureConfig, taught
+from agents.distillation.trainer import PROGRESS
 from agents.trained import load_agent
 from tests.agents.distillation.made_up_teachers import procedure_in, teacher_of
 from tests.agents.distillation.test_distill import CONFIG, Killed, lesson_of, network

@@ -13,7 +13,6 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from agents.distillation.deploy import ExportRecord
-from agents.distillation.pareto import draw, front
 from agents.distillation.records import (
     Score,
     StudentRecord,
@@ -22,9 +21,10 @@ from agents.distillation.records import (
     write_record,
 )
 from agents.distillation.report import Report, assemble, export_name, write_report
-from agents.distillation.report_text import report_text
-from agents.distillation.retention import retention_interval
-from agents.distillation.rows import Row
+from agents.distillation.report.picture import draw, front
+from agents.distillation.report.retention import retention_interval
+from agents.distillation.report.rows import Row
+from agents.distillation.report.text import report_text
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import mean_interval
 from tests.figures import unreadable

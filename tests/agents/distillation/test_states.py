@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from agents.distillation.states import (
+from agents.distillation.dataset import (
     StateSet,
     draw_apart,
     hard_targets,
@@ -301,7 +301,7 @@ def test_a_full_disk_leaves_what_was_saved(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("agents.distillation.states.write_frames", full)
+        patch.setattr("agents.distillation.dataset.write_frames", full)
         with pytest.raises(EbuError, match="free space"):
             save_states(tmp_path / "states", set_of(5, 5))
     assert len(load_states(tmp_path / "states")) == 32

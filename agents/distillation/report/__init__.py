@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from agents.distillation.deploy import ExportRecord, ExportRecords, read_exports
-from agents.distillation.ensemble import EnsembleRecord, MemberRecord
 from agents.distillation.experimental import EXPERIMENTAL
-from agents.distillation.pareto import picture
+from agents.distillation.experimental.ensembles import EnsembleRecord, MemberRecord
 from agents.distillation.records import (
     StudentRecord,
     TeacherRecord,
@@ -23,8 +22,8 @@ from agents.distillation.records import (
     read_record,
     write_record,
 )
-from agents.distillation.report_text import report_text
-from agents.distillation.rows import (
+from agents.distillation.report.picture import picture
+from agents.distillation.report.rows import (
     Kind,
     MethodRow,
     Row,
@@ -35,6 +34,7 @@ from agents.distillation.rows import (
     student_row,
     teacher_row,
 )
+from agents.distillation.report.text import report_text
 from agents.distillation.sources import MADE_UP
 from ebu.errors import UsageError
 from ebu.run.files import write_whole

@@ -7,7 +7,7 @@ import numpy as np
 
 from agents.distillation.deploy import ExportRecord
 from agents.distillation.records import Score, StudentRecord, TeacherRecord, chosen, retention
-from agents.distillation.retention import retention_interval
+from agents.distillation.report.retention import retention_interval
 
 Kind = Literal["teacher", "student", "baseline", "int8", "floor"]
 

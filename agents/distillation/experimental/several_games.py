@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from agents.distillation.distill import PROGRESS, Course, Lesson, TeachingConfig
-from agents.distillation.offline import STUDENTS, Offline, Pupil
+from agents.distillation.pipeline import STUDENTS, Offline, Pupil
 from agents.distillation.records import StudentRecord
 from agents.distillation.students import TEACHER, Student
+from agents.distillation.trainer import PROGRESS, Course, Lesson, TeachingConfig
 from agents.networks import PlainHead, QNetwork
 from agents.trained import TrainedAgent
 from ebu.errors import UsageError

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from agents.averages import Averages
+from agents.distillation.dataset import StateSet, draw_apart
 from agents.distillation.objective import TERMS, LossConfig, Minibatch, Objective
 from agents.distillation.records import HeldOut
-from agents.distillation.states import StateSet, draw_apart
 from agents.distillation.students import Student
 from agents.networks import QNetwork
 from agents.optimizers import adam, averages_of, load_averages

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from agents.distillation.distill import PROGRESS, Course, Lesson
-from agents.distillation.offline import STUDENTS, Offline, Pupil
+from agents.distillation.pipeline import STUDENTS, Offline, Pupil
 from agents.distillation.records import StudentRecord
+from agents.distillation.trainer import PROGRESS, Course, Lesson
 
 PEER = "peer"
 """The procedure's name of the second student where a single name learns beside its own kind."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from agents.distillation import losses
 from agents.distillation.collect import collect
-from agents.distillation.offline import Offline
+from agents.distillation.pipeline import Offline
 from agents.distillation.records import read_record, write_record
 from agents.distillation.sources import finished, rng_of
 from agents.distillation.teachers import ENSEMBLE, load_teacher

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from agents import TrainedAgent
-from agents.distillation.ensemble import Member, load_members
-from agents.distillation.kegnet import Bar
-from agents.distillation.multi_game import check_games
-from agents.distillation.offline import Offline, Pupil, outputs_for
+from agents.distillation.experimental.ensembles import Member, load_members
+from agents.distillation.experimental.kegnet import Bar
+from agents.distillation.experimental.several_games import check_games
+from agents.distillation.pipeline import Offline, Pupil, outputs_for
 from agents.distillation.procedures import check_ensemble, check_single
 from agents.distillation.records import file_name
 from agents.distillation.settings import DistillConfig

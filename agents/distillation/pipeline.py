@@ -15,16 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from agents.distillation.distill import (
-    PROGRESS,
-    Course,
-    Lesson,
-    TeachingConfig,
-    Training,
-    drawing,
-    examined,
-)
-from agents.distillation.kegnet import Bar
+from agents.distillation.dataset import StateSet, hard_targets, join
+from agents.distillation.experimental.kegnet import Bar
 from agents.distillation.objective import TERMS, LossConfig
 from agents.distillation.records import (
     Constant,
@@ -39,7 +31,6 @@ from agents.distillation.records import (
 )
 from agents.distillation.sources import Sources, finished, rng_of
 from agents.distillation.sources import Stopped as Stopped
-from agents.distillation.states import StateSet, hard_targets, join
 from agents.distillation.students import (
     Student,
     multiply_adds,
@@ -55,6 +46,15 @@ from agents.distillation.teachers import (
     kept_score,
 )
 from agents.distillation.temperature import Temperature, temperature_of
+from agents.distillation.trainer import (
+    PROGRESS,
+    Course,
+    Lesson,
+    TeachingConfig,
+    Training,
+    drawing,
+    examined,
+)
 from agents.networks import QNetwork
 from agents.trained import Outputs, TrainedAgent, load_agent
 from ebu.evaluation import Act

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.distillation.export import INPUT, require_export
-from agents.distillation.states import StateSet
+from agents.distillation.dataset import StateSet
+from agents.distillation.deploy.export import INPUT, require_export
 
 if TYPE_CHECKING:
     import onnx

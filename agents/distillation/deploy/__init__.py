@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from agents.distillation.export import (
+from agents.distillation.dataset import StateSet
+from agents.distillation.deploy.export import (
     ONLY_SINGLE_NETWORKS,
     OPSET,
     TOLERANCE,
@@ -20,11 +21,10 @@ from agents.distillation.export import (
     exportable,
     require_export,
 )
-from agents.distillation.int8 import calibration_states, quantised
-from agents.distillation.latency import CALLS, Latency, hardware, latencies
-from agents.distillation.onnx_policy import OnnxPolicy
+from agents.distillation.deploy.int8 import calibration_states, quantised
+from agents.distillation.deploy.latency import CALLS, Latency, hardware, latencies
+from agents.distillation.deploy.onnx_policy import OnnxPolicy
 from agents.distillation.records import Score, file_name, read_record, write_record
-from agents.distillation.states import StateSet
 from agents.trained import TrainedAgent
 from ebu.evaluation import Act
 from ebu.run.files import write_whole

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agents.distillation import losses
+from agents.distillation.dataset import LABEL_BATCH, StateSet, hold_out
+from agents.distillation.experimental.synthetic import noise
 from agents.distillation.records import write_record
-from agents.distillation.states import LABEL_BATCH, StateSet, hold_out
-from agents.distillation.synthetic import noise
 from agents.distillation.temperature import AUTO, temperature_of
 from agents.trained import TrainedAgent
 from ebu.errors import EbuError, UsageError

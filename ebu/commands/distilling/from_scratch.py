@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from agents import AGENTS, load_agent
-from agents.distillation.distill import Lesson
-from agents.distillation.offline import Offline, examined_as_policy
+from agents.distillation.pipeline import Offline, examined_as_policy
 from agents.distillation.records import (
     Score,
     StudentRecord,
@@ -23,6 +22,7 @@ from agents.distillation.records import (
 from agents.distillation.report import SCRATCH, STUDENTS
 from agents.distillation.sources import Stopped
 from agents.distillation.students import multiply_adds, num_parameters
+from agents.distillation.trainer import Lesson
 from ebu.commands.presets import flags_of, flat, parse_arguments
 from ebu.commands.table.jobs import Task, work_off
 from ebu.commands.table.processes import read_processes

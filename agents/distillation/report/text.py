@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from agents.distillation.deploy import ExportRecord
-from agents.distillation.ensemble import MemberRecord
-from agents.distillation.latency import Latency
+from agents.distillation.deploy.latency import Latency
+from agents.distillation.experimental.ensembles import MemberRecord
 from agents.distillation.records import Score, TeacherRecord, file_name
-from agents.distillation.rows import MethodRow, Row
+from agents.distillation.report.rows import MethodRow, Row
 
 if TYPE_CHECKING:
     from agents.distillation.report import Report

@@ -6,10 +6,10 @@ from dataclasses import fields, replace
 import numpy as np
 from torch import Tensor
 
-from agents.distillation.distill import Lesson
-from agents.distillation.offline import Offline, Pupil
+from agents.distillation.experimental.synthetic import shifted
+from agents.distillation.pipeline import Offline, Pupil
 from agents.distillation.records import StudentRecord, chosen
-from agents.distillation.synthetic import shifted
+from agents.distillation.trainer import Lesson
 from agents.trained import TrainedAgent, load_agent
 
 REFINED = "refined"

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Transform, offset_copy
 
-from agents.distillation.rows import Row
+from agents.distillation.report.rows import Row
 from ebu.run.figures import add_legend
 
 Cost = Literal["parameters", "multiply_adds", "p50_us"]

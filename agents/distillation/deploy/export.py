@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from agents.distillation.states import StateSet
+from agents.distillation.dataset import StateSet
 from agents.networks import FirstConvolution, LowRankDense, NatureTorso, PlainHead, QNetwork
 from agents.trained import TrainedAgent
 from ebu.errors import EbuError, UsageError
@@ -28,7 +28,7 @@ from ebu.run.files import write_whole
 from ebu.run.hints import install_command
 
 if TYPE_CHECKING:
-    from agents.distillation.onnx_policy import OnnxPolicy
+    from agents.distillation.deploy.onnx_policy import OnnxPolicy
 
 INPUT = "stacks"
 OPSET = 20
@@ -101,7 +101,7 @@ def export(agent: TrainedAgent, path: Path, states: StateSet, *, name: str) -> P
     `EbuError` where outputs differ beyond the tolerance or the file cannot be written; a file that
     was there is then as it was.
     """
-    from agents.distillation.onnx_policy import OnnxPolicy
+    from agents.distillation.deploy.onnx_policy import OnnxPolicy
 
     content = onnx_bytes(agent, name)
     parity = compare(agent, OnnxPolicy(content, path.name), states, parity_states(states))

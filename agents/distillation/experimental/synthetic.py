@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from agents.distillation.collect import Label
-from agents.distillation.states import StateSet, hold_out
+from agents.distillation.dataset import StateSet, hold_out
 
 Mixture = Literal["convex", "cut"]
 RUN = 32

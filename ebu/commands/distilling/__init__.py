@@ -1,0 +1,1 @@
+"""What distill.py puts together: teachers, pipelines, the output directory, a baseline."""
