@@ -19,7 +19,7 @@ from agents import Learner, LearnerConfig
 from benchmarks import env_speed
 from benchmarks.measurement import spread, times
 from benchmarks.runs import BATCH_SIZE, FRAMES_PER_STEP, Conditions
-from ebu.run.cli import device_named
+from ebu.run.machine import device_named
 from envs import AtariVector
 from envs.games import canonical_game
 

@@ -43,7 +43,8 @@ from benchmarks.measurement import (
 from ebu.errors import UsageError
 from ebu.frames import torch_dtype
 from ebu.replay import EpisodicReplay
-from ebu.run.cli import device_named, parse, run_command
+from ebu.run.cli import parse, run_command
+from ebu.run.machine import device_named
 from envs import AtariVector
 
 BATCH_SIZE = 32

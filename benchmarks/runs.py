@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from ebu.errors import EbuError, UsageError
-from ebu.run.logs import Progress
+from ebu.run.progress import Progress
 from ebu.training import Moment, Trainer
 from envs.games import canonical_game
 
@@ -146,8 +146,8 @@ def require_atari(game: str) -> None:
 
 def open_run(run_dir: str, **settings: Any) -> Trainer:
     """A run of train.py with these settings, without evaluations and checkpoints on its way."""
-    from ebu.commands.presets import parse_arguments
-    from ebu.commands.train import build_trainer
+    from ebu.commands.train_arguments import parse_arguments
+    from ebu.commands.trainer import build_trainer
 
     arguments = ["--run-dir", run_dir, "--eval-every-frames", "0"]
     arguments += ["--checkpoint-minutes", str(NEVER)]

@@ -34,7 +34,8 @@ from benchmarks.measurement import (
     times,
 )
 from ebu.errors import EbuError
-from ebu.run.cli import device_named, parse, run_command
+from ebu.run.cli import parse, run_command
+from ebu.run.machine import device_named
 from ebu.targets import backward_targets, backward_targets_loop, backward_targets_scan
 
 NUM_ACTIONS = 18

@@ -1,20 +1,21 @@
-"""Playing games to score an agent, and the statistics of scores."""
+"""Play a policy in fresh games to score it: environments, seeds, and the rules of play."""
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import scipy.stats
 import torch
 from torch import Tensor
 
 from ebu.frames import FrameStack, torch_dtype
 from ebu.interfaces import VectorEnvironment
+from ebu.statistics import human_normalised, mean_interval
 
-CONFIDENCE = 0.95
-
-StatisticT = TypeVar("StatisticT", float, np.ndarray)
+MOST_ENVIRONMENTS = 16
+# Far from the children 0, 1, … of a training seed: an evaluation never plays training games.
+EVALUATION_STREAM = int.from_bytes(b"eval")
 
 
 class Act(Protocol):
@@ -58,10 +59,124 @@ class Evaluation:
         """Index of the game with the highest return, the first of several."""
         return int(self.returns.argmax())
 
-    def course(self, game: int) -> tuple[int, np.ndarray, int, int]:
+    def recording(self, game: int) -> tuple[int, np.ndarray, int, int]:
         """The game's environment, all actions sent there, and where in them it starts and stops."""
         j = int(self.environments[game])
         return j, self.actions[j], int(self.starts[game]), int(self.stops[game])
+
+
+class Seeds(NamedTuple):
+    """What the games of an evaluation and its exploration are drawn from."""
+
+    environments: int
+    exploration: np.random.SeedSequence
+
+
+def seeds_at(run_seed: int, frames: int) -> Seeds:
+    """Seeds of the evaluation of a run at this frame: it takes nothing from the run's streams."""
+    return _seeds(np.random.SeedSequence([run_seed, frames]))
+
+
+def seeds_of(seed: int) -> Seeds:
+    """Seeds of an evaluation after training, from its own seed."""
+    return _seeds(np.random.SeedSequence(seed, spawn_key=(EVALUATION_STREAM,)))
+
+
+def _seeds(sequence: np.random.SeedSequence) -> Seeds:
+    environments, exploration = sequence.spawn(2)
+    return Seeds(int(np.random.default_rng(environments).integers(2**31)), exploration)
+
+
+def environments_for(episodes: int) -> int:
+    """Games to play at the same time: the fewest that need the fewest rounds (30 games: 15)."""
+    rounds = -(-episodes // MOST_ENVIRONMENTS)
+    return -(-episodes // rounds)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Scores policies in the same fresh games, under one set of rules.
+
+    | field | meaning |
+    | --- | --- |
+    | new_env | new environments from their number and a seed, with the rules' caps and no-ops |
+    | num_envs, episodes | environments, and games that they play in all, each to its end |
+    | seeds | of the environments and of the exploration; each policy gets the same |
+    | epsilon | share of random actions |
+    | random_start_actions | first actions of every game that are random whatever epsilon |
+    | random_score, human_score | reference scores; None where there are none |
+    | human_table | the table that the human score is from |
+    | device | where the stacks of frames are |
+    """
+
+    new_env: Callable[[int, int], VectorEnvironment]
+    num_envs: int
+    episodes: int
+    seeds: Seeds
+    epsilon: float
+    random_start_actions: int
+    random_score: float | None
+    human_score: float | None
+    human_table: str
+    device: torch.device
+
+    def make_env(self) -> VectorEnvironment:
+        """New environments, seeded alike in every call; the caller closes them."""
+        return self.new_env(self.num_envs, self.seeds.environments)
+
+    def play(
+        self,
+        act: Act,
+        *,
+        env: VectorEnvironment | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        progress: Callable[[int], None] | None = None,
+        watch: Callable[[np.ndarray], None] | None = None,
+    ) -> Evaluation | None:
+        """Play all games; None if told to stop before their end.
+
+        `env`: from `make_env`, where the caller needs it too.
+        """
+        with contextlib.ExitStack() as opened:
+            if env is None:
+                env = opened.enter_context(contextlib.closing(self.make_env()))
+            return evaluate(
+                act,
+                env,
+                episodes=self.episodes,
+                epsilon=self.epsilon,
+                rng=np.random.default_rng(self.seeds.exploration),
+                random_start_actions=self.random_start_actions,
+                device=self.device,
+                should_stop=should_stop,
+                progress=progress,
+                watch=watch,
+            )
+
+    def summarise(self, played: Evaluation) -> dict[str, Any]:
+        """The games' statistics in JSON values, with the reference scores: see `summarise`."""
+        return summarise(
+            played,
+            random_score=self.random_score,
+            human_score=self.human_score,
+            human_table=self.human_table,
+        )
+
+
+def random_play(num_actions: int) -> Act:
+    """A policy of uniformly random actions."""
+
+    def act(
+        stacks: Tensor,
+        *,
+        epsilon: float,
+        rng: np.random.Generator,
+        forced_random: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        actions = rng.integers(num_actions, size=len(stacks))
+        return actions, np.full(len(stacks), 1 / num_actions, dtype=np.float32)
+
+    return act
 
 
 def evaluate(
@@ -118,7 +233,7 @@ def evaluate(
     while games_left.any():
         if should_stop is not None and should_stop():
             return None
-        # Environments that have played their games go on being stepped, and are ignored.
+        # Environments that have played their games are stepped on, and ignored.
         playing = games_left > 0
         forced = len(sent) - starts < random_start_actions
         actions = np.zeros(num_envs, dtype=np.int64)
@@ -194,116 +309,3 @@ def summarise(
         "human_normalised": normalised,
         "human_table": None if normalised is None else human_table,
     }
-
-
-def mean_interval(
-    scores: np.ndarray, *, confidence: float = CONFIDENCE
-) -> tuple[float, float] | None:
-    """Student's t interval (low, high) of the mean of scores (n,); None for fewer than two.
-
-    Scores that are all equal give an interval of that one value. Not a bootstrap: with the ten or
-    thirty games of an evaluation those come out too narrow.
-    """
-    if len(scores) < 2:
-        return None
-    mean = float(np.mean(scores))
-    error = float(np.std(scores, ddof=1)) / len(scores) ** 0.5
-    half = float(scipy.stats.t.ppf((1 + confidence) / 2, len(scores) - 1)) * error
-    return mean - half, mean + half
-
-
-def human_normalised(score: float, random: float, human: float) -> float:
-    """0 for the score of random play, 1 for that of the human (Mnih et al. 2015, in shares)."""
-    if human == random:
-        raise ValueError(f"random and human score are both {random}: nothing to normalise by")
-    return (score - random) / (human - random)
-
-
-def relative_score(score: float, random: float, human: float, baseline: float) -> float:
-    """Gain over a baseline agent, as a share of what the better of it and the human gain on random.
-
-    (score − baseline) / (max(human, baseline) − random): 0 for the baseline's score (Wang et al.
-    2016, "Dueling network architectures"; Lee et al. 2019 compare EBU with Nature DQN by it).
-    Raises ValueError where neither is better than random play.
-    """
-    best = max(human, baseline)
-    if best <= random:
-        raise ValueError(f"neither {human} nor {baseline} is better than random play, {random}")
-    return (score - baseline) / (best - random)
-
-
-def interquartile_mean(scores: np.ndarray) -> float:
-    """Mean of the middle half of all scores, of any shape (Agarwal et al. 2021)."""
-    return float(scipy.stats.trim_mean(scores, proportiontocut=0.25, axis=None))
-
-
-def mean_median_iqm(scores: np.ndarray) -> np.ndarray:
-    """Three aggregates (3,) of the normalised scores (games, seeds) of an agent's runs.
-
-    The mean of all runs, the median over games of each game's mean over seeds, and the
-    interquartile mean of all runs (Agarwal et al. 2021).
-    """
-    return np.array([scores.mean(), np.median(scores.mean(axis=1)), interquartile_mean(scores)])
-
-
-def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Share (K,) of the runs with scores (games, seeds) above each of K thresholds.
-
-    The score distribution of Agarwal et al. (2021): with as many seeds in every game it
-    is the mean over games of the share of the seeds.
-    """
-    above: np.ndarray = scores[..., None] > thresholds
-    return np.asarray(above.mean(axis=(0, 1)))
-
-
-def even_out(scores: Iterable[np.ndarray]) -> np.ndarray:
-    """Scores (seeds,) of each game as one array (games, L), with L a multiple of all the numbers.
-
-    Where the numbers of seeds differ, L is their least common multiple and each game's scores are
-    repeated: every game weighs the same, and every seed of a game. Raises ValueError for a game
-    without scores.
-    """
-    padded, repeats, _ = _padded(scores)
-    return np.take_along_axis(padded, repeats, axis=1)
-
-
-def _padded(scores: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores (games, most seeds), the indices (games, L) that even them out, seeds (games, 1)."""
-    games = list(scores)
-    seeds = np.array([len(of_game) for of_game in games])
-    if not seeds.size or not seeds.all():
-        raise ValueError("every game needs a score")
-    padded = np.zeros((len(games), seeds.max()))
-    for row, of_game in zip(padded, games, strict=True):
-        row[: len(of_game)] = of_game
-    repeats = np.arange(np.lcm.reduce(seeds)) % seeds[:, None]
-    return padded, repeats, seeds[:, None]
-
-
-def stratified_bootstrap_interval(
-    scores: Iterable[np.ndarray],
-    statistic: Callable[[np.ndarray], StatisticT],
-    rng: np.random.Generator,
-    *,
-    resamples: int = 2_000,
-    confidence: float = CONFIDENCE,
-) -> tuple[StatisticT, StatisticT]:
-    """Percentile interval (low, high) of a statistic over runs of several games with several seeds.
-
-    | argument | shape | meaning |
-    | --- | --- | --- |
-    | scores | (games, seeds), or (seeds,) for each game | normalised score of every run |
-    | statistic | (games, L) → number or (K,) | for instance `interquartile_mean`; see `even_out` |
-
-    Each game is a stratum: its seeds are drawn anew with replacement, the games stay
-    (Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice").
-    A statistic of K numbers has K intervals, each for itself.
-    """
-    padded, repeats, seeds = _padded(scores)
-    statistics = []
-    for _ in range(resamples):
-        drawn = np.take_along_axis(padded, rng.integers(seeds, size=padded.shape), axis=1)
-        statistics.append(statistic(np.take_along_axis(drawn, repeats, axis=1)))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(statistics, [tail, 1 - tail], axis=0)
-    return low, high

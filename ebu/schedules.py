@@ -2,18 +2,20 @@
 
 from dataclasses import dataclass
 
+from ebu.run.settings import NotNegative, Share
+
 
 @dataclass(frozen=True)
 class ExplorationConfig:
     """Epsilon-greedy exploration."""
 
-    epsilon_start: float = 1.0
+    epsilon_start: Share = 1.0
     """Share of random actions until learning starts."""
-    epsilon_end: float = 0.01
+    epsilon_end: Share = 0.01
     """Share of random actions after the decay."""
-    epsilon_decay_steps: int = 50_000
+    epsilon_decay_steps: NotNegative = 50_000
     """Agent steps with updates over which epsilon falls linearly."""
-    random_start_actions: int = 0
+    random_start_actions: NotNegative = 0
     """First actions of every game drawn at random, in training and in evaluation."""
 
 

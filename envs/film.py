@@ -13,7 +13,7 @@ from ale_py import ALEInterface, roms
 
 from envs.atari import RULES, AtariVector, make_emulators
 from envs.gymnasium_vector import GymnasiumVector
-from envs.vector import ReplayMismatchError, VectorEnvironment, environment_seed
+from envs.vector import ReplayMismatchError, environment_seed
 
 
 class CannotFilmError(ValueError):
@@ -21,13 +21,13 @@ class CannotFilmError(ValueError):
 
 
 def film(
-    env: VectorEnvironment, environment: int, actions: np.ndarray, start: int, stop: int
+    env: object, environment: int, actions: np.ndarray, start: int, stop: int
 ) -> Iterator[np.ndarray]:
     """Yield pictures (H, W, 3) uint8 of one game: its first frame, then one after each action.
 
     | argument | shape | meaning |
     | --- | --- | --- |
-    | env | | the environments that played the game; read, not stepped |
+    | env | | the vector environment that played the game; read, not stepped |
     | environment | | index of the one that played it |
     | actions | (steps,) int | all actions sent to this environment since `env.reset()` |
     | start, stop | | the game's actions are `actions[start:stop]` |
@@ -64,7 +64,7 @@ class Camera:
     | reward | raw reward of the last step |
     """
 
-    def __init__(self, env: VectorEnvironment, environment: int) -> None:
+    def __init__(self, env: object, environment: int) -> None:
         if not isinstance(env, AtariVector | GymnasiumVector):
             raise CannotFilmError(f"{type(env).__name__} cannot be filmed")
         self._seed: int = env.identity["seed"]

@@ -8,8 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.distillation.settings import DistillConfig
 from ebu.commands import distill
-from ebu.commands.presets import parse_arguments
-from ebu.commands.train import build_trainer
+from ebu.commands.train_arguments import parse_arguments
+from ebu.commands.trainer import build_trainer
 from ebu.run.cli import parse
 
 GREY = "tests.envs.tiny:TinyGrey-v0"

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ebu.commands.presets import flat
 from ebu.commands.table.plan import PlannedRun
+from ebu.run.settings import flat
 
 FRAMES = 10_000
 SETTINGS: dict[str, Any] = {

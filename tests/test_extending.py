@@ -13,8 +13,8 @@ import pytest
 import agents
 import agents.registry
 from agents import AGENTS, Agent, AgentConfig
-from ebu.commands.presets import parse_arguments
-from ebu.commands.train import build_trainer
+from ebu.commands.train_arguments import parse_arguments
+from ebu.commands.trainer import build_trainer
 from ebu.errors import UsageError
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from agents.distillation import losses
 from agents.trained import Outputs
 from ebu.errors import UsageError
-from ebu.run.cli import not_negative, one_of, positive, shares
+from ebu.run.cli import not_negative, positive, shares
+from ebu.run.settings import one_of
 
 DISCRIMINATOR_UNITS = 64
 CONVOLUTIONS = ("conv1", "conv2", "conv3")

@@ -145,7 +145,7 @@ class Offline:
 
     def score(self, what: str, act: Act, epsilon: float | None = None) -> Score:
         """Play the examination's games."""
-        with self.bar(f"{what}: games", self.examination.games, "games") as progress:
+        with self.bar(f"{what}: games", self.examination.evaluator.episodes, "games") as progress:
             return finished(
                 self.examination.score(
                     act, epsilon=epsilon, should_stop=self.should_stop, progress=progress
@@ -157,7 +157,7 @@ class Offline:
 
         def scored(name: str, act: Act, epsilon: float | None = None) -> Score:
             path = self.out / "scores" / f"{name}.json"
-            games = self.examination.games
+            games = self.examination.evaluator.episodes
             return kept_score(path, games, lambda: self.score(name, act, epsilon))
 
         num_actions = self.teacher.num_actions
@@ -187,7 +187,7 @@ class Offline:
             seed=self.seed,
             make_games=self.make_games,
             num_envs=num_envs,
-            random_start_actions=self.examination.random_start_actions,
+            random_start_actions=self.examination.evaluator.random_start_actions,
             life_loss_ends_value=self.life_loss_ends_value,
             should_stop=self.should_stop,
             bar=self.bar,
@@ -258,7 +258,10 @@ class Offline:
         """
         path = self.directory(pupil) / "result.json"
         record = read_record(path, StudentRecord)
-        if record is not None and record["evaluation"]["games"] != self.examination.games:
+        if (
+            record is not None
+            and record["evaluation"]["games"] != self.examination.evaluator.episodes
+        ):
             agent = load_agent(self.directory(pupil), device=self.teacher.device)
             record["evaluation"] = self.score(pupil.name, agent.choose)
             write_record(path, record)

@@ -16,7 +16,8 @@ from agents.distillation.sources import MADE_UP, MIXED_FROM, PLAY, SOURCES
 from agents.distillation.temperature import check_temperature
 from agents.distillation.trainer import TeachingConfig
 from ebu.errors import UsageError
-from ebu.run.cli import at_most, not_negative, one_of, positive
+from ebu.run.cli import at_most, not_negative, positive
+from ebu.run.settings import one_of
 
 MAIN_LOSSES = ("kl", "hard", "hinton", "centred", "regression", "noisy")
 MAY_CHANGE = frozenset({"out", "min_retention", "checkpoint_minutes", "baselines", "export"})

@@ -1,7 +1,7 @@
 """The teacher: loaded and checked, and scored beside what needs no teacher."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from agents.distillation.students import multiply_adds, num_parameters
 from agents.distillation.temperature import Temperature
 from agents.trained import TrainedAgent, load_agent
 from ebu.errors import UsageError
-from ebu.evaluation import Act, evaluate, summarise
+from ebu.evaluation import Act, Evaluator
 from ebu.interfaces import VectorEnvironment
 
 ENSEMBLE = "ensemble"
@@ -100,30 +100,17 @@ def _check_same(
 
 @dataclass(frozen=True)
 class Examination:
-    """The setting in which teacher, baselines and students are all scored: the same games.
+    """The games in which teacher, baselines and students are all scored.
 
     | field | meaning |
     | --- | --- |
-    | make_env | new environments, seeded alike in every call |
-    | games | to be played, each to its end |
-    | epsilon | share of random actions |
-    | random_start_actions | first actions of every game that are random whatever epsilon |
-    | acting | seed of the exploration |
-    | protocol, seed | what the record says of the setting |
-    | random_score, human_score | reference scores, None where there are none |
-    | device | where the policies compute |
+    | evaluator | plays the same games for each of them |
+    | protocol, seed | what a score's record says of the games |
     """
 
-    make_env: Callable[[], VectorEnvironment]
-    games: int
-    epsilon: float
-    random_start_actions: int
-    acting: np.random.SeedSequence
+    evaluator: Evaluator
     protocol: str
     seed: int
-    random_score: float | None
-    human_score: float | None
-    device: torch.device
 
     def score(
         self,
@@ -137,32 +124,18 @@ class Examination:
 
         epsilon: another share of random actions, for what plays none or nothing else.
         """
-        epsilon = self.epsilon if epsilon is None else epsilon
-        env = self.make_env()
-        try:
-            played = evaluate(
-                act,
-                env,
-                episodes=self.games,
-                epsilon=epsilon,
-                rng=np.random.default_rng(self.acting),
-                random_start_actions=self.random_start_actions,
-                device=self.device,
-                should_stop=should_stop,
-                progress=progress,
-            )
-        finally:
-            env.close()
+        evaluator = self.evaluator if epsilon is None else replace(self.evaluator, epsilon=epsilon)
+        played = evaluator.play(act, should_stop=should_stop, progress=progress)
         if played is None:
             return None
-        summary = summarise(played, random_score=self.random_score, human_score=self.human_score)
+        summary = evaluator.summarise(played)
         return {
             "mean": summary["mean"],
             "games": summary["games"],
             "interval_95": summary["interval_95"],
             "returns": played.returns.tolist(),
             "human_normalised": summary["human_normalised"],
-            "epsilon": epsilon,
+            "epsilon": evaluator.epsilon,
             "protocol": self.protocol,
             "seed": self.seed,
             "frames_played": summary["frames_played"],

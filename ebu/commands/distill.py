@@ -41,6 +41,7 @@ from agents.distillation.report import (
 )
 from agents.distillation.settings import MAY_CHANGE, DistillConfig
 from agents.distillation.sources import MADE_UP, PLAY, Stopped
+from agents.distillation.states import StateSet
 from ebu.commands.distilling.build import (
     configs_of,
     games_of,
@@ -49,14 +50,14 @@ from ebu.commands.distilling.build import (
     procedure_for,
 )
 from ebu.commands.distilling.from_scratch import beginners, train_from_scratch
-from ebu.commands.evaluate import random_play
-from ebu.commands.presets import flat
 from ebu.commands.study import code_version
 from ebu.errors import EbuError, UsageError
+from ebu.evaluation import random_play
 from ebu.run.cli import parse, run_command, stop_on_signals
 from ebu.run.directory import open_run_directory, read_earlier_config
 from ebu.run.hints import tensorboard_command
-from ebu.run.machine import Machine, choose_machine
+from ebu.run.machine import Machine, choose_machine, prepare_torch
+from ebu.run.settings import flat
 
 TYPED_PATHS = frozenset({"run_dirs", "states_from"})
 # Where nobody watches a bar, a line of it now and then.
@@ -100,7 +101,7 @@ def run(config: DistillConfig, *, should_stop: Callable[[], bool] = lambda: Fals
     machine = choose_machine(config.device, config.threads, config.precision, before)
     for line in machine.warnings:
         say(f"warning: {line}")
-    prepare_torch(machine)
+    prepare_torch(machine.device, machine.threads)
     games = load_teachers(config, pupils, machine.device)
     asked, config = config, replace(config, **machine.settings())
     configs = configs_of(config, games)
@@ -156,14 +157,6 @@ def check_export(config: DistillConfig) -> None:
             require_export()
         except UsageError as error:
             raise UsageError(f"{error}, or leave that out with --no-export") from None
-
-
-def prepare_torch(machine: Machine) -> None:
-    """Settings that hold for the whole process."""
-    torch.set_num_threads(machine.threads)
-    if machine.device.type == "cuda":
-        # float32 means float32: torch would let convolutions round their inputs to TF32.
-        torch.backends.cudnn.allow_tf32 = False
 
 
 def warn(config: DistillConfig, pupils: Sequence[Pupil]) -> None:
@@ -226,18 +219,20 @@ def export(procedure: Offline, students: Sequence[StudentRecord], states: StateS
     found = {
         name: record["seed"]
         for name, record in deployed["exports"].items()
-        if record["int8"]["evaluation"]["games"] == procedure.examination.games
+        if record["int8"]["evaluation"]["games"] == procedure.examination.evaluator.episodes
     }
     if found == {name: seed for name, seed in seeds.items() if name not in deployed["left_out"]}:
         return
     say(f"exporting {', '.join(agents)}")
-    on_cpu = replace(procedure, examination=replace(procedure.examination, device=cpu))
+    evaluator = replace(procedure.examination.evaluator, device=cpu)
+    examination = replace(procedure.examination, evaluator=evaluator)
+    on_cpu = replace(procedure, examination=examination)
     deploy(
         directory,
         agents,
         states.to(cpu),
         lambda act: on_cpu.score("int8", act),
-        games=procedure.examination.games,
+        games=procedure.examination.evaluator.episodes,
     )
 
 

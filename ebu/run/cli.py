@@ -1,21 +1,20 @@
 """From dataclasses to flags, from errors to one clear line."""
 
 import contextlib
-import difflib
 import io
 import math
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import Any, NoReturn, TypeVar
 
-import torch
 import tyro
 
 from ebu.errors import EbuError, UsageError
+from ebu.run.settings import check_settings
 
 ConfigT = TypeVar("ConfigT")
 
@@ -40,7 +39,8 @@ def parse(
 ) -> ConfigT:
     """Fill a dataclass from command-line flags; nested dataclasses give flat flags.
 
-    Integers may be written as `count` reads them, and no number may be above `LARGEST_NUMBER`.
+    Integers may be written as `count` reads them, and no number may be above `LARGEST_NUMBER` or
+    outside of its `Bounds`.
 
     Raises `UsageError` with one line when a flag is unknown or its value does not fit.
     `--help` prints and exits with 0.
@@ -48,7 +48,7 @@ def parse(
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
+            config = tyro.cli(
                 config_type,
                 prog=prog,
                 description=description,
@@ -61,6 +61,8 @@ def parse(
         if exit_.code in (0, None):
             raise
         raise UsageError(_one_line(complaint.getvalue(), prog)) from None
+    check_settings(config)
+    return config
 
 
 def count(text: str) -> int:
@@ -137,15 +139,6 @@ def _one_line(box: str, prog: str) -> str:
     return re.sub(r"[0-9][0-9 ]{79,}", lambda digits: f"{digits[0][:36]}...", text)
 
 
-def one_of(flag: str, value: str, known: Iterable[str]) -> None:
-    """Raise `UsageError`, with all choices and the nearest, unless `value` is one of them."""
-    names = list(known)
-    if value not in names:
-        near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"{flag} {value}: choose one of {', '.join(names)}{hint}")
-
-
 def positive(flags: Mapping[str, float]) -> None:
     """Raise `UsageError` unless each of these values, by their flags, is above 0 and finite."""
     for flag, value in flags.items():
@@ -174,28 +167,6 @@ def at_most(flags: Mapping[str, tuple[float, float]]) -> None:
 def _require(holds: bool, complaint: str) -> None:
     if not holds:
         raise UsageError(complaint)
-
-
-def device_named(name: str) -> torch.device:
-    """What `--device` stands for: auto is cuda where there is one, else the CPU.
-
-    Raises `UsageError` for another name and for a CUDA device that is not there.
-    """
-    one_of("--device", name, ("auto", "cpu", "cuda"))
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: there is no CUDA device here; choose --device cpu or auto")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 itself; others emulate it, slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # Older versions of torch do not say.
-    ask: Callable[[], dict[str, bool]] = getattr(torch.cpu, "get_capabilities", dict)
-    return any(ask().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def all_cores() -> int:

@@ -13,6 +13,11 @@ from ebu.run.files import replace_whole
 
 CONFIG = "config.json"
 
+AUTOMATIC: Mapping[str, Any] = {"device": "auto", "precision": "auto", "threads": 0}
+"""What leaves the choice of each setting to the program."""
+_BEFORE_RECORDED = ("device", "threads")
+"""Taken as automatic in runs whose config.json does not say what was."""
+
 
 def directory_name(game: str) -> str:
     """A game's name as part of a path: letters that every file system, make and shell takes."""
@@ -44,6 +49,11 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 def read_earlier_config(run_dir: Path) -> dict[str, Any] | None:
     """What a run to be resumed was started with; None where no run is. Raises as `read_config`."""
     return read_config(run_dir) if os.path.isfile(run_dir / CONFIG) else None
+
+
+def automatic_settings(config: Mapping[str, Any]) -> list[str]:
+    """Which settings were automatic when the run of this config.json started."""
+    return list(config.get("automatic", _BEFORE_RECORDED))
 
 
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Bringing files and names to the disk itself, where a power cut leaves them."""
+"""Crash-safe writes: fsync files and their directories."""
 
 import os
 from contextlib import suppress

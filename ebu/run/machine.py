@@ -1,17 +1,15 @@
 """Device, threads and precision of a run: chosen when it starts, kept when it is resumed."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ebu.run.cli import all_cores, device_named, has_bfloat16
-
-AUTOMATIC: Mapping[str, Any] = {"device": "auto", "precision": "auto", "threads": 0}
-"""What leaves the choice of each setting to the program."""
-_BEFORE_RECORDED = ("device", "threads")
-"""Taken as automatic in runs whose config.json does not say what was."""
+from ebu.errors import UsageError
+from ebu.run.cli import all_cores
+from ebu.run.directory import AUTOMATIC, automatic_settings
 
 
 @dataclass(frozen=True)
@@ -34,11 +32,6 @@ class Machine:
     def settings(self) -> dict[str, Any]:
         """The choice by the names of its settings, as config.json holds it."""
         return {"device": self.device.type, "threads": self.threads, "precision": self.precision}
-
-
-def automatic_settings(config: Mapping[str, Any]) -> list[str]:
-    """Which settings were automatic when the run of this config.json started."""
-    return list(config.get("automatic", _BEFORE_RECORDED))
 
 
 def choose_machine(
@@ -86,3 +79,46 @@ def choose_machine(
                 "of a run that was never moved"
             )
     return machine
+
+
+def device_named(name: str) -> torch.device:
+    """What `--device` stands for: auto is cuda where there is one, else the CPU.
+
+    Raises `UsageError` for a CUDA device that is not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: there is no CUDA device here; choose --device cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 itself; others emulate it, slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Older versions of torch do not say.
+    ask: Callable[[], dict[str, bool]] = getattr(torch.cpu, "get_capabilities", dict)
+    return any(ask().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def prepare_torch(
+    device: torch.device, threads: int, *, autotune: bool = False, deterministic: bool = False
+) -> None:
+    """Set up torch for the whole process: threads, float32 arithmetic, choice of kernels.
+
+    `autotune`: let cuDNN time its kernels and take the fastest. `deterministic`: take only kernels
+    that give the same bits every time.
+    """
+    torch.set_num_threads(threads)
+    if device.type != "cuda":
+        return
+    # float32 means float32: torch would let convolutions round their inputs to TF32.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = autotune and not deterministic
+    if deterministic:
+        # Read when cuBLAS first computes something.
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True)
+        # What is allocated here is written before it is read.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

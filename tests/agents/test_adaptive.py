@@ -13,7 +13,7 @@ from torch import Tensor
 from agents import Ebu, EbuConfig, LearnerConfig
 from agents.adaptive import AdaptiveEbu, AdaptiveEbuConfig, Rotation
 from agents.learner import Learner
-from ebu.commands.presets import parse_arguments
+from ebu.commands.train_arguments import parse_arguments
 from ebu.errors import UsageError
 from envs import VectorStep
 from tests.made_up import CPU, GAMMA, NUM_ACTIONS, MadeUpGames, Played, random_games, same

@@ -17,9 +17,9 @@ from agents.distillation.experimental.synthetic import noise
 from agents.distillation.settings import DistillConfig
 from ebu.commands import distill, evaluate
 from ebu.commands.evaluate import EvaluateConfig
-from ebu.commands.presets import parse_arguments
 from ebu.commands.table.jobs import Task
-from ebu.commands.train import build_trainer
+from ebu.commands.train_arguments import parse_arguments
+from ebu.commands.trainer import build_trainer
 from ebu.errors import EbuError, UsageError
 from ebu.run.cli import parse
 from ebu.run.directory import read_config

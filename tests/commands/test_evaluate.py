@@ -18,12 +18,15 @@ import torch
 from PIL import Image
 
 from ebu import evaluation
-from ebu.commands import evaluate
-from ebu.commands.evaluate import EvaluateConfig, as_table, random_play, run
-from ebu.commands.presets import parse_arguments
-from ebu.commands.train import build_trainer
+from ebu.commands import evaluate, scoring, showing
+from ebu.commands.evaluate import EvaluateConfig
+from ebu.commands.evaluation import rules_of, run
+from ebu.commands.evaluation_record import as_table
+from ebu.commands.train_arguments import parse_arguments
+from ebu.commands.trainer import build_trainer
 from ebu.errors import EbuError, UsageError
-from ebu.run.cli import device_named
+from ebu.evaluation import environments_for, random_play
+from ebu.run.machine import device_named
 from envs import AtariVector
 from envs.protocols import MACHADO, PAPER, PROTOCOLS
 
@@ -214,13 +217,13 @@ def test_epsilon_is_played_recorded_and_set_apart_from_the_protocol(
     epsilon: float, runs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {}
-    real = evaluate.evaluate
+    real = evaluation.evaluate
 
     def noticing(*args: Any, **given: Any) -> Any:
         options.update(given)
         return real(*args, **given)
 
-    monkeypatch.setattr(evaluate, "evaluate", noticing)
+    monkeypatch.setattr(evaluation, "evaluate", noticing)
     record = run(config_for(runs("breakout"), epsilon=epsilon))
     assert options["epsilon"] == record["epsilon"] == epsilon
     assert record["protocol_epsilon"] == 0.05
@@ -245,14 +248,14 @@ def test_it_plays_in_the_precision_of_the_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     acts: list[Any] = []
-    real = evaluate.evaluate
+    real = evaluation.evaluate
 
     def noticing(act: Any, *args: Any, **given: Any) -> Any:
         acts.append(act)
         return real(act, *args, **given)
 
-    monkeypatch.setattr(evaluate, "evaluate", noticing)
-    monkeypatch.setattr(evaluate, "has_bfloat16", lambda device: has_bfloat16)
+    monkeypatch.setattr(evaluation, "evaluate", noticing)
+    monkeypatch.setattr("ebu.commands.evaluation.has_bfloat16", lambda device: has_bfloat16)
     record = run(config_for(runs("bfloat16"), episodes=1))
     assert record["precision"] == "bfloat16"
     assert ("emulated" in capsys.readouterr().err) != has_bfloat16
@@ -303,13 +306,13 @@ def test_the_first_actions_of_a_game_are_random_as_in_training(
     runs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {}
-    real = evaluate.evaluate
+    real = evaluation.evaluate
 
     def noticing(*args: Any, **given: Any) -> Any:
         options.update(given)
         return real(*args, **given)
 
-    monkeypatch.setattr(evaluate, "evaluate", noticing)
+    monkeypatch.setattr(evaluation, "evaluate", noticing)
     run(config_for(runs("breakout"), episodes=1))
     assert options["random_start_actions"] == 4
     assert options["epsilon"] == 0.05
@@ -329,14 +332,13 @@ def test_an_evaluation_never_plays_the_games_of_training(
     runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds: list[int] = []
-    real = evaluate.make_vector
+    real = scoring.make_vector
 
     def noticing(*args: Any, **given: Any) -> Any:
         seeds.append(given["seed"])
         return real(*args, **given)
 
-    monkeypatch.setattr(evaluate, "make_vector", noticing)
-    monkeypatch.setattr("ebu.commands.train.make_vector", noticing)
+    monkeypatch.setattr(scoring, "make_vector", noticing)
     for seed in range(3):
         train(tmp_path / str(seed), f"--game breakout --frames 16 --seed {seed}")
         run(config_for(tmp_path / str(seed), episodes=1, seed=seed))
@@ -375,13 +377,10 @@ def test_random_play_needs_no_weights_and_no_action_set(copied: Path) -> None:
 
 def test_games_are_shared_out_evenly(runs: Callable[[str], Path]) -> None:
     run_dir = runs("breakout")
-    shares = {
-        episodes: evaluate._num_envs(config_for(run_dir), episodes)
-        for episodes in (1, 5, 16, 17, 30, 100)
-    }
+    shares = {episodes: environments_for(episodes) for episodes in (1, 5, 16, 17, 30, 100)}
     assert shares == {1: 1, 5: 5, 16: 16, 17: 9, 30: 15, 100: 15}
-    assert evaluate._num_envs(config_for(run_dir, render=True), 30) == 1
-    assert evaluate._num_envs(config_for(run_dir, num_envs=3), 30) == 3
+    for options, num_envs in (({}, 5), ({"num_envs": 3}, 3), ({"render": True}, 1)):
+        assert rules_of(config_for(run_dir, **options)).evaluator.num_envs == num_envs
 
 
 def test_scores_are_those_of_the_emulator() -> None:
@@ -435,7 +434,7 @@ def test_a_long_film_is_cut_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(evaluate, "VIDEO_SECONDS", 1)
+    monkeypatch.setattr(showing, "VIDEO_SECONDS", 1)
     run(config_for(runs("breakout"), random=True, video=tmp_path / "best.gif"))
     # A game of 50 steps has 26 of its pictures shown, of which one second holds 15.
     assert "its first 58%, the rest is left out" in capsys.readouterr().err
@@ -453,16 +452,16 @@ def test_the_window_follows_the_game(
     runs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MPLBACKEND", "agg")
-    monkeypatch.setattr(evaluate, "_check_display", lambda: None)
-    monkeypatch.setattr(evaluate, "LIVE_FPS", 100_000)
+    monkeypatch.setattr("ebu.commands.evaluation.check_display", lambda: None)
+    monkeypatch.setattr(showing, "LIVE_FPS", 100_000)
     shown: list[np.ndarray] = []
 
-    class Noticing(evaluate.Window):
+    class Noticing(showing.Window):
         def watch(self, actions: np.ndarray) -> None:
             super().watch(actions)
             shown.append(np.asarray(self._image.get_array()).copy())
 
-    monkeypatch.setattr(evaluate, "Window", Noticing)
+    monkeypatch.setattr("ebu.commands.evaluation.Window", Noticing)
     record = run(config_for(runs("breakout"), episodes=1, render=True, random=True))
     assert len(shown) == record["lengths_frames"][0] // 4
     assert len({picture.tobytes() for picture in shown}) > 10
@@ -491,9 +490,9 @@ def test_a_gymnasium_run_is_scored_without_human_scores(runs: Callable[[str], Pa
         ({"episodes": -3}, "--episodes must be at least 1, not -3"),
         ({"num_envs": -1}, "--num-envs must be at least 0"),
         ({"episodes": 4, "num_envs": 5}, "--num-envs 5: .* --episodes is 4"),
-        ({"epsilon": 1.1}, "--epsilon must lie between 0 and 1"),
-        ({"epsilon": -0.1}, "--epsilon must lie between 0 and 1"),
-        ({"epsilon": float("nan")}, "--epsilon must lie between 0 and 1"),
+        ({"epsilon": 1.1}, "--epsilon must be at (least 0|most 1)"),
+        ({"epsilon": -0.1}, "--epsilon must be at (least 0|most 1)"),
+        ({"epsilon": float("nan")}, "--epsilon must be at (least 0|most 1)"),
         ({"epsilon": 0.1, "random": True}, "--epsilon says nothing with --random"),
         ({"seed": -1}, "--seed must be at least 0"),
         ({"threads": -1}, "--threads must be at least 0"),
@@ -510,7 +509,7 @@ def test_what_cannot_be_done_is_refused_before_playing(
     words: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(evaluate, "evaluate", lambda *_, **__: pytest.fail("played"))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("played"))
     with pytest.raises(UsageError, match=words):
         run(config_for(runs("breakout"), **options))
 
@@ -527,15 +526,15 @@ def test_a_cuda_device_that_is_not_there_is_refused(
 def test_an_environment_without_pictures_is_refused_before_playing(
     runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "evaluate", lambda *_, **__: pytest.fail("played"))
-    monkeypatch.setattr(evaluate, "film", cannot_film)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("played"))
+    monkeypatch.setattr(showing, "film", cannot_film)
     with pytest.raises(UsageError, match="no pictures for --video or --render: too dark"):
         run(config_for(runs("cartpole"), video=tmp_path / "best.gif"))
 
 
 def cannot_film(*_: Any) -> Any:
     """A film that there is not."""
-    raise evaluate.CannotFilmError("too dark")
+    raise showing.CannotFilmError("too dark")
     yield
 
 
@@ -639,7 +638,7 @@ def test_an_interrupted_evaluation_has_no_result(
     def interrupted(config: EvaluateConfig) -> dict[str, Any]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "run", interrupted)
+    monkeypatch.setattr("ebu.commands.evaluation.run", interrupted)
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "somewhere"])
     assert evaluate.main() == 130
     assert capsys.readouterr() == ("", "interrupted: no result\n")

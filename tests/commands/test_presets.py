@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from agents import AGENTS
-from ebu.commands.presets import DEFAULT, PRESETS, flags_of_run, flat, for_agent, parse_arguments
-from ebu.commands.train import build_trainer
+from ebu.commands.presets import DEFAULT, PRESETS, for_agent
+from ebu.commands.train_arguments import flags_of_run, parse_arguments
+from ebu.commands.trainer import build_trainer
 from ebu.errors import UsageError
+from ebu.run.settings import flat
 from envs.games import GAME_SETS, canonical_game
 
 SMALL = [

@@ -17,14 +17,14 @@ import pytest
 
 from agents import AGENTS
 from ebu.commands import evaluate, study
-from ebu.commands.presets import parse_arguments
 from ebu.commands.reporting.runs import read_run, settings_digest
 from ebu.commands.table.jobs import Task, work_off
 from ebu.commands.table.plan import StudyConfig, games_of, plan
 from ebu.commands.table.processes import read_processes
 from ebu.commands.table.results import COLUMNS, ResultsTable, check_table, row
 from ebu.commands.table.scores import final_record
-from ebu.commands.train import build_trainer
+from ebu.commands.train_arguments import parse_arguments
+from ebu.commands.trainer import build_trainer
 from ebu.errors import UsageError
 from ebu.run.cli import run_command
 from envs.games import ATARI5, PAPER49

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 from ebu.commands import report, study
-from ebu.commands.presets import DEFAULT, flat, parse_arguments
+from ebu.commands.presets import DEFAULT
 from ebu.commands.reporting.runs import learning_curve, read_run
 from ebu.commands.table import plan as planning
 from ebu.commands.table.committed import MOST_LINES, differences, provenance_of, write_result
 from ebu.commands.table.jobs import Task
 from ebu.commands.table.plan import PlannedRun, StudyConfig, plan
+from ebu.commands.train_arguments import parse_arguments
 from ebu.errors import UsageError
 from ebu.run.logs import Monitor
+from ebu.run.settings import flat
 from tests.run_directories import FRAMES, as_recorded, evaluation, write_run
 
 VARIANTS = ("base:", "beta1: --beta 1", "slow: --updates-per-step 0.125 --learning-rate 1e-5")

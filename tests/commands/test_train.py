@@ -19,11 +19,13 @@ import torch
 
 from agents import AGENTS, AgentConfig, load_agent
 from agents.prioritized import PrioritizedConfig
-from ebu.commands.presets import DEFAULT, PAPER, flags_of, flat, gymnasium_defaults, parse_arguments
-from ebu.commands.train import build_trainer
+from ebu.commands.presets import DEFAULT, PAPER
+from ebu.commands.train_arguments import flags_of, gymnasium_defaults, parse_arguments
+from ebu.commands.trainer import build_trainer
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import load_latest
 from ebu.run.profiling import PROFILED_STEPS
+from ebu.run.settings import flat
 from ebu.training import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -492,7 +494,7 @@ def test_a_start_that_takes_long_is_announced(
     def not_now(*_: object, **__: object) -> None:
         raise ValueError("not now")
 
-    monkeypatch.setattr("ebu.commands.train.make_vector", not_now)
+    monkeypatch.setattr("ebu.commands.scoring.make_vector", not_now)
     said = {}
     for flags in ("--game pong --num-envs 256", "--game pong", "--game CartPole-v1 --num-envs 256"):
         with pytest.raises(UsageError):

@@ -204,7 +204,7 @@ def _probed(procedure: Offline, number: int, member: Member) -> MemberRecord:
             agent.outputs_of,
             count=PROBE_STATES,
             rng=rng,
-            random_start_actions=procedure.examination.random_start_actions,
+            random_start_actions=procedure.examination.evaluator.random_start_actions,
             device=agent.device,
             should_stop=procedure.should_stop,
             progress=progress,

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.stats
 from scipy.optimize import brentq
 
-from ebu.evaluation import CONFIDENCE
+from ebu.statistics import CONFIDENCE
 
 Interval = tuple[float, float]
 

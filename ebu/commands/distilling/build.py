@@ -18,15 +18,11 @@ from agents.distillation.settings import DistillConfig
 from agents.distillation.sources import KEGNET, SOURCES
 from agents.distillation.students import student_of
 from agents.distillation.teachers import Examination, check_plays
-from ebu.commands.evaluate import environments_for, seeds_of
+from ebu.commands.scoring import evaluator_for
 from ebu.errors import EbuError, UsageError
+from ebu.evaluation import seeds_of
 from ebu.memory import available_bytes
-from envs import (
-    UnknownGameError,
-    VectorEnvironment,
-    make_vector,
-    random_and_human,
-)
+from envs import UnknownGameError
 from envs.protocols import PROTOCOLS, Protocol
 
 GAMES = "games"
@@ -130,37 +126,21 @@ def procedure_for(
     settings = teacher.config["settings"]
     try:
         game, protocol = settings["game"], PROTOCOLS[settings["protocol"]]
-        epsilon = protocol.evaluation_epsilon(game, settings["epsilon_end"])
-        random_start_actions = settings["random_start_actions"]
+        # The games that evaluate.py plays with the same seed.
+        evaluator = evaluator_for(
+            game,
+            protocol,
+            seeds=seeds_of(config.seed),
+            episodes=games_of(config, teacher),
+            final_epsilon=settings["epsilon_end"],
+            random_start_actions=settings["random_start_actions"],
+            threads=config.threads,
+            device=teacher.device,
+        )
     except KeyError as error:
         raise EbuError(f"{run_dir}: its config.json lacks {error}: restore it") from error
-
-    def make_games(num_envs: int, seed: int) -> VectorEnvironment:
-        return make_vector(
-            game,
-            num_envs,
-            seed=seed,
-            protocol=protocol,
-            training=False,
-            num_threads=min(config.threads, num_envs),
-        )
-
-    games = games_of(config, teacher)
-    # The games that evaluate.py plays with the same seed.
-    env_seed, acting = seeds_of(config.seed)
-    random_score, human_score = random_and_human(game, protocol.human_table)
-    examination = Examination(
-        make_env=lambda: make_games(environments_for(games), env_seed),
-        games=games,
-        epsilon=epsilon,
-        random_start_actions=random_start_actions,
-        acting=acting,
-        protocol=protocol.name,
-        seed=config.seed,
-        random_score=random_score,
-        human_score=human_score,
-        device=teacher.device,
-    )
+    examination = Examination(evaluator, protocol=protocol.name, seed=config.seed)
+    make_games = evaluator.new_env
     try:
         env = make_games(1, 0)
     except (UnknownGameError, ValueError) as error:

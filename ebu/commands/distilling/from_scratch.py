@@ -23,13 +23,14 @@ from agents.distillation.report import SCRATCH, STUDENTS
 from agents.distillation.sources import Stopped
 from agents.distillation.students import multiply_adds, num_parameters
 from agents.distillation.trainer import Lesson
-from ebu.commands.presets import flags_of, flat, parse_arguments
 from ebu.commands.table.jobs import Task, work_off
 from ebu.commands.table.processes import read_processes
+from ebu.commands.train_arguments import flags_of, parse_arguments
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import load_latest
 from ebu.run.directory import read_config
 from ebu.run.hints import program_argv
+from ebu.run.settings import flat
 
 # Settings of the teacher's run that are not taken: the run's own, and the machine's.
 _OWN = frozenset(
@@ -124,7 +125,7 @@ def train_from_scratch(
     Raises `Stopped` where a signal ended it, which then reaches this process's own handlers, and
     `EbuError` where a run failed.
     """
-    games = procedure.examination.games
+    games = procedure.examination.evaluator.episodes
     waiting = [each for each in beginners if not _is_done(each, frames, games)]
     by_name = {each.run_dir.name: each for each in waiting}
 
@@ -169,7 +170,7 @@ def _task(procedure: Offline, beginner: Beginner, frames: int, machine: Sequence
             "evaluate.py",
             *(beginner.run_dir, *machine),
             # The games of all others.
-            *("--episodes", str(examination.games), "--seed", str(examination.seed)),
+            *("--episodes", str(examination.evaluator.episodes), "--seed", str(examination.seed)),
             *("--json", beginner.run_dir / _DRAFT),
         ),
     )

@@ -9,7 +9,7 @@ import numpy as np
 from ebu.commands.reporting.comparison import Group
 from ebu.commands.reporting.published import REFERENCE_AGENTS
 from ebu.commands.reporting.runs import HUMAN_TABLES, Run, normalised, relative
-from ebu.evaluation import (
+from ebu.statistics import (
     even_out,
     mean_interval,
     mean_median_iqm,

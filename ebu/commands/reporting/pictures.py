@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ebu.commands.reporting.aggregates import Profile
-from ebu.evaluation import mean_interval
 from ebu.run.figures import add_legend, set_title
+from ebu.statistics import mean_interval
 
 CURVE_POINTS = 200
 MOST_COLUMNS = 7

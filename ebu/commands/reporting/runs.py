@@ -12,9 +12,9 @@ import numpy as np
 
 from ebu.commands.table.scores import Score, final_record, score_in_training, score_of
 from ebu.errors import EbuError, UsageError
-from ebu.evaluation import human_normalised, relative_score
 from ebu.run.directory import CONFIG, read_config
 from ebu.run.logs import EVALUATIONS, METRICS
+from ebu.statistics import human_normalised, relative_score
 from envs import is_atari
 from envs.games import ReferenceScores, reference_scores
 

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agents import AGENTS
-from ebu.commands.presets import NOT_PART_OF_THE_RUN, TrainConfig, flat, parse_arguments
+from ebu.commands.presets import NOT_PART_OF_THE_RUN, TrainConfig
 from ebu.commands.reporting.runs import Run, read_run
 from ebu.commands.table.committed import differences
 from ebu.commands.table.scores import Score, final_record, score_of
+from ebu.commands.train_arguments import parse_arguments
 from ebu.errors import EbuError, UsageError
-from ebu.run.cli import at_most, device_named, has_bfloat16, one_of
+from ebu.run.cli import at_most
 from ebu.run.directory import CONFIG, directory_name, read_config
+from ebu.run.machine import device_named, has_bfloat16
+from ebu.run.settings import flat, one_of
 from envs import UnknownGameError, is_atari, make_vector
 from envs.games import GAME_SETS, canonical_game, quote
 from envs.protocols import PROTOCOLS

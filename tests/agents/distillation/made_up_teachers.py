@@ -14,6 +14,7 @@ from agents.distillation.students import build
 from agents.distillation.teachers import Examination
 from agents.distillation.trainer import TeachingConfig
 from agents.trained import Outputs, TrainedAgent
+from ebu.evaluation import Evaluator, Seeds
 from envs import VectorStep
 from tests.made_up import CPU, NUM_ACTIONS, MadeUpGames, random_games
 
@@ -80,16 +81,20 @@ def procedure_in(out: Path, teacher: TrainedAgent, **changes: Any) -> Offline:
         teacher=teacher,
         teacher_dir=out / "teacher",
         examination=Examination(
-            make_env=lambda: games(2, 5),
-            games=2,
-            epsilon=0.05,
-            random_start_actions=0,
-            acting=np.random.SeedSequence(6),
+            Evaluator(
+                new_env=games,
+                num_envs=2,
+                episodes=2,
+                seeds=Seeds(5, np.random.SeedSequence(6)),
+                epsilon=0.05,
+                random_start_actions=0,
+                random_score=None,
+                human_score=None,
+                human_table="nature2015",
+                device=CPU,
+            ),
             protocol="paper",
             seed=0,
-            random_score=None,
-            human_score=None,
-            device=CPU,
         ),
         make_games=games,
         life_loss_ends_value=False,

@@ -19,8 +19,8 @@ from agents.distillation.students import build
 from agents.distillation.temperature import median_gap
 from ebu.commands.evaluate import EvaluateConfig
 from ebu.commands.evaluate import run as evaluate_run
-from ebu.commands.presets import parse_arguments
-from ebu.commands.train import build_trainer
+from ebu.commands.train_arguments import parse_arguments
+from ebu.commands.trainer import build_trainer
 from ebu.errors import UsageError
 from ebu.run.checkpoint import load_latest
 from ebu.run.directory import write_config

@@ -26,7 +26,7 @@ from agents.distillation.report.retention import retention_interval
 from agents.distillation.report.rows import Row
 from agents.distillation.report.text import report_text
 from ebu.errors import EbuError, UsageError
-from ebu.evaluation import mean_interval
+from ebu.statistics import mean_interval
 from tests.figures import unreadable
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.distillation.report.retention import mean_of, retention_interval
-from ebu.evaluation import mean_interval
+from ebu.statistics import mean_interval
 
 games = st.lists(st.integers(-5, 5), min_size=4, max_size=6)
 good_games = games.map(lambda scores: [60 + score for score in scores])

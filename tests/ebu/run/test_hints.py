@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ebu.commands.presets import parse_arguments
+from ebu.commands.train_arguments import parse_arguments
 from ebu.run.hints import PROJECT, install_command, program_command, tensorboard_command
 
 TRAIN = [

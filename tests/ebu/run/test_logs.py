@@ -22,7 +22,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2  # type: ignore[import-
 from tensorboard.plugins.hparams import metadata  # type: ignore[import-untyped]
 
 from ebu.errors import EbuError
-from ebu.run.logs import Monitor, Progress, cut_logs
+from ebu.run.logs import Monitor, cut_logs
+from ebu.run.progress import Progress
 from ebu.run.tensorboard import OVERVIEW
 from tests.ebu.small_files import small_files
 

@@ -8,8 +8,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents import AGENTS
-from ebu.commands.presets import parse_arguments
-from ebu.commands.train import build_trainer
+from ebu.commands.train_arguments import parse_arguments
+from ebu.commands.trainer import build_trainer
 from ebu.run.tensorboard import ALWAYS_CURVES, NOT_CURVES, OVERVIEW
 from tests.distillations import GREY, distilled, train_teacher
 

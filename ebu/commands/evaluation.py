@@ -1,0 +1,194 @@
+"""Evaluate the agent of a run: load it, play it under a protocol, and write the result."""
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from agents import Precision, TrainedAgent, load_agent
+from ebu.commands.evaluate import EvaluateConfig, check
+from ebu.commands.scoring import evaluator_for
+from ebu.commands.showing import Window, check_display, check_pictures, film_best
+from ebu.commands.table.scores import as_json, write_evaluation
+from ebu.errors import EbuError, UsageError
+from ebu.evaluation import Evaluation, Evaluator, random_play, seeds_of
+from ebu.interfaces import VectorEnvironment
+from ebu.run.cli import all_cores
+from ebu.run.directory import read_config
+from ebu.run.machine import device_named, has_bfloat16, prepare_torch
+from ebu.run.progress import progress_bar
+from ebu.run.settings import one_of
+from envs import UnknownGameError
+from envs.protocols import PROTOCOLS, Protocol
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How the agent of a run is scored.
+
+    | field | meaning |
+    | --- | --- |
+    | settings | the run's |
+    | protocol_epsilon | share of random actions that the protocol asks for |
+    | precision | arithmetic of the agent's network; None for random play |
+    """
+
+    settings: dict[str, Any]
+    game: str
+    protocol: Protocol
+    protocol_epsilon: float
+    precision: Precision | None
+    evaluator: Evaluator
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate as configured, write what was asked for, and return the result.
+
+    Raises `UsageError` for a request that cannot be met, before anything is played, and `EbuError`
+    for a run without whole weights.
+    """
+    rules = rules_of(config)
+    agent = None
+    if rules.precision is not None:
+        agent = load_agent(config.run_dir, config.weights, rules.evaluator.device, rules.precision)
+        for line in agent.warnings:
+            print(f"warning: {line}", file=sys.stderr)
+    try:
+        env = rules.evaluator.make_env()
+    except (UnknownGameError, ValueError) as error:
+        raise UsageError(f"{config.run_dir} was trained on {rules.game}: {error}") from error
+    with contextlib.closing(env):
+        if agent is not None:
+            check_fits(agent, env, config.run_dir, rules)
+        if config.video is not None or config.render:
+            check_pictures(env)
+        if config.render:
+            check_display()
+        watch = Window(env, rules.game).watch if config.render else None
+        with progress_bar("", rules.evaluator.episodes, "games") as progress:
+            played = rules.evaluator.play(
+                random_play(env.num_actions) if agent is None else agent.choose,
+                env=env,
+                progress=progress,
+                watch=watch,
+            )
+        assert played is not None
+        record = record_of(config, rules, agent, played)
+        if config.video is not None:
+            film_best(config.video, env, played)
+    try:
+        write_evaluation(config.run_dir, record)
+    except EbuError as error:
+        print(f"warning: the result is not in {config.run_dir}: {error}", file=sys.stderr)
+    if config.json is not None:
+        try:
+            config.json.write_bytes(as_json(record))
+        except OSError as error:
+            raise EbuError(f"{config.json} cannot be written: {error.strerror}") from error
+    return record
+
+
+def rules_of(config: EvaluateConfig) -> Rules:
+    """The rules that a configuration and the run's own settings give; prepares torch for them."""
+    check(config)
+    settings = read_config(config.run_dir)["settings"]
+
+    def setting(name: str) -> Any:
+        if name not in settings:
+            raise EbuError(f"{config.run_dir}'s config.json lacks '{name}': restore it")
+        return settings[name]
+
+    game, name = str(setting("game")), config.protocol or str(setting("protocol"))
+    one_of("--protocol", name, PROTOCOLS)
+    protocol = PROTOCOLS[name]
+    final_epsilon = float(setting("epsilon_end"))
+    device, threads = device_named(config.device), config.threads or all_cores()
+    prepare_torch(device, threads)
+    evaluator = evaluator_for(
+        game,
+        protocol,
+        seeds=seeds_of(config.seed),
+        episodes=protocol.eval_episodes if config.episodes is None else config.episodes,
+        num_envs=1 if config.render and not config.num_envs else config.num_envs or None,
+        epsilon=config.epsilon,
+        final_epsilon=final_epsilon,
+        random_start_actions=int(setting("random_start_actions")),
+        threads=threads,
+        device=device,
+    )
+    if evaluator.num_envs > evaluator.episodes:
+        raise UsageError(
+            f"--num-envs {config.num_envs}: each environment needs a game, and --episodes is "
+            f"{evaluator.episodes}"
+        )
+    return Rules(
+        settings=settings,
+        game=game,
+        protocol=protocol,
+        protocol_epsilon=protocol.evaluation_epsilon(game, final_epsilon),
+        precision=None if config.random else precision_of(config.run_dir, settings, device),
+        evaluator=evaluator,
+    )
+
+
+def precision_of(run_dir: Path, settings: dict[str, Any], device: torch.device) -> Precision:
+    """The arithmetic that the run was trained in; runs of earlier versions know float32 alone."""
+    precision = settings.get("precision", "float32")
+    if precision not in get_args(Precision):
+        raise EbuError(f"{run_dir}'s config.json says precision {precision!r}: restore it")
+    if precision == "bfloat16" and not has_bfloat16(device):
+        print(
+            f"warning: {run_dir} was trained in bfloat16, which is emulated here: slower, and its "
+            "last bits may differ",
+            file=sys.stderr,
+        )
+    found: Precision = precision
+    return found
+
+
+def check_fits(agent: TrainedAgent, env: VectorEnvironment, run_dir: Path, rules: Rules) -> None:
+    """Raise `UsageError` where the agent cannot play these environments."""
+    if env.num_actions != agent.num_actions:
+        raise UsageError(
+            f"--protocol {rules.protocol.name} plays {env.num_actions} actions, the agent in "
+            f"{run_dir} knows {agent.num_actions}: evaluate it under --protocol "
+            f"{rules.settings['protocol']}, as it was trained"
+        )
+    trained = agent.config["environment"]
+    if list(env.frame_shape) != list(trained["frame_shape"]) or env.stack != trained["stack"]:
+        raise UsageError(
+            f"{rules.game} shows frames {list(env.frame_shape)} here, the agent in {run_dir} was "
+            f"trained on {list(trained['frame_shape'])}"
+        )
+
+
+def record_of(
+    config: EvaluateConfig, rules: Rules, agent: TrainedAgent | None, played: Evaluation
+) -> dict[str, Any]:
+    """All that is known of an evaluation, in JSON values."""
+    evaluator, protocol = rules.evaluator, rules.protocol
+    return {
+        "game": rules.game,
+        "protocol": protocol.name,
+        # Machado et al. (2018) score training games; games played afterwards are another thing.
+        "separate_evaluation": protocol.name == "machado",
+        "epsilon": 1.0 if agent is None else evaluator.epsilon,
+        **evaluator.summarise(played),
+        "random_score": evaluator.random_score,
+        "human_score": evaluator.human_score,
+        "policy": "random" if agent is None else "agent",
+        "protocol_epsilon": rules.protocol_epsilon,
+        "protocol_games": protocol.eval_episodes,
+        "precision": rules.precision,
+        "weights": None if agent is None else config.weights,
+        "trained_frames": None if agent is None else agent.frames,
+        "teacher": None if agent is None else rules.settings.get("teacher"),
+        "run_dir": str(config.run_dir),
+        "seed": config.seed,
+        "num_envs": evaluator.num_envs,
+        "returns": played.returns.tolist(),
+        "lengths_frames": played.lengths_frames.tolist(),
+    }

@@ -1,0 +1,63 @@
+"""The rules under which a game is scored: protocol, reference scores, and the run's settings."""
+
+from collections.abc import Callable
+
+import torch
+
+from ebu.evaluation import Evaluator, Seeds, environments_for
+from envs import VectorEnvironment, make_vector, random_and_human
+from envs.protocols import Protocol
+
+
+def evaluator_for(
+    game: str,
+    protocol: Protocol,
+    *,
+    seeds: Seeds,
+    episodes: int,
+    num_envs: int | None = None,
+    epsilon: float | None = None,
+    final_epsilon: float,
+    random_start_actions: int,
+    threads: int,
+    device: torch.device,
+) -> Evaluator:
+    """The evaluator of a game under a protocol.
+
+    | argument | meaning |
+    | --- | --- |
+    | num_envs | environments; None takes `environments_for(episodes)` |
+    | epsilon | share of random actions; None takes the protocol's |
+    | final_epsilon | the run's, which a protocol may ask for |
+    """
+    random_score, human_score = random_and_human(game, protocol.human_table)
+    return Evaluator(
+        new_env=env_maker(game, protocol, threads=threads, training=False),
+        num_envs=environments_for(episodes) if num_envs is None else num_envs,
+        episodes=episodes,
+        seeds=seeds,
+        epsilon=(protocol.evaluation_epsilon(game, final_epsilon) if epsilon is None else epsilon),
+        random_start_actions=random_start_actions,
+        random_score=random_score,
+        human_score=human_score,
+        human_table=protocol.human_table,
+        device=device,
+    )
+
+
+def env_maker(
+    game: str, protocol: Protocol, *, threads: int, training: bool
+) -> Callable[[int, int], VectorEnvironment]:
+    """Makes environments of a game from their number and a seed, by the rules of a protocol."""
+
+    def make_env(num_envs: int, seed: int) -> VectorEnvironment:
+        return make_vector(
+            game,
+            num_envs,
+            seed=seed,
+            protocol=protocol,
+            training=training,
+            num_threads=min(threads, num_envs),
+        )
+
+    return make_env

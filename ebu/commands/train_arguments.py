@@ -1,0 +1,197 @@
+"""The flags of train.py: to a checked configuration, and back."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agents import AGENTS
+from agents.architectures import architecture
+from ebu.commands.presets import (
+    DEFAULT,
+    GYMNASIUM,
+    NOT_PART_OF_THE_RUN,
+    PRESETS,
+    TrainConfig,
+    for_agent,
+    preset_for,
+)
+from ebu.errors import UsageError
+from ebu.run.cli import not_negative, parse, positive
+from ebu.run.directory import AUTOMATIC, CONFIG, automatic_settings, read_config
+from ebu.run.settings import flat, one_of
+from envs.games import list_games
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What train.py is told."""
+
+    resume: Path | None = None
+    """Run directory to train further. Its config.json holds every setting; --frames may grow, and
+    what is not part of the run (--checkpoint-minutes, --overlap, --profile), or was chosen by the
+    program (--device, --threads, --precision), may be given again."""
+    list_games: bool = False
+    """Print what --game takes, and exit."""
+    run: TrainConfig = field(default_factory=TrainConfig)
+
+
+OTHER_GAMES = """
+The second column: sets of games, for study.py --games.
+
+--game also takes titles and ids (Pong, "Ms. Pac-Man", ALE/Pong-v5), and every Gymnasium environment
+with discrete actions and image or vector observations: CartPole-v1, ebu/Maze-v0, or one of your
+own, my_module:MyEnv-v0, from a module that Python finds."""
+
+WITH_RESUME = frozenset({"resume", "help", "frames"}) | NOT_PART_OF_THE_RUN | AUTOMATIC.keys()
+"""Flags that may be given together with --resume; --run-dir is refused, since --resume names it."""
+
+
+def parse_arguments(args: Sequence[str]) -> TrainConfig:
+    """Flags to a checked configuration; the preset they name gives the defaults.
+
+    --help and --list-games print and exit with 0.
+
+    Raises `UsageError` with one line for anything that cannot be run.
+    """
+    run_dir = _value_of("--resume", args)
+    if run_dir is not None:
+        _check_with_resume(run_dir, args)
+        args = [*flags_of_run(Path(run_dir)), *args, f"--run-dir={run_dir}"]
+    preset = _value_of("--preset", args) or DEFAULT.preset
+    agent = _value_of("--agent", args) or DEFAULT.agent
+    one_of("--preset", preset, PRESETS)
+    one_of("--agent", agent, AGENTS)
+    game = _value_of("--game", args) or DEFAULT.game
+    _check_owners(agent, args)
+    arguments = parse(
+        Arguments,
+        args,
+        default=Arguments(run=for_agent(preset_for(game, preset), agent)),
+        prog="train.py" if agent == DEFAULT.agent else f"train.py --agent {agent}",
+        description=(
+            "Train an agent on an Atari game. Run the same command again to resume, or name the "
+            "run directory with --resume."
+        ),
+    )
+    if arguments.list_games:
+        print(f"{list_games()}\n{OTHER_GAMES}")
+        raise SystemExit(0)
+    _check(arguments.run)
+    return arguments.run
+
+
+def gymnasium_defaults(config: TrainConfig) -> str:
+    """One line on the settings that a run has because its game is a Gymnasium environment."""
+    line = f"{config.game} is a Gymnasium environment: evaluated without random actions"
+    if config.preset != "default":
+        return line
+    atari, own = flat(for_agent(DEFAULT, config.agent)), flat(for_agent(GYMNASIUM, config.agent))
+    settings = {
+        name: value for name, value in flat(config).items() if value == own[name] != atari[name]
+    }
+    return f"{line}; defaults of its own: {' '.join(flags_of(settings, atari))}"
+
+
+def flags_of_run(run_dir: Path) -> list[str]:
+    """The flags that a run was started with, and nothing of them left to the defaults.
+
+    Raises `UsageError` for what train.py of this version did not start, `EbuError` for a damaged
+    config.json.
+    """
+    config = read_config(run_dir)
+    settings = config["settings"]
+    preset, agent = settings.get("preset"), settings.get("agent")
+    if preset not in PRESETS or agent not in AGENTS:
+        raise UsageError(
+            f"--resume {run_dir}: train.py did not start it, as its {CONFIG} says: name a run"
+        )
+    usual = flat(for_agent(preset_for(str(settings.get("game")), preset), agent))
+    missing = usual.keys() - settings.keys() - NOT_PART_OF_THE_RUN
+    unknown = settings.keys() - usual.keys()
+    if missing or unknown:
+        differing = [*(f"no {name}" for name in sorted(missing)), *sorted(unknown)]
+        raise UsageError(
+            f"--resume {run_dir}: it was started by a version with other settings "
+            f"({', '.join(differing)} in its {CONFIG}): continue it with that version, or start a "
+            "new run"
+        )
+    automatic = {name: AUTOMATIC[name] for name in automatic_settings(config)}
+    return flags_of({**settings, **automatic}, usual)
+
+
+def flags_of(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    """Settings as flags of train.py; `usual` are those that their agent and preset have."""
+    flags: list[str] = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(usual.get(name), bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list | tuple):
+            flags += [f"--{flag}", *map(str, value)]
+        elif value is not None or usual.get(name) is not None:
+            flags.append(f"--{flag}={value}")
+    return flags
+
+
+def _named_in(args: Sequence[str]) -> dict[str, str]:
+    """The settings whose flags are among these arguments, each with its flag as it was typed."""
+    typed = [argument.partition("=")[0] for argument in args if argument.startswith("--")]
+    return {flag[2:].removeprefix("no-").replace("-", "_"): flag for flag in typed}
+
+
+def _check_with_resume(run_dir: str, args: Sequence[str]) -> None:
+    if not run_dir:
+        raise UsageError("--resume needs the directory of a run, for instance --resume runs/pong")
+    for name, flag in _named_in(args).items():
+        if name not in WITH_RESUME or name == "run_dir":
+            raise UsageError(
+                f"--resume takes every setting from the run: leave out {flag} (--frames may grow; "
+                "see train.py --help)"
+            )
+
+
+def _check_owners(agent: str, args: Sequence[str]) -> None:
+    """Raise `UsageError` for a flag that is another agent's."""
+    own = flat(AGENTS[agent].config_type())
+    for name, flag in _named_in(args).items():
+        owners = [other for other in AGENTS if name in flat(AGENTS[other].config_type())]
+        if owners and name not in own:
+            raise UsageError(
+                f"{flag} is a flag of {' and '.join(owners)}, not of {agent}: add --agent "
+                f"{owners[0]}, or leave it out (see train.py --agent {agent} --help)"
+            )
+
+
+def _value_of(flag: str, args: Sequence[str]) -> str | None:
+    """The last value given to a flag, None without the flag, empty if its value is missing."""
+    value = None
+    for position, argument in enumerate(args):
+        name, separator, joined = argument.partition("=")
+        if name == flag:
+            value = joined if separator else "".join(args[position + 1 : position + 2])
+    return value
+
+
+def _check(config: TrainConfig) -> None:
+    config.method.check()
+    learner = config.learner
+    positive(
+        {
+            "--output-scale": learner.output_scale,
+            "--learning-rate": learner.learning_rate,
+            "--optimizer-epsilon": learner.optimizer_epsilon,
+            "--huber-delta": learner.huber_delta,
+            "--target-sync-updates": learner.target_sync_updates,
+        }
+    )
+    not_negative({"--average-updates": learner.average_updates})
+    students = config.distill or ()
+    for flag, names in (("--network", (learner.network,)), ("--distill", students)):
+        for name in names:
+            try:
+                architecture(name)
+            except UsageError as error:
+                raise UsageError(f"{flag}: {error}") from None
+    if len(set(students)) < len(students):
+        raise UsageError(f"--distill {' '.join(students)}: name each once")

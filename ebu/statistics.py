@@ -1,0 +1,124 @@
+"""Statistics of scores: intervals, normalisation, and aggregates over games and seeds."""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import numpy as np
+import scipy.stats
+
+CONFIDENCE = 0.95
+
+StatisticT = TypeVar("StatisticT", float, np.ndarray)
+
+
+def mean_interval(
+    scores: np.ndarray, *, confidence: float = CONFIDENCE
+) -> tuple[float, float] | None:
+    """Student's t interval (low, high) of the mean of scores (n,); None for fewer than two.
+
+    Scores that are all equal give an interval of that one value. Not a bootstrap: with the ten or
+    thirty games of an evaluation those come out too narrow.
+    """
+    if len(scores) < 2:
+        return None
+    mean = float(np.mean(scores))
+    error = float(np.std(scores, ddof=1)) / len(scores) ** 0.5
+    half = float(scipy.stats.t.ppf((1 + confidence) / 2, len(scores) - 1)) * error
+    return mean - half, mean + half
+
+
+def human_normalised(score: float, random: float, human: float) -> float:
+    """0 for the score of random play, 1 for that of the human (Mnih et al. 2015, in shares)."""
+    if human == random:
+        raise ValueError(f"random and human score are both {random}: nothing to normalise by")
+    return (score - random) / (human - random)
+
+
+def relative_score(score: float, random: float, human: float, baseline: float) -> float:
+    """Gain over a baseline agent, as a share of what the better of it and the human gain on random.
+
+    (score − baseline) / (max(human, baseline) − random): 0 for the baseline's score (Wang et al.
+    2016, "Dueling network architectures"; Lee et al. 2019 compare EBU with Nature DQN by it).
+    Raises ValueError where neither is better than random play.
+    """
+    best = max(human, baseline)
+    if best <= random:
+        raise ValueError(f"neither {human} nor {baseline} is better than random play, {random}")
+    return (score - baseline) / (best - random)
+
+
+def interquartile_mean(scores: np.ndarray) -> float:
+    """Mean of the middle half of all scores, of any shape (Agarwal et al. 2021)."""
+    return float(scipy.stats.trim_mean(scores, proportiontocut=0.25, axis=None))
+
+
+def mean_median_iqm(scores: np.ndarray) -> np.ndarray:
+    """Three aggregates (3,) of the normalised scores (games, seeds) of an agent's runs.
+
+    The mean of all runs, the median over games of each game's mean over seeds, and the
+    interquartile mean of all runs (Agarwal et al. 2021).
+    """
+    return np.array([scores.mean(), np.median(scores.mean(axis=1)), interquartile_mean(scores)])
+
+
+def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Share (K,) of the runs with scores (games, seeds) above each of K thresholds.
+
+    The score distribution of Agarwal et al. (2021): with as many seeds in every game it
+    is the mean over games of the share of the seeds.
+    """
+    above: np.ndarray = scores[..., None] > thresholds
+    return np.asarray(above.mean(axis=(0, 1)))
+
+
+def even_out(scores: Iterable[np.ndarray]) -> np.ndarray:
+    """Scores (seeds,) of each game as one array (games, L), with L a multiple of all the numbers.
+
+    Where the numbers of seeds differ, L is their least common multiple and each game's scores are
+    repeated: every game weighs the same, and every seed of a game. Raises ValueError for a game
+    without scores.
+    """
+    padded, repeats, _ = _padded(scores)
+    return np.take_along_axis(padded, repeats, axis=1)
+
+
+def _padded(scores: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores (games, most seeds), the indices (games, L) that even them out, seeds (games, 1)."""
+    games = list(scores)
+    seeds = np.array([len(of_game) for of_game in games])
+    if not seeds.size or not seeds.all():
+        raise ValueError("every game needs a score")
+    padded = np.zeros((len(games), seeds.max()))
+    for row, of_game in zip(padded, games, strict=True):
+        row[: len(of_game)] = of_game
+    repeats = np.arange(np.lcm.reduce(seeds)) % seeds[:, None]
+    return padded, repeats, seeds[:, None]
+
+
+def stratified_bootstrap_interval(
+    scores: Iterable[np.ndarray],
+    statistic: Callable[[np.ndarray], StatisticT],
+    rng: np.random.Generator,
+    *,
+    resamples: int = 2_000,
+    confidence: float = CONFIDENCE,
+) -> tuple[StatisticT, StatisticT]:
+    """Percentile interval (low, high) of a statistic over runs of several games with several seeds.
+
+    | argument | shape | meaning |
+    | --- | --- | --- |
+    | scores | (games, seeds), or (seeds,) for each game | normalised score of every run |
+    | statistic | (games, L) → number or (K,) | for instance `interquartile_mean`; see `even_out` |
+
+    Each game is a stratum: its seeds are drawn anew with replacement, the games stay
+    (Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice").
+    A statistic of K numbers has K intervals, each for itself.
+    """
+    padded, repeats, seeds = _padded(scores)
+    statistics = []
+    for _ in range(resamples):
+        drawn = np.take_along_axis(padded, rng.integers(seeds, size=padded.shape), axis=1)
+        statistics.append(statistic(np.take_along_axis(drawn, repeats, axis=1)))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(statistics, [tail, 1 - tail], axis=0)
+    return low, high
