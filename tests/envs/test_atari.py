@@ -51,7 +51,6 @@ def test_a_game_reports_its_lost_lives(game: str, losses: set[int]) -> None:
             break
     assert over.all()
     assert set(lost.tolist()) <= losses
-    env.close()
 
 
 @pytest.mark.parametrize("game", WITHOUT_LIVES)
@@ -61,7 +60,6 @@ def test_a_game_without_lives_reports_no_lost_life(game: str) -> None:
     steps = play(env, actions_for(env, 90))
     assert not any(step.life_lost.any() for step in steps)
     assert sum(int(step.truncated[0]) for step in steps) == 2
-    env.close()
 
 
 def test_a_reset_starts_games() -> None:
@@ -77,7 +75,6 @@ def test_a_reset_starts_games() -> None:
         assert not flags.any()
     assert not step.rewards.any()
     assert (env.stack, env.frames_per_step, env.num_actions) == (4, 4, 4)
-    env.close()
 
 
 @pytest.mark.parametrize("sticky", [0.0, 0.25])
@@ -101,8 +98,6 @@ def test_the_row_after_a_game_starts_the_next_and_ignores_its_action(sticky: flo
     flags = (step.terminated, step.truncated, step.life_lost, step.rewards)
     assert not np.any(flags)
     assert_same(play(env, actions_for(env, 50)), play(other, actions_for(env, 50)))
-    env.close()
-    other.close()
 
 
 def test_the_time_limit_truncates() -> None:
@@ -114,7 +109,6 @@ def test_the_time_limit_truncates() -> None:
     assert [t for t, step in enumerate(steps) if step.started.any()] == [50, 101]
     assert all(steps[t].truncated.all() for t in cut)
     assert not any(step.terminated.any() for step in steps)
-    env.close()
 
 
 def test_a_game_over_at_the_time_limit_is_terminated() -> None:
@@ -122,13 +116,11 @@ def test_a_game_over_at_the_time_limit_is_terminated() -> None:
     env.reset()
     actions = actions_for(env, 1000)
     length = next(t for t, row in enumerate(actions, 1) if play(env, row[None])[0].terminated[0])
-    env.close()
     for steps, terminated in ((length, True), (length - 1, False)):
         env = make("breakout", 1, max_frames_per_game=4 * steps)
         env.reset()
         last = play(env, actions[:steps])[-1]
         assert (last.terminated[0], last.truncated[0]) == (terminated, not terminated)
-        env.close()
 
 
 def test_rewards_are_raw() -> None:
@@ -137,7 +129,6 @@ def test_rewards_are_raw() -> None:
     rewards = {float(step.rewards[0]) for step in play(env, actions_for(env, 400))}
     assert rewards >= {0.0, 5.0, 10.0}  # the two lowest rows of invaders
     assert rewards <= {5.0 * k for k in range(80)}
-    env.close()
 
 
 def test_without_no_ops_and_sticky_actions_every_game_is_the_same() -> None:
@@ -146,7 +137,6 @@ def test_without_no_ops_and_sticky_actions_every_game_is_the_same() -> None:
     for step in play(env, np.repeat(actions_for(env, 300)[:, :1], 3, axis=1)):
         assert (step.frames == step.frames[0]).all()
         assert (step.rewards == step.rewards[0]).all()
-    env.close()
 
 
 def test_sticky_actions_differ_by_environment_and_seed() -> None:
@@ -156,7 +146,6 @@ def test_sticky_actions_differ_by_environment_and_seed() -> None:
         env.reset()
         rows = np.repeat(actions_for(env, 100)[:, :1], 2, axis=1)
         seen.append(np.stack([step.frames for step in play(env, rows)]))
-        env.close()
     assert (seen[0] == seen[1]).all()
     assert (seen[0] != seen[2]).any()
     assert (seen[0][:, 0] != seen[0][:, 1]).any()
@@ -180,19 +169,6 @@ def test_a_game_starts_with_up_to_noop_max_no_ops() -> None:
     assert set(no_ops) == {0, 1, 2, 3}
     env = make("freeway", 4, noop_max=30)
     assert len({frame.tobytes() for frame in env.reset().frames}) > 1
-    env.close()
-
-
-def test_the_number_of_threads_changes_nothing() -> None:
-    options = {"repeat_action_probability": 0.25, "noop_max": 30, "reseed_every_frames": 1800}
-    played = []
-    for num_threads in (1, 2, 5):
-        env = make("breakout", 3, num_threads=num_threads, **options)
-        played.append([env.reset(), *play(env, actions_for(env, 250))])
-        assert env.state_dict()["journal"]["seedings"].max() > 1
-        env.close()
-    assert_same(played[0], played[1])
-    assert_same(played[0], played[2])
 
 
 def test_no_game_is_cut_by_reseeding() -> None:
@@ -207,8 +183,6 @@ def test_no_game_is_cut_by_reseeding() -> None:
     seedings = often.state_dict()["journal"]["seedings"]
     np.testing.assert_array_equal(seedings, 1 + sum(step.started for step in reseeded))
     assert seedings.min() >= 2
-    never.close()
-    often.close()
 
 
 @pytest.mark.parametrize(

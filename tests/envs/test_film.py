@@ -115,8 +115,6 @@ def test_a_camera_sees_the_game_that_was_played(game: str, options: dict[str, An
             distances = [np.abs(small - rows[s].frames[1]).mean() for s in beside]
             assert distances[0] == min(distances), t
             assert distances[0] < 10, t
-    camera.close()
-    env.close()
 
 
 def test_a_film_has_a_picture_of_the_start_and_one_after_each_action() -> None:
@@ -132,7 +130,6 @@ def test_a_film_has_a_picture_of_the_start_and_one_after_each_action() -> None:
         # The next picture does not overwrite it.
         assert any((a != b).any() for a, b in pairwise(pictures))
     assert (env.state_dict()["journal"]["actions"] == before).all()
-    env.close()
 
 
 @pytest.mark.parametrize(("game", "height"), [("pong", 210), ("air_raid", 250)])
@@ -142,7 +139,6 @@ def test_a_film_can_be_left_early_or_show_the_first_frame_alone(game: str, heigh
     no_actions = np.empty(0, dtype=np.int64)
     assert [picture.shape for picture in film(env, 0, no_actions, 0, 0)] == [(height, 160, 3)]
     assert next(film(env, 0, np.zeros(50, dtype=np.int64), 0, 50)).shape == (height, 160, 3)
-    env.close()
 
 
 @pytest.mark.parametrize(
@@ -153,7 +149,6 @@ def test_what_is_no_game_is_not_filmed(start: int, stop: int, words: str) -> Non
     actions, _ = play(env, 60)
     with pytest.raises(ReplayMismatchError, match=words):
         list(film(env, 0, actions[:, 0], start, stop))
-    env.close()
 
 
 @pytest.mark.parametrize("name", ["Lights", "GreyLights"])
@@ -169,7 +164,6 @@ def test_a_gymnasium_game_is_filmed_as_it_was_played(name: str, reseed_every_fra
         # The reward is the light, and the light is the picture.
         lights = [int(picture[0, 0, 0]) for picture in pictures[1:]]
         assert lights == [int(row.rewards[1]) for row in rows[start + 1 : stop + 1]]
-    env.close()
 
 
 @pytest.mark.parametrize(
@@ -189,4 +183,3 @@ def test_an_environment_without_pictures_says_why(name: str, words: str) -> None
     env = GymnasiumVector(name, 1, seed=1)
     with pytest.raises(CannotFilmError, match=words):
         next(film(env, 0, np.empty(0, dtype=np.int64), 0, 0))
-    env.close()

@@ -38,8 +38,6 @@ def test_cartpole_is_what_gymnasium_plays() -> None:
             assert not row.truncated[j]
             assert not row.life_lost[j]
         assert games >= 2
-        single.close()
-    env.close()
 
 
 def first_frames(env_id: str) -> tuple[GymnasiumVector, np.ndarray, np.ndarray]:
@@ -88,7 +86,6 @@ def test_actions_may_begin_anywhere() -> None:
     assert env.recv().rewards.tolist() == [5.0, 6.0, 7.0]  # the reward is the action
     with pytest.raises(ValueError, match=r"0\.\.2"):
         env.send(np.array([5, 5, 5]))
-    env.close()
 
 
 def test_the_time_limit_truncates() -> None:
@@ -98,7 +95,6 @@ def test_the_time_limit_truncates() -> None:
     assert [t for t, step in enumerate(steps) if step.truncated.all()] == [5, 12, 19]
     assert [t for t, step in enumerate(steps) if step.started.all()] == [6, 13]
     assert not any(step.terminated.any() for step in steps)
-    env.close()
 
 
 def test_a_game_over_at_the_time_limit_is_terminated_also_after_a_reset() -> None:
@@ -118,7 +114,6 @@ def test_no_game_is_cut_by_reseeding() -> None:
     # Games of 6 steps and the row of the next start; every second start is a seeded one.
     assert [t for t, step in enumerate(steps) if step.truncated.all()] == [5, 12, 19, 26, 33]
     assert env.state_dict()["journal"]["seedings"].tolist() == [3, 3]
-    env.close()
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,6 @@ def test_a_state_continues_bit_for_bit_in_a_new_process(
     env = make(*construction)
     actions = actions_for(env, 400)
     steps, states = play_and_save(env, actions)
-    env.close()
     for moment, t in telling_moments(steps, states).items():
         there = elsewhere.submit(
             continue_from, construction, states[t], actions[t : t + 150]
@@ -106,7 +105,6 @@ def test_a_state_at_the_time_limit_continues(elsewhere: ProcessPoolExecutor) -> 
     env = make(*construction)
     actions = actions_for(env, 90)
     steps, states = play_and_save(env, actions)
-    env.close()
     cut = [t for t, step in enumerate(steps) if step.truncated.any()]
     assert cut == [25, 51, 77]
     there = elsewhere.submit(continue_from, construction, states[51], actions[51:]).result()
@@ -128,8 +126,6 @@ def test_taking_states_changes_nothing_and_so_does_the_number_of_threads() -> No
     plain.send(actions[77])
     plain.recv()
     np.testing.assert_equal(stored(plain.state_dict()), states[78])
-    saved.close()
-    plain.close()
 
 
 @pytest.mark.parametrize(("kind", "name"), [("atari", "breakout"), ("gymnasium", "TinyGrey-v0")])
@@ -140,7 +136,6 @@ def test_rows_stay_as_they_were(kind: str, name: str) -> None:
     copies = [type(step)(*(array.copy() for array in step)) for step in steps]
     play(env, actions_for(env, 20))
     assert_same(steps, copies)
-    env.close()
 
 
 def test_a_state_before_the_first_reset() -> None:
@@ -151,7 +146,6 @@ def test_a_state_before_the_first_reset() -> None:
     with pytest.raises(RuntimeError, match="send before reset"):
         env.send(np.array([0, 0]))
     assert_same([first], [env.reset()])
-    env.close()
 
 
 def test_the_journal_costs_one_byte_for_each_action_and_stays_short() -> None:
@@ -167,7 +161,6 @@ def test_the_journal_costs_one_byte_for_each_action_and_stays_short() -> None:
     assert actions.dtype == np.uint8
     # A journal ends with the first game to end after 100 steps.
     assert len(actions) <= 100 + longest_game + 1
-    env.close()
 
 
 @pytest.mark.parametrize(
@@ -189,8 +182,6 @@ def test_a_state_of_other_environments_is_refused_in_one_line(change: dict[str, 
     ) as error:
         other.load_state_dict(stored(env.state_dict()))
     assert "\n" not in str(error.value)
-    env.close()
-    other.close()
 
 
 def test_a_journal_that_leads_elsewhere_is_noticed() -> None:
@@ -204,7 +195,6 @@ def test_a_journal_that_leads_elsewhere_is_noticed() -> None:
         env.load_state_dict(state)
     assert "ale-py" in str(error.value)
     assert "\n" not in str(error.value)
-    env.close()
 
 
 def test_an_environment_that_is_no_function_of_its_seed_is_noticed() -> None:
@@ -213,4 +203,3 @@ def test_an_environment_that_is_no_function_of_its_seed_is_noticed() -> None:
     play(env, actions_for(env, 20))
     with pytest.raises(ReplayMismatchError, match="TinyForgetful-v0 did not return"):
         env.load_state_dict(stored(env.state_dict()))
-    env.close()

@@ -154,14 +154,9 @@ def test_calls_out_of_order_are_refused() -> None:
 @pytest.mark.parametrize(
     ("actions", "message"),
     [
-        ([0, 1], "shape"),
-        ([[0, 1, 2]], "shape"),
-        (1, "shape"),
-        ([0.0, 1.0, 2.0], "integers"),
-        ([True, False, True], "integers"),
-        ([0, 1, 4], r"0\.\.3"),
-        ([0, -1, 2], r"0\.\.3"),
-        ([0, 2**40, 2], r"0\.\.3"),
+        *(([0, 1], "shape"), ([[0, 1, 2]], "shape"), (1, "shape")),
+        *(([0.0, 1.0, 2.0], "integers"), ([True, False, True], "integers")),
+        *(([0, 1, 4], r"0\.\.3"), ([0, -1, 2], r"0\.\.3"), ([0, 2**40, 2], r"0\.\.3")),
     ],
 )
 def test_bad_actions_are_refused_in_one_line(actions: Any, message: str) -> None:
