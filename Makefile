@@ -1,6 +1,7 @@
 # make train                             a first look, in about ten minutes; the first call sets .venv up
 # make train GAME=pong FRAMES=1M         another game, with the default preset
-# make test                              linters, types, tests
+# make test                              linters, types, and the tests that take minutes at most
+# make test-all                          the slow tests too: whole runs, killed and resumed
 # make check                             linters and types alone
 # make test-cpus                         tests with the instructions of this processor and of older ones
 # make docs-check                        every command of README and docs, shortened
@@ -19,7 +20,7 @@ SEED   ?= 0
 ARGS   ?=
 
 # The interpreter .venv is made with; the pinned versions are tested on 3.11.
-PYTHON ?= $(shell for python in python3.11 python3; do \
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c '' 2>/dev/null && { echo $$python; exit; }; done; echo python3)
 # Two test processes of one thread each; PYTEST_ARGS="-n 0 -x tests/ebu" runs some of them in order.
 PYTEST_ARGS ?= -n 2 --dist worksteal
@@ -36,13 +37,16 @@ TEST := OMP_NUM_THREADS=1 $(BIN) -m pytest $(PYTEST_ARGS)
 AVX2   := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 LOWEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 
-.PHONY: train test test-cpus check docs-check
+.PHONY: train test test-all test-cpus check docs-check
 .NOTPARALLEL:
 
 train: $(RUN_READY)
 	$(BIN) train.py --game $(GAME) --agent $(AGENT) $(if $(FRAMES),--frames $(FRAMES)) --seed $(SEED) $(FIRST_LOOK) $(ARGS)
 
 test: check
+	$(TEST) -m "not slow"
+
+test-all: check
 	$(TEST)
 
 # At AVX2 only what compares bits; much of the rest plays games.
@@ -55,6 +59,7 @@ check: $(DEV_READY)
 	$(BIN) -m ruff check .
 	$(BIN) -m ruff format --check .
 	$(BIN) -m mypy
+	$(VENV)/bin/lint-imports
 
 docs-check: $(RUN_READY)
 	$(BIN) -m docs.check
@@ -69,7 +74,7 @@ $(RUN_READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): once, PyTorch is a large download"
 	@$(BIN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) setuptools
-	@$(PIP) --no-build-isolation -e .
+	@$(PIP) --no-build-isolation -e '.[export,factorize,maze]'
 	@touch $@
 
 $(DEV_READY): $(RUN_READY)

@@ -131,8 +131,8 @@ def load_digits(side: ImageSide = 8) -> Digits:
         from sklearn import datasets
     except ImportError:
         raise gymnasium.error.DependencyNotInstalled(
-            "the digit images of the maze come with scikit-learn: "
-            "pip install -c constraints.txt scikit-learn"
+            "the digit images of the maze come with scikit-learn, in the extra 'maze': "
+            "pip install scikit-learn"
         ) from None
     pixels, labels = datasets.load_digits(return_X_y=True)
     images = (pixels.reshape(-1, 8, 8) / 16.0).astype(np.float32)

@@ -64,6 +64,7 @@ LIVE_SECONDS, PLAIN_SECONDS = 0.2, 30.0
 
 
 def main() -> int:
+    """Read the command line, run the command, and return its exit code."""
     config = parse(
         DistillConfig,
         sys.argv[1:],

@@ -1,61 +1,14 @@
 """Score a trained agent under a named protocol, film its best game, show it live."""
 
-import os
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
 
-import tyro
-
-from ebu.errors import UsageError
-from ebu.run.cli import parse, run_command
-from ebu.run.settings import Bounds, Device, NotNegative, OneOf, Share, Threads, check_settings
-from ebu.run.video import check_video_path
-from envs.protocols import PROTOCOLS
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """What is scored, and under which rules."""
-
-    run_dir: Annotated[Path, tyro.conf.Positional]
-    """Directory of the run whose agent is scored. The result goes to RUN_DIR/evaluations."""
-    episodes: Annotated[int | None, Bounds(1, 1_000_000)] = None
-    """Games to play [default: the protocol's, 30 under paper, 100 under machado]."""
-    epsilon: Share | None = None
-    """Share of random actions [default: the protocol's, 0.05 under paper, the run's final one under
-    machado]. With another number the score is none of the protocol."""
-    protocol: Annotated[str, OneOf(*PROTOCOLS)] | None = None
-    """paper or machado [default: the one the run was trained under]."""
-    weights: Literal["final", "best"] = "final"
-    """final: of the newest checkpoint; best: of the best evaluation in training."""
-    random: bool = False
-    """Play uniformly random actions in the very same setting instead: the baseline."""
-    seed: NotNegative = 0
-    """Seed of the evaluation. Its games are never those of a training seed."""
-    num_envs: NotNegative = 0
-    """Games played at the same time; 0 chooses. Another number plays other games."""
-    device: Device = "auto"
-    """cpu, cuda, or auto: cuda where there is one."""
-    threads: Threads = 0
-    """Threads of torch and of the emulators; 0 takes one for each processor core."""
-    video: Path | None = None
-    """Write the best game here, as .gif or .mp4, at twice its speed."""
-    render: bool = False
-    """Show the games in a window while they are played, one after another in real time."""
-    json: Path | None = None
-    """Write the result here too, with the score of every game."""
+from ebu.commands.evaluate_arguments import parse_arguments
+from ebu.run.cli import run_command
 
 
 def main() -> int:
-    config = parse(
-        EvaluateConfig,
-        sys.argv[1:],
-        prog="evaluate.py",
-        description="Score a trained agent under a named protocol.",
-    )
-    check(config)
+    """Read the command line, run the command, and return its exit code."""
+    config = parse_arguments(sys.argv[1:])
     # Imported when the settings are known to be right: they load torch.
     from ebu.commands.evaluation import run
     from ebu.commands.evaluation_record import as_table
@@ -67,27 +20,6 @@ def main() -> int:
         return 130
     print(as_table(record))
     return 0
-
-
-def check(config: EvaluateConfig) -> None:
-    """Raise `UsageError` for settings that can be met by no run."""
-    check_settings(config)
-    if config.random and config.epsilon is not None:
-        raise UsageError("--epsilon says nothing with --random: leave one of them out")
-    for path in (config.video, config.json):
-        if path is not None:
-            _check_output(path)
-    if config.video is not None:
-        check_video_path(config.video)
-
-
-def _check_output(path: Path) -> None:
-    if path.is_dir():
-        raise UsageError(f"{path} is a directory: name a file")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no directory {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UsageError(f"{path} is not writable: choose another place")
 
 
 def command() -> None:

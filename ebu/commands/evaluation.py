@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 
 from agents import Precision, TrainedAgent, load_agent
-from ebu.commands.evaluate import EvaluateConfig, check
+from ebu.commands.evaluate_arguments import EvaluateConfig, check
 from ebu.commands.scoring import evaluator_for
 from ebu.commands.showing import Window, check_display, check_pictures, film_best
 from ebu.commands.table.scores import as_json, write_evaluation

@@ -38,6 +38,7 @@ class ReportConfig:
 
 
 def main() -> None:
+    """Read the command line, and run the command."""
     config = parse(
         ReportConfig,
         sys.argv[1:],

@@ -36,6 +36,7 @@ from envs.protocols import PROTOCOLS
 
 
 def main() -> int:
+    """Read the command line, run the command, and return its exit code."""
     args = sys.argv[1:]
     cut = args.index("--") if "--" in args else len(args)
     config = parse(

@@ -9,6 +9,7 @@ from envs import is_atari
 
 
 def main() -> int:
+    """Read the command line, run the command, and return its exit code."""
     config = parse_arguments(sys.argv[1:])
     # Imported when the settings are known to be right: they load torch.
     from agents.distillation.online import student_directory

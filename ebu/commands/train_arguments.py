@@ -19,6 +19,7 @@ from ebu.commands.presets import (
 from ebu.errors import UsageError
 from ebu.run.cli import not_negative, parse, positive
 from ebu.run.directory import AUTOMATIC, CONFIG, automatic_settings, read_config
+from ebu.run.hints import program_name
 from ebu.run.settings import flat, one_of
 from envs.games import list_games
 
@@ -147,7 +148,7 @@ def _check_with_resume(run_dir: str, args: Sequence[str]) -> None:
         if name not in WITH_RESUME or name == "run_dir":
             raise UsageError(
                 f"--resume takes every setting from the run: leave out {flag} (--frames may grow; "
-                "see train.py --help)"
+                f"see {program_name('train.py')} --help)"
             )
 
 
@@ -157,9 +158,10 @@ def _check_owners(agent: str, args: Sequence[str]) -> None:
     for name, flag in _named_in(args).items():
         owners = [other for other in AGENTS if name in flat(AGENTS[other].config_type())]
         if owners and name not in own:
+            program = program_name("train.py")
             raise UsageError(
                 f"{flag} is a flag of {' and '.join(owners)}, not of {agent}: add --agent "
-                f"{owners[0]}, or leave it out (see train.py --agent {agent} --help)"
+                f"{owners[0]}, or leave it out (see {program} --agent {agent} --help)"
             )
 
 

@@ -13,7 +13,9 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
+from ebu import __version__
 from ebu.errors import EbuError, UsageError
+from ebu.run.hints import program_name
 from ebu.run.settings import check_settings
 
 ConfigT = TypeVar("ConfigT")
@@ -43,8 +45,12 @@ def parse(
     outside of its `Bounds`.
 
     Raises `UsageError` with one line when a flag is unknown or its value does not fit.
-    `--help` prints and exits with 0.
+    `--help` and `--version` print and exit with 0.
     """
+    prog = program_name(prog)
+    if "--version" in args:
+        print(f"{prog} {__version__}")
+        raise SystemExit(0)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

@@ -1,47 +1,61 @@
 """Commands that messages name: they work when they are pasted into the same shell."""
 
 import os
+import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
-"""Where the programs lie."""
+"""The checkout, or the directory that the packages are installed in."""
 
 
-def python_command(*words: object) -> str:
-    """The interpreter that runs, with these words, quoted for the shell.
+def in_checkout() -> bool:
+    """Whether the programs lie next to the packages; elsewhere they are installed commands."""
+    return (PROJECT / "train.py").is_file()
 
-    Each `Path` is shown from the working directory if it lies in it, else as an absolute path.
-    """
-    return shlex.join([_shown(Path(sys.executable)), *map(_shown, words)])
+
+def program_name(program: str) -> str:
+    """What users call a program: `train.py` in a checkout, `ebu-train` where it is installed."""
+    return program if in_checkout() else re.sub(r"^(\w+)\.py\b", r"ebu-\1", program)
 
 
 def program_command(program: str, *words: object) -> str:
-    """A program of this project with its arguments: `program_command("evaluate.py", run_dir)`."""
-    return python_command(*_program(program), *words)
+    """A program with its arguments, quoted for the shell: `program_command("train.py", "--help")`.
+
+    Each `Path` is shown from the working directory if it lies in it, else as an absolute path.
+    """
+    if in_checkout():
+        return _command(Path(sys.executable), PROJECT / program, *words)
+    name = program_name(program)
+    installed = Path(sys.executable).with_name(name)
+    on_path = shutil.which(name)
+    return _command(name if on_path and Path(on_path).samefile(installed) else installed, *words)
 
 
 def program_argv(program: str, *words: object) -> tuple[str, ...]:
-    """The same for a child process."""
-    return (sys.executable, *map(str, (*_program(program), *words)))
-
-
-def _program(program: str) -> list[str | Path]:
-    """The starter in a checkout, else the installed module."""
+    """A program with its arguments, for a child process."""
     starter = PROJECT / program
-    return [starter] if starter.is_file() else ["-m", f"ebu.commands.{starter.stem}"]
+    start = (str(starter),) if in_checkout() else ("-m", f"ebu.commands.{starter.stem}")
+    return (sys.executable, *start, *map(str, words))
 
 
 def tensorboard_command(directory: Path) -> str:
     """TensorBoard on a directory of logs."""
-    return python_command("-m", "tensorboard.main", "--logdir", directory)
+    return _command(Path(sys.executable), "-m", "tensorboard.main", "--logdir", directory)
 
 
 def install_command(extra: str) -> str:
     """Add the packages of an extra of pyproject.toml to the environment that runs."""
-    constraints = ("-c", PROJECT / "constraints.txt")
-    return python_command("-m", "pip", "install", *constraints, "-e", f"{_shown(PROJECT)}[{extra}]")
+    what: tuple[object, ...] = (f"ebu[{extra}]",)
+    if in_checkout():
+        what = ("-c", PROJECT / "constraints.txt", "-e", f"{_shown(PROJECT)}[{extra}]")
+    return _command(Path(sys.executable), "-m", "pip", "install", *what)
+
+
+def _command(*words: object) -> str:
+    return shlex.join(map(_shown, words))
 
 
 def _shown(word: object) -> str:

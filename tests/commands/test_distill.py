@@ -16,7 +16,7 @@ from agents.distillation.dataset import load_states
 from agents.distillation.experimental.synthetic import noise
 from agents.distillation.settings import DistillConfig
 from ebu.commands import distill, evaluate
-from ebu.commands.evaluate import EvaluateConfig
+from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.table.jobs import Task
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer

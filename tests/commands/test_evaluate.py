@@ -19,7 +19,7 @@ from PIL import Image
 
 from ebu import evaluation
 from ebu.commands import evaluate, scoring, showing
-from ebu.commands.evaluate import EvaluateConfig
+from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.evaluation import rules_of, run
 from ebu.commands.evaluation_record import as_table
 from ebu.commands.train_arguments import parse_arguments

@@ -17,7 +17,7 @@ from agents.distillation.losses import policy_divergence
 from agents.distillation.online import Students, student_directory
 from agents.distillation.students import build
 from agents.distillation.temperature import median_gap
-from ebu.commands.evaluate import EvaluateConfig
+from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.evaluation import run as evaluate_run
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer

@@ -1,0 +1,106 @@
+"""What a wheel installs: three packages, their data, and five commands that work elsewhere."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import ebu
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("train", "evaluate", "study", "report", "distill")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel, built from a copy so that nothing is left in the checkout."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for package in ("ebu", "agents", "envs", "tests", "studies"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, source / package, ignore=ignore)
+    files = [ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE")]
+    for path in [*ROOT.glob("*.py"), *files]:
+        shutil.copy(path, source)
+    pip(["wheel", "--no-deps", "--no-build-isolation", "-w", str(out), str(source)])
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("installed")
+    pip(["install", "--no-deps", "--target", str(target), str(wheel)])
+    return target
+
+
+def pip(args: list[str]) -> None:
+    command = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", *args]
+    subprocess.run(command, check=True, timeout=300)
+
+
+def test_a_wheel_holds_three_packages_and_their_data(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.partition("/")[0] for name in names}
+    assert tops == {"ebu", "agents", "envs", f"ebu-{ebu.__version__}.dist-info"}
+    for package in ("ebu", "agents", "envs"):
+        for path in (ROOT / package).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                assert path.relative_to(ROOT).as_posix() in names
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_installed_command_works_elsewhere_and_calls_itself_by_its_name(
+    name: str, installed: Path, tmp_path: Path
+) -> None:
+    def run(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [installed / "bin" / f"ebu-{name}", *args],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(installed)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    assert run("--version").stdout == f"ebu-{name} {ebu.__version__}\n"
+    shown = run("--help")
+    assert shown.returncode == 0
+    assert f"usage: ebu-{name}" in shown.stdout
+    refused = run("--no-such-flag")
+    assert refused.returncode == 2
+    assert f"ebu-{name} --help" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+CHECK = """
+import importlib, sys
+command = importlib.import_module(sys.argv[1]).command
+sys.argv = sys.argv[1:]
+try:
+    command()
+except SystemExit as exit_:
+    print(exit_.code, sorted({"torch", "scipy", "matplotlib", "tensorboard"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("evaluate", ["run", "--episodes", "0"]),
+    ],
+)
+def test_help_and_errors_in_settings_load_nothing_heavy(name: str, bad: list[str]) -> None:
+    for code, args in ((0, ["--help"]), (2, ["--no-such-flag"]), (2, bad)):
+        ended = subprocess.run(
+            [sys.executable, "-c", CHECK, f"ebu.commands.{name}", *args],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert ended.stdout.splitlines()[-1] == f"{code} []", (args, ended.stderr)
