@@ -23,14 +23,12 @@ them, `frames_per_second` of each and `ratio`, ours over each of the others.
 """
 
 import os
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import ale_py
 import gymnasium
@@ -40,59 +38,50 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
 from benchmarks.measurement import (
+    BenchmarkSettings,
+    atari_game,
     markdown,
-    publish,
-    require_at_least,
+    ranged,
     require_installed,
-    require_writable,
+    run_benchmark,
     say,
     spread,
-    stated,
 )
 from ebu.errors import UsageError
-from ebu.run.cli import all_cores, parse, run_command
+from ebu.run.cli import all_cores, run_command
+from ebu.run.settings import Positive, Threads
 from envs import AtariVector
 from envs.atari import FRAME_SKIP
-from envs.games import canonical_game
 
 MAX_FRAMES_PER_GAME = 108_000
 
+Peer = Literal["native", "native_stacks", "sync", "async", "emulator"]
 # Takes the actions of one vector step, (N,) int64.
 Step = Callable[[np.ndarray], object]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(BenchmarkSettings):
     """What is measured."""
 
-    against: tuple[Literal["native", "native_stacks", "sync", "async", "emulator"], ...] = (
-        "native",
-        "native_stacks",
-        "sync",
-        "async",
-        "emulator",
-    )
+    against: tuple[Peer, ...] = get_args(Peer)
     """What ours is compared with; sync and async need OpenCV."""
     game: str = "pong"
     """An Atari game."""
-    num_envs: int = 16
+    num_envs: Positive = 16
     """Environments of each."""
-    threads: int = 0
+    threads: Threads = 0
     """Cores that everything runs on, and emulator threads; 0: all cores."""
-    steps: int = 500
+    steps: Positive = 500
     """Vector steps of each in a round."""
-    rounds: int = 5
+    rounds: Positive = 5
     """Rounds; each measures everything once."""
-    seed: int = 0
-    """Seed of the games and the actions."""
-    json: Path | None = None
-    """Write settings, machine and all figures to this file."""
 
 
-def ours(settings: Settings, game: str, closing: ExitStack) -> Step:
+def ours(settings: Settings, closing: ExitStack) -> Step:
     """Our environments, as training steps them."""
     env = AtariVector(
-        game,
+        settings.game,
         settings.num_envs,
         seed=settings.seed,
         max_frames_per_game=MAX_FRAMES_PER_GAME,
@@ -108,10 +97,10 @@ def ours(settings: Settings, game: str, closing: ExitStack) -> Step:
     return step
 
 
-def native(settings: Settings, game: str, closing: ExitStack, stack: int = 1) -> Step:
+def native(settings: Settings, closing: ExitStack, stack: int = 1) -> Step:
     """ale-py's vector environment alone."""
     env = AtariVectorEnv(
-        game,
+        settings.game,
         settings.num_envs,
         num_threads=min(settings.threads, settings.num_envs),
         max_num_frames_per_episode=MAX_FRAMES_PER_GAME,
@@ -125,10 +114,10 @@ def native(settings: Settings, game: str, closing: ExitStack, stack: int = 1) ->
     return env.step
 
 
-def wrapped(settings: Settings, game: str, closing: ExitStack, mode: str) -> Step:
+def wrapped(settings: Settings, closing: ExitStack, mode: str) -> Step:
     """Gymnasium's preprocessing and stacking in its own vector environments."""
     env = gymnasium.make_vec(
-        f"ALE/{rom_id_to_name(game)}-v5",
+        f"ALE/{rom_id_to_name(settings.game)}-v5",
         settings.num_envs,
         vectorization_mode=mode,
         wrappers=[
@@ -158,9 +147,9 @@ def bare_emulator(game: str, seed: int) -> ale_py.ALEInterface:
     return bare
 
 
-def emulator(settings: Settings, game: str, closing: ExitStack) -> Step:
+def emulator(settings: Settings, closing: ExitStack) -> Step:
     """One emulator, which plays as many agent steps as all environments of the others together."""
-    bare = bare_emulator(game, settings.seed)
+    bare = bare_emulator(settings.game, settings.seed)
     moves = bare.getMinimalActionSet()
 
     def step(actions: np.ndarray) -> None:
@@ -173,7 +162,7 @@ def emulator(settings: Settings, game: str, closing: ExitStack) -> Step:
     return step
 
 
-CONTENDERS: dict[str, Callable[[Settings, str, ExitStack], Step]] = {
+CONTENDERS: dict[str, Callable[[Settings, ExitStack], Step]] = {
     # In front, so that it forks its processes before there are threads.
     "async": partial(wrapped, mode="async"),
     "ours": ours,
@@ -184,14 +173,16 @@ CONTENDERS: dict[str, Callable[[Settings, str, ExitStack], Step]] = {
 }
 
 
-def measure(settings: Settings, game: str) -> dict[str, Any]:
+def measure(settings: Settings) -> dict[str, Any]:
     """The figures of all rounds."""
+    # Processes and threads that are started from here on inherit it.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.threads])
     rng = np.random.default_rng(settings.seed)
-    num_actions = len(bare_emulator(game, settings.seed).getMinimalActionSet())
+    num_actions = len(bare_emulator(settings.game, settings.seed).getMinimalActionSet())
     rounds: list[dict[str, float]] = []
     with ExitStack() as closing:
         steppers = {
-            name: make(settings, game, closing)
+            name: make(settings, closing)
             for name, make in CONTENDERS.items()
             if name == "ours" or name in settings.against
         }
@@ -222,47 +213,37 @@ def time_steps(step: Step, actions: np.ndarray) -> float:
     return actions.size * FRAME_SKIP / (time.perf_counter() - started)
 
 
-def table(figures: dict[str, Any]) -> str:
+def table(figures: Mapping[str, Any]) -> str:
     """The figures as a Markdown table."""
     rows = []
     for name in ("ours", *figures["ratio"]):
-        speed, ratio = figures["frames_per_second"][name], figures["ratio"].get(name)
-        rows.append(
-            (
-                name,
-                f"{speed['median']:,.0f} ({speed['min']:,.0f}-{speed['max']:,.0f})",
-                f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})" if ratio else "",
-            )
-        )
+        ratio = figures["ratio"].get(name)
+        speed = ranged(figures["frames_per_second"][name], ",.0f")
+        rows.append((name, speed, ranged(ratio) if ratio else ""))
     return markdown(("environments", "frames/s, median (min-max)", "ours over it"), rows)
 
 
-def main() -> None:
-    """Measure, print the table and write the file."""
-    settings = parse(
-        Settings,
-        sys.argv[1:],
-        prog="python -m benchmarks.env_speed",
-        description="Frames per second of our Atari environments and of others.",
-    )
-    require_at_least(1, settings, "num_envs", "steps", "rounds")
-    require_at_least(0, settings, "threads", "seed")
-    require_writable(settings.json)
-    try:
-        game = canonical_game(settings.game)
-    except ValueError as error:
-        raise UsageError(f"--game: {error}") from error
+def check(settings: Settings) -> Settings:
+    """Settings with the game's id and the number of cores. Raises `UsageError`."""
+    game = atari_game(settings.game)
     if {"sync", "async"} & set(settings.against):
         require_installed("cv2", "OpenCV, for --against sync and async,")
     cores = all_cores()
     if settings.threads > cores:
         raise UsageError(f"--threads {settings.threads}: there are {cores} cores here")
-    settings = replace(settings, game=game, threads=settings.threads or cores)
-    context = stated(settings, ("opencv-python-headless",))
-    # Processes and threads that are started from here on inherit it.
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.threads])
-    figures = measure(settings, game)
-    publish(context, figures, table(figures), settings.json)
+    return replace(settings, game=game, threads=settings.threads or cores)
+
+
+def main() -> None:
+    """Measure, print the table and write the file."""
+    run_benchmark(
+        Settings,
+        measure,
+        table,
+        description="Frames per second of our Atari environments and of others.",
+        check=check,
+        packages=("opencv-python-headless",),
+    )
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def matrix_rate(device: torch.device, precision: str) -> dict[str, float]:
 def emulator_rate(game: str) -> float:
     """Frames per second of one bare emulator under random actions."""
     rng = np.random.default_rng(0)
-    step = env_speed.emulator(env_speed.Settings(), game, ExitStack())
+    step = env_speed.emulator(env_speed.Settings(game=game), ExitStack())
     num_actions = len(env_speed.bare_emulator(game, 0).getMinimalActionSet())
     actions = rng.integers(num_actions, size=(EMULATED_STEPS, 1))
     env_speed.time_steps(step, actions[:100])

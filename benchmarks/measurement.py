@@ -1,40 +1,100 @@
-"""What the benchmarks share: how a time is taken, what is stated beside it, where it goes.
+"""What the benchmarks share: how a time is taken, what is stated with it, where it goes.
 
 A results file is one JSON object: `machine`, `versions` and `settings`, as they were before the
 measurement began, then the figures of the benchmark.
 """
 
+import inspect
 import json
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib import metadata, util
-from itertools import chain, islice, repeat
+from itertools import islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from ebu.errors import EbuError, UsageError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from ebu.errors import UsageError
+from ebu.run.cli import parse
+from ebu.run.files import write_whole
+from ebu.run.settings import NotNegative
+from envs.games import canonical_game
 
 # Calls before the first one that is timed: caches, lazy initialisation, kernels being chosen.
 WARMUP_CALLS = 3
 
 
-def machine() -> dict[str, Any]:
-    """The hardware, as far as the system tells, and what else it was doing."""
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """What every benchmark is told."""
+
+    seed: NotNegative = 0
+    """Seed of everything that is drawn."""
+    json: Path | None = None
+    """Write settings, machine and all figures to this file."""
+
+
+SettingsT = TypeVar("SettingsT", bound=BenchmarkSettings)
+
+
+def run_benchmark(
+    settings_type: type[SettingsT],
+    measure: Callable[[SettingsT], Mapping[str, Any]],
+    table: Callable[[Mapping[str, Any]], str],
+    *,
+    description: str,
+    check: Callable[[SettingsT], SettingsT] = lambda settings: settings,
+    packages: Sequence[str] = (),
+    conditions: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Measure by the command line's settings, print the table and write the results file.
+
+    | argument | meaning |
+    | --- | --- |
+    | measure, table | settings → figures → Markdown |
+    | check | settings that are resolved; raises `UsageError` for what cannot be measured |
+    | packages | what ours is compared with; their versions are stated |
+    | conditions | stated with machine, versions and settings |
+    """
+    settings = parse_settings(settings_type, description)
+    settings = check(settings)
+    context = {**state(settings, packages), **(conditions or {})}
+    figures = measure(settings)
+    for title, fields in context.items():
+        print(f"{title}: " + ", ".join(f"{key} {value}" for key, value in fields.items()))
+    print(f"\n{table(figures)}")
+    if settings.json:
+        write_json(settings.json, {**context, **figures})
+
+
+def parse_settings(settings_type: type[SettingsT], description: str) -> SettingsT:
+    """Settings from the command line. Raises `UsageError`, also if --json cannot be written."""
+    module = Path(inspect.getfile(settings_type)).stem
+    settings = parse(
+        settings_type, sys.argv[1:], prog=f"python -m benchmarks.{module}", description=description
+    )
+    if settings.json is not None:
+        path, folder = settings.json, settings.json.absolute().parent
+        if not folder.is_dir():
+            raise UsageError(f"--json {path}: there is no such folder to write to")
+        if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+            raise UsageError(f"--json {path}: no file can be written there; choose another name")
+    return settings
+
+
+def state(settings: BenchmarkSettings, packages: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+    """The hardware, what else it is doing, the versions and the settings of a measurement."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
+    machine = {
         "cpu": models[0] if models else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
@@ -42,24 +102,20 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "load_average_before": os.getloadavg()[0],
     }
-
-
-def versions(packages: Iterable[str] = ()) -> dict[str, str]:
-    """The versions of what is measured; `packages` are what it is compared with."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in ("ebu", "torch", "numpy", "gymnasium", "ale-py", *packages):
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def stated(settings: "DataclassInstance", packages: Iterable[str] = ()) -> dict[str, Any]:
-    """What a results file begins with; to be asked for before the measurement."""
+            versions[package] = "not installed"
     chosen = asdict(settings)
     del chosen["json"]
-    return {"machine": machine(), "versions": versions(packages), "settings": chosen}
+    return {"machine": machine, "versions": versions, "settings": chosen}
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a results file. Raises `EbuError` if it cannot be written."""
+    write_whole(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
 
 
 def times(
@@ -93,14 +149,20 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
-def usual_and_slow(values: Sequence[float]) -> dict[str, float]:
+def median_and_p95(values: Sequence[float]) -> dict[str, float]:
     """Median and 95th percentile of many measurements."""
     return {"median": statistics.median(values), "p95": float(np.percentile(values, 95))}
 
 
+def ranged(values: Mapping[str, float], form: str = ".2f") -> str:
+    """A spread as `median (min-max)`."""
+    median, low, high = (format(values[key], form) for key in ("median", "min", "max"))
+    return f"{median} ({low}-{high})"
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
-    lines: Iterator[Sequence[str]] = chain((header, ["---"] * len(header)), rows)
+    lines = (header, ["---"] * len(header), *rows)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -109,47 +171,12 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def publish(
-    context: Mapping[str, Mapping[str, Any]],
-    figures: Mapping[str, Any],
-    table: str,
-    path: Path | None,
-) -> None:
-    """Print what was measured under which conditions, and write both to a results file.
-
-    context: tables of single values, of `stated` and others. Raises `EbuError` if the file
-    cannot be written.
-    """
-    for title, fields in context.items():
-        print(f"{title}: " + ", ".join(f"{key} {value}" for key, value in fields.items()))
-    print(f"\n{table}")
-    if path:
-        text = json.dumps({**context, **figures}, indent=2, allow_nan=False)
-        try:
-            path.write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise EbuError(f"--json {path}: {error.strerror or error}") from error
-
-
-def require_at_least(least: int, settings: object, *names: str) -> None:
-    """`UsageError` unless these settings, or all values of one that holds several, are as large."""
-    for name in names:
-        value = getattr(settings, name)
-        values = value if isinstance(value, tuple) else (value,)
-        if not values or min(values) < least:
-            given = ", ".join(map(str, values)) or "empty"
-            raise UsageError(f"--{name.replace('_', '-')} is {given}; give {least} or more")
-
-
-def require_writable(path: Path | None) -> None:
-    """`UsageError` if a results file cannot be written there, before it has cost any time."""
-    if path is None:
-        return
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise UsageError(f"--json {path}: there is no such folder to write to")
-    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise UsageError(f"--json {path}: no file can be written there; choose another name")
+def atari_game(name: str) -> str:
+    """The id of an Atari game. Raises `UsageError` if there is none of this name."""
+    try:
+        return canonical_game(name)
+    except ValueError as error:
+        raise UsageError(f"--game: {error}") from error
 
 
 def require_installed(module: str, name: str) -> None:

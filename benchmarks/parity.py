@@ -20,29 +20,22 @@ of `graphed` and of `again` after 1, 10, ... and all updates; `bitwise`, whether
 `graphed` are 0.
 """
 
-import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agents import AGENTS, Agent, Learner
-from benchmarks.measurement import (
-    markdown,
-    publish,
-    require_at_least,
-    require_writable,
-    say,
-    stated,
-)
+from benchmarks.measurement import BenchmarkSettings, atari_game, markdown, run_benchmark, say
 from benchmarks.runs import network_arguments, random_play
 from ebu.commands.presets import DEFAULT, for_agent
 from ebu.errors import UsageError
 from ebu.replay import EpisodicReplay
-from ebu.run.cli import parse, run_command
+from ebu.run.cli import run_command
+from ebu.run.settings import Bounds, Device, Positive
 from ebu.training import Trainer
 
 # The first update moves the weights by 2e-3 of their norm, later ones by a tenth of that. Adam's
@@ -52,7 +45,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-3}
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(BenchmarkSettings):
     """What is compared."""
 
     game: str = "pong"
@@ -63,20 +56,16 @@ class Settings:
     """Arithmetic of the networks."""
     deterministic: bool = False
     """On a GPU, take only operations that give the same bits every time."""
-    updates: int = 1_000
+    updates: Positive = 1_000
     """Gradient steps of each."""
-    steps: int = 1_200
+    steps: Annotated[int, Bounds(least=100)] = 1_200
     """Vector steps of play in the memory."""
-    num_envs: int = 16
+    num_envs: Positive = 16
     """Environments that play them."""
-    threads: int = 2
+    threads: Positive = 2
     """Threads of torch."""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu or cuda."""
-    seed: int = 0
-    """Seed of the play, the weights and the draws."""
-    json: Path | None = None
-    """Write settings, machine and all figures to this file."""
 
 
 def agents_of(name: str, precision: str, seed: int, trainer: Trainer) -> dict[str, Agent]:
@@ -137,8 +126,22 @@ def difference(agent: Agent, other: Agent) -> Tensor:
     return (apart / torch.stack([one.square().sum() for one, _ in pairs]).sum()).sqrt()
 
 
-def compare(settings: Settings, trainer: Trainer) -> list[dict[str, Any]]:
+def measure(settings: Settings) -> dict[str, Any]:
     """All figures."""
+    with random_play(
+        settings.steps,
+        game=settings.game,
+        num_envs=settings.num_envs,
+        seed=settings.seed,
+        device=settings.device,
+        deterministic=settings.deterministic,
+        threads=settings.threads,
+    ) as trainer:
+        return {"tolerance": TOLERANCE, "parity": compare(settings, trainer)}
+
+
+def compare(settings: Settings, trainer: Trainer) -> list[dict[str, Any]]:
+    """The figures of every agent and precision."""
     figures = []
     for precision in settings.precisions:
         for name in settings.agents:
@@ -161,8 +164,9 @@ def compare(settings: Settings, trainer: Trainer) -> list[dict[str, Any]]:
     return figures
 
 
-def table(parity: list[dict[str, Any]]) -> str:
+def table(figures: Mapping[str, Any]) -> str:
     """The figures as a Markdown table."""
+    parity = figures["parity"]
     rows = [
         (
             each["agent"],
@@ -181,32 +185,22 @@ def table(parity: list[dict[str, Any]]) -> str:
     return markdown((*header, *after, f"eager again, after {counts[-1]}"), rows)
 
 
-def main() -> None:
-    """Compare, print the table and write the file."""
-    settings = parse(
-        Settings,
-        sys.argv[1:],
-        prog="python -m benchmarks.parity",
-        description="The weights of a graphed and of an eager agent after the same updates.",
-    )
-    require_at_least(1, settings, "updates", "num_envs", "threads")
-    require_at_least(100, settings, "steps")
-    require_at_least(0, settings, "seed")
+def check(settings: Settings) -> Settings:
+    """Settings with the game's id. Raises `UsageError`."""
     if not (settings.agents and settings.precisions):
         raise UsageError("nothing to compare: give --agents and --precisions")
-    require_writable(settings.json)
-    context = stated(settings)
-    with random_play(
-        settings.steps,
-        game=settings.game,
-        num_envs=settings.num_envs,
-        seed=settings.seed,
-        device=settings.device,
-        deterministic=settings.deterministic,
-        threads=settings.threads,
-    ) as trainer:
-        parity = compare(settings, trainer)
-    publish(context, {"tolerance": TOLERANCE, "parity": parity}, table(parity), settings.json)
+    return replace(settings, game=atari_game(settings.game))
+
+
+def main() -> None:
+    """Compare, print the table and write the file."""
+    run_benchmark(
+        Settings,
+        measure,
+        table,
+        description="The weights of a graphed and of an eager agent after the same updates.",
+        check=check,
+    )
 
 
 if __name__ == "__main__":

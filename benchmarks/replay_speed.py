@@ -17,11 +17,10 @@ before the memory was made, `resident_before`, and of all, `peak_resident`; on a
 
 import math
 import resource
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,20 +30,19 @@ import torch
 
 from benchmarks.measurement import (
     WARMUP_CALLS,
+    BenchmarkSettings,
+    atari_game,
     markdown,
-    publish,
-    require_at_least,
-    require_writable,
+    median_and_p95,
+    run_benchmark,
     say,
-    stated,
     times,
-    usual_and_slow,
 )
-from ebu.errors import UsageError
 from ebu.frames import torch_dtype
 from ebu.replay import EpisodicReplay
-from ebu.run.cli import parse, run_command
+from ebu.run.cli import run_command
 from ebu.run.machine import device_named
+from ebu.run.settings import Device, Positive
 from envs import AtariVector
 
 BATCH_SIZE = 32
@@ -59,35 +57,28 @@ Row = tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(BenchmarkSettings):
     """What is measured."""
 
     game: str = "breakout"
     """An Atari game."""
-    replay_capacity: int = 1_000_000
+    replay_capacity: Positive = 1_000_000
     """Transitions in the replay memory."""
-    num_envs: int = 64
+    num_envs: Positive = 64
     """Environment streams; an append stores one frame of each."""
-    threads: int = 1
+    threads: Positive = 1
     """Threads of torch."""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu or cuda: where the memory lies."""
-    repetitions: int = 2_000
+    repetitions: Positive = 2_000
     """Timed calls of each part."""
     checkpoint: bool = False
     """Also write and read all frames once, as a checkpoint does, in the temporary directory."""
-    seed: int = 0
-    """Seed of the games, the ends and the draws."""
-    json: Path | None = None
-    """Write settings, machine and all figures to this file."""
 
 
 def recorded_frames(settings: Settings) -> np.ndarray:
-    """(RECORDED_STEPS, N, 84, 84) uint8: N games under random actions. Raises `UsageError`."""
-    try:
-        env = AtariVector(settings.game, settings.num_envs, seed=settings.seed)
-    except ValueError as error:
-        raise UsageError(f"--game: {error}") from error
+    """(RECORDED_STEPS, N, 84, 84) uint8: N games under random actions."""
+    env = AtariVector(settings.game, settings.num_envs, seed=settings.seed)
     rng = np.random.default_rng(settings.seed)
     frames = np.empty((RECORDED_STEPS, settings.num_envs, *env.frame_shape), dtype=env.frame_dtype)
     frames[0] = env.reset().frames
@@ -100,7 +91,7 @@ def recorded_frames(settings: Settings) -> np.ndarray:
 
 def played(frames: np.ndarray, rng: np.random.Generator) -> Iterator[Row]:
     """The arguments of one append after the other, without end."""
-    num_envs: int = frames.shape[1]
+    num_envs: Positive = frames.shape[1]
     never = np.zeros(num_envs, dtype=bool)
     started = ~never
     step = 0
@@ -151,7 +142,7 @@ def time_parts(
         say(f"timing {name}")
         seconds[name] = times(part, repetitions, replay.device)
     return {
-        name: usual_and_slow([1e6 * value for value in values]) for name, values in seconds.items()
+        name: median_and_p95([1e6 * value for value in values]) for name, values in seconds.items()
     }
 
 
@@ -172,8 +163,9 @@ def time_checkpoint(replay: EpisodicReplay) -> dict[str, Any]:
     }
 
 
-def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
-    """All figures. Raises `UsageError` if the game is unknown or the memory does not fit."""
+def measure(settings: Settings) -> dict[str, Any]:
+    """All figures. Raises `UsageError` if the memory does not fit."""
+    device = device_named(settings.device)
     torch.set_num_threads(settings.threads)
     say(f"playing {RECORDED_STEPS * settings.num_envs * FRAMES_PER_STEP:,} frames")
     frames = recorded_frames(settings)
@@ -209,7 +201,7 @@ def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
     return figures
 
 
-def table(figures: dict[str, Any], num_envs: int) -> str:
+def table(figures: Mapping[str, Any]) -> str:
     """The figures as Markdown."""
     rows = [
         (part.replace("_", " "), f"{value['median']:.1f}", f"{value['p95']:.1f}")
@@ -218,8 +210,7 @@ def table(figures: dict[str, Any], num_envs: int) -> str:
     memory = figures["memory"]
     lines = [
         markdown(("part", "median, µs", "95th percentile, µs"), rows),
-        f"\nan append holds {num_envs} frames, a draw {BATCH_SIZE} transitions\n"
-        f"{memory['transitions']:,} transitions and {memory['segments']:,} segments, "
+        f"\n{memory['transitions']:,} transitions and {memory['segments']:,} segments, "
         f"filled in {memory['fill_seconds']:.1f} s; peak resident memory of the process "
         f"{memory['peak_resident'] / 1e9:.2f} GB, "
         f"{memory['resident_before'] / 1e9:.2f} GB of them before the memory was made",
@@ -237,19 +228,13 @@ def table(figures: dict[str, Any], num_envs: int) -> str:
 
 def main() -> None:
     """Measure, print the table and write the file."""
-    settings = parse(
+    run_benchmark(
         Settings,
-        sys.argv[1:],
-        prog="python -m benchmarks.replay_speed",
+        measure,
+        table,
         description="What appending to the replay memory and drawing from it cost.",
+        check=lambda settings: replace(settings, game=atari_game(settings.game)),
     )
-    require_at_least(1, settings, "replay_capacity", "num_envs", "threads", "repetitions")
-    require_at_least(0, settings, "seed")
-    require_writable(settings.json)
-    device = device_named(settings.device)
-    context = stated(settings)
-    figures = measure(settings, device)
-    publish(context, figures, table(figures, settings.num_envs), settings.json)
 
 
 if __name__ == "__main__":

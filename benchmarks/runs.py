@@ -17,10 +17,11 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from benchmarks.measurement import BenchmarkSettings
 from ebu.errors import EbuError, UsageError
 from ebu.run.progress import Progress
+from ebu.run.settings import Device, NotNegative, Positive, PositiveFloat
 from ebu.training import Moment, Trainer
-from envs.games import canonical_game
 
 FRAMES_PER_STEP = 4
 BATCH_SIZE = 32
@@ -35,24 +36,24 @@ ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
-class Conditions:
+class Conditions(BenchmarkSettings):
     """What all runs that are compared have in common."""
 
     game: str = "pong"
     """An Atari game."""
-    updates_per_step: float = 0.25
+    updates_per_step: PositiveFloat = 0.25
     """Gradient steps per agent step."""
-    threads: int = 2
+    threads: Positive = 2
     """Threads of torch, the same for all."""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu or cuda, for all."""
-    window: int = 5_000
+    window: Positive = 5_000
     """Agent steps in the timed part of a run."""
-    warmup_updates: int = 200
+    warmup_updates: Positive = 200
     """Gradient steps before it."""
-    learning_starts: int = 1_000
+    learning_starts: NotNegative = 1_000
     """Agent steps of play before the first gradient step."""
-    replay_capacity: int = 100_000
+    replay_capacity: Positive = 100_000
     """Transitions in the replay memory, the same for all."""
     evaluate: bool = False
     """Also time an evaluation in training, as the default preset has them, after each of ours."""
@@ -134,14 +135,6 @@ class Stopwatch:
             stages["rest"] = seconds - sum(stages.get(name, 0.0) for name in STAGES)
         frames, updates = last.frames - first.frames, last.updates - first.updates
         return Window(seconds, frames, updates, stages, evaluation)
-
-
-def require_atari(game: str) -> None:
-    """`UsageError` if there is no such Atari game."""
-    try:
-        canonical_game(game)
-    except ValueError as error:
-        raise UsageError(f"--game: {error}") from error
 
 
 def open_run(run_dir: str, **settings: Any) -> Trainer:
@@ -258,7 +251,7 @@ def time_evaluation(trainer: Trainer) -> dict[str, float]:
     return {"vector_step": playing / (len(looks) - 1), "besides": seconds - playing}
 
 
-def sb3_rhythm(num_envs: int, updates_per_step: float) -> tuple[int, int]:
+def sb3_schedule(num_envs: int, updates_per_step: float) -> tuple[int, int]:
     """Vector steps between two calls of SB3's training and the gradient steps in each.
 
     As often as whole gradient steps allow: one per 4 agent steps are one every 4th step with 1
@@ -281,7 +274,7 @@ def time_sb3(contender: Contender, conditions: Conditions, seed: int) -> Window:
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
 
     torch.set_num_threads(conditions.threads)
-    name = "".join(word.capitalize() for word in canonical_game(conditions.game).split("_"))
+    name = "".join(word.capitalize() for word in conditions.game.split("_"))
 
     def make_game() -> Any:
         # Also called in processes where nobody has registered the games yet.
@@ -302,7 +295,7 @@ def time_sb3(contender: Contender, conditions: Conditions, seed: int) -> Window:
         ),
         n_stack=4,
     )
-    vector_steps, gradient_steps = sb3_rhythm(contender.num_envs, conditions.updates_per_step)
+    vector_steps, gradient_steps = sb3_schedule(contender.num_envs, conditions.updates_per_step)
     model = DQN(
         "CnnPolicy",
         environment,

@@ -15,27 +15,18 @@ a clipped reward, where the target is smaller.
 """
 
 import statistics
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.measurement import (
-    markdown,
-    publish,
-    require_at_least,
-    require_writable,
-    say,
-    stated,
-    times,
-)
-from ebu.errors import EbuError
-from ebu.run.cli import parse, run_command
+from benchmarks.measurement import BenchmarkSettings, markdown, run_benchmark, say, times
+from ebu.errors import EbuError, UsageError
+from ebu.run.cli import run_command
 from ebu.run.machine import device_named
+from ebu.run.settings import Device, Positive
 from ebu.targets import backward_targets, backward_targets_loop, backward_targets_scan
 
 NUM_ACTIONS = 18
@@ -45,23 +36,19 @@ LARGEST_DIFFERENCE = 1e-6
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(BenchmarkSettings):
     """What is measured."""
 
-    steps: tuple[int, ...] = (32, 128, 512, 2_048, 8_192, 32_768)
+    steps: tuple[Positive, ...] = (32, 128, 512, 2_048, 8_192, 32_768)
     """T: numbers of agent steps in the episode."""
-    learners: tuple[int, ...] = (1, 3, 11)
+    learners: tuple[Positive, ...] = (1, 3, 11)
     """K: numbers of learners, each with its own β."""
-    threads: int = 1
+    threads: Positive = 1
     """Threads of torch."""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu or cuda: where the values lie."""
-    repetitions: int = 5
+    repetitions: Positive = 5
     """Timed calls of each way."""
-    seed: int = 0
-    """Seed of the rewards, values and actions."""
-    json: Path | None = None
-    """Write settings, machine and all figures to this file."""
 
 
 @dataclass(frozen=True)
@@ -92,36 +79,22 @@ def made_up(steps: int, learners: int, seed: int, device: torch.device) -> Episo
     )
 
 
-def by_loop(episode: Episode) -> Tensor:
-    """The reference, its result brought back to the device."""
-    return _targets(backward_targets_loop, episode).to(episode.rewards.device)
-
-
-def by_scan(episode: Episode) -> Tensor:
-    """Rounds of composing the maps of the steps."""
-    return _targets(backward_targets_scan, episode)
-
-
-def as_used(episode: Episode) -> Tensor:
-    """What training does on this device."""
-    return _targets(backward_targets, episode)
-
-
-def _targets(function: Callable[..., Tensor], episode: Episode) -> Tensor:
-    return function(
+def _targets(function: Callable[..., Tensor]) -> Callable[[Episode], Tensor]:
+    """Targets that lie on the episode's device, by a function of `ebu.targets`."""
+    return lambda episode: function(
         episode.rewards,
         episode.next_values,
         episode.actions,
         episode.terminated,
         gamma=GAMMA,
         beta=episode.beta,
-    )
+    ).to(episode.rewards.device)
 
 
-WAYS: dict[str, Callable[[Episode], Tensor]] = {
-    "loop": by_loop,
-    "scan": by_scan,
-    "used": as_used,
+WAYS = {
+    "loop": _targets(backward_targets_loop),
+    "scan": _targets(backward_targets_scan),
+    "used": _targets(backward_targets),
 }
 
 
@@ -132,8 +105,22 @@ def difference(episode: Episode) -> float:
     return float((apart / results.abs().amax(0).clamp(min=1.0)).max())
 
 
-def measure(steps: int, learners: int, settings: Settings, device: torch.device) -> dict[str, Any]:
-    """The figures of one T and K. Raises `EbuError` if the ways do not agree."""
+def measure(settings: Settings) -> dict[str, Any]:
+    """The figures of every T and K. Raises `EbuError` if the ways do not agree."""
+    device = device_named(settings.device)
+    torch.set_num_threads(settings.threads)
+    targets = []
+    for learners in settings.learners:
+        for steps in settings.steps:
+            say(f"T={steps}, K={learners}")
+            targets.append(measure_one(steps, learners, settings, device))
+    return {"targets": targets}
+
+
+def measure_one(
+    steps: int, learners: int, settings: Settings, device: torch.device
+) -> dict[str, Any]:
+    """The figures of one T and K."""
     episode = made_up(steps, learners, settings.seed, device)
     largest = difference(episode)
     if not largest <= LARGEST_DIFFERENCE:
@@ -155,7 +142,7 @@ def measure(steps: int, learners: int, settings: Settings, device: torch.device)
     }
 
 
-def table(targets: list[dict[str, Any]]) -> str:
+def table(figures: Mapping[str, Any]) -> str:
     """The figures as a Markdown table."""
     header = ("T", "K", "loop, ms", "scan, ms", "used, ms", "loop / used", "scan / used")
     rows = [
@@ -166,31 +153,27 @@ def table(targets: list[dict[str, Any]]) -> str:
             *(f"{ratio:.1f}" for ratio in each["ratio"].values()),
             f"{each['difference']:.1e}",
         )
-        for each in targets
+        for each in figures["targets"]
     ]
     return markdown((*header, "largest relative difference"), rows)
 
 
+def check(settings: Settings) -> Settings:
+    """The settings. Raises `UsageError` if they leave nothing to measure."""
+    if not (settings.steps and settings.learners):
+        raise UsageError("nothing to measure: give --steps and --learners")
+    return settings
+
+
 def main() -> None:
     """Measure, print the table and write the file."""
-    settings = parse(
+    run_benchmark(
         Settings,
-        sys.argv[1:],
-        prog="python -m benchmarks.target_speed",
+        measure,
+        table,
         description="Backward targets: the loop, the scan and what training uses.",
+        check=check,
     )
-    require_at_least(1, settings, "steps", "learners", "threads", "repetitions")
-    require_at_least(0, settings, "seed")
-    require_writable(settings.json)
-    device = device_named(settings.device)
-    torch.set_num_threads(settings.threads)
-    context = stated(settings)
-    targets = []
-    for learners in settings.learners:
-        for steps in settings.steps:
-            say(f"T={steps}, K={learners}")
-            targets.append(measure(steps, learners, settings, device))
-    publish(context, {"targets": targets}, table(targets), settings.json)
 
 
 if __name__ == "__main__":

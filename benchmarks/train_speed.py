@@ -31,24 +31,20 @@ The results file holds `rounds` (of each run `seconds`, `frames`, `updates`, and
 
 import os
 import statistics
-import sys
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from math import isfinite
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from benchmarks.limits import Limits, measure_limits
 from benchmarks.measurement import (
+    atari_game,
     markdown,
-    publish,
-    require_at_least,
+    ranged,
     require_installed,
-    require_writable,
+    run_benchmark,
     say,
     spread,
-    stated,
 )
 from benchmarks.runs import (
     BATCH_SIZE,
@@ -60,12 +56,12 @@ from benchmarks.runs import (
     Window,
     in_process,
     measure,
-    require_atari,
-    sb3_rhythm,
+    sb3_schedule,
 )
 from ebu.commands.presets import DEFAULT
 from ebu.errors import UsageError
-from ebu.run.cli import all_cores, parse, run_command
+from ebu.run.cli import all_cores, run_command
+from ebu.run.settings import Positive
 from ebu.training import evaluation_schedule
 from envs.protocols import PROTOCOLS
 
@@ -84,18 +80,14 @@ class Settings(Conditions):
     """Precisions of ours, each in runs of its own; SB3 always computes in float32."""
     deterministic: bool = False
     """Measure ours also with train.py's --deterministic, for what it costs on a GPU."""
-    num_envs: int = 8
+    num_envs: Positive = 8
     """Environments of ours."""
-    sb3_envs: tuple[int, ...] = (1, 8)
+    sb3_envs: tuple[Positive, ...] = (1, 8)
     """Numbers of environments SB3 is measured with; its fastest counts."""
-    pairs: int = 3
+    pairs: Positive = 3
     """Rounds; each measures everything once."""
     minutes: float | None = None
     """Begin no further round that would not end within so many minutes."""
-    seed: int = 0
-    """Seed of the first round; each round adds one."""
-    json: Path | None = None
-    """Write settings, machine, every measurement and the summary to this file."""
 
 
 def ours(settings: Settings) -> list[Contender]:
@@ -248,7 +240,7 @@ def evaluation_share(seconds: dict[str, float], frames_per_second: float) -> dic
     }
 
 
-def table(figures: dict[str, Any]) -> str:
+def table(figures: Mapping[str, Any]) -> str:
     """The summary as Markdown tables."""
     runs = []
     for name, speed in figures["speeds"].items():
@@ -290,48 +282,34 @@ def table(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def ranged(values: dict[str, float], form: str = ".2f") -> str:
-    """Median (min-max)."""
-    median, low, high = (format(values[key], form) for key in ("median", "min", "max"))
-    return f"{median} ({low}-{high})"
+def measure_all(settings: Settings) -> dict[str, Any]:
+    """Every measurement and the summary."""
+    # Read by the libraries of the spawned processes when they load.
+    os.environ["OMP_NUM_THREADS"] = str(settings.threads)
+    rounds = play_rounds(settings)
+    return {
+        "rounds": [
+            {name: asdict(window) for name, window in each.windows.items()} for each in rounds
+        ],
+        "machine_rates": [asdict(each.limits) for each in rounds],
+        **summarise(rounds, settings),
+    }
 
 
-def check(settings: Settings) -> None:
-    """Refuse what cannot be measured. Raises `UsageError`."""
-    require_at_least(
-        1, settings, "pairs", "threads", "num_envs", "window", "warmup_updates", "replay_capacity"
-    )
-    require_at_least(0, settings, "learning_starts", "seed")
-    per_step = settings.updates_per_step
-    if not (isfinite(per_step) and per_step > 0):
-        raise UsageError(f"--updates-per-step is {per_step}; give a positive number")
-    if any(num_envs < 1 for num_envs in settings.sb3_envs):
-        raise UsageError("--sb3-envs takes numbers of environments, 1 or more each")
+def check(settings: Settings) -> Settings:
+    """Settings with the game's id. Raises `UsageError` for what cannot be measured."""
     if not ours(settings) + theirs(settings):
         raise UsageError("nothing to measure: give --agents and --precisions, --against or all")
-    require_writable(settings.json)
-    require_atari(settings.game)
     for peer in theirs(settings):
-        sb3_rhythm(peer.num_envs, per_step)
+        sb3_schedule(peer.num_envs, settings.updates_per_step)
     if settings.against:
         require_installed("stable_baselines3", "Stable-Baselines3")
+    return replace(settings, game=atari_game(settings.game))
 
 
 def main() -> None:
     """Measure, print the table and write the file."""
-    settings = parse(
-        Settings,
-        sys.argv[1:],
-        prog="python -m benchmarks.train_speed",
-        description="Frames per second of whole training runs, ours and others.",
-    )
-    check(settings)
-    # Read by the libraries of the spawned processes when they load.
-    os.environ["OMP_NUM_THREADS"] = str(settings.threads)
-    context = stated(
-        settings, ("stable-baselines3", "opencv-python-headless") if settings.against else ()
-    )
-    context["schedule"] = {
+    schedule = {
         "network": "nature",
         "batch_size": BATCH_SIZE,
         "frames_per_agent_step": FRAMES_PER_STEP,
@@ -339,16 +317,15 @@ def main() -> None:
         "evaluations": "off",
         "checkpoints": "off",
     }
-    rounds = play_rounds(settings)
-    summary = summarise(rounds, settings)
-    figures = {
-        "rounds": [
-            {name: asdict(window) for name, window in each.windows.items()} for each in rounds
-        ],
-        "machine_rates": [asdict(each.limits) for each in rounds],
-        **summary,
-    }
-    publish(context, figures, table(summary), settings.json)
+    run_benchmark(
+        Settings,
+        measure_all,
+        table,
+        description="Frames per second of whole training runs, ours and others.",
+        check=check,
+        packages=("stable-baselines3", "opencv-python-headless"),
+        conditions={"schedule": schedule},
+    )
 
 
 if __name__ == "__main__":

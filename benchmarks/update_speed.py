@@ -23,13 +23,11 @@ What only a GPU has is null on the CPU.
 """
 
 import statistics
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -41,54 +39,59 @@ from agents.graphs import Captured
 from agents.stacked import StackedLearner
 from benchmarks.limits import Flops, copy_rate, count_flops, matrix_rate
 from benchmarks.measurement import (
+    BenchmarkSettings,
+    atari_game,
     markdown,
-    publish,
-    require_at_least,
-    require_writable,
+    run_benchmark,
     say,
-    stated,
     times,
 )
-from benchmarks.runs import BATCH_SIZE, network_arguments, random_play, require_atari
+from benchmarks.runs import BATCH_SIZE, network_arguments, random_play
 from ebu.commands.presets import DEFAULT, for_agent
 from ebu.errors import UsageError
 from ebu.replay import EpisodicReplay
-from ebu.run.cli import parse, run_command
+from ebu.run.cli import run_command
+from ebu.run.settings import Bounds, Device, Positive
 from ebu.staging import Staging
 from ebu.targets import backward_targets
-from envs.games import canonical_game
 
 SMALLEST_PASS = 32
 BATCHES = 3
 # Clock cycles, some 25 ms, for which the GPU is kept busy while a row is queued.
 BUSY_CYCLES = 50_000_000
+# Titles and formats of the table's columns.
+COLUMNS = {
+    "microseconds": ("µs", ",.1f"),
+    "device_microseconds": ("on the GPU, µs", ",.1f"),
+    "launches": ("launches", "d"),
+    "kernels": ("kernels", "d"),
+    "arithmetic_microseconds": ("arithmetic, µs", ",.1f"),
+    "bus_microseconds": ("bus, µs", ",.2f"),
+    "over_one": ("over one learner", ",.2f"),
+}
 LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(BenchmarkSettings):
     """What is measured."""
 
     game: str = "pong"
     """An Atari game, played at random."""
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     """Arithmetic of the networks."""
-    learners: tuple[int, ...] = (1, 11)
+    learners: tuple[Positive, ...] = (1, 11)
     """K: numbers of learners."""
-    num_envs: int = 64
+    num_envs: Positive = 64
     """Environments that are acted for."""
-    steps: int = 1_200
+    steps: Annotated[int, Bounds(least=100)] = 1_200
     """Vector steps of play in the memory; a game of Pong is over in a thousand."""
-    threads: int = 2
+    threads: Positive = 2
     """Threads of torch."""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu or cuda."""
-    repetitions: int = 100
+    repetitions: Positive = 100
     """Calls in a row."""
-    seed: int = 0
-    """Seed of the play, the weights and the draws."""
-    json: Path | None = None
-    """Write settings, machine and all figures to this file."""
 
 
 class Piece(NamedTuple):
@@ -232,7 +235,7 @@ def count_launches(call: Callable[[], object]) -> dict[str, int]:
 
 def measure(settings: Settings) -> dict[str, Any]:
     """All figures."""
-    flops = count_flops(canonical_game(settings.game))
+    flops = count_flops(settings.game)
     rng = np.random.default_rng(settings.seed)
     matrix: dict[str, float] = {}
     figures: list[dict[str, Any]] = []
@@ -278,60 +281,37 @@ def measure(settings: Settings) -> dict[str, Any]:
     return {"matrix": matrix, "copy": copied, "pieces": figures}
 
 
-def table(pieces: list[dict[str, Any]]) -> str:
+def table(figures: Mapping[str, Any]) -> str:
     """The pieces as a Markdown table."""
-
-    def cell(value: float | None, form: str = ",.1f") -> str:
-        return "" if value is None else format(value, form)
-
-    header = (
-        "precision",
-        "K",
-        "piece",
-        "µs",
-        "on the GPU, µs",
-        "launches",
-        "kernels",
-        "arithmetic, µs",
-        "bus, µs",
-        "over one learner",
-    )
     rows = [
         (
-            each["precision"],
-            str(each["learners"]),
-            each["piece"],
-            cell(each["microseconds"]),
-            cell(each["device_microseconds"]),
-            cell(each["launches"], "d"),
-            cell(each["kernels"], "d"),
-            cell(each["arithmetic_microseconds"]),
-            cell(each["bus_microseconds"], ".2f"),
-            cell(each["over_one"], ".2f"),
+            *(each["precision"], str(each["learners"]), each["piece"]),
+            *(
+                "" if each[key] is None else format(each[key], form)
+                for key, (_, form) in COLUMNS.items()
+            ),
         )
-        for each in pieces
+        for each in figures["pieces"]
     ]
-    return markdown(header, rows)
+    return markdown(("precision", "K", "piece", *(title for title, _ in COLUMNS.values())), rows)
+
+
+def check(settings: Settings) -> Settings:
+    """Settings with the game's id. Raises `UsageError`."""
+    if 1 not in settings.learners[:1]:
+        raise UsageError("--learners must begin with 1, which the others are compared with")
+    return replace(settings, game=atari_game(settings.game))
 
 
 def main() -> None:
     """Measure, print the table and write the file."""
-    settings = parse(
+    run_benchmark(
         Settings,
-        sys.argv[1:],
-        prog="python -m benchmarks.update_speed",
-        description="What the pieces of learning and acting take, beside their limits.",
+        measure,
+        table,
+        description="What the pieces of learning and acting take, with their limits.",
+        check=check,
     )
-    require_at_least(1, settings, "learners", "num_envs", "threads", "repetitions")
-    require_at_least(100, settings, "steps")
-    require_at_least(0, settings, "seed")
-    if 1 not in settings.learners[:1]:
-        raise UsageError("--learners must begin with 1, which the others are compared with")
-    require_writable(settings.json)
-    require_atari(settings.game)
-    context = stated(settings)
-    figures = measure(settings)
-    publish(context, figures, table(figures["pieces"]), settings.json)
 
 
 if __name__ == "__main__":

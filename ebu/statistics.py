@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import numpy as np
-import scipy.stats
 
 CONFIDENCE = 0.95
 
@@ -21,9 +20,12 @@ def mean_interval(
     """
     if len(scores) < 2:
         return None
+    # SciPy is slow to import, so it is imported where it is needed.
+    from scipy.special import stdtrit
+
     mean = float(np.mean(scores))
     error = float(np.std(scores, ddof=1)) / len(scores) ** 0.5
-    half = float(scipy.stats.t.ppf((1 + confidence) / 2, len(scores) - 1)) * error
+    half = float(stdtrit(len(scores) - 1, (1 + confidence) / 2)) * error
     return mean - half, mean + half
 
 
@@ -49,7 +51,9 @@ def relative_score(score: float, random: float, human: float, baseline: float) -
 
 def interquartile_mean(scores: np.ndarray) -> float:
     """Mean of the middle half of all scores, of any shape (Agarwal et al. 2021)."""
-    return float(scipy.stats.trim_mean(scores, proportiontocut=0.25, axis=None))
+    from scipy.stats import trim_mean
+
+    return float(trim_mean(scores, proportiontocut=0.25, axis=None))
 
 
 def mean_median_iqm(scores: np.ndarray) -> np.ndarray:

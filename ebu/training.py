@@ -16,7 +16,8 @@ from torch.profiler import record_function
 from ebu.interfaces import VectorEnvironment, VectorStep
 from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import Checkpoint, save_checkpoint
-from ebu.run.logs import EVALUATIONS, METRICS, Monitor, last_frames
+from ebu.run.directory import EVALUATIONS, METRICS
+from ebu.run.logs import Monitor, last_frames
 from ebu.run.profiling import Profile
 from ebu.run.progress import Progress
 from ebu.schedules import ExplorationConfig, epsilon_at

@@ -4,12 +4,9 @@ python docs/results/plot.py    writes curves.png, agents.png and ablation.png in
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -37,8 +34,8 @@ def draw(panel: Axes, pattern: str, colour: str, label: str, width: float = 1.5)
         panel.plot(*curve(path), color=colour, label=None if number else label, linewidth=width)
 
 
-def finish(figure: Figure, name: str) -> None:
-    for panel in figure.axes:
+def write(figure: Figure, panels: Iterable[Axes], name: str) -> None:
+    for panel in panels:
         panel.grid(alpha=0.3)
         panel.legend(loc="upper left", fontsize="small")
     figure.supxlabel("million frames")
@@ -47,45 +44,32 @@ def finish(figure: Figure, name: str) -> None:
 
 
 def draw_first_million() -> None:
-    figure, panels = plt.subplots(1, len(GAMES), figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = figure.subplots(1, len(GAMES))
     for panel, game in zip(panels, GAMES, strict=True):
         for agent, colour in AGENTS.items():
             draw(panel, f"{game}-{agent}-seed*.jsonl", colour, agent)
         panel.set_title(game)
-    finish(figure, "curves.png")
+    write(figure, panels, "curves.png")
 
 
-def draw_agents() -> None:
-    """Each agent in a panel of its own, with ebu and dqn for comparison."""
-    paths = (DATA / "agents").glob("*-seed0.jsonl")
-    others = sorted({path.name.removesuffix("-seed0.jsonl") for path in paths} - set(AGENTS))
-    figure, panels = plt.subplots(
-        2, -(-len(others) // 2), figsize=(13, 6), sharex=True, sharey=True, layout="constrained"
-    )
-    for panel, name in zip(panels.flat, others, strict=False):
-        for agent, colour in AGENTS.items():
-            draw(panel, f"agents/{agent}-seed*.jsonl", colour, agent, width=0.8)
-        draw(panel, f"agents/{name}-seed*.jsonl", "tab:green", name, width=2)
-    for panel in list(panels.flat)[len(others) :]:
+def draw_comparison(folder: str, rows: int, size: tuple[float, float]) -> None:
+    """Each method of a folder in a panel of its own, with ebu and dqn for comparison."""
+    paths = (DATA / folder).glob("*-seed0.jsonl")
+    names = sorted({path.name.removesuffix("-seed0.jsonl") for path in paths} - set(AGENTS))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, -(-len(names) // rows), sharex=True, sharey=True, squeeze=False)
+    for panel in grid.flat[len(names) :]:
         panel.remove()
-    finish(figure, "agents.png")
-
-
-def draw_ablation() -> None:
-    """Each control in a panel of its own, with ebu and dqn for comparison."""
-    paths = (DATA / "ablation").glob("*-seed0.jsonl")
-    controls = sorted(path.name.removesuffix("-seed0.jsonl") for path in paths)
-    figure, panels = plt.subplots(
-        1, len(controls), figsize=(15, 3.6), sharex=True, sharey=True, layout="constrained"
-    )
-    for panel, name in zip(panels, controls, strict=True):
+    panels = grid.flat[: len(names)]
+    for panel, name in zip(panels, names, strict=True):
         for agent, colour in AGENTS.items():
             draw(panel, f"agents/{agent}-seed*.jsonl", colour, agent, width=0.8)
-        draw(panel, f"ablation/{name}-seed*.jsonl", "tab:green", name, width=2)
-    finish(figure, "ablation.png")
+        draw(panel, f"{folder}/{name}-seed*.jsonl", "tab:green", name, width=2)
+    write(figure, panels, f"{folder}.png")
 
 
 if __name__ == "__main__":
     draw_first_million()
-    draw_agents()
-    draw_ablation()
+    draw_comparison("agents", rows=2, size=(13, 6))
+    draw_comparison("ablation", rows=1, size=(15, 3.6))

@@ -49,7 +49,7 @@ from ebu.commands.distilling.build import (
     procedure_for,
 )
 from ebu.commands.distilling.from_scratch import beginners, train_from_scratch
-from ebu.commands.study import code_version
+from ebu.commands.table.provenance import code_version
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import random_play
 from ebu.run.cli import parse, run_command, stop_on_signals

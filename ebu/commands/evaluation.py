@@ -10,9 +10,9 @@ import torch
 
 from agents import Precision, TrainedAgent, load_agent
 from ebu.commands.evaluate_arguments import EvaluateConfig, check
+from ebu.commands.reporting.scores import as_json, write_evaluation
 from ebu.commands.scoring import evaluator_for
 from ebu.commands.showing import Window, check_display, check_pictures, film_best
-from ebu.commands.table.scores import as_json, write_evaluation
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Evaluation, Evaluator, random_play, seeds_of
 from ebu.interfaces import VectorEnvironment

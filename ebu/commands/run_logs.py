@@ -8,7 +8,8 @@ from typing import Any
 
 from ebu.commands.presets import TrainConfig
 from ebu.run.checkpoint import Checkpoint
-from ebu.run.logs import EVALUATIONS, METRICS, Monitor, cut_logs, last_frames
+from ebu.run.directory import EVALUATIONS, METRICS
+from ebu.run.logs import Monitor, cut_logs, last_frames
 
 HYPERPARAMETERS = ("agent", "game", "learning_rate", "network", "seed")
 MORE_HYPERPARAMETERS = (

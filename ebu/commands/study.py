@@ -7,36 +7,28 @@ for every run follow `--`.
 """
 
 import contextlib
-import fcntl
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 
-import torch
-
-from agents.distillation.deploy.latency import hardware
-from ebu.commands.reporting.runs import Run, find_run_directories, normalised, read_run
+from ebu.commands.reporting.published import normalised
+from ebu.commands.reporting.runs import Run, find_run_directories, read_run
 from ebu.commands.table.committed import write_result
-from ebu.commands.table.jobs import Task, say, work_off
-from ebu.commands.table.plan import (
-    PlannedRun,
-    StudyConfig,
-    check_settings,
-    in_one_precision,
-    plan,
-    precisions_in,
-)
+from ebu.commands.table.jobs import Task, run_tasks
+from ebu.commands.table.plan import PlannedRun, StudyConfig, check_settings, plan
+from ebu.commands.table.precision import in_one_precision, precisions_in
+from ebu.commands.table.provenance import code_version, machine
 from ebu.commands.table.results import ResultsTable
 from ebu.errors import EbuError, UsageError
 from ebu.run.cli import all_cores, parse, run_command
-from ebu.run.hints import PROJECT, program_argv, program_command
+from ebu.run.directory import acquire_lock
+from ebu.run.hints import program_argv, program_command
+from ebu.run.progress import say
 from envs.protocols import PROTOCOLS
 
 
 def main() -> int:
-    """Read the command line, run the command, and return its exit code."""
+    """Plan the study, play what is missing and write its table; returns the exit code."""
     args = sys.argv[1:]
     cut = args.index("--") if "--" in args else len(args)
     config = parse(
@@ -48,44 +40,49 @@ def main() -> int:
     )
     planned = plan(config, args[cut + 1 :])
     with locked(config.out):
-        folder = config.results or config.out
-        runs = config.results or config.out / "runs"
-        table = ResultsTable(folder, runs, say, config.episodes)
-        check_settings(planned)
-        if config.collect:
-            collect(config, planned)
-        for run in planned:
-            if run.result_dir is not None and not run.is_done() and run.is_scored():
-                write_result(run.run_dir, run.result_dir, run.games)
-        unscored = [run for run in planned if not run.is_done()]
-        say(
-            f"{folder}: {len(planned)} runs, {len(planned) - len(unscored)} of them scored, "
-            f"{min(config.jobs, len(unscored))} at a time"
-        )
-        table.fill()
-        if unscored and not config.jobs:
-            say(f"missing: {', '.join(run.name for run in unscored)}")
-            return 0
-        recorded = precisions_in(runs, config.out / "runs")
-        waiting = {run.run_dir: run for run in in_one_precision(unscored, recorded, folder)}
+        return play(config, planned)
 
-        def scored(task: Task) -> str:
-            run = waiting[task.run_dir]
-            if not run.is_scored():
-                raise EbuError(f"evaluate.py has left no score in {task.run_dir}: see {task.log}")
-            if run.result_dir is not None:
-                write_result(run.run_dir, run.result_dir, run.games)
-            table.fill()
-            return described(read_run(run.run_dir, run.games))
 
-        threads = max(1, all_cores() // max(1, config.jobs))
-        failed, stopped_by = work_off(
-            [task_of(run, run.threads(threads)) for run in waiting.values()],
-            config.jobs,
-            code=code_version(),
-            scored=scored,
-        )
+def play(config: StudyConfig, planned: Sequence[PlannedRun]) -> int:
+    """Play and score what is missing of the planned runs; returns the exit code."""
+    folder = config.results or config.out
+    runs = config.results or config.out / "runs"
+    table = ResultsTable(folder, runs, say, config.episodes)
+    check_settings(planned)
+    if config.collect:
+        collect(config, planned)
+    for run in planned:
+        if run.result_dir is not None and not run.is_done() and run.is_scored():
+            write_result(run.run_dir, run.result_dir, run.games)
+    unscored = [run for run in planned if not run.is_done()]
+    say(
+        f"{folder}: {len(planned)} runs, {len(planned) - len(unscored)} of them scored, "
+        f"{min(config.jobs, len(unscored))} at a time"
+    )
+    table.fill()
+    if unscored and not config.jobs:
+        say(f"missing: {', '.join(run.name for run in unscored)}")
+        return 0
+    recorded = precisions_in(runs, config.out / "runs")
+    waiting = {run.run_dir: run for run in in_one_precision(unscored, recorded, folder)}
+
+    def scored(task: Task) -> str:
+        run = waiting[task.run_dir]
+        if not run.is_scored():
+            raise EbuError(f"evaluate.py has left no score in {task.run_dir}: see {task.log}")
+        if run.result_dir is not None:
+            write_result(run.run_dir, run.result_dir, run.games)
         table.fill()
+        return describe_score(read_run(run.run_dir, run.games))
+
+    threads = max(1, all_cores() // max(1, config.jobs))
+    failed, stopped_by = run_tasks(
+        [task_of(run, run.threads(threads)) for run in waiting.values()],
+        config.jobs,
+        code=code_version() if waiting else {},
+        scored=scored,
+    )
+    table.fill()
     if failed:
         say(f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}")
     if stopped_by is not None:
@@ -103,7 +100,6 @@ def collect(config: StudyConfig, planned: Sequence[PlannedRun]) -> None:
 
     A run that is unfinished, damaged, or not planned is named with the reason.
     """
-    assert config.results is not None
     code = {"commit": config.collect_commit, "hardware": machine()}
     for run_dir in find_run_directories(config.collect):
         try:
@@ -111,20 +107,17 @@ def collect(config: StudyConfig, planned: Sequence[PlannedRun]) -> None:
             if found.final_score is None or not found.final_score.final:
                 say(f"{run_dir}: not collected, it has no score after all its frames")
                 continue
-            run, differing = nearest(found, planned)
+            differing, run = min(
+                ((run.differences_of(found), run) for run in planned),
+                key=lambda pair: len(pair[0]),
+            )
             if differing:
                 say(f"{run_dir}: not collected, not planned: {'; '.join(differing)} in {run.name}")
-            elif not run.is_done():
-                assert run.result_dir is not None
+            elif run.result_dir is not None and not run.is_done():
                 write_result(run_dir, run.result_dir, run.games, code)
                 say(f"{run_dir}: collected as {run.result_dir}")
         except EbuError as error:
             say(f"warning: not collected: {error}")
-
-
-def nearest(found: Run, planned: Sequence[PlannedRun]) -> tuple[PlannedRun, list[str]]:
-    """The planned run that a finished one differs least from, and in what."""
-    return min(((run, run.differences_of(found)) for run in planned), key=lambda pair: len(pair[1]))
 
 
 @contextlib.contextmanager
@@ -132,18 +125,14 @@ def locked(out: Path) -> Iterator[None]:
     """Keep other studies away from a directory. Raises `UsageError` if one is there already."""
     try:
         (out / "runs").mkdir(parents=True, exist_ok=True)
-        lock = (out / "lock").open("w")
+        lock = acquire_lock(out)
     except OSError as error:
         raise UsageError(
             f"--out {out} cannot be written: {error.strerror}; choose another directory"
         ) from error
+    if lock is None:
+        raise UsageError(f"another study is filling {out}: stop it or choose another --out")
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(
-                f"another study is filling {out}: stop it or choose another --out"
-            ) from None
         yield
 
 
@@ -159,7 +148,7 @@ def task_of(run: PlannedRun, threads: int) -> Task:
     )
 
 
-def described(run: Run) -> str:
+def describe_score(run: Run) -> str:
     """What a scored run scored."""
     score = run.score
     assert score is not None
@@ -170,30 +159,6 @@ def described(run: Run) -> str:
     table = PROTOCOLS[score.protocol].human_table
     share = normalised(run.game, score.mean, table)
     return line if share is None else f"{line}, human-normalised {share:.1%} ({table})"
-
-
-def code_version() -> dict[str, str]:
-    """Version and commit of the code that plays, as far as they are known, and the machine."""
-    try:
-        version = metadata.version("ebu")
-    except metadata.PackageNotFoundError:
-        version = ""
-    commit = ""
-    if (PROJECT / ".git").exists():
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            commit = subprocess.run(
-                ["git", "-C", str(PROJECT), "describe", "--always", "--dirty", "--exclude", "*"],
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout.strip()
-    return {"ebu_version": version, "commit": commit, "hardware": machine()}
-
-
-def machine() -> str:
-    """The processor and the graphics card."""
-    card = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
-    return ", ".join([hardware(), *card])
 
 
 def command() -> None:

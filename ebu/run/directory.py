@@ -12,6 +12,10 @@ from ebu.errors import EbuError, UsageError
 from ebu.run.files import replace_whole
 
 CONFIG = "config.json"
+METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+EVENTS = re.compile(r"events\.out\.tfevents\.(\d+).*")
+"""Files of a run directory: what it was started with, and its logs."""
+LOCK = "lock"
 
 AUTOMATIC: Mapping[str, Any] = {"device": "auto", "precision": "auto", "threads": 0}
 """What leaves the choice of each setting to the program."""
@@ -84,23 +88,20 @@ def open_run_directory(
             raise UsageError(f"--run-dir {run_dir} is a file: choose a directory")
         run_dir.mkdir(parents=True, exist_ok=True)
         if not (run_dir / CONFIG).exists() and any(
-            entry.name not in ("lock", f".{CONFIG}") for entry in run_dir.iterdir()
+            entry.name not in (LOCK, f".{CONFIG}") for entry in run_dir.iterdir()
         ):
             raise UsageError(
                 f"--run-dir {run_dir} holds files that are not a run's: choose another directory"
             )
-        lock = (run_dir / "lock").open("w")
+        lock = acquire_lock(run_dir)
     except OSError as error:
         raise UsageError(
             f"--run-dir {run_dir} cannot be written: {error.strerror}; choose another directory"
         ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
+    if lock is None:
         raise UsageError(
             f"another process is training in {run_dir}: stop it or choose another --run-dir"
-        ) from None
+        )
     try:
         if (run_dir / CONFIG).exists():
             _check(run_dir, config, may_change, may_grow)
@@ -115,6 +116,32 @@ def open_run_directory(
         lock.close()
         raise
     return lock
+
+
+def acquire_lock(directory: Path) -> IO[str] | None:
+    """The open file that keeps others out of a directory; None if another process has it.
+
+    Raises `OSError` where the file cannot be written.
+    """
+    lock = (directory / LOCK).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether another process holds the directory's lock now."""
+    try:
+        with (directory / LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def differences(

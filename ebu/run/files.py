@@ -1,7 +1,8 @@
 """Crash-safe writes: fsync files and their directories."""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ebu.errors import EbuError
@@ -42,9 +43,16 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises `EbuError`, one line, where the disk is full or fails; a file that was there is then as
     it was.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_whole(path, content)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an `OSError` while this file is written into an `EbuError` of one line."""
+    try:
+        yield
     except OSError as error:
         raise EbuError(
             f"cannot write {path}: {error.strerror or error}; free space or make it writable, and "

@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 import os
-import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignor
 from torch.utils.tensorboard.summary import text
 
 from ebu.errors import EbuError
+from ebu.run.directory import EVALUATIONS, EVENTS, METRICS
 from ebu.run.files import sync
 from ebu.run.tensorboard import (
     EVAL_HIGH,
@@ -37,9 +37,6 @@ from ebu.run.tensorboard import (
     tags_of,
 )
 from ebu.run.video import animated_gif
-
-METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
-EVENTS = re.compile(r"events\.out\.tfevents\.(\d+).*")
 
 
 class Monitor:

@@ -31,7 +31,10 @@ def progress_bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], N
 
 def say(line: str) -> None:
     """Print a line on standard error; on a terminal it appears above the bars."""
-    tqdm.write(line, file=sys.stderr)
+    # stderr was closed: keep working.
+    with contextlib.suppress(OSError, ValueError):
+        tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
 
 
 class Progress:

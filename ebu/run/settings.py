@@ -68,18 +68,19 @@ def check_settings(config: Any) -> None:
         if dataclasses.is_dataclass(value):
             check_settings(value)
         elif value is not None:
-            for limits in _limits(annotations[entry.name]):
-                limits.check(f"--{entry.name.replace('_', '-')}", value)
+            for each in value if isinstance(value, tuple) else (value,):
+                for limits in _limits(annotations[entry.name]):
+                    limits.check(f"--{entry.name.replace('_', '-')}", each)
 
 
 def _limits(annotation: Any) -> Iterator[Bounds | OneOf]:
-    """What a type is annotated with; of an optional one, what its parts are."""
+    """What a type is annotated with; of an optional one or a tuple, what its parts are."""
     yield from (
         found
         for found in getattr(annotation, "__metadata__", ())
         if isinstance(found, Bounds | OneOf)
     )
-    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union, tuple):
         for part in typing.get_args(annotation):
             yield from _limits(part)
 
@@ -93,9 +94,9 @@ def one_of(flag: str, value: str, known: Iterable[str]) -> None:
         )
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """The known name that is nearest, as the end of a message; nothing if none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]}?" if near else ""
 
 

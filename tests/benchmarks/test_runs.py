@@ -29,13 +29,13 @@ def conditions(**changes: float) -> runs.Conditions:
 def test_sb3_learns_as_often(
     num_envs: int, updates_per_step: float, rhythm: tuple[int, int]
 ) -> None:
-    assert runs.sb3_rhythm(num_envs, updates_per_step) == rhythm
+    assert runs.sb3_schedule(num_envs, updates_per_step) == rhythm
 
 
 @pytest.mark.parametrize("rate", [0.2501, 0.001, 3.14159])
 def test_a_rate_that_sb3_cannot_have_is_refused(rate: float) -> None:
     with pytest.raises(UsageError, match=rf"^--updates-per-step {rate}: SB3 .* 0\.25$"):
-        runs.sb3_rhythm(1, rate)
+        runs.sb3_schedule(1, rate)
 
 
 def test_names_tell_runs_apart() -> None:
@@ -87,13 +87,6 @@ def test_a_window_begins_with_enough_updates_and_ends_after_its_steps(
     assert window.evaluation == {"vector_step": 0.5}
 
 
-def test_a_run_without_stages_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    stopwatch = runs.Stopwatch(conditions())
-    stopwatch.look(Moment(0, 0, 3, {}))
-    stopwatch.look(Moment(0, 40, 13, {}))
-    assert stopwatch.window({}).stages == {}
-
-
 @pytest.mark.parametrize(("updates", "compares"), [(250, True), (256, True), (270, False)])
 def test_a_run_that_learnt_at_another_rate_is_refused(
     updates: int, compares: bool, monkeypatch: pytest.MonkeyPatch
@@ -128,12 +121,3 @@ def test_an_evaluation_is_timed_by_its_steps(monkeypatch: pytest.MonkeyPatch) ->
     figures = runs.time_evaluation(cast(Trainer, played))
     assert played.evaluations == 2
     assert figures == {"vector_step": 2.0, "besides": 4.0}
-
-
-def test_an_evaluation_in_training_is_timed() -> None:
-    with runs.random_play(
-        100, num_envs=2, game="breakout", device="cpu", threads=1, seed=0, eval_episodes=1
-    ) as trainer:
-        figures = runs.time_evaluation(trainer)
-    assert figures["vector_step"] > 0
-    assert figures["besides"] > 0

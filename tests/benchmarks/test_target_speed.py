@@ -34,7 +34,7 @@ def test_the_targets_by_hand(terminated: bool, last: float) -> None:
     middle = 1.0 + 0.99 * max(2.0, 0.5 * last + 0.5 * 4.0)
     # a_2 = 0 after s_1: its entry 1 becomes (middle + 1) / 2, beside an entry of 3.
     first = 0.99 * max(3.0, 0.5 * middle + 0.5 * 1.0)
-    assert target_speed.as_used(given).tolist() == pytest.approx([first, middle, last])
+    assert target_speed.WAYS["used"](given).tolist() == pytest.approx([first, middle, last])
     assert target_speed.difference(given) < 1e-7
 
 
@@ -47,8 +47,8 @@ def test_all_ways_agree(learners: int) -> None:
 
 
 def test_ways_that_do_not_agree_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = target_speed.Settings(repetitions=1)
-    wrong = lambda given: target_speed.by_scan(given) * 1.001  # noqa: E731
-    monkeypatch.setitem(target_speed.WAYS, "scan", wrong)
+    settings = target_speed.Settings(steps=(20,), learners=(2,), repetitions=1, device="cpu")
+    scan = target_speed.WAYS["scan"]
+    monkeypatch.setitem(target_speed.WAYS, "scan", lambda given: scan(given) * 1.001)
     with pytest.raises(EbuError, match=r"T=20, K=2 differ by"):
-        target_speed.measure(20, 2, settings, CPU)
+        target_speed.measure(settings)

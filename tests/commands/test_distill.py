@@ -133,7 +133,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The commands of train.py and evaluate.py, carried out here; what was trained."""
     trained = []
 
-    def work_off(
+    def run_tasks(
         tasks: list[Task], at_a_time: int, *, code: Any, scored: Callable[[Task], str]
     ) -> tuple[list[str], None]:
         for task in tasks:
@@ -149,7 +149,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             scored(task)
         return [], None
 
-    monkeypatch.setattr(ebu.commands.distilling.from_scratch, "work_off", work_off)
+    monkeypatch.setattr(ebu.commands.distilling.from_scratch, "run_tasks", run_tasks)
     return trained
 
 

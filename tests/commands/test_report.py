@@ -8,21 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from ebu.commands import report
 from ebu.commands.reporting.aggregates import aggregates, game_rows, profiles, statistics_of
 from ebu.commands.reporting.comparison import Comparison, compare
 from ebu.commands.reporting.pictures import mean_curve
-from ebu.commands.reporting.published import PUBLISHED_49, REFERENCE_AGENTS
+from ebu.commands.reporting.published import (
+    PUBLISHED_49,
+    REFERENCE_AGENTS,
+    normalised,
+    relative,
+)
 from ebu.commands.reporting.runs import (
     find_run_directories,
     learning_curve,
-    normalised,
     read_run,
-    relative,
 )
-from ebu.commands.table.scores import write_evaluation
+from ebu.commands.reporting.scores import write_evaluation
 from ebu.errors import EbuError, UsageError
 from envs.games import PAPER49
 from tests.run_directories import FRAMES, evaluation, write_run
@@ -336,8 +338,7 @@ def test_the_report_of_a_study(
     assert "**recalled, not read**" in text
     for name in ("curves-paper.png", f"profile-paper-{FRAMES}.png"):
         assert f"({name})" in text
-        with Image.open(out / name) as picture:
-            assert min(picture.size) > 300
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
     record = json.loads((out / "report.json").read_text())
     (group,) = record["groups"]
     assert (group["protocol"], group["frames"], len(group["runs"])) == ("paper", FRAMES, 7)
@@ -347,13 +348,11 @@ def test_the_report_of_a_study(
         assert (four_runs.parent / "again" / name).read_bytes() == (out / name).read_bytes()
 
 
-def test_a_single_run_is_reported_beside_it(
+def test_a_single_run_is_reported_next_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_report(monkeypatch, write_run(tmp_path, "CartPole-v1", "ebu", 0, 1.0))
-    text = (tmp_path / "report" / "report.md").read_text()
-    assert "human table" not in text
-    assert "Published" not in text
+    assert "Published" not in (tmp_path / "report" / "report.md").read_text()
 
 
 def damage(file: str, content: str) -> Any:
@@ -426,7 +425,7 @@ def test_what_cannot_be_reported_is_refused_in_one_line(
             run_report(monkeypatch, *args)
         assert complaint in str(refusal.value)
         assert "\n" not in str(refusal.value)
-    with pytest.raises(EbuError, match="choose another --out"):
+    with pytest.raises(EbuError, match="cannot write"):
         run_report(monkeypatch, run_dir, "--out", tmp_path / "file")
 
 

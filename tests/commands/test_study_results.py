@@ -12,12 +12,13 @@ import pytest
 from ebu.commands import report, study
 from ebu.commands.presets import DEFAULT
 from ebu.commands.reporting.runs import learning_curve, read_run
-from ebu.commands.table import plan as planning
-from ebu.commands.table.committed import MOST_LINES, differences, provenance_of, write_result
+from ebu.commands.table.committed import MOST_LINES, result_differences, write_result
 from ebu.commands.table.jobs import Task
 from ebu.commands.table.plan import PlannedRun, StudyConfig, plan
+from ebu.commands.table.provenance import provenance_of
 from ebu.commands.train_arguments import parse_arguments
 from ebu.errors import UsageError
+from ebu.run import machine as machine_module
 from ebu.run.logs import Monitor
 from ebu.run.settings import flat
 from tests.run_directories import FRAMES, as_recorded, evaluation, write_run
@@ -47,11 +48,11 @@ def run_study(monkeypatch: pytest.MonkeyPatch, args: Sequence[object]) -> list[T
     """What a study would play, without playing it."""
     played: list[Task] = []
 
-    def work_off(tasks: Sequence[Task], *_: Any, **__: Any) -> tuple[list[str], None]:
+    def run_tasks(tasks: Sequence[Task], *_: Any, **__: Any) -> tuple[list[str], None]:
         played.extend(tasks)
         return [], None
 
-    monkeypatch.setattr(study, "work_off", work_off)
+    monkeypatch.setattr(study, "run_tasks", run_tasks)
     monkeypatch.setattr(sys, "argv", ["study.py", *map(str, args)])
     assert study.main() == 0
     return played
@@ -133,7 +134,7 @@ def test_a_result_is_small_and_holds_every_game_and_no_place(tmp_path: Path) -> 
         ({"frames": 2 * FRAMES, "played": 2 * FRAMES}, f"frames was {2 * FRAMES}, is {FRAMES}"),
         ({"seed": 3}, "seed was 3, is 0"),
         ({"precision": "bfloat16"}, "precision was bfloat16, is float32"),
-        ({"distances": 4}, "distances was 4, is no setting"),
+        ({"distances": 4}, "distances was 4, is None"),
         ({"train_noops": None}, "train_noops was None, is 30"),
     ],
 )
@@ -164,13 +165,13 @@ def test_what_changes_no_result_may_differ(tmp_path: Path, monkeypatch: pytest.M
 def test_a_setting_that_one_side_lacks_counts_as_off() -> None:
     planned = flat(parse_arguments([]))
     for off in (0, 0.0, False, None, ""):
-        assert differences({**planned, "new": off}, planned) == []
-        assert differences(planned, {**planned, "new": off}) == []
+        assert result_differences({**planned, "new": off}, planned) == []
+        assert result_differences(planned, {**planned, "new": off}) == []
     for on in (1, 0.5, True, "yes"):
-        assert differences({**planned, "new": on}, planned)
-        assert differences(planned, {**planned, "new": on})
+        assert result_differences({**planned, "new": on}, planned)
+        assert result_differences(planned, {**planned, "new": on})
     # Where both have it, nothing is not off.
-    assert differences({**planned, "beta": None}, {**planned, "beta": 0.0})
+    assert result_differences({**planned, "beta": None}, {**planned, "beta": 0.0})
 
 
 def test_a_result_is_scored_in_the_games_that_were_asked_for(
@@ -233,15 +234,12 @@ def test_runs_trained_without_a_study_are_collected_by_their_settings(
     assert "collected as" not in capsys.readouterr().err
 
 
-# --- one precision --------------------------------------------------------------------------
-
-
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes this machine one with or without instructions for bfloat16."""
 
     def make(has_bfloat16: bool) -> None:
-        monkeypatch.setattr(planning, "has_bfloat16", lambda device: has_bfloat16)
+        monkeypatch.setattr(machine_module, "has_bfloat16", lambda device: has_bfloat16)
 
     return make
 

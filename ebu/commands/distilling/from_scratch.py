@@ -23,8 +23,8 @@ from agents.distillation.report import SCRATCH, STUDENTS
 from agents.distillation.sources import Stopped
 from agents.distillation.students import multiply_adds, num_parameters
 from agents.distillation.trainer import Lesson
-from ebu.commands.table.jobs import Task, work_off
-from ebu.commands.table.processes import read_processes
+from ebu.commands.table.jobs import Task, run_tasks
+from ebu.commands.table.provenance import read_processes
 from ebu.commands.train_arguments import flags_of, parse_arguments
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import load_latest
@@ -136,7 +136,7 @@ def train_from_scratch(
 
     if waiting:
         tasks = [_task(procedure, each, frames, machine) for each in waiting]
-        failed, stopped_by = work_off(tasks, 1, code=code, scored=scored)
+        failed, stopped_by = run_tasks(tasks, 1, code=code, scored=scored)
         if stopped_by is not None:
             signal.raise_signal(stopped_by)
             raise Stopped

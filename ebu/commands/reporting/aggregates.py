@@ -7,8 +7,13 @@ from functools import partial
 import numpy as np
 
 from ebu.commands.reporting.comparison import Group
-from ebu.commands.reporting.published import REFERENCE_AGENTS
-from ebu.commands.reporting.runs import HUMAN_TABLES, Run, normalised, relative
+from ebu.commands.reporting.published import (
+    HUMAN_TABLES,
+    REFERENCE_AGENTS,
+    normalised,
+    relative,
+)
+from ebu.commands.reporting.runs import Run
 from ebu.statistics import (
     even_out,
     mean_interval,

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ebu.commands.reporting.runs import Run, method_settings, normalised, settings_digest
+from ebu.commands.reporting.published import normalised
+from ebu.commands.reporting.runs import Run, method_settings, settings_digest
 from envs.protocols import PROTOCOLS
 
 # A name lists at most this many differing settings.

@@ -1,14 +1,17 @@
 """The pictures of a report: learning curves and performance profiles."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ebu.commands.reporting.aggregates import Profile
-from ebu.run.figures import add_legend, set_title
+from ebu.commands.reporting.aggregates import Profile, Statistics
+from ebu.commands.reporting.comparison import Comparison
+from ebu.commands.reporting.runs import Curve
+from ebu.run.figures import add_legend, set_title, write_figure
 from ebu.statistics import mean_interval
 
 CURVE_POINTS = 200
@@ -18,8 +21,30 @@ TITLE_INCHES = 2.3
 DPI = 110
 
 
-Curve = tuple[np.ndarray, np.ndarray]
-"""Frames (T,) int64 and returns (T,) float64, from `learning_curve`."""
+def write_pictures(
+    comparison: Comparison,
+    groups: Sequence[Statistics],
+    curves: Mapping[Path, Curve],
+    out: Path,
+) -> dict[str, str]:
+    """Write all pictures; file names by training protocol (curves) and by group (profiles)."""
+    pictures: dict[str, str] = {}
+    for protocol, games in comparison.curves.items():
+        drawn: dict[str, dict[str, list[Curve]]] = {}
+        for game, methods in games.items():
+            for name, runs in methods.items():
+                found = [curve for run in runs if len((curve := curves[run.directory])[0])]
+                if found:
+                    drawn.setdefault(game, {})[name] = found
+        if drawn:
+            pictures[protocol] = f"curves-{protocol}.png"
+            write_figure(draw_curves(drawn), out / pictures[protocol])
+    for of in groups:
+        if of.profiles:
+            name = of.group.name
+            pictures[name] = f"profile-{name}.png"
+            write_figure(draw_profiles(of.thresholds, of.profiles), out / pictures[name])
+    return pictures
 
 
 def draw_curves(games: dict[str, dict[str, list[Curve]]]) -> Figure:

@@ -1,14 +1,46 @@
-"""Published scores to stand beside ours, each with its source, protocol and budget."""
+"""Published scores, each with its source, protocol and budget, and scores relative to them."""
 
 from dataclasses import dataclass
 
-from ebu.commands.reporting.runs import references
+from ebu.statistics import human_normalised, relative_score
+from envs import is_atari
+from envs.games import ReferenceScores, reference_scores
+
+HUMAN_TABLES = ("nature2015", "57table")
 
 NATURE = "Mnih et al. (2015), extended data table 2"
 CURVES = "computed from published learning curves"
 EBU = "Lee et al. (2019)"
 PAPER_PROTOCOL = "no sticky actions, ε 0.05, 30 games of at most 5 minutes"
 TRAINING_RETURNS = "sticky actions, returns of training games"
+
+
+def references(game: str) -> ReferenceScores | None:
+    """The published scores of a game; None for what is no Atari game of the 57."""
+    return reference_scores(game) if is_atari(game) else None
+
+
+def normalised(game: str, score: float, table: str) -> float | None:
+    """Human-normalised score under a table of `HUMAN_TABLES`; None where it has no human score."""
+    known = references(game)
+    human = None if known is None else known.human(table)
+    if known is None or known.random is None or human is None:
+        return None
+    return human_normalised(score, known.random, human)
+
+
+def relative(game: str, score: float, baseline: float | None = None) -> float | None:
+    """Relative score over a baseline's raw score, that of Nature DQN at 200M frames if not given.
+
+    With the human scores of the Nature table; None where one of the scores is not known.
+    """
+    known = references(game)
+    if known is None or known.random is None or known.human_nature2015 is None:
+        return None
+    baseline = known.dqn_200m if baseline is None else baseline
+    if baseline is None:
+        return None
+    return relative_score(score, known.random, known.human_nature2015, baseline)
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,19 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ebu.commands.table.scores import Score, final_record, score_in_training, score_of
+from ebu.commands.reporting.scores import Score, final_record, score_in_training, score_of
 from ebu.errors import EbuError, UsageError
-from ebu.run.directory import CONFIG, read_config
-from ebu.run.logs import EVALUATIONS, METRICS
-from ebu.statistics import human_normalised, relative_score
-from envs import is_atari
-from envs.games import ReferenceScores, reference_scores
+from ebu.run.directory import CONFIG, EVALUATIONS, METRICS, read_config
 
-HUMAN_TABLES = ("nature2015", "57table")
+Curve = tuple[np.ndarray, np.ndarray]
+"""Frames (T,) int64 and returns (T,) float64, from `learning_curve`."""
 
 LAST_GAMES = "train/return_last_100_games"
 
@@ -129,6 +126,19 @@ def read_run(run_dir: Path, games: int | None = None) -> Run:
     )
 
 
+def read_runs(run_dirs: Sequence[Path]) -> tuple[list[Run], dict[Path, Curve], list[str]]:
+    """The runs that can be read, their learning curves, and a line for each that cannot."""
+    runs, curves, damaged = [], {}, []
+    for run_dir in run_dirs:
+        try:
+            curve = learning_curve(run_dir)
+            runs.append(read_run(run_dir))
+            curves[run_dir] = curve
+        except EbuError as error:
+            damaged.append(str(error))
+    return runs, curves, damaged
+
+
 def _read_score(run_dir: Path, settings: dict[str, Any], games: int | None) -> Score | None:
     record = final_record(run_dir, settings["protocol"], games)
     if record is not None:
@@ -141,7 +151,7 @@ def _read_score(run_dir: Path, settings: dict[str, Any], games: int | None) -> S
         raise EbuError(f"{path} cannot be read ({error!r}): restore or remove it") from error
 
 
-def learning_curve(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+def learning_curve(run_dir: Path) -> Curve:
     """Frames (T,) int64 and the mean raw return (T,) float64 of the last 100 training games.
 
     Lines of metrics before the first game's end are left out. Raises `EbuError` for damaged ones.
@@ -198,40 +208,12 @@ def _unreadable(path: Path, error: Exception) -> EbuError:
     return EbuError(f"{path} cannot be read ({error}): make it readable or restore it")
 
 
-def method_settings(settings: dict[str, Any]) -> dict[str, Any]:
+def method_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that make the method: runs that share them are seeds and games of one method."""
     return {name: value for name, value in settings.items() if name not in _NOT_THE_METHOD}
 
 
-def settings_digest(settings: dict[str, Any]) -> str:
+def settings_digest(settings: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits that tell methods with different settings apart."""
     text = json.dumps(method_settings(settings), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def references(game: str) -> ReferenceScores | None:
-    """The published scores of a game; None for what is no Atari game of the 57."""
-    return reference_scores(game) if is_atari(game) else None
-
-
-def normalised(game: str, score: float, table: str) -> float | None:
-    """Human-normalised score under a table of `HUMAN_TABLES`; None where it has no human score."""
-    known = references(game)
-    human = None if known is None else known.human(table)
-    if known is None or known.random is None or human is None:
-        return None
-    return human_normalised(score, known.random, human)
-
-
-def relative(game: str, score: float, baseline: float | None = None) -> float | None:
-    """Relative score over a baseline's raw score, that of Nature DQN at 200M frames if not given.
-
-    With the human scores of the Nature table; None where one of the scores is not known.
-    """
-    known = references(game)
-    if known is None or known.random is None or known.human_nature2015 is None:
-        return None
-    baseline = known.dqn_200m if baseline is None else baseline
-    if baseline is None:
-        return None
-    return relative_score(score, known.random, known.human_nature2015, baseline)

@@ -6,8 +6,7 @@ import numpy as np
 
 from ebu.commands.reporting.aggregates import Aggregate, GameRow, Statistics
 from ebu.commands.reporting.comparison import Comparison, Group
-from ebu.commands.reporting.published import PUBLISHED_49, REFERENCE_AGENTS
-from ebu.commands.reporting.runs import references
+from ebu.commands.reporting.published import PUBLISHED_49, REFERENCE_AGENTS, references
 
 NONE = "–"
 METHOD = """\

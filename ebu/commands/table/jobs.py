@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import fcntl
 import re
 import signal
 import subprocess
@@ -17,10 +16,11 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from ebu.commands.reporting.runs import tail
-from ebu.commands.table.processes import append_process
+from ebu.commands.table.provenance import append_process
 from ebu.errors import EbuError
-from ebu.run.cli import SECOND_SIGNAL
-from ebu.run.logs import METRICS
+from ebu.run.cli import stop_on_signals
+from ebu.run.directory import METRICS, is_locked
+from ebu.run.progress import say
 
 POLL_SECONDS = 0.2
 # Seconds between two updates of the live line, and, without a terminal, between two plain ones.
@@ -64,16 +64,8 @@ class Task:
         return 0
 
 
-def say(line: str) -> None:
-    """A line on standard error, above the live one."""
-    # stderr was closed: keep working.
-    with contextlib.suppress(OSError, ValueError):
-        tqdm.write(line, file=sys.stderr)
-        sys.stderr.flush()
-
-
 class ProgressLine:
-    """Shows how far all is: a live line on a terminal, elsewhere a plain one now and then."""
+    """Shows how far all runs are: live on a terminal, elsewhere a plain line now and then."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._frames = {task.name: task.played_frames() for task in tasks}
@@ -86,9 +78,10 @@ class ProgressLine:
             disable=not self._live,
             bar_format="{percentage:3.0f}% |{bar}| {desc}",
             dynamic_ncols=True,
+            leave=False,
         )
 
-    def look(self, running: Sequence[Task], waiting: int) -> None:
+    def show(self, running: Sequence[Task], waiting: int) -> None:
         """Show it, if it is time."""
         now = time.monotonic()
         if now - self._shown_at < (LIVE_SECONDS if self._live else PLAIN_SECONDS):
@@ -106,13 +99,12 @@ class ProgressLine:
         else:
             say(f"{played / self._total:.0%} of {len(self._frames)} runs, {line}")
 
-    def finished(self, task: Task) -> None:
+    def finish(self, task: Task) -> None:
         """Count all frames of a run."""
         self._frames[task.name] = task.frames
 
     def close(self) -> None:
-        """Take the live line away."""
-        self._bar.leave = False
+        """Remove the live line."""
         self._bar.close()
 
 
@@ -151,11 +143,11 @@ class Worker:
             self._process.terminate()
 
     def wait(self) -> None:
-        """Until it has ended."""
+        """Wait until it has ended."""
         self._process.wait()
 
-    def ended(self) -> int | None:
-        """Its exit code once it has ended, negative for a signal; the process is then noted."""
+    def poll(self) -> int | None:
+        """Its exit code once it has ended, negative for a signal; the process is then recorded."""
         code = self._process.poll()
         if code is not None:
             self._log.close()
@@ -176,7 +168,7 @@ class Worker:
             log.seek(self._offset)
             text = log.read().decode(errors="replace")
         lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
-        last = lines[-1] if lines else "it said nothing"
+        last = lines[-1] if lines else "no output"
         return f"{self.program} failed ({how}): {last} (log: {self.task.log})"
 
 
@@ -186,17 +178,16 @@ def _end_with_the_study() -> None:
 
 
 @contextlib.contextmanager
-def _signals_to_stop() -> Iterator[list[int]]:
-    """The signals to stop that came while this is entered, a list that grows."""
+def _received_signals() -> Iterator[list[int]]:
+    """The signal to stop, once one has come; other handlers are back afterwards."""
     received: list[int] = []
-    # What nohup and the shell's & have told this process to ignore stays ignored.
-    before = {
-        number: handler
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if (handler := signal.getsignal(number)) != signal.SIG_IGN
-    }
-    for number in before:
-        signal.signal(number, lambda number, _: received.append(number))
+    numbers = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    stop_on_signals(received.append)
+    stop = signal.getsignal(signal.SIGTERM)
+    for number, handler in before.items():
+        # What nohup and the shell's & have told this process to ignore stays ignored.
+        signal.signal(number, handler if handler == signal.SIG_IGN else stop)
     try:
         yield received
     finally:
@@ -204,7 +195,7 @@ def _signals_to_stop() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def work_off(
+def run_tasks(
     tasks: Sequence[Task],
     at_a_time: int,
     *,
@@ -215,31 +206,31 @@ def work_off(
 
     | argument | meaning |
     | --- | --- |
-    | code | what of the code is noted with every process |
+    | code | what of the code is recorded with every process |
     | scored | called when a run has its score; returns what to say of it |
 
     Returns the names of the runs that failed, whatever the others did, and the signal that ended
     the work before its end, if one did. Raises `EbuError` where a file of the study cannot be
     written; no process is left behind then.
     """
-    progress, stopped = ProgressLine(tasks), 0
+    progress = ProgressLine(tasks)
     waiting, running, failed, busy = deque(tasks), list[Worker](), list[str](), set[str]()
     with contextlib.ExitStack() as cleaning:
         cleaning.callback(progress.close)
         cleaning.callback(_end, running)
-        signals = cleaning.enter_context(_signals_to_stop())
+        signals = cleaning.enter_context(_received_signals())
+        stopping = False
         while waiting or running:
-            if len(signals) > stopped:
-                stopped = len(signals)
+            if signals and not stopping:
+                stopping = True
                 waiting.clear()
-                say(f"stopping {len(running)} runs, which are being saved: {SECOND_SIGNAL}")
                 for worker in running:
                     worker.stop()
             for _ in range(len(waiting)):
                 if len(running) == at_a_time:
                     break
                 task = waiting.popleft()
-                if _in_use(task.run_dir):
+                if is_locked(task.run_dir):
                     # Started by hand, or left by a killed study and still saving.
                     waiting.append(task)
                     if task.name not in busy:
@@ -252,13 +243,13 @@ def work_off(
                 say(f"{task.name}: {how}")
                 running.append(Worker(task, "train.py", task.train, code))
             for worker in running.copy():
-                exit_code = worker.ended()
+                exit_code = worker.poll()
                 if exit_code is None:
                     continue
                 running.remove(worker)
                 task = worker.task
                 if exit_code == 0:
-                    progress.finished(task)
+                    progress.finish(task)
                     if worker.program == "evaluate.py":
                         say(f"{task.name}: {scored(task)}")
                     elif not signals:
@@ -267,7 +258,7 @@ def work_off(
                 elif not signals:
                     failed.append(task.name)
                     say(f"{task.name}: {worker.failure(exit_code)}")
-            progress.look([worker.task for worker in running], len(waiting))
+            progress.show([worker.task for worker in running], len(waiting))
             time.sleep(POLL_SECONDS)
     return failed, signals[0] if signals else None
 
@@ -278,15 +269,3 @@ def _end(running: list[Worker]) -> None:
         worker.stop()
     for worker in running:
         worker.wait()
-
-
-def _in_use(run_dir: Path) -> bool:
-    try:
-        with (run_dir / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        # No run yet, or one that train.py will complain of.
-        return False
-    return False

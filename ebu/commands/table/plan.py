@@ -1,33 +1,26 @@
 """What a study plays: its runs by game, agent and seed, and whether they can be played."""
 
-import contextlib
-import difflib
-import json
 import os
 import re
 import shlex
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 from agents import AGENTS
 from ebu.commands.presets import NOT_PART_OF_THE_RUN, TrainConfig
 from ebu.commands.reporting.runs import Run, read_run
-from ebu.commands.table.committed import differences
-from ebu.commands.table.scores import Score, final_record, score_of
+from ebu.commands.reporting.scores import Score, final_record, score_of
+from ebu.commands.table.committed import result_differences
 from ebu.commands.train_arguments import parse_arguments
 from ebu.errors import EbuError, UsageError
-from ebu.run.cli import at_most
-from ebu.run.directory import CONFIG, directory_name, read_config
-from ebu.run.machine import device_named, has_bfloat16
-from ebu.run.settings import flat, one_of
+from ebu.run.directory import AUTOMATIC, CONFIG, differences, directory_name, read_config
+from ebu.run.settings import Bounds, NotNegative, Positive, did_you_mean, flat, one_of
 from envs import UnknownGameError, is_atari, make_vector
 from envs.games import GAME_SETS, canonical_game, quote
 from envs.protocols import PROTOCOLS
-
-Precision = Literal["float32", "bfloat16"]
 
 # What the study itself says to train.py.
 OURS = ("--game", "--agent", "--preset", "--frames", "--seed", "--run-dir", "--resume")
@@ -43,21 +36,21 @@ class StudyConfig:
     """Sets of games (paper49, atari5, all57) and games, mixed as you like."""
     agents: tuple[str, ...] = ("ebu", "dqn")
     """Agents by the names that train.py knows."""
-    seeds: int = 1
+    seeds: Annotated[int, Bounds(1, 1_000)] = 1
     """How many seeds: 3 means 0, 1 and 2."""
-    seed_list: tuple[int, ...] = ()
+    seed_list: tuple[NotNegative, ...] = ()
     """These seeds instead."""
-    frames: int = 10_000_000
+    frames: Positive = 10_000_000
     """Emulator frames of each run."""
     preset: str = "default"
     """default, or paper."""
     variants: tuple[str, ...] = ()
     """Variants that every agent is played in, each a name and flags of train.py: "base:" "beta1:
     --beta 1"."""
-    episodes: int | None = None
+    episodes: Annotated[int, Bounds(1, 1_000_000)] | None = None
     """Games in which each run is scored [default: the protocol's, 30 under paper, 100 under
     machado]."""
-    jobs: int = 1
+    jobs: Annotated[int, Bounds(0, 1_000)] = 1
     """Runs at a time. Each gets its share of the processor cores, unless -- --threads says more. 0
     plays nothing, and says what is missing."""
     out: Path = Path("runs/study")
@@ -85,6 +78,11 @@ class PlannedRun:
     @property
     def name(self) -> str:
         return self.run_dir.name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting by the name of its flag."""
+        return flat(self.config)
 
     def is_done(self) -> bool:
         """Whether nothing is left to do: its result is there, or else the run is scored."""
@@ -120,22 +118,20 @@ class PlannedRun:
 
     def differences(self) -> list[str]:
         """What of the settings it was started with is another now, and may not be."""
-        settings = json.loads(json.dumps(flat(self.config)))
         # What train.py chooses itself, as the run was started with where this machine has it.
-        chosen = {"threads"} if not self.config.threads else set()
-        chosen |= {"device"} if self.config.device == "auto" else set()
-        chosen |= {"precision"} if self.config.precision == "auto" else set()
-        return [
-            f"{name} was {was}, is {settings[name]}" + (" (may only grow)" * (name == "frames"))
-            for name, was in self.recorded().items()
-            if name in settings.keys() - NOT_PART_OF_THE_RUN - chosen
-            and was != settings[name]
-            and not (name == "frames" and settings[name] > was)
-        ]
+        automatic = {name for name, value in AUTOMATIC.items() if self.settings[name] == value}
+        recorded = self.recorded()
+        both = recorded.keys() & self.settings.keys()
+        return differences(
+            {name: recorded[name] for name in both},
+            {name: self.settings[name] for name in both},
+            may_change=NOT_PART_OF_THE_RUN | automatic,
+            may_grow={"frames"},
+        )
 
     def differences_of(self, found: Run) -> list[str]:
         """What a finished run, or a result, has otherwise than this one."""
-        differing = differences(found.settings, flat(self.config))
+        differing = result_differences(found.settings, self.settings)
         if not differing and not self._accepts(found.score):
             differing = [f"its score is not of {self.games} games with the final weights"]
             if found.score is not None and found.score.games != self.games:
@@ -153,18 +149,6 @@ def plan(config: StudyConfig, passed_on: Sequence[str]) -> list[PlannedRun]:
 
     Raises `UsageError` for what cannot be run, before anything is.
     """
-    for flag, value, least in (("--seeds", config.seeds, 1), ("--jobs", config.jobs, 0)):
-        if value < least:
-            raise UsageError(f"{flag} must be at least {least}, not {value}")
-    if config.episodes is not None and config.episodes < 1:
-        raise UsageError(f"--episodes must be at least 1, not {config.episodes}")
-    at_most(
-        {
-            "--seeds": (config.seeds, 1_000),
-            "--jobs": (config.jobs, 1_000),
-            "--episodes": (config.episodes or 0, 1_000_000),
-        }
-    )
     if not config.agents or not config.games:
         raise UsageError("--games and --agents need a name each")
     if config.collect and config.results is None:
@@ -213,7 +197,7 @@ def _check_passed_on(flags: Sequence[str], where: str) -> None:
 def _check_differs(agent: str, variant: str, configs: dict[tuple[str, str], TrainConfig]) -> None:
     this = flat(configs[agent, variant])
     for (other_agent, other), config in configs.items():
-        same = not differences(flat(config), this)
+        same = not result_differences(flat(config), this)
         if same and (other_agent, other) != (agent, variant):
             raise UsageError(f"--variants {other} and {variant} are the same settings of {agent}")
 
@@ -241,8 +225,6 @@ def variants_of(texts: Sequence[str]) -> dict[str, list[str]]:
 def seeds_of(config: StudyConfig) -> list[int]:
     """The seeds, each once. Raises `UsageError` otherwise."""
     for seed in config.seed_list:
-        if seed < 0:
-            raise UsageError(f"--seed-list: a seed must not be negative, but one is {seed}")
         if config.seed_list.count(seed) > 1:
             raise UsageError(f"--seed-list has {seed} more than once: the same run twice is one")
     return list(config.seed_list or range(config.seeds))
@@ -267,14 +249,12 @@ def games_of(names: Sequence[str]) -> list[str]:
 
 
 def _check_environment(name: str, key: str) -> None:
-    near = difflib.get_close_matches(key, GAME_SETS, n=1, cutoff=0.7)
     try:
         make_vector(name, 1, seed=0, protocol=PROTOCOLS["paper"], training=True).close()
     except UnknownGameError as error:
+        near = did_you_mean(key, GAME_SETS, cutoff=0.7)
         if near:
-            raise UsageError(
-                f"--games {quote(name)} is no set and no game: did you mean {near[0]}?"
-            ) from None
+            raise UsageError(f"--games {quote(name)} is no set and no game{near}") from None
         raise UsageError(f"--games: {error}; sets are {', '.join(GAME_SETS)}") from None
     except ValueError as error:
         raise UsageError(f"--games: {error}") from None
@@ -301,66 +281,3 @@ def check_settings(planned: Sequence[PlannedRun]) -> None:
             f"{directory}{others} {how} with other settings: {'; '.join(found)}. Repeat them to "
             f"continue, or choose another {flag}"
         )
-
-
-def precisions_in(*folders: Path) -> set[str]:
-    """Precisions of all runs and results in these directories; damaged ones are passed over."""
-    found = set()
-    for path in (path for folder in folders for path in folder.glob(f"*/{CONFIG}")):
-        with contextlib.suppress(EbuError):
-            settings = read_config(path.parent)["settings"]
-            found.add(str(settings.get("precision", "float32")))
-    return found
-
-
-def in_one_precision(
-    planned: Sequence[PlannedRun], recorded: Set[str], where: Path
-) -> list[PlannedRun]:
-    """The runs in the precision of those that are there already, or in the one asked for.
-
-    | argument | meaning |
-    | --- | --- |
-    | planned | what is to be played |
-    | recorded | precisions of the runs that are there already |
-    | where | directory of the table |
-
-    Raises `UsageError` where they cannot be played in the precision of the table, or were asked for
-    in `auto` and this machine would take another: to name it is to confirm it.
-    """
-    asked = {run.config.precision for run in planned}
-    if len(asked) > 1:
-        raise UsageError("variants in different --precision: a table has one; make two studies")
-    found = sorted(recorded)
-    if len(found) > 1:
-        raise UsageError(
-            f"{where} has runs in {' and '.join(found)}: a table has one precision; move those of "
-            "one away"
-        )
-    if not asked:
-        return []
-    (precision,) = asked
-    has = has_bfloat16(device_named(planned[0].config.device))
-    here: Precision = "bfloat16" if has else "float32"
-    if not found:
-        chosen = here if precision == "auto" else precision
-    elif precision == "auto" and found[0] != here:
-        slow = "" if has else ", where bfloat16 is emulated and slower"
-        raise UsageError(
-            f"{where} is in {found[0]}, auto takes {here} on this machine{slow}: add -- "
-            f"--precision {found[0]} to play the rest in {found[0]}"
-        )
-    elif precision not in ("auto", found[0]):
-        raise UsageError(
-            f"{where} is in {found[0]}, these runs are asked for in {precision}: add "
-            f"-- --precision {found[0]}, or choose another directory"
-        )
-    else:
-        chosen = precision if precision != "auto" else here
-    return [
-        replace(
-            run,
-            config=replace(run.config, precision=chosen),
-            flags=(*run.flags, *(("--precision", chosen) if precision == "auto" else ())),
-        )
-        for run in planned
-    ]

@@ -7,69 +7,56 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ebu.commands.reporting.runs import (
-    HUMAN_TABLES,
-    Run,
-    normalised,
-    read_run,
-    relative,
-    settings_digest,
-)
-from ebu.commands.table.committed import provenance_of
+from ebu.commands.reporting.published import HUMAN_TABLES, normalised, relative
+from ebu.commands.reporting.runs import Run, read_run, settings_digest
+from ebu.commands.table.provenance import provenance_of
 from ebu.errors import EbuError, UsageError
 from ebu.run.directory import CONFIG
 from ebu.run.files import write_whole
 
-IDENTITY = ("game", "agent", "seed")
 COLUMNS = (
-    *IDENTITY,
-    *("protocol", "preset", "precision", "settings", "asked_frames", "frames", "games"),
-    *("score", "score_low", "score_high"),
+    *("game", "agent", "seed", "protocol", "preset", "precision", "settings"),
+    *("asked_frames", "frames", "games", "score", "score_low", "score_high"),
     *(f"human_normalised_{table}" for table in HUMAN_TABLES),
     *("relative_to_dqn_200m", "return_last_100_games"),
     *("train_seconds", "hardware", "ebu_version", "commit", "run_dir"),
 )
 
 
-def check_table(path: Path) -> str | None:
-    """Check a results table before it is written again; one line if it is not whole.
+def check_table(path: Path) -> None:
+    """Raise `UsageError` if the file is no results table, whole or broken: it is not overwritten.
 
-    The run directories hold everything that is in it, so nothing is lost with a broken one. Raises
-    `UsageError` for a file that is no results table: it is not overwritten.
+    The run directories hold everything that is in a table, so nothing is lost with a broken one.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return None
+        return
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{path} cannot be read as a results table ({error}): move it away or choose another "
             "--out"
         ) from error
-    header, rows = ",".join(COLUMNS), list(csv.reader(io.StringIO(text)))
-    if rows and rows[0][: len(IDENTITY)] != list(IDENTITY) and not header.startswith(text):
+    header = ",".join(COLUMNS)
+    if not text.startswith(("game,agent,seed,", header)) and not header.startswith(text):
         raise UsageError(
             f"{path} is not a results table of a study: move it away or choose another --out"
         )
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(COLUMNS) or (number == len(rows) and not text.endswith("\n")):
-            return f"{path} was broken in line {number}: it is written again from the runs"
-    return None if rows else f"{path} was empty: it is written again from the runs"
 
 
 class ResultsTable:
-    """`results.csv` of a study: made again, from all its directories, whenever one has changed."""
+    """`results.csv` of a study: written anew from all its directories whenever one has changed."""
 
     def __init__(
         self, folder: Path, runs: Path, say: Callable[[str], None], games: int | None = None
     ) -> None:
-        """Look at the table that is there; see `check_table`.
+        """Check the table that exists; see `check_table`.
 
         | argument | meaning |
         | --- | --- |
         | folder | where the table is written |
         | runs | holds the run directories, or the results, that make it |
-        | say | is told of what is damaged |
+        | say | called with a line for each damaged directory |
         | games | which of several scores of a run counts: see `final_record` |
         """
         self.path = folder / "results.csv"
@@ -77,9 +64,7 @@ class ResultsTable:
         self._games = games
         self._say = say
         self._said: set[str] = set()
-        complaint = check_table(self.path)
-        if complaint is not None:
-            self._warn(complaint)
+        check_table(self.path)
 
     def fill(self) -> None:
         """Write the table, whole or not at all. Raises `EbuError` where that fails.
@@ -100,16 +85,14 @@ class ResultsTable:
                 run = read_run(run_dir, self._games)
                 yield run, row(run)
             except EbuError as error:
-                self._warn(f"left out of {self.path}: {error}")
-
-    def _warn(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
-            self._say(f"warning: {line}")
+                line = f"warning: left out of {self.path}: {error}"
+                if line not in self._said:
+                    self._said.add(line)
+                    self._say(line)
 
 
 def row(run: Run) -> dict[str, Any]:
-    """A run's row, without where it is; what is not known yet is None.
+    """A run's row, without `run_dir`; what is not known yet is None.
 
     | column | meaning |
     | --- | --- |
@@ -127,7 +110,6 @@ def row(run: Run) -> dict[str, Any]:
     if score is not None and not score.final:
         score = None
     low, high = (None, None) if score is None or score.interval is None else score.interval
-    provenance = provenance_of(run.directory)
     return {
         "game": run.game,
         "agent": run.agent,
@@ -138,8 +120,8 @@ def row(run: Run) -> dict[str, Any]:
         "settings": settings_digest(settings),
         "asked_frames": run.asked_frames,
         "frames": run.played_frames if score is None else score.frames,
-        "games": None if score is None else score.games,
-        "score": None if score is None else score.mean,
+        "games": score and score.games,
+        "score": score and score.mean,
         "score_low": low,
         "score_high": high,
         **{
@@ -148,8 +130,5 @@ def row(run: Run) -> dict[str, Any]:
         },
         "relative_to_dqn_200m": score and relative(run.game, score.mean),
         "return_last_100_games": run.last_games,
-        "train_seconds": provenance["train_seconds"],
-        "hardware": provenance["hardware"],
-        "ebu_version": provenance["ebu_version"],
-        "commit": provenance["commit"],
+        **provenance_of(run.directory),
     }

@@ -1,0 +1,72 @@
+"""One precision for all runs of a study: runs in float32 and in bfloat16 do not compare."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ebu.commands.table.plan import PlannedRun
+from ebu.errors import EbuError, UsageError
+from ebu.run.directory import CONFIG, read_config
+
+
+def precisions_in(*folders: Path) -> list[str]:
+    """Precisions of all runs and results in these directories; damaged ones are passed over."""
+    found = set()
+    for path in (path for folder in folders for path in folder.glob(f"*/{CONFIG}")):
+        with contextlib.suppress(EbuError):
+            settings = read_config(path.parent)["settings"]
+            found.add(str(settings.get("precision", "float32")))
+    return sorted(found)
+
+
+def in_one_precision(
+    planned: Sequence[PlannedRun], found: Sequence[str], where: Path
+) -> list[PlannedRun]:
+    """The runs in the precision of those that exist already, or in the one asked for.
+
+    | argument | meaning |
+    | --- | --- |
+    | planned | what is to be played |
+    | found | precisions of the runs that exist already |
+    | where | directory of the table |
+
+    Raises `UsageError` where they cannot be played in the precision of the table, or were asked for
+    in `auto` and this machine would take another: to name it is to confirm it.
+    """
+    from ebu.run.machine import device_named, has_bfloat16
+
+    asked = {run.config.precision for run in planned}
+    if len(asked) > 1:
+        raise UsageError("variants in different --precision: a table has one; make two studies")
+    if len(found) > 1:
+        raise UsageError(
+            f"{where} has runs in {' and '.join(found)}: a table has one precision; move those of "
+            "one away"
+        )
+    if not asked:
+        return []
+    (precision,) = asked
+    has = has_bfloat16(device_named(planned[0].config.device))
+    automatic = precision == "auto"
+    if automatic:
+        precision = "bfloat16" if has else "float32"
+    if found and found[0] != precision:
+        if automatic:
+            slow = "" if has else ", where bfloat16 is emulated and slower"
+            raise UsageError(
+                f"{where} is in {found[0]}, auto takes {precision} on this machine{slow}: add -- "
+                f"--precision {found[0]} to play the rest in {found[0]}"
+            )
+        raise UsageError(
+            f"{where} is in {found[0]}, these runs are asked for in {precision}: add "
+            f"-- --precision {found[0]}, or choose another directory"
+        )
+    return [
+        replace(
+            run,
+            config=replace(run.config, precision=precision),
+            flags=(*run.flags, *(("--precision", precision) if automatic else ())),
+        )
+        for run in planned
+    ]

@@ -1,0 +1,110 @@
+"""Where a run comes from: which code ran it, on which machine, and for how long."""
+
+import contextlib
+import json
+import os
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+from ebu.errors import EbuError
+from ebu.run.files import writing
+from ebu.run.hints import PROJECT
+
+PROVENANCE = "provenance.json"
+# What lines of earlier versions may lack.
+_UNKNOWN = {"program": "", "ebu_version": "", "commit": "", "hardware": ""}
+
+
+class Provenance(TypedDict):
+    """Which code and which machine a run comes from.
+
+    | field | meaning |
+    | --- | --- |
+    | ebu_version, commit | of the code, each once, in the order in which they trained the run |
+    | hardware | processor, its cores, and the graphics card |
+    | train_seconds | wall time of all training processes; None if nothing recorded it |
+    """
+
+    ebu_version: str
+    commit: str
+    hardware: str
+    train_seconds: float | None
+
+
+def code_version() -> dict[str, str]:
+    """Version and commit of the code that runs, as far as they are known, and the machine."""
+    try:
+        version = metadata.version("ebu")
+    except metadata.PackageNotFoundError:
+        version = ""
+    commit = ""
+    if (PROJECT / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            commit = subprocess.run(
+                ["git", "-C", str(PROJECT), "describe", "--always", "--dirty", "--exclude", "*"],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.strip()
+    return {"ebu_version": version, "commit": commit, "hardware": machine()}
+
+
+def machine() -> str:
+    """The processor and the graphics card."""
+    import torch
+
+    from agents.distillation.deploy.latency import hardware
+
+    card = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    return ", ".join([hardware(), *card])
+
+
+def append_process(run_dir: Path, record: dict[str, Any]) -> None:
+    """Record a process that has ended. Raises `EbuError` where that fails."""
+    path = _processes_file(run_dir)
+    with writing(path), path.open("a", encoding="utf-8") as processes:
+        processes.write(json.dumps(record) + "\n")
+        processes.flush()
+        os.fsync(processes.fileno())
+
+
+def read_processes(run_dir: Path) -> list[dict[str, Any]]:
+    """The ended processes of a run that a study started; lines that are not whole are left out."""
+    path = _processes_file(run_dir)
+    processes = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                record = json.loads(line)
+                record["seconds"] = float(record["seconds"])
+                processes.append({**_UNKNOWN, **record})
+    return processes
+
+
+def _processes_file(run_dir: Path) -> Path:
+    return run_dir.with_name(f"{run_dir.name}.processes.jsonl")
+
+
+def provenance_of(run_dir: Path) -> Provenance:
+    """What is known of where a run, or a committed result, comes from."""
+    path = run_dir / PROVENANCE
+    if path.is_file():
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            return cast(Provenance, {key: record[key] for key in Provenance.__annotations__})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EbuError(f"{path} cannot be read ({error!r}): restore it") from error
+    processes = read_processes(run_dir)
+    trained = [each["seconds"] for each in processes if each["program"] == "train.py"]
+
+    def each_once(key: str, separator: str = " ") -> str:
+        return separator.join(dict.fromkeys(each[key] for each in processes if each[key]))
+
+    return {
+        "ebu_version": each_once("ebu_version"),
+        "commit": each_once("commit"),
+        "hardware": each_once("hardware", "; "),
+        "train_seconds": round(sum(trained), 1) if trained else None,
+    }
