@@ -1,48 +1,19 @@
 """Adaptive Episodic Backward Update: K diffusion factors at once (Lee et al. 2019, Algorithm 3)."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from agents.agent import AgentConfig, epsilon_greedy
-from agents.ebu import Ebu, EbuConfig
-from agents.learner import Learner, LearnerConfig
+from agents.agent import Agent, epsilon_greedy
+from agents.graphs import capture
+from agents.settings import AdaptiveEbuConfig, AgentConfig
 from agents.stacked import StackedLearner
-from ebu.errors import UsageError
+from agents.target import Target
 from ebu.interfaces import VectorStep
-from ebu.run.cli import at_most, positive
-
-
-@dataclass(frozen=True)
-class AdaptiveEbuConfig(EbuConfig):
-    """EBU with several diffusion factors, which compete."""
-
-    beta: float = EbuConfig.beta
-    """Diffusion factor of a single learner (--learners 1); several have 0, 1/(K-1), ..., 1."""
-    learners: int = 11
-    """Learners K; each has networks and a diffusion factor of its own."""
-    copy_every_steps: int = 62_500
-    """Agent steps between two copies of the best learner's networks to all."""
-
-    def check(self) -> None:
-        super().check()
-        positive({"--learners": self.learners, "--copy-every-steps": self.copy_every_steps})
-        at_most({"--learners": (self.learners, 1_000)})
-        if self.learners > 1 and self.beta != type(self).beta:
-            raise UsageError(
-                f"--beta {self.beta} is for --learners 1: {self.learners} learners have the "
-                "diffusion factors from 0 to 1 at equal distances"
-            )
-
-    @property
-    def betas(self) -> np.ndarray:
-        """The learners' diffusion factors (K,) float64, ascending."""
-        if self.learners == 1:
-            return np.array([self.beta])
-        return np.arange(self.learners) / (self.learners - 1)
+from ebu.sampling import Sampler
+from ebu.stopwatch import Stopwatch
 
 
 class Rotation:
@@ -119,7 +90,7 @@ class Copy:
     agent_step: int
 
 
-class AdaptiveEbu(Ebu):
+class AdaptiveEbu(Agent):
     """K learners with diffusion factors from 0 to 1, trained on the same draws of one memory.
 
     They take turns at playing, from game to game. Every `copy_every_steps` agent steps the networks
@@ -127,34 +98,23 @@ class AdaptiveEbu(Ebu):
     has finished a game since then, nothing is copied, and the interval goes on until one has.
     """
 
-    config_type = AdaptiveEbuConfig
     config: AdaptiveEbuConfig
     learner: StackedLearner
 
     def __init__(
-        self, config: AdaptiveEbuConfig, learner: StackedLearner, rng: np.random.Generator
+        self,
+        config: AdaptiveEbuConfig,
+        learner: StackedLearner,
+        sampler: Sampler,
+        target: Target[AgentConfig],
+        stopwatch: Stopwatch,
     ) -> None:
-        super().__init__(config, learner, rng)
-        self.beta = torch.as_tensor(config.betas, device=learner.device)
+        super().__init__(config, learner, sampler, target, stopwatch)
         self.rotation = Rotation(config.learners)
         self.copies = 0
         """Copies made so far."""
         self.last_copy: Copy | None = None
-        self._values_of = self.captured(
-            lambda learners, states: self.learner.values_of(learners, states)
-        )
-
-    @classmethod
-    def build_learner(cls, config: AgentConfig, learner: LearnerConfig, **sizes: Any) -> Learner:
-        assert isinstance(config, AdaptiveEbuConfig)
-        # The best learner plays: an average would mix it with those whose weights it was given.
-        learner = replace(learner, average_updates=0)
-        return StackedLearner(learner, num_learners=config.learners, **sizes)
-
-    @staticmethod
-    def policy_weights(state: dict[str, Any]) -> dict[str, Tensor]:
-        stacked = state["learner"]["online"].items()
-        return {name.removeprefix("networks."): weights[state["best"]] for name, weights in stacked}
+        self._values_of = capture(learner.values_of, learner.device, enabled=config.cuda_graphs)
 
     @property
     def best(self) -> int:
@@ -167,7 +127,7 @@ class AdaptiveEbu(Ebu):
         return self.last_copy.winner if self.last_copy else 0
 
     def acting_values(self, stacks: Tensor) -> Tensor:
-        return self._values_of(self.rotation.players, stacks)
+        return self._values_of(self._on_device(self.rotation.players), stacks)
 
     def play(
         self,
@@ -179,7 +139,7 @@ class AdaptiveEbu(Ebu):
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `act`, with the best learner in every environment."""
         best = np.full(len(stacks), self.best)
-        values = self._values_of(best, stacks.to(self.learner.device))
+        values = self._values_of(self._on_device(best), stacks.to(self.learner.device))
         return epsilon_greedy(values, epsilon=epsilon, rng=rng, forced_random=forced_random)
 
     def observe(self, step: VectorStep) -> None:
@@ -193,7 +153,7 @@ class AdaptiveEbu(Ebu):
             self.copies += 1
 
     def metrics(self) -> dict[str, float]:
-        betas = self.config.betas.tolist()
+        betas = self.config.betas
         metrics = {**super().metrics(), "adaptive/best_beta": betas[self.best]}
         for k, score in self.rotation.scores().items():
             metrics[f"adaptive/score_beta_{betas[k]:.3g}"] = score

@@ -1,55 +1,21 @@
-"""The seam between what acts and learns and the loop that drives it."""
+"""An agent: acts epsilon-greedily on its Q-network and learns from a replay memory."""
 
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.profiler import record_function
 
 from agents.averages import Averages
-from agents.graphs import Captured
-from agents.learner import Learner, LearnerConfig
+from agents.graphs import capture
+from agents.learner import Learner
+from agents.settings import AgentConfig
+from agents.target import Target
 from ebu.interfaces import VectorStep
-from ebu.replay import Batch, EpisodicReplay
-from ebu.run.cli import at_most, not_negative, positive, shares
+from ebu.replay import EpisodicReplay
+from ebu.sampling import Sampler
 from ebu.staging import Staging
-
-ResultT = TypeVar("ResultT")
-
-
-@dataclass(frozen=True)
-class AgentConfig:
-    """What an agent learns from the replay memory, and how often."""
-
-    gamma: float = 0.99
-    """Discount factor."""
-    batch_size: int = 32
-    """Transitions in a minibatch."""
-    updates_per_step: float = 1.0
-    """Gradient steps per agent step, whatever the number of environments."""
-    learning_starts: int = 5_000
-    """Agent steps before the first update."""
-    clip_rewards: bool = True
-    """Clip rewards to [-1, 1] in targets (evaluation always counts raw rewards)."""
-    cuda_graphs: bool = True
-    """On a GPU, launch an update as one graph of all its operations."""
-
-    def check(self) -> None:
-        """Raise `UsageError`, with the flag to change, for settings no agent can learn with."""
-        positive({"--batch-size": self.batch_size, "--updates-per-step": self.updates_per_step})
-        at_most(
-            {
-                "--batch-size": (self.batch_size, 65_536),
-                "--updates-per-step": (self.updates_per_step, 1_000),
-            }
-        )
-        not_negative({"--learning-starts": self.learning_starts})
-        shares({"--gamma": self.gamma})
+from ebu.stopwatch import Stopwatch
 
 
 def epsilon_greedy(
@@ -79,54 +45,54 @@ def epsilon_greedy(
     return actions, probabilities.astype(np.float32)
 
 
-class Agent(ABC):
-    """Acts epsilon-greedily on its Q-network and learns from a replay memory.
+class Agent:
+    """A sampler, a target and a learner: one update joins the three.
 
-    A subclass says in `learn_once` which transitions come next, and in `targets` towards what
-    their values are moved.
+    | argument | meaning |
+    | --- | --- |
+    | learner | Q-network, loss and optimizer |
+    | sampler | which stored transitions come next |
+    | target | what their values are moved to |
     """
 
-    config_type: ClassVar[type[AgentConfig]] = AgentConfig
-    """The settings of this kind of agent: its flags, and their defaults."""
-    needs_segments: ClassVar[bool] = False
-    """Whether it learns from whole segments; other agents learn from single transitions."""
-
-    def __init__(self, config: AgentConfig, learner: Learner, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        learner: Learner,
+        sampler: Sampler,
+        target: Target[AgentConfig],
+        stopwatch: Stopwatch,
+    ) -> None:
         self.config = config
         self.learner = learner
-        self.rng = rng
-        self.seconds: dict[str, float] = {}
-        """Wall time spent on parts of learning, for the speed log; on a GPU that of launching."""
+        self.sampler = sampler
+        self.target = target
+        self.stopwatch = stopwatch
         self.last_values: Tensor
         """Action values (N, A) that `act` last chose from; its next call may overwrite them."""
-        self._staging = Staging(learner.device)
-        self._averages = Averages(("loss/huber", "q/mean", "q/max", "q/target"), learner.device)
+        device, graphs = learner.device, config.cuda_graphs
+        self._staging = Staging(device)
+        self._averages = Averages(("loss/huber", "q/mean", "q/max", "q/target"), device)
         self._ages = 0.0
         self._updates_since_line = 0
-        self._values = self.captured(lambda states: self.learner.values(states))
-        self._playing_values = self.captured(lambda states: self.learner.playing_values(states))
-        self._gradient_step = self.captured(self._learn_from)
-
-    @classmethod
-    def build_learner(cls, config: AgentConfig, learner: LearnerConfig, **sizes: Any) -> Learner:
-        """What an agent with these settings trains; `sizes` are all other arguments of it."""
-        return Learner(learner, **sizes)
-
-    @staticmethod
-    def policy_weights(state: dict[str, Any]) -> dict[str, Tensor]:
-        """The weights of the network that plays, by their names in it, from a `state_dict`."""
-        learner = state["learner"]
-        weights: dict[str, Tensor] = learner.get("average", learner["online"])
-        return weights
-
-    def captured(self, function: Callable[..., ResultT]) -> Captured[ResultT]:
-        """The function as one CUDA graph on a GPU; see `Captured` for what it may do."""
-        return Captured(
-            function,
-            self._staging,
-            changes=lambda: [*self.learner.tensors(), self._averages.sums],
-            enabled=self.config.cuda_graphs,
+        self._values = capture(learner.values, device, enabled=graphs)
+        self._playing_values = capture(learner.playing_values, device, enabled=graphs)
+        self._gradient_step = capture(
+            self._learn_from,
+            device,
+            changes=lambda: [*learner.tensors(), self._averages.sums],
+            enabled=graphs,
         )
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall time spent on parts of learning, for the speed log."""
+        return self.stopwatch.seconds
+
+    @property
+    def needs_segments(self) -> bool:
+        """Whether it learns from whole segments; other agents learn from single transitions."""
+        return self.sampler.needs_segments
 
     def act(
         self,
@@ -161,55 +127,44 @@ class Agent(ABC):
         values = self._playing_values(stacks.to(self.learner.device))
         return epsilon_greedy(values, epsilon=epsilon, rng=rng, forced_random=forced_random)
 
-    def observe(self, step: VectorStep) -> None:  # noqa: B027
-        """Take note of what the games showed; called after their reset and after every step."""
+    def observe(self, step: VectorStep) -> None:
+        """Take note of a step of the games that are learned from, or of their reset."""
 
     def learn(self, replay: EpisodicReplay, updates: int) -> None:
         """Take `updates` gradient steps on what the replay memory holds."""
-        for _ in range(updates):
-            self.learn_once(replay)
+        for minibatch in self.sampler.sample(replay, updates):
+            prepared = self.target.prepare(replay, minibatch)
+            if minibatch.weights is not None:
+                prepared["weights"] = minibatch.weights
+            located = replay.locate(minibatch.steps, minibatch.streams)
+            errors = self._gradient_step(
+                replay,
+                self._on_device(located),
+                **{name: self._on_device(value) for name, value in prepared.items()},
+            )
+            self.learner.count_update()
+            if self.sampler.wants_errors:
+                self.sampler.train_on(replay, minibatch, errors)
+            # Slots are written in lockstep, one agent step in each stream.
+            age = replay.num_steps - float(minibatch.steps.mean())
+            self._ages += age * replay.num_streams
+            self._updates_since_line += 1
 
-    @abstractmethod
-    def learn_once(self, replay: EpisodicReplay) -> None:
-        """Draw a minibatch and `train_on` it."""
+    def _on_device(self, value: np.ndarray | Tensor) -> Tensor:
+        return self._staging.upload(value) if isinstance(value, np.ndarray) else value
 
-    @abstractmethod
-    def targets(self, batch: Batch, *given: Tensor) -> Tensor:
-        """Targets (B,) float32 of a minibatch; `given` is what `train_on` was given with it.
-
-        Part of what is captured on a GPU: a function of tensors, on the device.
-        """
-
-    def loss_weights(self, *given: Tensor) -> Tensor | None:
-        """Weights (B,) float32 of a minibatch's losses, captured like `targets`; None: all 1."""
-        return None
-
-    def train_on(
+    def _learn_from(
         self,
         replay: EpisodicReplay,
-        steps: np.ndarray,
-        streams: np.ndarray,
-        *given: np.ndarray | Tensor,
+        located: Tensor,
+        weights: Tensor | None = None,
+        **prepared: Tensor,
     ) -> Tensor:
-        """Take one gradient step on stored transitions, (B,) int64 each.
-
-        `given` is passed on to `targets`, arrays as tensors on the device. Returns target - Q(s, a)
-        before the step, (B,) float32, on the device.
-        """
-        errors = self._gradient_step(replay, replay.locate(steps, streams), *given)
-        self.learner.count_update()
-        # Slots are written in lockstep, one agent step in each stream.
-        self._ages += (replay.num_steps - float(steps.mean())) * replay.num_streams
-        self._updates_since_line += 1
-        return errors
-
-    def _learn_from(self, replay: EpisodicReplay, located: Tensor, *given: Tensor) -> Tensor:
-        batch = replay.batch(located)
-        targets = self.targets(batch, *given)
+        """One gradient step on the device; returns target - Q(s, a) before it, (B,) float32."""
+        batch = self.target.batch(replay, located)
+        targets = self.target(batch, **prepared)
         with record_function("update"):
-            loss, values = self.learner.update(
-                batch.states, batch.actions, targets, self.loss_weights(*given)
-            )
+            loss, values = self.learner.update(batch.states, batch.actions, targets, weights)
             # Means also over learners, where there are several.
             self._averages.add(loss.mean(), values.mean(), values.max(), targets.mean())
         return targets - values
@@ -220,24 +175,13 @@ class Agent(ABC):
         if self._updates_since_line:
             metrics["replay/age_agent_steps"] = self._ages / self._updates_since_line
         self._ages, self._updates_since_line = 0.0, 0
-        return metrics
-
-    def clipped(self, rewards: Tensor) -> Tensor:
-        """Rewards as they enter targets."""
-        return rewards.clamp(-1, 1) if self.config.clip_rewards else rewards
-
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Count the time inside towards a part of learning, and name it in a profile."""
-        started = time.perf_counter()
-        with record_function(part):
-            yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
+        return {**metrics, **self.target.metrics(), **self.sampler.metrics()}
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "learner": self.learner.state_dict(),
-            "rng": self.rng.bit_generator.state,
+            "sampler": self.sampler.state_dict(),
+            "target": self.target.state_dict(),
             "averages": self._averages.state_dict(),
             "ages": self._ages,
             "updates_since_line": self._updates_since_line,
@@ -245,7 +189,20 @@ class Agent(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.learner.load_state_dict(state["learner"])
-        self.rng.bit_generator.state = state["rng"]
+        self.sampler.load_state_dict(state["sampler"])
+        self.target.load_state_dict(state["target"])
         self._averages.load_state_dict(state["averages"])
         self._ages = state["ages"]
         self._updates_since_line = state["updates_since_line"]
+
+
+def policy_weights(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of the network that plays, by their names in it, from an agent's `state_dict`.
+
+    The averaged ones where they are kept; of several learners those of the best.
+    """
+    learner = state["learner"]
+    weights: dict[str, Tensor] = learner.get("average", learner["online"])
+    if "best" not in state:
+        return weights
+    return {name.removeprefix("networks."): each[state["best"]] for name, each in weights.items()}

@@ -1,53 +1,64 @@
 """Episodic Backward Update with a constant diffusion factor (Lee et al. 2019, Algorithm 2)."""
 
-from dataclasses import dataclass
-
-import numpy as np
+import torch
 from torch import Tensor
 
-from agents.backward import BackwardAgent, BackwardConfig
 from agents.learner import Learner
+from agents.segment_target import SegmentTarget
+from agents.settings import AdaptiveEbuConfig, EbuConfig
 from ebu.replay import Batch
-from ebu.run.cli import shares
-from ebu.targets import backward_targets, propagated_share
+from ebu.stopwatch import Stopwatch
+from ebu.targets import backward_targets, double_backward_targets, propagated_share
 
 
-@dataclass(frozen=True)
-class EbuConfig(BackwardConfig):
-    """EBU with one diffusion factor."""
+class EbuTarget(SegmentTarget[EbuConfig]):
+    """y = r + γ max(m, β y' + (1 - β) q): β is where the propagated value enters.
 
-    beta: float = 0.5
-    """Diffusion factor: the share of the propagated value in a backward target."""
+    m is the largest value of the next state's other actions, q that of the action taken there.
+    With `double` the online network decides what is the largest, and the target network values it.
+    """
 
-    def check(self) -> None:
-        super().check()
-        shares({"--beta": self.beta})
+    diagnostics = (*SegmentTarget.diagnostics, "q/propagated_share")
 
-
-class Ebu(BackwardAgent):
-    """Whole segments, from the end backward; y = r + gamma max(m, beta y' + (1 - beta) q)."""
-
-    config_type = EbuConfig
-    config: EbuConfig
-    diagnostics = (*BackwardAgent.diagnostics, "q/propagated_share")
-
-    def __init__(self, config: EbuConfig, learner: Learner, rng: np.random.Generator) -> None:
-        super().__init__(config, learner, rng)
+    def __init__(self, config: EbuConfig, learner: Learner, stopwatch: Stopwatch) -> None:
+        super().__init__(config, learner, stopwatch)
         self.beta: float | Tensor = config.beta
+        if isinstance(config, AdaptiveEbuConfig):
+            self.beta = torch.tensor(config.betas, dtype=torch.float64, device=learner.device)
+
+    def next_values(self, batch: Batch) -> Tensor:
+        values = super().next_values(batch)
+        if not self.config.double:
+            return values
+        return torch.stack([self.learner.values(batch.next_states), values])
 
     def sweep(
         self, batch: Batch, next_values: Tensor, length: Tensor, terminated: Tensor
     ) -> Tensor:
+        gamma = self.config.gamma
+        if self.config.double:
+            online, values = next_values
+            return double_backward_targets(
+                batch.rewards,
+                online,
+                values,
+                batch.actions,
+                terminated,
+                gamma=gamma,
+                beta=self.beta,
+                lengths=length,
+            )
         return backward_targets(
-            self.clipped(batch.rewards),
+            batch.rewards,
             next_values,
             batch.actions,
             terminated,
-            gamma=self.config.gamma,
+            gamma=gamma,
             beta=self.beta,
             lengths=length,
         )
 
     def diagnose(self, batch: Batch, next_values: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        share = propagated_share(targets, next_values, batch.actions, beta=self.beta)
-        return (*super().diagnose(batch, next_values, targets), share.mean())
+        values = next_values[-1] if self.config.double else next_values
+        share = propagated_share(targets, values, batch.actions, beta=self.beta)
+        return (*super().diagnose(batch, values, targets), share.mean())

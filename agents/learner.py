@@ -6,8 +6,7 @@ The learner knows no episode and no game: it is given states, actions and target
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,33 +15,7 @@ from torch.nn import functional
 
 from agents.networks import FirstConvolution, build_network
 from agents.optimizers import CenteredRMSProp, adam, averages_of, load_averages
-
-
-@dataclass(frozen=True)
-class LearnerConfig:
-    """The network and how it follows its targets."""
-
-    network: str = "nature"
-    """Q-network: nature, dueling, the small net1, net2, net3, or widths such as 16-32-32/256. Flat
-    observations get a hidden layer for the convolutions."""
-    output_scale: float = 0.1
-    """Factor on the initial weights and biases of the output layer. Small ones start all action
-    values near 0; 1 is the initialisation of the EBU paper's code."""
-    optimizer: Literal["adam", "rmsprop"] = "adam"
-    """adam, or the centred RMSProp of DQN 2015 with its epsilon inside the root."""
-    learning_rate: float = 1e-4
-    """Step size of the optimizer."""
-    optimizer_epsilon: float = 1e-5
-    """Added to the denominator (adam) or inside the root (rmsprop)."""
-    loss_reduction: Literal["mean", "sum"] = "mean"
-    """How the Huber losses of a minibatch are joined."""
-    huber_delta: float = 1.0
-    """Size of an error up to which the Huber loss is quadratic; linear beyond."""
-    target_sync_updates: int = 1_000
-    """Updates between two copies of the online weights to the target network."""
-    average_updates: int = 0
-    """Updates over which the weights that play evaluations, and that load_agent loads, are averaged
-    (Polyak, Juditsky 1992); 0 takes the newest. adaptive_ebu takes its best learner's newest."""
+from agents.settings import LearnerConfig
 
 
 class Learner:

@@ -1,57 +1,63 @@
-"""n-step DQN (Sutton 1988; as in Rainbow, Hessel et al. 2018): uniform transitions, n rewards."""
-
-from dataclasses import dataclass
+"""One-step and n-step targets of single transitions, plain and double."""
 
 import numpy as np
 from torch import Tensor
 
-from agents.agent import Agent, AgentConfig
+from agents.settings import TransitionConfig
+from agents.target import Target
 from ebu.replay import Batch, EpisodicReplay
-from ebu.returns import n_step_targets
-from ebu.run.cli import at_most, positive
+from ebu.returns import double_targets, n_step_targets
+from ebu.sampling import Minibatch
+from ebu.targets import one_step_targets
 
 
-@dataclass(frozen=True)
-class NStepConfig(AgentConfig):
-    """DQN with longer targets."""
+class NStepTarget(Target[TransitionConfig]):
+    """y = r_0 + … + γ^(n-1) r_(n-1) + γ^n max_a Q̂(s_n, a), uncorrected.
 
-    n_step: int = 3
-    """Rewards in a target, as far as the game goes on that long."""
+    n = 1 is DQN (Mnih et al. 2015); with `double` the online network chooses a (van Hasselt, Guez,
+    Silver 2016); n > 1 as in Rainbow (Hessel et al. 2018).
+    """
 
-    def check(self) -> None:
-        super().check()
-        positive({"--n-step": self.n_step})
-        at_most({"--n-step": (self.n_step, 1_000)})
-
-
-class NStep(Agent):
-    """Transitions drawn uniformly; y = r_0 + … + gamma^n max_a Q_target(s_n, a), uncorrected."""
-
-    config_type = NStepConfig
-    config: NStepConfig
-
-    def learn_once(self, replay: EpisodicReplay) -> None:
-        steps, streams = replay.draw_transitions(self.rng, self.config.batch_size)
-        window, joined = replay.neighbours(steps, streams, before=0, after=self.config.n_step - 1)
-        self.train_on(
-            replay,
-            steps,
-            streams,
-            replay.locate(window.ravel(), streams.repeat(self.config.n_step)),
-            joined,
+    def prepare(
+        self, replay: EpisodicReplay, minibatch: Minibatch
+    ) -> dict[str, np.ndarray | Tensor]:
+        n = self.config.n_step
+        if n == 1:
+            return {}
+        steps, streams = minibatch.steps, minibatch.streams
+        window, joined = replay.neighbours(steps, streams, before=0, after=n - 1)
+        return {
+            "window": replay.locate(window.ravel(), streams.repeat(n)),
+            "joined": joined,
             # Steps of a row count up as far as it is joined, and fall back to the first.
-            replay.locate(np.max(window, axis=1), streams),
-        )
+            "last": replay.locate(np.max(window, axis=1), streams),
+        }
 
-    def targets(self, batch: Batch, *given: Tensor) -> Tensor:
-        window, joined, last = batch.at(given[0]), given[1], batch.at(given[2])
-        with self.timed("target_passes"):
-            last_next_values = self.learner.target_values(last.next_states)
-        with self.timed("targets"):
+    def __call__(self, batch: Batch, **prepared: Tensor) -> Tensor:
+        if not prepared:
+            return self._one_step(batch)
+        window, last = batch.at(prepared["window"]), batch.at(prepared["last"])
+        joined = prepared["joined"]
+        with self.stopwatch.time("target_passes"):
+            values = self.learner.target_values(last.next_states)
+            if self.config.double:
+                chosen = self.learner.values(last.next_states).argmax(-1, keepdim=True)
+                values = values.gather(-1, chosen)
+        with self.stopwatch.time("targets"):
             return n_step_targets(
-                self.clipped(window.rewards).view(joined.shape),
-                last_next_values,
+                window.rewards.view(joined.shape),
+                values,
                 window.terminated.view(joined.shape),
                 joined,
                 gamma=self.config.gamma,
             )
+
+    def _one_step(self, batch: Batch) -> Tensor:
+        gamma = self.config.gamma
+        with self.stopwatch.time("target_passes"):
+            online = self.learner.values(batch.next_states) if self.config.double else None
+            values = self.learner.target_values(batch.next_states)
+        with self.stopwatch.time("targets"):
+            if online is None:
+                return one_step_targets(batch.rewards, values, batch.terminated, gamma=gamma)
+            return double_targets(batch.rewards, online, values, batch.terminated, gamma=gamma)

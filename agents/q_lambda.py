@@ -1,38 +1,21 @@
 """Peng's Q(λ) (Peng, Williams 1996; Kozuno et al. 2021) on whole segments."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
-from agents.backward import BackwardAgent, BackwardConfig
+from agents.segment_target import SegmentTarget
+from agents.settings import QLambdaConfig
 from ebu.replay import Batch
 from ebu.returns import peng_targets
-from ebu.run.cli import shares
 
 
-@dataclass(frozen=True)
-class QLambdaConfig(BackwardConfig):
-    """How far values travel."""
-
-    trace_lambda: float = 0.7
-    """Share of the value that came back from the next step; the rest is the best estimate."""
-
-    def check(self) -> None:
-        super().check()
-        shares({"--trace-lambda": self.trace_lambda})
-
-
-class QLambda(BackwardAgent):
-    """Whole segments, from the end backward; y = r + gamma ((1 - lambda) max q + lambda y')."""
-
-    config_type = QLambdaConfig
-    config: QLambdaConfig
+class QLambdaTarget(SegmentTarget[QLambdaConfig]):
+    """y = r + γ ((1 - λ) max q + λ y'), propagated backward."""
 
     def sweep(
         self, batch: Batch, next_values: Tensor, length: Tensor, terminated: Tensor
     ) -> Tensor:
         return peng_targets(
-            self.clipped(batch.rewards),
+            batch.rewards,
             next_values,
             terminated,
             gamma=self.config.gamma,

@@ -1,25 +1,80 @@
-"""Agents by name."""
+"""Build an agent from its settings: sampler, target, learner."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from agents.adaptive import AdaptiveEbu
 from agents.agent import Agent
-from agents.double_dqn import DoubleDqn
-from agents.dqn import Dqn
-from agents.ebu import Ebu
-from agents.nstep import NStep
-from agents.optimality_tightening import OptimalityTightening
-from agents.prioritized import Prioritized
-from agents.q_lambda import QLambda
-from agents.retrace import Retrace
+from agents.ebu import EbuTarget
+from agents.learner import Learner
+from agents.nstep import NStepTarget
+from agents.optimality_tightening import OptimalityTighteningTarget
+from agents.q_lambda import QLambdaTarget
+from agents.retrace import RetraceTarget
+from agents.settings import (
+    AdaptiveEbuConfig,
+    AgentConfig,
+    EbuConfig,
+    LearnerConfig,
+    OptimalityTighteningConfig,
+    QLambdaConfig,
+    RetraceConfig,
+    SegmentConfig,
+    TransitionConfig,
+)
+from agents.stacked import StackedLearner
+from agents.target import Target
+from ebu.sampling import (
+    Importance,
+    PrioritizedSegments,
+    PrioritizedTransitions,
+    Sampler,
+    SegmentSampler,
+    TransitionSampler,
+)
+from ebu.stopwatch import Stopwatch
 
-AGENTS: dict[str, type[Agent]] = {
-    "ebu": Ebu,
-    "adaptive_ebu": AdaptiveEbu,
-    "dqn": Dqn,
-    "double_dqn": DoubleDqn,
-    "nstep": NStep,
-    "prioritized": Prioritized,
-    "retrace": Retrace,
-    "q_lambda": QLambda,
-    "optimality_tightening": OptimalityTightening,
+TARGETS: dict[type[AgentConfig], type[Target[Any]]] = {
+    TransitionConfig: NStepTarget,
+    OptimalityTighteningConfig: OptimalityTighteningTarget,
+    EbuConfig: EbuTarget,
+    AdaptiveEbuConfig: EbuTarget,
+    RetraceConfig: RetraceTarget,
+    QLambdaConfig: QLambdaTarget,
 }
-"""Agents by the name `--agent` takes."""
+"""The target of each type of settings in `agents.settings.AGENTS`."""
+
+
+def build_sampler(config: AgentConfig, rng: np.random.Generator) -> Sampler:
+    """The sampler that the settings name; it draws from `rng`."""
+    importance = Importance(config.importance_exponent, config.importance_updates)
+    size, exponent = config.batch_size, config.priority_exponent
+    if isinstance(config, SegmentConfig):
+        if config.prioritized:
+            return PrioritizedSegments(rng, size, config.mix_segments, exponent, importance)
+        return SegmentSampler(rng, size, config.mix_segments)
+    if config.prioritized:
+        return PrioritizedTransitions(rng, size, exponent, importance)
+    return TransitionSampler(rng, size)
+
+
+def build_learner(config: AgentConfig, learner: LearnerConfig, **sizes: Any) -> Learner:
+    """What an agent with these settings trains; `sizes` are all other arguments of `Learner`."""
+    if isinstance(config, AdaptiveEbuConfig):
+        # The best learner plays: an average would mix it with those whose weights it was given.
+        learner = replace(learner, average_updates=0)
+        return StackedLearner(learner, num_learners=config.learners, **sizes)
+    return Learner(learner, **sizes)
+
+
+def build_agent(config: AgentConfig, learner: Learner, rng: np.random.Generator) -> Agent:
+    """The agent that the settings name; its sampler draws from `rng`."""
+    stopwatch = Stopwatch()
+    target = TARGETS[type(config)](config, learner, stopwatch)
+    sampler = build_sampler(config, rng)
+    if isinstance(config, AdaptiveEbuConfig):
+        assert isinstance(learner, StackedLearner)
+        return AdaptiveEbu(config, learner, sampler, target, stopwatch)
+    return Agent(config, learner, sampler, target, stopwatch)

@@ -1,40 +1,21 @@
 """Retrace(λ) (Munos, Stepleton, Harutyunyan, Bellemare 2016) on whole segments."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
-from agents.backward import BackwardAgent, BackwardConfig
+from agents.segment_target import SegmentTarget
+from agents.settings import RetraceConfig
 from ebu.replay import Batch
 from ebu.returns import retrace_targets
-from ebu.run.cli import shares
 
 
-@dataclass(frozen=True)
-class RetraceConfig(BackwardConfig):
-    """How far values travel, and of which policy."""
-
-    trace_lambda: float = 1.0
-    """How much of a trace is kept in a step that both policies choose alike."""
-    target_epsilon: float = 0.01
-    """The policy whose values are learned is epsilon-greedy with this epsilon."""
-
-    def check(self) -> None:
-        super().check()
-        shares({"--trace-lambda": self.trace_lambda, "--target-epsilon": self.target_epsilon})
-
-
-class Retrace(BackwardAgent):
-    """Whole segments, from the end backward; traces cut where the policy would not have gone."""
-
-    config_type = RetraceConfig
-    config: RetraceConfig
+class RetraceTarget(SegmentTarget[RetraceConfig]):
+    """Values propagated backward; traces cut where the learned policy would act differently."""
 
     def sweep(
         self, batch: Batch, next_values: Tensor, length: Tensor, terminated: Tensor
     ) -> Tensor:
         return retrace_targets(
-            self.clipped(batch.rewards),
+            batch.rewards,
             next_values,
             batch.actions,
             batch.probabilities,

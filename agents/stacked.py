@@ -12,7 +12,8 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from agents.learner import Learner, LearnerConfig
+from agents.learner import Learner
+from agents.settings import LearnerConfig
 
 IN_TURN = {"cpu"}
 """Kinds of device on which K networks compute one after the other instead of in one pass.

@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.agent import Agent, epsilon_greedy
+from agents.agent import epsilon_greedy, policy_weights
 from agents.networks import QNetwork, build_network
-from agents.registry import AGENTS
 from ebu.errors import EbuError
 from ebu.run.checkpoint import load_latest
 from ebu.run.directory import read_config
@@ -135,8 +134,7 @@ def load_agent(
             generator=torch.Generator(),
         )
         is_student = settings["agent"] == STUDENT
-        kind = Agent if is_student else AGENTS[settings["agent"]]
-        network.load_state_dict(kind.policy_weights(checkpoint.state["agent"]))
+        network.load_state_dict(policy_weights(checkpoint.state["agent"]))
         outputs = _outputs_named(settings["outputs"]) if is_student else "values"
     except (KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

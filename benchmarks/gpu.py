@@ -91,7 +91,7 @@ def parts_of(settings: Settings) -> list[Part]:
     both = "--precisions float32 bfloat16"
     train = (
         f"train_speed {every} {cores} --replay-capacity 1000000 --warmup-updates 2000 "
-        f"--learning-starts {DEFAULT.method.learning_starts}"
+        f"--learning-starts {DEFAULT.loop.learning_starts}"
     )
     each = "--updates-per-step 1 --window 20000"
     fourth = "--updates-per-step 0.25 --window 35000"

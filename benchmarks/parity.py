@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents import AGENTS, Agent, Learner
+from agents import Agent, Learner, build_agent
 from benchmarks.measurement import BenchmarkSettings, atari_game, markdown, run_benchmark, say
 from benchmarks.runs import network_arguments, random_play
 from ebu.commands.presets import DEFAULT, for_agent
@@ -79,7 +79,7 @@ def agents_of(name: str, precision: str, seed: int, trainer: Trainer) -> dict[st
             rng=np.random.default_rng(seed),
         )
         config = replace(for_agent(DEFAULT, name).method, cuda_graphs=way == "graphed")
-        agents[way] = AGENTS[name](config, learner, np.random.default_rng(seed))
+        agents[way] = build_agent(config, learner, np.random.default_rng(seed))
     return agents
 
 

@@ -231,7 +231,7 @@ def evaluation_share(seconds: dict[str, float], frames_per_second: float) -> dic
     """
     vector_steps = PROTOCOLS[DEFAULT.protocol].eval_max_frames / FRAMES_PER_STEP
     evaluating = vector_steps * seconds["vector_step"] + seconds["besides"]
-    frames = evaluation_schedule(DEFAULT.evaluation.eval_every_frames).next
+    frames = evaluation_schedule(DEFAULT.loop.eval_every_frames).next
     training = frames / frames_per_second
     return {
         "seconds": evaluating,

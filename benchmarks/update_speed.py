@@ -33,9 +33,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents import AGENTS, Learner
-from agents.backward import PASS_STATES
-from agents.graphs import Captured
+from agents import Learner, build_agent
+from agents.graphs import capture
+from agents.segment_target import PASS_STATES
 from agents.stacked import StackedLearner
 from benchmarks.limits import Flops, copy_rate, count_flops, matrix_rate
 from benchmarks.measurement import (
@@ -142,36 +142,37 @@ def pieces_of(
 
     located = replay.locate(*replay.draw_transitions(rng, BATCH_SIZE))
     targets = torch.zeros((*rows, BATCH_SIZE), device=replay.device)
-    step = Captured(update, staging, changes=learner.tensors)
+    step = capture(update, replay.device, changes=learner.tensors)
     yield Piece(
         f"gradient step on {BATCH_SIZE}",
-        lambda: step(replay, located, targets),
+        lambda: step(replay, staging.upload(located), targets),
         learners * flops.update,
         located.nbytes,
     )
 
-    forward = Captured(target_pass, staging)
+    forward = capture(target_pass, replay.device)
     size = SMALLEST_PASS
     while size <= PASS_STATES[replay.device.type]:
         places = replay.locate(*replay.draw_transitions(rng, size))
         yield Piece(
             f"target pass of {size}",
-            partial(forward, replay, places),
+            partial(lambda at: forward(replay, staging.upload(at)), places),
             learners * size * flops.state,
             places.nbytes,
         )
         size *= 2
-    next_values = forward(replay, places).clone()
+    uploaded = staging.upload(places)
+    next_values = forward(replay, uploaded).clone()
     how_it_ends = np.array([len(places), 1])
-    backward = Captured(sweep, staging)
+    backward = capture(sweep, replay.device)
     yield Piece(
         f"sweep over {len(places)}",
-        partial(backward, replay, places, next_values, how_it_ends),
+        lambda: backward(replay, uploaded, next_values, staging.upload(how_it_ends)),
         0.0,
         places.nbytes + how_it_ends.nbytes,
     )
 
-    acting = Captured(learner.values, staging)
+    acting = capture(learner.values, replay.device)
 
     def actions() -> Tensor:
         return acting(replay.newest_states()).argmax(-1)
@@ -187,7 +188,7 @@ def whole_updates(learner: Learner, replay: EpisodicReplay, flops: Flops) -> Ite
     """A gradient step of each agent with everything that it needs."""
     for name in ("ebu", "dqn"):
         method = for_agent(DEFAULT, name).method
-        agent = AGENTS[name](method, learner, np.random.default_rng(0))
+        agent = build_agent(method, learner, np.random.default_rng(0))
         yield Piece(
             f"all of a gradient step, {name}",
             partial(agent.learn, replay, 1),

@@ -32,15 +32,18 @@ class Batch:
     | --- | --- |
     | states, next_states | (B, stack, *frame_shape) of the replay's dtype |
     | actions | (B,) int64 |
-    | rewards | (B,) float32, raw |
+    | rewards | (B,) float32, raw or clipped to [-1, 1] as `EpisodicReplay.batch` was told |
     | terminated | (B,) bool: the value does not continue behind the transition |
     | probabilities | (B,) float32: of the actions, when they were chosen |
     """
 
-    def __init__(self, frames: Tensor, slots: Tensor, located: Tensor) -> None:
+    def __init__(
+        self, frames: Tensor, slots: Tensor, located: Tensor, clip_rewards: bool = False
+    ) -> None:
         self._frames = frames
         self._slots = slots
         self._located = located
+        self._clip_rewards = clip_rewards
 
     @cached_property
     def states(self) -> Tensor:
@@ -52,7 +55,7 @@ class Batch:
 
     def at(self, located: Tensor) -> "Batch":
         """Other transitions of the same memory, at these places."""
-        return Batch(self._frames, self._slots, located)
+        return Batch(self._frames, self._slots, located, self._clip_rewards)
 
     def _stacks(self, rows: Tensor) -> Tensor:
         gathered = self._frames.index_select(0, rows.reshape(-1))
@@ -68,7 +71,8 @@ class Batch:
 
     @property
     def rewards(self) -> Tensor:
-        return self._columns[:, _REWARD]
+        rewards = self._columns[:, _REWARD]
+        return rewards.clamp(-1, 1) if self._clip_rewards else rewards
 
     @property
     def terminated(self) -> Tensor:
@@ -172,6 +176,11 @@ class EpisodicReplay:
         slots = math.ceil(capacity / num_streams) * num_streams
         frame = math.prod(frame_shape) * frame_dtype.itemsize
         return slots * (frame + _DEVICE_BYTES_PER_SLOT + _HOST_BYTES_PER_SLOT) + frame
+
+    @property
+    def num_places(self) -> int:
+        """Places for transitions, each used again when the ring comes round."""
+        return self._zero_row
 
     @property
     def num_segments(self) -> int:
@@ -317,6 +326,38 @@ class EpisodicReplay:
         ages, streams = np.divmod(drawn[:count], num_streams)
         return ages + oldest, streams
 
+    def segment_starts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Streams and first steps, (num_segments,) int64 each, of all stored segments."""
+        return self._table.streams_and_starts()
+
+    def segment(self, index: int) -> Segment:
+        """The stored segment at this index of `segment_starts`."""
+        return self._table[index]
+
+    def places(self, steps: np.ndarray, streams: np.ndarray) -> np.ndarray:
+        """The places (B,) int64 of transitions, in [0, num_places)."""
+        places: np.ndarray = steps % self.ring_length * self.num_streams + streams
+        return places
+
+    def newest_at(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and streams, (B,) int64 each, of the newest transitions at these places."""
+        slots, streams = np.divmod(places, self.num_streams)
+        newest = self._num_steps - 1
+        return newest - (newest - slots) % self.ring_length, streams
+
+    def changed_since(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Transitions that can be drawn, or no longer, other than before this step was appended.
+
+        Those of the steps from `step` on, and the oldest, whose states may have lost frames; the
+        newest step leads nowhere yet. Returns places, steps and whether each is stored, (B,).
+        """
+        newest, oldest = self._num_steps - 1, self._oldest
+        aging = np.arange(oldest, min(oldest + self.stack, newest))
+        steps = np.concatenate((aging, np.arange(max(oldest, step), newest + 1)))
+        steps = steps.repeat(self.num_streams)
+        streams = np.arange(len(steps)) % self.num_streams
+        return self.places(steps, streams), steps, self.stored(steps, streams)
+
     def is_stored(self, stream: int, step: int) -> bool:
         """Whether the transition, with its whole state and next state, can be gathered."""
         if not (0 <= stream < self.num_streams and self._oldest <= step < self._num_steps - 1):
@@ -347,7 +388,7 @@ class EpisodicReplay:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The rows of transitions, their contexts, and whether they are stored."""
         ages = steps - self._oldest
-        rows = steps % self.ring_length * self.num_streams + streams
+        rows = self.places(steps, streams)
         starts = self._starts.take(rows, mode="wrap")
         context = starts & _CONTEXT
         stored = (starts >= _TRANSITION) & (ages >= context)
@@ -371,9 +412,9 @@ class EpisodicReplay:
             np.logical_and.accumulate(side, axis=1, out=side)
         return np.where(joined, around, steps[:, None]), joined
 
-    def batch(self, located: Tensor) -> Batch:
-        """The transitions at these places, (B, 1 + stack + 1) int64 on the device."""
-        return Batch(self._frames, self._slots, located)
+    def batch(self, located: Tensor, *, clip_rewards: bool = False) -> Batch:
+        """The transitions that `locate` found, (B, 1 + stack + 1) int64 on the device."""
+        return Batch(self._frames, self._slots, located, clip_rewards)
 
     def read(self, steps: np.ndarray, streams: np.ndarray) -> Batch:
         """Stored transitions by their steps and streams, (B,) int64; IndexError for others."""

@@ -1,8 +1,9 @@
-"""Exploration over a run. No schedule depends on how long the run is."""
+"""When a run explores, updates, logs, evaluates and saves; nothing depends on its length."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from ebu.run.settings import NotNegative, Share
+from ebu.run.settings import Bounds, NotNegative, Positive, PositiveFloat, Share
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,27 @@ class ExplorationConfig:
     """Agent steps with updates over which epsilon falls linearly."""
     random_start_actions: NotNegative = 0
     """First actions of every game drawn at random, in training and in evaluation."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """When to update, log, evaluate and save."""
+
+    updates_per_step: Annotated[float, Bounds(above=0, most=1_000)] = 1.0
+    """Gradient steps per agent step, whatever the number of environments."""
+    learning_starts: NotNegative = 5_000
+    """Agent steps before the first update."""
+    log_every_frames: Positive = 10_000
+    """Frames between two lines of metrics."""
+    eval_every_frames: NotNegative | None = None
+    """Frames between two evaluations; 0 turns them off [default: 100,000 in the first million
+    frames, then 1,000,000]."""
+    eval_episodes: Annotated[int, Bounds(1, 1_000_000)] = 10
+    """Games in an evaluation."""
+    checkpoint_minutes: PositiveFloat = 5.0
+    """Minutes between two checkpoints; changes nothing in the run."""
+    overlap: bool = True
+    """Let the emulators play while the learner learns; changes nothing in the run but its speed."""
 
 
 def epsilon_at(config: ExplorationConfig, learning_steps: int) -> float:

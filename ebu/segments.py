@@ -80,6 +80,10 @@ class SegmentTable:
             moved_slot = int(self._start[index]) % self._ring_length
             self._index[moved_slot, int(self._stream[index])] = index
 
+    def streams_and_starts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Streams and first steps, (n,) int64 each, in the order of the entries."""
+        return self._stream[: self._count].astype(np.int64), self._start[: self._count]
+
     def transitions(self) -> int:
         """Number of transitions in all stored segments."""
         return int(self._length[: self._count].sum(dtype=np.int64))

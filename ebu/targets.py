@@ -105,6 +105,64 @@ def backward_targets(
 
 
 @torch.no_grad()
+def double_backward_targets(
+    rewards: Tensor,
+    online_next_values: Tensor,
+    target_next_values: Tensor,
+    actions: Tensor,
+    terminated: Tensor,
+    *,
+    gamma: float,
+    beta: float | Tensor,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """Targets of Algorithm 2 with double Q-learning: one network chooses, the other values.
+
+    With O the online network's values (van Hasselt, Guez, Silver 2016), o_k = O(s_{k+1}, a_{k+1}),
+    and a° the best of the other actions under O:
+
+        y_k = r_k + γ (β y_{k+1} + (1−β) q_k)   where β y_{k+1} + (1−β) o_k ≥ O(s_{k+1}, a°)
+        y_k = r_k + γ Q̂(s_{k+1}, a°)            elsewhere
+
+    A segment that is truncated bootstraps from Q̂(s_{T+1}, argmax_a O(s_{T+1}, a)).
+    Shapes as in the module's table, online_next_values as target_next_values; float32. With
+    O = Q̂ they are `backward_targets`, up to rounding; where β is 0 they are `double_targets` of
+    `ebu.returns`. The recursion runs over steps, so on a GPU it takes T rounds of small kernels.
+    """
+    arguments = (actions, terminated, gamma, beta, lengths)
+    online = checked(rewards, online_next_values, *arguments)
+    problem = checked(rewards, target_next_values, *arguments)
+    lead, steps = problem.lead, problem.rewards.shape[-1]
+    o, q = online.next_values.double(), problem.next_values.double()
+    taken = problem.next_actions().expand(o.shape[:-1]).unsqueeze(-1)
+    others = o.scatter(-1, taken, -torch.inf)
+    chosen_by_o, chosen = others.max(-1, keepdim=True)
+    best = q.gather(-1, o.argmax(-1, keepdim=True))
+
+    def column(values: Tensor) -> Tensor:
+        return values.squeeze(-1).expand(*lead, steps)
+
+    m, m_value, end_value = map(column, (chosen_by_o, q.gather(-1, chosen), best))
+    o_taken, q_taken = column(o.gather(-1, taken)), column(q.gather(-1, taken))
+    r = problem.rewards.double().expand(*lead, steps)
+    ends = problem.terminated.bool().expand(lead)
+    b = torch.as_tensor(problem.beta, dtype=torch.float64, device=r.device)
+    last, valid = (mask.expand(*lead, steps) for mask in problem.last_and_valid())
+    y = torch.zeros(lead, dtype=torch.float64, device=r.device)
+    targets = []
+    for k in reversed(range(steps)):
+        follows = (b * y + (1.0 - b) * o_taken[..., k] >= m[..., k]) & (b > 0.0)
+        # With β = 0 the taken action is one among all.
+        other = torch.where(b > 0.0, m_value[..., k], end_value[..., k])
+        backward = torch.where(follows, b * y + (1.0 - b) * q_taken[..., k], other)
+        end = torch.where(ends, 0.0, end_value[..., k])
+        y = r[..., k] + gamma * torch.where(last[..., k], end, backward)
+        y = torch.where(valid[..., k], y, 0.0)
+        targets.append(y)
+    return torch.stack(targets[::-1], dim=-1).float()
+
+
+@torch.no_grad()
 def propagated_share(
     targets: Tensor,
     next_values: Tensor,

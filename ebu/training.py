@@ -2,16 +2,13 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, ClassVar, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.profiler import record_function
 
 from ebu.interfaces import VectorEnvironment, VectorStep
 from ebu.replay import EpisodicReplay
@@ -20,7 +17,8 @@ from ebu.run.directory import EVALUATIONS, METRICS
 from ebu.run.logs import Monitor, last_frames
 from ebu.run.profiling import Profile
 from ebu.run.progress import Progress
-from ebu.schedules import ExplorationConfig, epsilon_at
+from ebu.schedules import ExplorationConfig, LoopConfig, epsilon_at
+from ebu.stopwatch import Stopwatch
 from ebu.value_probes import ValueProbes
 
 EARLY_LINES = (1_000, 2_000, 5_000)
@@ -32,11 +30,18 @@ RECENT_GAMES = 100
 class Agent(Protocol):
     """What the loop asks of an agent."""
 
-    seconds: dict[str, float]
-    needs_segments: ClassVar[bool]
-    """Whether it learns from whole segments; other agents learn from single transitions."""
     last_values: Tensor
     """Action values (N, A) that `act` last chose from."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall time spent on parts of learning."""
+        ...
+
+    @property
+    def needs_segments(self) -> bool:
+        """Whether it learns from whole segments; other agents learn from single transitions."""
+        ...
 
     def act(
         self,
@@ -68,21 +73,6 @@ class Follower(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """The rhythm of a run."""
-
-    updates_per_step: float
-    learning_starts: int
-    gamma: float
-    clip_rewards: bool
-    life_loss_ends_segment: bool
-    log_every_frames: int
-    eval_every_frames: int | None
-    checkpoint_minutes: float
-    overlap: bool = True
 
 
 class Moment(NamedTuple):
@@ -196,6 +186,8 @@ class Trainer:
 
     | argument | meaning |
     | --- | --- |
+    | gamma, clip_rewards | as the agent learns with them, for what is logged of its values |
+    | life_loss_ends_segment | whether a lost life becomes terminal, as a game's end is |
     | rng | draws the exploration |
     | evaluate | called with (frames, should_stop); returns the record with its "mean", or None if |
     | | it was told to stop |
@@ -209,8 +201,11 @@ class Trainer:
 
     def __init__(
         self,
-        config: TrainingConfig,
+        config: LoopConfig,
         *,
+        gamma: float,
+        clip_rewards: bool,
+        life_loss_ends_segment: bool,
         env: VectorEnvironment,
         replay: EpisodicReplay,
         agent: Agent,
@@ -224,6 +219,7 @@ class Trainer:
         follower: Follower | None = None,
     ) -> None:
         self.config = config
+        self.life_loss_ends_segment = life_loss_ends_segment
         self.env = env
         self.replay = replay
         self.agent = agent
@@ -246,12 +242,10 @@ class Trainer:
         self._best: float | None = None
         self._started = False
         self._games = Games(env.num_envs)
-        self._probes = ValueProbes(
-            env.num_envs, gamma=config.gamma, clip_rewards=config.clip_rewards
-        )
+        self._probes = ValueProbes(env.num_envs, gamma=gamma, clip_rewards=clip_rewards)
         self._log_schedule = Schedule(config.log_every_frames, EARLY_LINES)
         self._eval_schedule = evaluation_schedule(config.eval_every_frames)
-        self._seconds: dict[str, float] = {}
+        self._stopwatch = Stopwatch()
         self._speed_mark = self.now()
 
     @property
@@ -302,7 +296,7 @@ class Trainer:
 
     def _step(self) -> None:
         """One step of every environment; the learner works while the emulators do."""
-        with self._stage("acting"):
+        with self._stopwatch.time("acting"):
             actions, probabilities = self.agent.act(
                 self.replay.newest_states(),
                 epsilon=self.epsilon,
@@ -312,13 +306,13 @@ class Trainer:
             self._begin_probes(actions)
         if not self.config.overlap:
             self._learn()
-        with self._stage("sending"):
+        with self._stopwatch.time("sending"):
             self.env.send(actions)
         if self.config.overlap:
             self._learn()
-        with self._stage("emulator_wait"):
+        with self._stopwatch.time("emulator_wait"):
             step = self.env.recv()
-        with self._stage("storing"):
+        with self._stopwatch.time("storing"):
             self._receive(step, actions, probabilities)
 
     def _begin_probes(self, actions: np.ndarray) -> None:
@@ -330,10 +324,10 @@ class Trainer:
 
     def _learn(self) -> None:
         updates = self._updates_due()
-        with self._stage("learning"):
+        with self._stopwatch.time("learning"):
             self.agent.learn(self.replay, updates)
         if self.follower is not None:
-            with self._stage("following"):
+            with self._stopwatch.time("following"):
                 self.follower.learn(self.replay, updates)
 
     def _receive(
@@ -370,7 +364,7 @@ class Trainer:
         are cut as truncated if they hold more transitions than the stored ones.
         """
         terminated = step.terminated
-        if self.config.life_loss_ends_segment:
+        if self.life_loss_ends_segment:
             terminated = terminated | step.life_lost
         truncated = step.truncated & ~terminated
         if self.agent.needs_segments and self.agent_steps >= self._next_cut:
@@ -417,7 +411,7 @@ class Trainer:
 
     def _play_evaluation(self, progress: Progress | None) -> dict[str, Any] | None:
         """Evaluate and log the result; None if told to stop before its end."""
-        with self._stage("evaluation"):
+        with self._stopwatch.time("evaluation"):
             record = self.evaluate(self.frames, lambda: self.stop_requested)
         if record is not None:
             self.monitor.evaluation(self.frames, record)
@@ -444,7 +438,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint; changes nothing in the run."""
-        with self._stage("checkpoints"):
+        with self._stopwatch.time("checkpoints"):
             saved = save_checkpoint(
                 self.run_dir / "checkpoints",
                 self._checkpoint_name(),
@@ -472,16 +466,8 @@ class Trainer:
 
     def now(self) -> "Moment":
         """How far the run is, and where its time went."""
-        stages = self._seconds | self.agent.seconds
+        stages = self._stopwatch.seconds | self.agent.seconds
         return Moment(time.perf_counter(), self.frames, self.updates, stages)
-
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        """Count the time inside towards a stage of the loop, and name it in a profile."""
-        started = time.perf_counter()
-        with record_function(name):
-            yield
-        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -1,6 +1,7 @@
 """A world small enough to know by heart: games, action values, a record of what was played."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents import Agent, Ebu, EbuConfig
+from agents import AGENTS, Agent, build_agent
 from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import load_latest, save_checkpoint
 from ebu.segments import Segment
@@ -152,6 +153,9 @@ class TableLearner:
 
     def count_update(self) -> None: ...
 
+    def tensors(self) -> list[Tensor]:
+        return []
+
     def state_dict(self) -> dict[str, Any]:
         return {"salt": self.salt}
 
@@ -290,10 +294,15 @@ def draws_in_order(replay: EpisodicReplay, segments: Iterable[Segment]) -> None:
     replay.draw_segment = lambda rng: next(order)  # type: ignore[method-assign]
 
 
-def ebu_of(learner: Any, seed: int = 0, **config: Any) -> Ebu:
+def agent_of(name: str, learner: Any, seed: int = 0, **config: Any) -> Agent:
+    """An agent of this name on a stand-in for a learner; minibatches of 8 unless told otherwise."""
+    settings = replace(AGENTS[name], **{"gamma": GAMMA, "batch_size": 8, **config})
+    return build_agent(settings, learner, np.random.default_rng(seed))
+
+
+def ebu_of(learner: Any, seed: int = 0, **config: Any) -> Agent:
     """An EBU agent with minibatches of 32 unless told otherwise."""
-    arguments = EbuConfig(**{"gamma": GAMMA, "batch_size": 32, **config})
-    return Ebu(arguments, learner, np.random.default_rng(seed))
+    return agent_of("ebu", learner, seed, **{"batch_size": 32, **config})
 
 
 def trained(
@@ -318,16 +327,6 @@ def targets_by_row(updates: Iterable[Update]) -> dict[tuple[int, int], float]:
             places(update.states), update.targets.tolist(), strict=True
         )
     }
-
-
-def one_step_target(seen: Seen, *, clip: bool = True, salt: int = 0) -> float:
-    """r + γ max_a Q(s', a) of the made-up values, in float32 arithmetic."""
-    reward = torch.tensor(seen.reward)
-    if clip:
-        reward = reward.clamp(-1, 1)
-    if seen.terminated:
-        return float(reward)
-    return float(reward + GAMMA * table_values(torch.from_numpy(seen.next_state)[None], salt).max())
 
 
 def through_disk(state: dict[str, Any], directory: Path) -> dict[str, Any]:
@@ -358,23 +357,3 @@ class TwoTables(TableLearner):
 
     def values(self, states: Tensor) -> Tensor:
         return table_values(states, self.salt + 1)
-
-
-def check_restored_draws_the_same(
-    agent_of: Callable[[Any, int], Any], learner_type: type[TableLearner], directory: Path
-) -> tuple[Any, Any]:
-    """An agent, and one that took up its state from disk, learn the same; both of them.
-
-    `agent_of` makes an agent of a learner and a seed.
-    """
-    played, _ = one_stream(*MIXED)
-    learner, other = learner_type(), learner_type()
-    agent, restored = agent_of(learner, 0), agent_of(other, 1)
-    agent.learn(played.replay, updates=3)
-    restored.load_state_dict(through_disk(agent.state_dict(), directory))
-    for each in (agent, restored):
-        each.learn(played.replay, updates=5)
-    for one, two in zip(learner.updates[3:], other.updates, strict=True):
-        assert all(map(torch.equal, one, two))
-    assert same(agent.state_dict(), restored.state_dict())
-    return agent, restored

@@ -2,19 +2,20 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from agents import AGENTS, LearnerConfig
+from agents import AGENTS, LearnerConfig, build_agent, build_learner
 from ebu.interfaces import VectorStep
 from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import load_latest
 from ebu.run.logs import Monitor, cut_logs
-from ebu.schedules import ExplorationConfig
-from ebu.training import Follower, Trainer, TrainingConfig
+from ebu.schedules import ExplorationConfig, LoopConfig
+from ebu.training import Follower, Trainer
 from tests.made_up import CPU, NUM_ACTIONS, MadeUpGames, empty_replay, random_games
 
 STEP_FRAMES = MadeUpGames.frames_per_step
@@ -94,18 +95,17 @@ def trainer_in(
     checkpoint = load_latest(run_dir / "checkpoints")
     assert resume == (checkpoint is not None)
     cut_logs(run_dir, {} if checkpoint is None else checkpoint.logs)
-    rhythm: dict[str, Any] = {
-        "updates_per_step": 1.0,
+    loop: dict[str, Any] = {
         "learning_starts": 0,
-        "gamma": 0.99,
-        "clip_rewards": True,
-        "life_loss_ends_segment": True,
         "log_every_frames": 10**9,
         "eval_every_frames": 0,
         "checkpoint_minutes": 1e9,
     }
+    values = {"gamma": 0.99, "clip_rewards": True, "life_loss_ends_segment": True}
+    values |= {name: config.pop(name) for name in values.keys() & config.keys()}
     trainer = Trainer(
-        TrainingConfig(**{**rhythm, **config}),
+        LoopConfig(**{**loop, **config}),
+        **values,
         env=env,
         replay=empty_replay(capacity, env.num_envs, env.stack),
         agent=agent,
@@ -126,10 +126,9 @@ def trainer_in(
 def real_run(run_dir: Path, agent: str, precision: str = "float32", **options: Any) -> Trainer:
     """A small run of a real agent: games of all endings, a ring that wraps, ends in mid-segment."""
     name, _, mix = agent.partition("-mix-")
-    kind = AGENTS[name]
-    lanes: dict[str, Any] = {"mix_segments": int(mix)} if mix else {}
-    method = kind.config_type(batch_size=8, **lanes, **SMALL.get(name, {}))
-    learner = kind.build_learner(
+    mixed: dict[str, Any] = {"mix_segments": int(mix)} if mix else {}
+    method = replace(AGENTS[name], batch_size=8, **mixed, **SMALL.get(name, {}))
+    learner = build_learner(
         method,
         LearnerConfig(target_sync_updates=20, learning_rate=1e-3),
         stack=3,
@@ -139,7 +138,7 @@ def real_run(run_dir: Path, agent: str, precision: str = "float32", **options: A
         precision=precision,
         rng=np.random.default_rng(1),
     )
-    built = kind(method, learner, np.random.default_rng(2))
+    built = build_agent(method, learner, np.random.default_rng(2))
     defaults: dict[str, Any] = {
         "capacity": 240,
         "learning_starts": 40,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.agent import Agent
+from agents.agent import Agent, policy_weights
 from agents.averages import Averages
 from agents.distillation.losses import policy_divergence
 from agents.distillation.records import file_name
@@ -146,7 +146,7 @@ class Students:
             )
 
     def _copy_teacher(self) -> None:
-        self._teacher.load_state_dict(self._agent.policy_weights(self._agent.state_dict()))
+        self._teacher.load_state_dict(policy_weights(self._agent.state_dict()))
 
     def _update(self, replay: EpisodicReplay) -> None:
         states = replay.read(*replay.draw_transitions(self._rng, BATCH_SIZE)).states

@@ -7,19 +7,17 @@ from typing import Annotated, Literal
 
 import tyro
 
-from agents import AGENTS, AgentConfig, LearnerConfig
-from agents.ebu import EbuConfig
+from agents.settings import AGENTS, AgentConfig, EbuConfig, LearnerConfig
 from ebu.run.settings import (
     Bounds,
     Device,
     NotNegative,
     OneOf,
     Positive,
-    PositiveFloat,
     Threads,
     flat,
 )
-from ebu.schedules import ExplorationConfig
+from ebu.schedules import ExplorationConfig, LoopConfig
 from envs import is_atari
 from envs.protocols import PROTOCOLS
 
@@ -27,17 +25,6 @@ AGENT_HELP = (
     f"What learns, and from which targets: {', '.join(AGENTS)}. Each has flags of its own, which "
     "--agent NAME --help shows."
 )
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """Evaluation in training, on environments and random numbers of its own."""
-
-    eval_every_frames: NotNegative | None = None
-    """Frames between two evaluations; 0 turns them off [default: 100,000 in the first million
-    frames, then 1,000,000]."""
-    eval_episodes: Annotated[int, Bounds(1, 1_000_000)] = 10
-    """Games in an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +53,6 @@ class TrainConfig:
     """Environments stepped together."""
     replay_capacity: Positive = 1_000_000
     """Transitions in the replay memory; 7 kB each on Atari."""
-    log_every_frames: Positive = 10_000
-    """Frames between two lines of metrics."""
-    checkpoint_minutes: PositiveFloat = 5.0
-    """Minutes between two checkpoints; changes nothing in the run."""
     device: Device = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
@@ -77,8 +60,6 @@ class TrainConfig:
     where the device has instructions for it."""
     threads: Threads = 0
     """Threads of torch and of the emulators; 0 takes one for each processor core."""
-    overlap: bool = True
-    """Let the emulators play while the learner learns; changes nothing in the run but its speed."""
     deterministic: bool = False
     """On a GPU, take only operations that give the same bits every time; a CPU always does."""
     profile: bool = False
@@ -86,10 +67,10 @@ class TrainConfig:
     distill: tuple[str, ...] | None = None
     """Networks that learn beside the agent to play as its best evaluation did (net2 net3); they go
     to RUN_DIR/students and change nothing in the run."""
-    method: AgentConfig = field(default_factory=AGENTS["ebu"].config_type)
+    method: AgentConfig = field(default_factory=lambda: AGENTS["ebu"])
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
 
 
 DEFAULT = TrainConfig()
@@ -99,7 +80,6 @@ PAPER = replace(
     preset="paper",
     train_noops=0,
     num_envs=1,
-    method=replace(DEFAULT.method, learning_starts=50_000),
     learner=replace(
         DEFAULT.learner,
         output_scale=1.0,
@@ -115,7 +95,7 @@ PAPER = replace(
         epsilon_decay_steps=1_000_000,
         random_start_actions=4,
     ),
-    evaluation=EvaluationConfig(eval_every_frames=250_000, eval_episodes=30),
+    loop=replace(DEFAULT.loop, learning_starts=50_000, eval_every_frames=250_000, eval_episodes=30),
 )
 
 # Rewards are raw, and an episode that ends well is long: a Huber loss that is linear from errors
@@ -126,13 +106,7 @@ GYMNASIUM = replace(
     train_noops=0,
     replay_capacity=100_000,
     threads=1,
-    method=EbuConfig(
-        batch_size=64,
-        mix_segments=16,
-        updates_per_step=0.5,
-        learning_starts=1_000,
-        clip_rewards=False,
-    ),
+    method=EbuConfig(batch_size=64, mix_segments=16, clip_rewards=False),
     learner=replace(
         DEFAULT.learner,
         network="32-32-32/64",
@@ -142,7 +116,9 @@ GYMNASIUM = replace(
         average_updates=2_000,
     ),
     exploration=replace(DEFAULT.exploration, epsilon_decay_steps=5_000),
-    evaluation=EvaluationConfig(eval_every_frames=10_000),
+    loop=replace(
+        DEFAULT.loop, updates_per_step=0.5, learning_starts=1_000, eval_every_frames=10_000
+    ),
 )
 """The default preset for a Gymnasium environment."""
 
@@ -159,10 +135,11 @@ def preset_for(game: str, preset: str) -> TrainConfig:
 
 def for_agent(preset: TrainConfig, agent: str) -> TrainConfig:
     """A preset with the settings of another agent: its own defaults where the preset has none."""
-    method, usual = flat(preset.method), flat(DEFAULT.method)
-    kind = AGENTS[agent].config_type
-    known = {entry.name for entry in dataclasses.fields(kind)}
+    settings, usual = AGENTS[agent], flat(DEFAULT.method)
+    known = {entry.name for entry in dataclasses.fields(settings)}
     different = {
-        name: value for name, value in method.items() if name in known and value != usual[name]
+        name: value
+        for name, value in flat(preset.method).items()
+        if name in known and value != usual[name]
     }
-    return replace(preset, agent=agent, method=kind(**different))
+    return replace(preset, agent=agent, method=replace(settings, **different))

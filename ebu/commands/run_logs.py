@@ -65,6 +65,6 @@ def open_logs(
 def _is_complete(run_dir: Path, checkpoint: Checkpoint, config: TrainConfig) -> bool:
     """Whether all frames are played, and the logs hold what a run's end adds to them."""
     frames = checkpoint.state["frames"]
-    logs = [METRICS] if config.evaluation.eval_every_frames == 0 else [METRICS, EVALUATIONS]
+    logs = [METRICS] if config.loop.eval_every_frames == 0 else [METRICS, EVALUATIONS]
     written = all(last_frames(run_dir / log) == frames for log in logs)
     return bool(frames >= config.frames and written)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agents import AGENTS
 from agents.architectures import architecture
+from agents.settings import AGENTS
 from ebu.commands.presets import (
     DEFAULT,
     GYMNASIUM,
@@ -17,7 +17,7 @@ from ebu.commands.presets import (
     preset_for,
 )
 from ebu.errors import UsageError
-from ebu.run.cli import not_negative, parse, positive
+from ebu.run.cli import parse
 from ebu.run.directory import AUTOMATIC, CONFIG, automatic_settings, read_config
 from ebu.run.hints import program_name
 from ebu.run.settings import flat, one_of
@@ -154,9 +154,9 @@ def _check_with_resume(run_dir: str, args: Sequence[str]) -> None:
 
 def _check_owners(agent: str, args: Sequence[str]) -> None:
     """Raise `UsageError` for a flag that is another agent's."""
-    own = flat(AGENTS[agent].config_type())
+    own = flat(AGENTS[agent])
     for name, flag in _named_in(args).items():
-        owners = [other for other in AGENTS if name in flat(AGENTS[other].config_type())]
+        owners = [other for other in AGENTS if name in flat(AGENTS[other])]
         if owners and name not in own:
             program = program_name("train.py")
             raise UsageError(
@@ -177,19 +177,8 @@ def _value_of(flag: str, args: Sequence[str]) -> str | None:
 
 def _check(config: TrainConfig) -> None:
     config.method.check()
-    learner = config.learner
-    positive(
-        {
-            "--output-scale": learner.output_scale,
-            "--learning-rate": learner.learning_rate,
-            "--optimizer-epsilon": learner.optimizer_epsilon,
-            "--huber-delta": learner.huber_delta,
-            "--target-sync-updates": learner.target_sync_updates,
-        }
-    )
-    not_negative({"--average-updates": learner.average_updates})
     students = config.distill or ()
-    for flag, names in (("--network", (learner.network,)), ("--distill", students)):
+    for flag, names in (("--network", (config.learner.network,)), ("--distill", students)):
         for name in names:
             try:
                 architecture(name)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from agents import AGENTS, Agent
+from agents import Agent, build_agent, build_learner
 from agents.distillation.online import Students
 from ebu.commands.presets import NOT_PART_OF_THE_RUN, TrainConfig
 from ebu.commands.run_logs import open_logs
@@ -26,7 +26,7 @@ from ebu.run.logs import Monitor
 from ebu.run.machine import choose_machine, prepare_torch
 from ebu.run.profiling import Profile
 from ebu.run.settings import flat
-from ebu.training import Trainer, TrainingConfig
+from ebu.training import Trainer
 from envs import ReplayMismatchError, is_atari
 from envs.film import CannotFilmError, film
 from envs.games import canonical_game
@@ -72,8 +72,7 @@ def build_trainer(config: TrainConfig) -> Trainer:
             stack=env.stack,
             device=machine.device,
         )
-        kind = AGENTS[config.agent]
-        learner = kind.build_learner(
+        learner = build_learner(
             config.method,
             config.learner,
             stack=env.stack,
@@ -83,7 +82,7 @@ def build_trainer(config: TrainConfig) -> Trainer:
             precision=machine.precision,
             rng=weights_rng,
         )
-        agent = kind(config.method, learner, drawing_rng)
+        agent = build_agent(config.method, learner, drawing_rng)
         description = {
             "settings": {**flat(config), "game": game, **machine.settings()},
             "automatic": machine.automatic,
@@ -110,25 +109,18 @@ def build_trainer(config: TrainConfig) -> Trainer:
             game,
             protocol,
             seeds=seeds_at(config.seed, 0),
-            episodes=config.evaluation.eval_episodes,
-            num_envs=min(config.evaluation.eval_episodes, MOST_EVALUATION_ENVS),
+            episodes=config.loop.eval_episodes,
+            num_envs=min(config.loop.eval_episodes, MOST_EVALUATION_ENVS),
             final_epsilon=config.exploration.epsilon_end,
             random_start_actions=config.exploration.random_start_actions,
             threads=machine.threads,
             device=machine.device,
         )
         trainer = Trainer(
-            TrainingConfig(
-                updates_per_step=config.method.updates_per_step,
-                learning_starts=config.method.learning_starts,
-                gamma=config.method.gamma,
-                clip_rewards=config.method.clip_rewards,
-                life_loss_ends_segment=protocol.life_loss_ends_segment,
-                log_every_frames=config.log_every_frames,
-                eval_every_frames=config.evaluation.eval_every_frames,
-                checkpoint_minutes=config.checkpoint_minutes,
-                overlap=config.overlap,
-            ),
+            config.loop,
+            gamma=config.method.gamma,
+            clip_rewards=config.method.clip_rewards,
+            life_loss_ends_segment=protocol.life_loss_ends_segment,
             env=env,
             replay=replay,
             agent=agent,

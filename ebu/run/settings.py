@@ -55,6 +55,7 @@ class OneOf:
 Positive = Annotated[int, Bounds(least=1)]
 PositiveFloat = Annotated[float, Bounds(above=0)]
 NotNegative = Annotated[int, Bounds(least=0)]
+NotNegativeFloat = Annotated[float, Bounds(least=0)]
 Share = Annotated[float, Bounds(least=0, most=1)]
 Threads = Annotated[int, Bounds(least=0, most=10_000)]
 Device = Annotated[str, OneOf("auto", "cpu", "cuda")]

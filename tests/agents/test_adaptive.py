@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import Ebu, EbuConfig, LearnerConfig
-from agents.adaptive import AdaptiveEbu, AdaptiveEbuConfig, Rotation
+from agents import Agent, EbuConfig, LearnerConfig, build_agent, build_learner
+from agents.adaptive import AdaptiveEbu, Rotation
+from agents.agent import policy_weights
 from agents.learner import Learner
+from agents.settings import AdaptiveEbuConfig
 from ebu.commands.train_arguments import parse_arguments
 from ebu.errors import UsageError
+from ebu.sampling import Draw, SegmentSampler
 from envs import VectorStep
 from tests.made_up import CPU, GAMMA, NUM_ACTIONS, MadeUpGames, Played, random_games, same
 from tests.made_up_runs import STEP_FRAMES, lines, real_run
@@ -39,8 +42,10 @@ def adaptive_of(
 ) -> AdaptiveEbu:
     method = AdaptiveEbuConfig(learners=learners, batch_size=8, gamma=GAMMA, **config)
     settings = LearnerConfig(target_sync_updates=sync, learning_rate=1e-3)
-    learner = AdaptiveEbu.build_learner(method, settings, **arguments(1, precision))
-    return AdaptiveEbu(method, learner, np.random.default_rng(2))  # type: ignore[arg-type]
+    learner = build_learner(method, settings, **arguments(1, precision))
+    agent = build_agent(method, learner, np.random.default_rng(2))
+    assert isinstance(agent, AdaptiveEbu)
+    return agent
 
 
 def step(
@@ -252,21 +257,26 @@ def test_while_no_game_has_ended_nothing_is_copied() -> None:
 
 
 def test_diffusion_factors_lie_at_equal_distances() -> None:
-    assert AdaptiveEbuConfig().betas.tolist() == [k / 10 for k in range(11)]
-    assert AdaptiveEbuConfig(learners=3).betas.tolist() == [0, 0.5, 1]
-    assert AdaptiveEbuConfig(learners=2).betas.tolist() == [0, 1]
-    assert AdaptiveEbuConfig(learners=1).betas.tolist() == [0.5]
-    assert AdaptiveEbuConfig(learners=1, beta=0.3).betas.tolist() == [0.3]
+    assert AdaptiveEbuConfig().betas == tuple(k / 10 for k in range(11))
+    assert AdaptiveEbuConfig(learners=3).betas == (0, 0.5, 1)
+    assert AdaptiveEbuConfig(learners=2).betas == (0, 1)
+    assert AdaptiveEbuConfig(learners=1).betas == (0.5,)
+    assert AdaptiveEbuConfig(learners=1, beta=0.3).betas == (0.3,)
 
 
-def ebu_like(agent: AdaptiveEbu, k: int, beta: float, precision: str, sync: int = 7) -> Ebu:
+def ebu_like(agent: AdaptiveEbu, k: int, beta: float, precision: str, sync: int = 7) -> Agent:
     """Constant EBU that begins with the networks of learner k and makes the same draws."""
     settings = LearnerConfig(target_sync_updates=sync, learning_rate=1e-3)
     learner = Learner(settings, **arguments(100 + k, precision))
     learner.online.load_state_dict(agent.learner.online.weights_of(k))
     learner.sync_target()
     method = EbuConfig(beta=beta, batch_size=8, gamma=GAMMA, mix_segments=agent.config.mix_segments)
-    return Ebu(method, learner, np.random.default_rng(2))
+    return build_agent(method, learner, np.random.default_rng(2))
+
+
+def draws_of(agent: Agent) -> list[Draw | None]:
+    assert isinstance(agent.sampler, SegmentSampler)
+    return agent.sampler._draws
 
 
 @PRECISIONS
@@ -286,8 +296,10 @@ def test_without_copies_k_learners_are_k_agents_to_the_last_bit(precision: str, 
         assert same(agent.learner.online.weights_of(k), dict(each.learner.online.state_dict()))
         of_one = each.learner.target_values(states)
         assert torch.equal(agent.learner.target_values(states)[k], of_one)
-        for draw, its in zip(agent._draws, each._draws, strict=True):
+        for draw, its in zip(draws_of(agent), draws_of(each), strict=True):
             if draw is not None and its is not None:
+                assert draw.targets is not None
+                assert its.targets is not None
                 assert torch.equal(draw.targets[k], its.targets)
     metrics, of_each = agent.metrics(), [each.metrics() for each in alone]
     for name in ("loss/huber", "q/target", "q/propagated_share", "q/backward_minus_one_step"):
@@ -348,7 +360,7 @@ def test_the_best_learner_plays_other_games_and_its_weights_are_the_agents() -> 
 
     def plays(best: int) -> bool:
         actions, _ = agent.play(states, epsilon=0.0, rng=rng)
-        weights = agent.policy_weights(agent.state_dict())
+        weights = policy_weights(agent.state_dict())
         return actions.tolist() == greedy(agent, states, [best] * 40) and same(
             weights, agent.learner.online.weights_of(best)
         )

@@ -9,9 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.agent import AgentConfig, epsilon_greedy
-from agents.dqn import Dqn
-from tests.made_up import NUM_ACTIONS, TableLearner, table_values
+from agents.agent import epsilon_greedy
+from tests.made_up import NUM_ACTIONS, TableLearner, agent_of, table_values
 
 ROUNDS = 4_000
 # Fixed seeds make these tests repeatable; a right sampler would fail at one seed in a million.
@@ -102,13 +101,9 @@ def test_a_generator_in_the_same_state_chooses_the_same() -> None:
     assert np.array_equal(one[1], again[1])
 
 
-def agent_of(learner: TableLearner) -> Dqn:
-    return Dqn(AgentConfig(), learner, np.random.default_rng(0))  # type: ignore[arg-type]
-
-
 def test_an_agent_acts_on_its_online_values() -> None:
     stacks = torch.randint(1, 50, (40, 3, 3)).float()
-    actions, probabilities = agent_of(TableLearner()).act(
+    actions, probabilities = agent_of("dqn", TableLearner()).act(
         stacks, epsilon=0.0, rng=np.random.default_rng(0)
     )
     assert np.array_equal(actions, table_values(stacks).argmax(dim=1).numpy())
@@ -116,7 +111,7 @@ def test_an_agent_acts_on_its_online_values() -> None:
 
 
 def test_acting_draws_from_the_generator_it_is_given_and_from_no_other() -> None:
-    agent, stacks = agent_of(TableLearner()), torch.ones(6, 3, 3)
+    agent, stacks = agent_of("dqn", TableLearner()), torch.ones(6, 3, 3)
     before = agent.state_dict()
     first, again = (
         agent.act(stacks, epsilon=1.0, rng=np.random.default_rng(7))[0] for _ in range(2)
@@ -126,7 +121,7 @@ def test_acting_draws_from_the_generator_it_is_given_and_from_no_other() -> None
 
 
 def test_rows_told_to_be_random_are() -> None:
-    agent, rng = agent_of(TableLearner()), np.random.default_rng(0)
+    agent, rng = agent_of("dqn", TableLearner()), np.random.default_rng(0)
     forced = np.array([True, False])
     rounds = [
         agent.act(torch.ones(2, 3, 3), epsilon=0.0, rng=rng, forced_random=forced)[0]

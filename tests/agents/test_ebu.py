@@ -1,18 +1,19 @@
 """Episodic Backward Update: the order of the minibatches, and the targets."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents import Learner, LearnerConfig
-from agents.backward import PASS_STATES, pass_sizes
+from agents import Agent, Learner, LearnerConfig
+from agents.segment_target import PASS_STATES, pass_sizes
+from agents.settings import EbuConfig
 from ebu.segments import Segment
+from tests.agents.oracles import ebu, targets_of
 from tests.made_up import (
     CPU,
     GAMMA,
@@ -20,40 +21,18 @@ from tests.made_up import (
     Game,
     MadeUpGames,
     Played,
-    Seen,
     TableLearner,
+    TwoTables,
     Update,
     draws_in_order,
     ebu_of,
-    one_step_target,
     one_stream,
-    one_terminated_game,
     places,
+    random_games,
     rows,
-    table_values,
     targets_by_row,
     trained,
 )
-
-
-def algorithm_2(
-    segment: Sequence[Seen], *, beta: float, clip: bool = True, salt: int = 0
-) -> np.ndarray:
-    """Targets (T,) of a played segment by the table of Algorithm 2, as it is printed."""
-    rewards = np.array([seen.reward for seen in segment])
-    if clip:
-        rewards = rewards.clip(-1, 1)
-    next_states = torch.from_numpy(np.stack([seen.next_state for seen in segment]))
-    table = table_values(next_states, salt).double().numpy()
-    y = np.zeros(len(segment))
-    last = len(segment) - 1
-    y[last] = rewards[last] + (0 if segment[last].terminated else GAMMA * table[last].max())
-    for k in reversed(range(last)):
-        action = segment[k + 1].action
-        table[k, action] = beta * y[k + 1] + (1 - beta) * table[k, action]
-        y[k] = rewards[k] + GAMMA * table[k].max()
-    return y
-
 
 # --- the order ------------------------------------------------------------------------------
 
@@ -208,43 +187,6 @@ def test_mixed_draws_are_trained_whole_whatever_their_lengths(lengths: list[int]
 
 # --- the targets ----------------------------------------------------------------------------
 
-ENDINGS = {
-    "terminated": Game(45),
-    "truncated": Game(45, truncated=True),
-    "one step": Game(1),
-    "one step, truncated": Game(1, truncated=True),
-}
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.3, 0.5, 1.0])
-@pytest.mark.parametrize("game", ENDINGS.values(), ids=ENDINGS)
-@pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize("mix", [1, 4])
-def test_targets_are_those_of_algorithm_2(beta: float, game: Game, clip: bool, mix: int) -> None:
-    played, _ = one_stream(game)
-    learner = TableLearner()
-    ebu_of(learner, beta=beta, clip_rewards=clip, mix_segments=mix).learn(played.replay, 6)
-    segment = played.transitions(1, 1)
-    expected = algorithm_2(segment, beta=beta, clip=clip)
-    targets = targets_by_row(learner.updates)
-    assert targets.keys() == rows(1, 1, game.length)
-    for step, target in enumerate(expected, 1):
-        assert targets[1, step] == pytest.approx(target, rel=1e-6, abs=1e-6)
-    for update in learner.updates:
-        played.check(update)
-
-
-def test_targets_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    replay = one_terminated_game([0.0, 0.5, 1.0], action=2)
-    learner = TableLearner()
-    values = torch.tensor([0.4, 0.2, 0.8])
-    monkeypatch.setattr(learner, "target_values", lambda s: values.repeat(len(s), 1))
-    ebu_of(learner, gamma=0.5, beta=0.5, batch_size=3).learn_once(replay)
-    # y3 = 1; y2 = 0.5 + 0.5 max(0.4, 0.5 · 1 + 0.5 · 0.8) = 0.95;
-    # y1 = 0 + 0.5 max(0.4, 0.5 · 0.95 + 0.5 · 0.8) = 0.4375.
-    targets = targets_by_row(learner.updates)
-    assert [targets[step, step] for step in (1, 2, 3)] == pytest.approx([0.4375, 0.95, 1.0])
-
 
 def test_lost_lives_end_the_value_and_a_segment() -> None:
     played = Played(MadeUpGames(1, lambda env, game: Game(50, life_losses=(20,))), capacity=400)
@@ -253,19 +195,25 @@ def test_lost_lives_end_the_value_and_a_segment() -> None:
     learner = TableLearner()
     ebu_of(learner, beta=1.0).learn(played.replay, updates=20)
     game, targets = played.transitions(1, 1), targets_by_row(learner.updates)
-    expected = [*algorithm_2(game[:20], beta=1.0), *algorithm_2(game[20:], beta=1.0)]
+    config = EbuConfig(gamma=GAMMA, beta=1.0)
+    expected = [*ebu(game[:20], config), *ebu(game[20:], config)]
     assert [targets[1, step] for step in range(1, 51)] == pytest.approx(expected, abs=1e-5)
 
 
-def test_with_beta_0_targets_are_one_step_targets() -> None:
-    played, _ = one_stream(40, Game(7, truncated=True), 20)
-    learner = TableLearner()
-    agent = ebu_of(learner, beta=0.0)
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("mix", [1, 4])
+def test_targets_follow_algorithm_2_for_every_beta(double: bool, beta: float, mix: int) -> None:
+    played, _ = one_stream(45, Game(45, truncated=True), 1, Game(1, truncated=True), 20)
+    learner = TwoTables()
+    agent = ebu_of(learner, beta=beta, double=double, mix_segments=mix)
     agent.learn(played.replay, updates=30)
+    expected = targets_of(played, agent.config)
     for update in learner.updates:
         for place, target in zip(places(update.states), update.targets.tolist(), strict=True):
-            assert target == one_step_target(played.seen[place])
-    assert agent.metrics()["q/backward_minus_one_step"] == 0
+            assert target == pytest.approx(expected[place], rel=1e-6, abs=1e-6)
+    if beta == 0 and not double:
+        assert agent.metrics()["q/backward_minus_one_step"] == 0
 
 
 @given(length=st.integers(1, 5000), device=st.sampled_from(["cpu", "cuda"]))
@@ -285,7 +233,7 @@ def test_the_targets_of_a_long_segment_come_from_several_passes() -> None:
     learner = TableLearner()
     ebu_of(learner).learn(played.replay, 18)
     assert learner.passes == [256, 256, 88]
-    expected = algorithm_2(played.transitions(1, 1), beta=0.5)
+    expected = ebu(played.transitions(1, 1), EbuConfig(gamma=GAMMA))
     targets = targets_by_row(learner.updates)
     assert [targets[1, step] for step in range(25, 601)] == pytest.approx(expected[24:], abs=1e-5)
 
@@ -299,18 +247,12 @@ def test_targets_are_computed_once_for_a_draw(mix: int) -> None:
     agent.learn(played.replay, 1)
     asked = len(learner.passes)
     assert sum(learner.passes) == 96 * mix
-    learner.salt = 1  # The target network is another one from here on.
     agent.learn(played.replay, 3 * mix - 1)
     assert len(learner.passes) == asked
     targets = targets_by_row(learner.updates)
     for game in range(1, mix + 1):
-        expected = algorithm_2(played.transitions(1, game), beta=0.5, salt=0)
+        expected = ebu(played.transitions(1, game), EbuConfig(gamma=GAMMA))
         assert [targets[game, step] for step in range(1, 97)] == pytest.approx(expected, abs=1e-5)
-    if mix == 1:
-        agent.learn(played.replay, 1)
-        target = targets_by_row(learner.updates[-1:])[2, 96]
-        expected = algorithm_2(played.transitions(1, 2), beta=0.5, salt=1)
-        assert target == pytest.approx(expected[-1], abs=1e-5)
 
 
 def filled_and_whole(learner: Any, updates: list[Update]) -> tuple[list[float], list[float]]:
@@ -346,3 +288,52 @@ def test_targets_of_a_filling_tail_with_a_network(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(learner, "update", notes.update)
     filling, whole = filled_and_whole(learner, notes.updates)
     assert filling == pytest.approx(whole, rel=1e-6)
+
+
+# --- draws whose frames are overwritten -----------------------------------------------------
+
+RING = 256  # Segments are cut at a quarter of it: 64 steps.
+
+
+def half_trained_segment() -> tuple[Played, TableLearner, Agent]:
+    """A long game, and the second half of its first segment trained."""
+    played = Played(MadeUpGames(1, lambda env, game: Game(10_000)), capacity=RING)
+    played.play(200)
+    learner = TableLearner()
+    agent = ebu_of(learner)
+    draws_in_order(played.replay, [Segment(0, 0, 64, False), Segment(0, 192, 64, False)])
+    assert trained(learner, agent, played.replay, 1) == [rows(1, 33, 64)]
+    return played, learner, agent
+
+
+def test_a_draw_whose_frames_are_all_there_goes_on() -> None:
+    played, learner, agent = half_trained_segment()
+    played.play(RING - played.count)  # The ring is full, the first frame not yet overwritten.
+    assert trained(learner, agent, played.replay, 1) == [rows(1, 1, 32)]
+    assert agent.metrics()["replay/forfeited_draws"] == 0
+
+
+@pytest.mark.parametrize("overwritten", [1, 20, 150, 5 * RING])
+def test_a_draw_forfeits_what_has_been_overwritten(overwritten: int) -> None:
+    played, learner, agent = half_trained_segment()
+    played.play(RING - played.count + overwritten)
+    latest = (played.count - 1) // 64 * 64  # where the newest cut was made
+    draws_in_order(played.replay, [Segment(0, latest - 64, 64, False)])
+    assert trained(learner, agent, played.replay, 1) == [rows(1, latest - 31, latest)]
+    assert agent.metrics()["replay/forfeited_draws"] == 1
+    assert trained(learner, agent, played.replay, 1) == [rows(1, latest - 63, latest - 32)]
+    assert agent.metrics()["replay/forfeited_draws"] == 1
+
+
+@pytest.mark.parametrize("mix", [1, 4])
+def test_a_ring_driven_hard_makes_draws_forfeit_and_trains_on_nothing_overwritten(mix: int) -> None:
+    played = Played(MadeUpGames(2, random_games(3, 40)), capacity=160, seed=3)
+    learner = TableLearner()
+    agent = ebu_of(learner, 3, batch_size=4, mix_segments=mix)
+    for _ in range(300):
+        played.play(7)
+        agent.learn(played.replay, 1 if played.replay.num_segments else 0)
+        for update in learner.updates:
+            played.check(update)
+        learner.updates.clear()
+    assert agent.metrics()["replay/forfeited_draws"] > 10

@@ -1,6 +1,7 @@
 """What a CUDA graph of an update holds: nothing of the host, and the same steps as without one."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import agents.adaptive
 import agents.agent
+import agents.segment_target
 import agents.stacked
-from agents import AGENTS, Agent, LearnerConfig
+from agents import AGENTS, Agent, LearnerConfig, build_agent, build_learner
 from agents.graphs import Captured
 from ebu.replay import EpisodicReplay
-from ebu.staging import Staging
 from envs import VectorStep
 from tests.made_up import CPU, same
 from tests.made_up_runs import SMALL
@@ -26,7 +28,13 @@ RECORDED = [
     *((name, "adam", "float32") for name in AGENTS),
     *(("dqn", *kind) for kind in (("adam", "bfloat16"), ("rmsprop", "float32"))),
     *(("ebu", *kind) for kind in (("adam", "bfloat16"), ("rmsprop", "bfloat16"))),
+    *((name, "adam", "float32") for name in ("double ebu", "double nstep")),
 ]
+FLAGS: dict[str, dict[str, Any]] = {
+    "double ebu": {"double": True, "prioritized": True, "mix_segments": 4},
+    "double nstep": {"double": True},
+}
+"""Flags that add to what is captured, with the agent as the last word."""
 
 
 def played_memory(device: torch.device, steps: int = 400) -> EpisodicReplay:
@@ -59,12 +67,14 @@ def played_memory(device: torch.device, steps: int = 400) -> EpisodicReplay:
 def agent_of(
     name: str, device: torch.device, *, precision: str = "float32", **config: Any
 ) -> Agent:
-    kind = AGENTS[name]
-    settings = LearnerConfig(target_sync_updates=10, optimizer=config.pop("optimizer", "adam"))
-    method = kind.config_type(**SMALL.get(name, {}), **config)
-    learner = kind.build_learner(
-        method,
+    learner_settings = LearnerConfig(
+        target_sync_updates=10, optimizer=config.pop("optimizer", "adam")
+    )
+    flags = {**SMALL.get(name, {}), **FLAGS.get(name, {}), **config}
+    settings = replace(AGENTS[name.split()[-1]], **flags)
+    learner = build_learner(
         settings,
+        learner_settings,
         stack=4,
         frame_shape=(SIDE, SIDE),
         num_actions=NUM_ACTIONS,
@@ -72,7 +82,7 @@ def agent_of(
         precision=precision,
         rng=np.random.default_rng(1),
     )
-    agent = kind(method, learner, np.random.default_rng(2))
+    agent = build_agent(settings, learner, np.random.default_rng(2))
     none, noise = np.zeros(STREAMS, dtype=bool), np.zeros((STREAMS, SIDE, SIDE), dtype=np.uint8)
     agent.observe(VectorStep(noise, np.zeros(STREAMS, np.float32), none, none, none, ~none))
     return agent
@@ -84,23 +94,25 @@ class Recorded(Captured[Any]):
     Whatever asks a tensor for its value on the host fails while it is recorded.
     """
 
-    def __init__(
-        self, function: Callable[..., Any], staging: Staging, *, changes: Any, enabled: bool
-    ) -> None:
-        super().__init__(function, staging, changes=changes, enabled=enabled)
+    def __init__(self, function: Callable[..., Any], *, changes: Any = list) -> None:
+        super().__init__(function, changes=changes)
         self.recordings: dict[Any, Callable[..., Any]] = {}
 
-    def __call__(self, *arguments: Any) -> Any:
-        places = [self._on_device(argument) for argument in arguments]
-        tensors = [place for place in places if isinstance(place, Tensor)]
+    def __call__(self, *positional: Any, **named: Any) -> Any:
+        values = [*positional, *named.values()]
+        tensors = [value for value in values if isinstance(value, Tensor)]
         key = tuple(tuple(tensor.shape) for tensor in tensors)
         if key not in self.recordings:
             before = [tensor.detach().clone() for tensor in self._changes()]
 
             def of_tensors(*inputs: Tensor) -> Any:
                 given = iter(inputs)
+                arguments = [
+                    next(given) if isinstance(value, Tensor) else value for value in values
+                ]
+                count = len(positional)
                 return self._function(
-                    *(next(given) if isinstance(place, Tensor) else place for place in places)
+                    *arguments[:count], **dict(zip(named, arguments[count:], strict=True))
                 )
 
             self.recordings[key] = make_fx(of_tensors)(*tensors)
@@ -111,10 +123,13 @@ class Recorded(Captured[Any]):
             return self.recordings[key](*tensors)
 
 
-def captured_by_recording(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+def record(
+    function: Callable[..., Any], device: torch.device, *, changes: Any = list, enabled: bool = True
+) -> Callable[..., Any]:
+    """As `capture`, on the CPU."""
+    assert enabled
     # The sweep looks at lengths that lie on the host, as those on a GPU do not.
-    kind = Captured if function.__name__ == "_backward" else Recorded
-    return kind(function, *arguments, **named)
+    return function if function.__name__ == "_sweep_at" else Recorded(function, changes=changes)
 
 
 @pytest.mark.parametrize(("name", "optimizer", "precision"), RECORDED)
@@ -126,14 +141,18 @@ def test_recorded_updates_are_those_that_are_called(
     replay = played_memory(CPU)
     options: dict[str, Any] = {"optimizer": optimizer, "precision": precision}
     called = agent_of(name, CPU, **options)
-    monkeypatch.setattr(agents.agent, "Captured", captured_by_recording)
+    for module in (agents.agent, agents.adaptive, agents.segment_target):
+        monkeypatch.setattr(module, "capture", record)
     recorded = agent_of(name, CPU, **options)
     for _ in range(3):
         called.learn(replay, 12)
         recorded.learn(replay, 12)
         assert same(recorded.state_dict(), called.state_dict())
         states = replay.newest_states()
-        chosen = [each.act(states, epsilon=0.0, rng=each.rng)[0] for each in (called, recorded)]
+        chosen = [
+            each.act(states, epsilon=0.0, rng=np.random.default_rng(0))[0]
+            for each in (called, recorded)
+        ]
         assert np.array_equal(*chosen)
     assert len(recorded._gradient_step.recordings) == 1  # type: ignore[attr-defined]
     assert recorded.metrics() == called.metrics()

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.learner import Learner, LearnerConfig
+from agents.learner import Learner
 from agents.optimizers import CenteredRMSProp
+from agents.settings import LearnerConfig
 from ebu.errors import UsageError
 from tests.made_up import same, through_disk
 

@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import agents.stacked
 from agents.graphs import Captured
-from agents.learner import Learner, LearnerConfig
+from agents.learner import Learner
 from agents.networks import build_network
+from agents.settings import LearnerConfig
 from agents.stacked import StackedLearner
-from ebu.staging import Staging
 from tests.made_up import same, through_disk
 
 CPU = torch.device("cpu")
@@ -509,14 +509,14 @@ def test_captured_learners_learn_and_act_as_others(optimizer: str) -> None:
     device = torch.device("cuda")
     settings: dict[str, Any] = {"optimizer": optimizer, "frame_shape": (36, 36), "device": device}
     eager, captured = stacked_of(**settings), stacked_of(**settings)
-    graph = Captured(captured.update, Staging(device), changes=captured.tensors)
+    graph = Captured(captured.update, changes=captured.tensors)
     for update in range(10):
         batch = [tensor.to(device) for tensor in minibatch(update, frame_shape=(36, 36))]
         for one, other in zip(eager.update(*batch), graph(*batch), strict=True):
             torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
     states = states_of(99, 4, (36, 36)).to(device)
     learners = torch.tensor([2, 0, 0, 1], device=device)
-    values = Captured(captured.values_of, Staging(device))(learners, states)
+    values = Captured(captured.values_of)(learners, states)
     every = captured.values(states)
     expected = torch.stack([every[k, row] for row, k in enumerate(learners.tolist())])
     torch.testing.assert_close(values, expected, atol=1e-3, rtol=1e-3)

@@ -9,10 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import EbuConfig, Precision, load_agent
-from agents.adaptive import AdaptiveEbu, AdaptiveEbuConfig
-from agents.ebu import Ebu
-from agents.learner import Learner, LearnerConfig
+from agents import (
+    Agent,
+    EbuConfig,
+    Learner,
+    LearnerConfig,
+    Precision,
+    build_agent,
+    build_learner,
+    load_agent,
+)
+from agents.settings import AdaptiveEbuConfig
 from agents.stacked import StackedLearner
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import load_latest, save_checkpoint
@@ -26,7 +33,7 @@ SHAPES: dict[str, Any] = {"image": (4, (36, 36), "uint8"), "flat": (1, (6,), "fl
 
 def agent_of(
     seed: int, network: str = "nature", shape: str = "image", precision: str = "float32"
-) -> Ebu:
+) -> Agent:
     stack, frame_shape, _ = SHAPES[shape]
     learner = Learner(
         LearnerConfig(network=network),
@@ -37,7 +44,7 @@ def agent_of(
         precision=precision,
         rng=np.random.default_rng(seed),
     )
-    return Ebu(EbuConfig(), learner, np.random.default_rng(seed))
+    return build_agent(EbuConfig(), learner, np.random.default_rng(seed))
 
 
 def start_run(
@@ -57,7 +64,7 @@ def start_run(
     return run_dir
 
 
-def save(agent: Ebu, frames: int, directory: Path) -> Path:
+def save(agent: Agent, frames: int, directory: Path) -> Path:
     state = {"agent": agent.state_dict(), "frames": frames}
     return save_checkpoint(directory, f"frames-{frames:012d}", state)
 
@@ -103,7 +110,7 @@ def test_a_loaded_agent_acts_as_the_one_that_was_trained(
 def test_of_several_learners_the_best_is_loaded(tmp_path: Path) -> None:
     stack, frame_shape, _ = SHAPES["image"]
     method = AdaptiveEbuConfig(learners=3)
-    learner = AdaptiveEbu.build_learner(
+    learner = build_learner(
         method,
         LearnerConfig(),
         stack=stack,
@@ -114,7 +121,7 @@ def test_of_several_learners_the_best_is_loaded(tmp_path: Path) -> None:
         rng=np.random.default_rng(1),
     )
     assert isinstance(learner, StackedLearner)
-    agent = AdaptiveEbu(method, learner, np.random.default_rng(1))
+    agent = build_agent(method, learner, np.random.default_rng(1))
     run_dir, stacks = start_run(tmp_path / "run", agent="adaptive_ebu"), stacks_of(20)
     ends = np.ones(3, dtype=bool)
     for best, frames in ((2, 400), (1, 800)):

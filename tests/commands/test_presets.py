@@ -67,7 +67,7 @@ def test_large_numbers_build_a_run_or_are_refused(tmp_path: Path) -> None:
         with contextlib.suppress(UsageError):
             build_trainer(parse_arguments([*args, f"--run-dir={tmp_path / flag}"])).close()
             built.add(flag)
-    assert built >= {"--frames", "--seed", "--target-sync-updates", "--importance-updates"}
+    assert built >= {"--frames", "--seed", "--target-sync-updates"}
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_large_numbers_build_a_run_or_are_refused(tmp_path: Path) -> None:
     [
         (["--agent", "dqn", "--beta", "1"], ["ebu", "adaptive_ebu"], "dqn"),
         (["--beta=1", "--agent=nstep"], ["ebu", "adaptive_ebu"], "nstep"),
-        (["--n-step", "3"], ["nstep"], "ebu"),
-        (["--n_step", "3"], ["nstep"], "ebu"),
+        (["--n-step", "3"], ["dqn", "nstep"], "ebu"),
+        (["--n_step", "3"], ["dqn", "nstep"], "ebu"),
         (["--trace-lambda", "1", "--preset", "paper"], ["retrace", "q_lambda"], "ebu"),
     ],
 )
@@ -186,7 +186,7 @@ def test_what_cannot_be_resumed_is_one_line(tmp_path: Path) -> None:
         ({"agent": "student"}, "did not start it"),
         ({"preset": 3}, "did not start it"),
         ({"frames": "soon"}, "--frames"),
-        ({"double": True}, "double"),
+        ({"triple": True}, "triple"),
     ):
         settings = {**config["settings"], **change}
         if said is None:

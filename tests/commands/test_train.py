@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents import AGENTS, AgentConfig, load_agent
-from agents.prioritized import PrioritizedConfig
+from agents import AGENTS, load_agent
 from ebu.commands.presets import DEFAULT, PAPER
 from ebu.commands.train_arguments import flags_of, gymnasium_defaults, parse_arguments
 from ebu.commands.trainer import build_trainer
@@ -190,12 +189,11 @@ def test_priorities_are_corrected_in_full_before_a_million_frames(
     if updates_per_step is not None:
         flags += ["--updates-per-step", updates_per_step]
     short, long = (
-        parse_arguments([*flags, "--frames", frames]).method for frames in ("1000000", "50000000")
+        parse_arguments([*flags, "--frames", frames]) for frames in ("1000000", "50000000")
     )
-    assert isinstance(short, PrioritizedConfig)
-    assert short == long
-    updates = (1_000_000 / 4 - short.learning_starts) * short.updates_per_step
-    assert short.importance_updates < updates
+    assert short.method == long.method
+    updates = (1_000_000 / 4 - short.loop.learning_starts) * short.loop.updates_per_step
+    assert short.method.importance_updates < updates
 
 
 def test_presets_read_as_lists_of_differences() -> None:
@@ -233,7 +231,8 @@ def test_presets_read_as_lists_of_differences() -> None:
 def test_an_agent_has_flags_of_its_own_and_presets_fit_it() -> None:
     config = parse_arguments(["--agent", "dqn", "--preset=paper"])
     assert config.agent == "dqn"
-    assert config.method == AgentConfig(learning_starts=50_000)
+    assert config.method == AGENTS[config.agent]
+    assert config.loop.learning_starts == 50_000
 
 
 @pytest.mark.parametrize(("args", "ends"), [([], True), (["False"], False), (["True"], True)])

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, cast
 import torch
 from torch import Tensor, nn
 
+from agents.agent import policy_weights
 from agents.distillation import losses
 from agents.distillation.collect import collect
 from agents.distillation.pipeline import Offline
@@ -24,7 +25,6 @@ from agents.distillation.sources import finished, rng_of
 from agents.distillation.teachers import ENSEMBLE, load_teacher
 from agents.distillation.temperature import temperature_of
 from agents.networks import Features, QNetwork
-from agents.registry import AGENTS
 from agents.trained import WEIGHTS, TrainedAgent
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import load_latest
@@ -107,7 +107,7 @@ def learners_of(
     for learner in range(count):
         network = copy.deepcopy(playing.network)
         state = {**checkpoint.state["agent"], "best": learner}
-        network.load_state_dict(AGENTS[LEARNERS].policy_weights(state))
+        network.load_state_dict(policy_weights(state))
         warnings = playing.warnings if learner == 0 else []
         agent = TrainedAgent(network, "values", playing.config, playing.frames, device, warnings)
         members.append(Member(agent, run_dir, learner))

@@ -1,0 +1,186 @@
+"""The agents by name, and the settings of each: a table of choices that imports no torch.
+
+An agent is a choice of which transitions come next (the sampler), what their values are moved to
+(the target), a loss and a network. A row of `AGENTS` names the settings; the type of the settings
+decides the target (`agents.registry`), and flags change any of them.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from ebu.errors import UsageError
+from ebu.run.settings import (
+    Bounds,
+    NotNegative,
+    NotNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Share,
+)
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """What every agent is told about its minibatches."""
+
+    gamma: Share = 0.99
+    """Discount factor."""
+    batch_size: Annotated[int, Bounds(1, 65_536)] = 32
+    """Transitions in a minibatch."""
+    clip_rewards: bool = True
+    """Clip rewards to [-1, 1] in targets (evaluation always counts raw rewards)."""
+    cuda_graphs: bool = True
+    """On a GPU, launch an update as one graph of all its operations."""
+    prioritized: bool = False
+    """Sample in proportion to the last error (Schaul et al. 2016): transitions, or whole segments
+    where the agent learns from those."""
+    priority_exponent: NotNegativeFloat = 0.6
+    """With --prioritized, alpha: 0 samples uniformly, 1 in proportion to the error."""
+    importance_exponent: Share = 0.4
+    """With --prioritized, beta of the importance weights at the start; it rises to 1."""
+    importance_updates: Positive = 40_000
+    """With --prioritized, updates until beta is 1: fewer than a run of 1M frames makes."""
+
+    def check(self) -> None:
+        """Raise `UsageError` for settings that do not fit each other; ranges are in the types."""
+        for name in ("priority_exponent", "importance_exponent", "importance_updates"):
+            if not self.prioritized and getattr(self, name) != getattr(AgentConfig, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{flag} changes nothing without --prioritized: add it")
+
+
+@dataclass(frozen=True)
+class TransitionConfig(AgentConfig):
+    """Single transitions, with the rewards of one or more steps."""
+
+    n_step: Annotated[int, Bounds(1, 1_000)] = 1
+    """Rewards in a target; fewer where the game ends before."""
+    double: bool = False
+    """The online network chooses the next action, the target network values it."""
+
+
+@dataclass(frozen=True)
+class OptimalityTighteningConfig(AgentConfig):
+    """Single transitions, with bounds on their values."""
+
+    bound_steps: Annotated[int, Bounds(1, 1_000)] = 4
+    """Steps before and after a transition whose returns bound its value."""
+    bound_penalty: NotNegativeFloat = 4.0
+    """Weight of a violated bound relative to the one-step target."""
+
+    def check(self) -> None:
+        super().check()
+        # Upper bounds are returns divided by powers of gamma.
+        if self.gamma == 0:
+            raise UsageError("--gamma must be positive for bounds on the values, not 0")
+
+
+@dataclass(frozen=True)
+class SegmentConfig(AgentConfig):
+    """Whole segments, trained on from the end backward."""
+
+    mix_segments: Positive = 1
+    """Segments in a minibatch; 1 is the original of EBU."""
+
+    def check(self) -> None:
+        super().check()
+        if self.batch_size % self.mix_segments:
+            raise UsageError(
+                f"--mix-segments {self.mix_segments} must divide --batch-size {self.batch_size}"
+            )
+
+
+@dataclass(frozen=True)
+class EbuConfig(SegmentConfig):
+    """EBU with one diffusion factor."""
+
+    beta: Share = 0.5
+    """Diffusion factor: the share of the propagated value in a backward target."""
+    double: bool = False
+    """The online network chooses the next action, the target network values it."""
+
+
+@dataclass(frozen=True)
+class AdaptiveEbuConfig(EbuConfig):
+    """EBU with several diffusion factors, which compete."""
+
+    beta: Share = EbuConfig.beta
+    """Diffusion factor of a single learner (--learners 1); several have 0, 1/(K-1), ..., 1."""
+    learners: Annotated[int, Bounds(1, 1_000)] = 11
+    """Learners K; each has networks and a diffusion factor of its own."""
+    copy_every_steps: Positive = 62_500
+    """Agent steps between two copies of the best learner's networks to all."""
+
+    def check(self) -> None:
+        super().check()
+        if self.learners > 1 and self.beta != type(self).beta:
+            raise UsageError(
+                f"--beta {self.beta} is for --learners 1: {self.learners} learners have the "
+                "diffusion factors from 0 to 1 at equal distances"
+            )
+
+    @property
+    def betas(self) -> tuple[float, ...]:
+        """The learners' diffusion factors (K,), ascending."""
+        if self.learners == 1:
+            return (self.beta,)
+        return tuple(k / (self.learners - 1) for k in range(self.learners))
+
+
+@dataclass(frozen=True)
+class RetraceConfig(SegmentConfig):
+    """Retrace: how far values travel, and of which policy."""
+
+    trace_lambda: Share = 1.0
+    """How much of a trace remains after a step that both policies choose alike."""
+    target_epsilon: Share = 0.01
+    """The policy whose values are learned is epsilon-greedy with this epsilon."""
+
+
+@dataclass(frozen=True)
+class QLambdaConfig(SegmentConfig):
+    """Peng's Q(lambda): how far values travel."""
+
+    trace_lambda: Share = 0.7
+    """Share of the value propagated from the next step; the rest is the best estimate."""
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """The network, its loss and its optimizer."""
+
+    network: str = "nature"
+    """Q-network: nature, dueling, the small net1, net2, net3, or widths such as 16-32-32/256. Flat
+    observations get a hidden layer for the convolutions."""
+    output_scale: PositiveFloat = 0.1
+    """Factor on the initial weights and biases of the output layer. Small ones start all action
+    values near 0; 1 is the initialisation of the EBU paper's code."""
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    """adam, or the centred RMSProp of DQN 2015 with its epsilon inside the root."""
+    learning_rate: PositiveFloat = 1e-4
+    """Step size of the optimizer."""
+    optimizer_epsilon: PositiveFloat = 1e-5
+    """Added to the denominator (adam) or inside the root (rmsprop)."""
+    loss_reduction: Literal["mean", "sum"] = "mean"
+    """How the Huber losses of a minibatch are reduced to one."""
+    huber_delta: PositiveFloat = 1.0
+    """Size of an error up to which the Huber loss is quadratic; linear beyond."""
+    target_sync_updates: Positive = 1_000
+    """Updates between two copies of the online weights to the target network."""
+    average_updates: NotNegative = 0
+    """Updates over which the weights that play evaluations, and that load_agent loads, are averaged
+    (Polyak, Juditsky 1992); 0 takes the newest. adaptive_ebu takes its best learner's newest."""
+
+
+AGENTS: dict[str, AgentConfig] = {
+    "ebu": EbuConfig(),
+    "adaptive_ebu": AdaptiveEbuConfig(),
+    "dqn": TransitionConfig(),
+    "double_dqn": TransitionConfig(double=True),
+    "nstep": TransitionConfig(n_step=3),
+    "prioritized": TransitionConfig(prioritized=True, double=True),
+    "retrace": RetraceConfig(),
+    "q_lambda": QLambdaConfig(),
+    "optimality_tightening": OptimalityTighteningConfig(),
+}
+"""The settings of each agent by the name `--agent` takes; flags change any of them."""

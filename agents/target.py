@@ -1,0 +1,52 @@
+"""The seam between a minibatch and what its values are moved to."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from agents.learner import Learner
+from agents.settings import AgentConfig
+from ebu.replay import Batch, EpisodicReplay
+from ebu.sampling import Minibatch
+from ebu.stopwatch import Stopwatch
+
+ConfigT_co = TypeVar("ConfigT_co", bound=AgentConfig, covariant=True)
+
+
+class Target(ABC, Generic[ConfigT_co]):
+    """Where the values Q(s, a) of a minibatch are moved to.
+
+    An update calls `prepare`, on the host, and then itself, a function of tensors that becomes part
+    of a CUDA graph on a GPU: (B,) float32 targets of a batch and of what was prepared.
+    """
+
+    def __init__(self, config: ConfigT_co, learner: Learner, stopwatch: Stopwatch) -> None:
+        self.config = config
+        self.learner = learner
+        self.stopwatch = stopwatch
+
+    def batch(self, replay: EpisodicReplay, located: Tensor) -> Batch:
+        """Stored transitions, with the rewards that targets are made of."""
+        return replay.batch(located, clip_rewards=self.config.clip_rewards)
+
+    def prepare(
+        self, replay: EpisodicReplay, minibatch: Minibatch
+    ) -> dict[str, np.ndarray | Tensor]:
+        """Arguments of the call by name, arrays on the host: nothing but the batch by default."""
+        return {}
+
+    @abstractmethod
+    def __call__(self, batch: Batch, **prepared: Tensor) -> Tensor:
+        """Targets (B,) float32, or (K, B) of K learners, without gradient."""
+
+    def metrics(self) -> dict[str, float]:
+        """Averages since the last call, for the logs."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""

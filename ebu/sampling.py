@@ -1,0 +1,415 @@
+"""Samplers: which stored transitions an agent trains on next.
+
+| sampler | minibatches |
+| --- | --- |
+| TransitionSampler | transitions, uniformly |
+| PrioritizedTransitions | transitions in proportion to their last error |
+| SegmentSampler | whole segments, uniformly, each from its end to its start |
+| PrioritizedSegments | the same, segments in proportion to their last mean error |
+
+A sampler draws from a generator of its own and saves it: `state_dict` restores every later draw.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from ebu.errors import EbuError
+from ebu.replay import EpisodicReplay
+from ebu.segments import Segment
+from ebu.sum_tree import SumTree
+
+SMALLEST_PRIORITY = 1e-6
+"""Added to the size of an error, so that everything stored can be drawn."""
+
+
+@dataclass
+class Draw:
+    """A drawn segment that is trained on from its end to its start.
+
+    | field | meaning |
+    | --- | --- |
+    | segment | what is trained on: a stored segment, or the tail of one |
+    | left | transitions not yet trained on: the first `left` of the segment |
+    | targets | (…, T) float32, once the agent has computed them |
+    | chance | the smallest priority of a stored segment relative to this one's, when drawn |
+    | start | first step of the stored segment |
+    | error | sum of the absolute errors of the transitions trained on |
+    """
+
+    segment: Segment
+    left: int
+    start: int
+    targets: Tensor | None = None
+    chance: float = 1.0
+    error: float = 0.0
+
+
+class Piece(NamedTuple):
+    """Consecutive transitions of a draw in a minibatch: `size` of them from index `first` on."""
+
+    draw: Draw
+    first: int
+    size: int
+
+
+class Minibatch(NamedTuple):
+    """Stored transitions to train on.
+
+    | field | shape, dtype | meaning |
+    | --- | --- | --- |
+    | steps, streams | (B,) int64 | where they are stored |
+    | weights | (B,) float32 or None | factors of their losses; None: all 1 |
+    | pieces | | the draws they come from, in order; none for single transitions |
+    """
+
+    steps: np.ndarray
+    streams: np.ndarray
+    weights: np.ndarray | None = None
+    pieces: tuple[Piece, ...] = ()
+
+
+class Importance:
+    """Importance weights (Schaul et al. 2016): (n P)^-β, with β rising to 1 over the updates."""
+
+    def __init__(self, exponent: float, updates: int) -> None:
+        self.exponent = exponent
+        self.updates = updates
+
+    def weights(self, chances: np.ndarray, updates: int) -> np.ndarray:
+        """Weights float32 of draws with these chances relative to the smallest one, after so many
+        updates; the number of candidates and the total of their priorities cancel."""
+        share = min(1.0, updates / self.updates)
+        beta = self.exponent + (1.0 - self.exponent) * share
+        return (chances**beta).astype(np.float32)
+
+
+class Sampler(ABC):
+    """Draws minibatches from a replay memory."""
+
+    needs_segments: bool = False
+    """Whether it draws whole segments; other samplers draw single transitions."""
+    wants_errors: bool = False
+    """Whether `train_on` is to be called; reading the errors waits for the device."""
+
+    def __init__(self, rng: np.random.Generator, batch_size: int) -> None:
+        self.rng = rng
+        self.batch_size = batch_size
+
+    def sample(self, replay: EpisodicReplay, updates: int) -> Iterator[Minibatch]:
+        """The minibatches of the next `updates` updates, each drawn when it is asked for.
+
+        Raises `ValueError` while nothing is stored to draw from.
+        """
+        for _ in range(updates):
+            yield self.draw(replay)
+
+    @abstractmethod
+    def draw(self, replay: EpisodicReplay) -> Minibatch:
+        """The next minibatch."""
+
+    def train_on(  # noqa: B027
+        self, replay: EpisodicReplay, minibatch: Minibatch, errors: Tensor
+    ) -> None:
+        """Take note of the errors (B,) or (K, B) of a minibatch before its update."""
+
+    def metrics(self) -> dict[str, float]:
+        """What the logs show."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rng.bit_generator.state = state["rng"]
+
+
+def absolute_errors(errors: Tensor) -> np.ndarray:
+    """|errors| (B,) float64 on the host, the mean over learners where there are several.
+
+    Raises `EbuError` where an error is not finite.
+    """
+    sizes: np.ndarray = errors.abs().cpu().numpy().astype(np.float64)
+    if sizes.ndim > 1:
+        sizes = sizes.mean(axis=0)
+    if not np.isfinite(sizes).all():
+        raise EbuError("the action values are no longer finite: try a lower --learning-rate")
+    return sizes
+
+
+class TransitionSampler(Sampler):
+    """Transitions drawn uniformly (Mnih et al. 2015)."""
+
+    def draw(self, replay: EpisodicReplay) -> Minibatch:
+        return Minibatch(*replay.draw_transitions(self.rng, self.batch_size))
+
+
+class PrioritizedTransitions(Sampler):
+    """Transitions drawn in proportion to |error|^alpha (Schaul, Quan, Antonoglou, Silver 2016).
+
+    A transition enters with the largest priority so far. The tree has a leaf for each place of the
+    replay memory, 0 where no transition can be drawn.
+    """
+
+    wants_errors = True
+
+    def __init__(
+        self, rng: np.random.Generator, batch_size: int, exponent: float, importance: Importance
+    ) -> None:
+        super().__init__(rng, batch_size)
+        self.exponent = exponent
+        self.importance = importance
+        self.updates = 0
+        self._tree: SumTree | None = None  # as large as the memory it first draws from
+        self._largest = 1.0
+        self._entered = 0  # transitions of all steps before this one are in the tree
+
+    def draw(self, replay: EpisodicReplay) -> Minibatch:
+        tree = self._enter(replay)
+        places = tree.draw(self.rng, self.batch_size)
+        chances = tree[places]
+        weights = self.importance.weights(chances.min() / chances, self.updates)
+        return Minibatch(*replay.newest_at(places), weights)
+
+    def train_on(self, replay: EpisodicReplay, minibatch: Minibatch, errors: Tensor) -> None:
+        assert self._tree is not None
+        priorities = absolute_errors(errors) + SMALLEST_PRIORITY
+        places = replay.places(minibatch.steps, minibatch.streams)
+        self._tree.set(places, priorities**self.exponent)
+        self._largest = max(self._largest, float(priorities.max()))
+        self.updates += 1
+
+    def _enter(self, replay: EpisodicReplay) -> SumTree:
+        """Bring the tree up to what the memory holds now."""
+        if self._tree is None:
+            self._tree = SumTree(replay.num_places)
+        tree = self._tree
+        if self._entered < replay.num_steps - 1:
+            places, steps, stored = replay.changed_since(self._entered)
+            largest = self._largest**self.exponent
+            values = np.where(steps < self._entered, tree[places], largest)
+            tree.set(places, np.where(stored, values, 0.0))
+            self._entered = replay.num_steps - 1
+        if not tree.total:
+            raise ValueError("no transition is stored yet")
+        return tree
+
+    def state_dict(self) -> dict[str, Any]:
+        leaves = np.empty(0) if self._tree is None else self._tree.leaves
+        return {
+            **super().state_dict(),
+            "leaves": leaves.copy(),
+            "largest": self._largest,
+            "entered": self._entered,
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        leaves = state["leaves"]
+        self._tree = None
+        if len(leaves):
+            self._tree = SumTree(len(leaves))
+            self._tree.set(np.arange(len(leaves)), leaves)
+        self._largest = state["largest"]
+        self._entered = state["entered"]
+        self.updates = state["updates"]
+
+
+class SegmentSampler(Sampler):
+    """Whole segments drawn uniformly, each trained on from its end to its start.
+
+    Lee, Choi, Chung 2019, Algorithm 2. With `mix_segments` 1 a minibatch holds consecutive
+    transitions of one segment; the short one at a segment's start is filled from the tail of a
+    second draw, which then is dropped, as in the original. With M > 1 it holds batch_size / M
+    consecutive transitions of each of M segments, and a segment that is used up is replaced by the
+    next draw.
+    """
+
+    needs_segments = True
+
+    def __init__(self, rng: np.random.Generator, batch_size: int, mix_segments: int) -> None:
+        super().__init__(rng, batch_size)
+        self.forfeited_draws = 0
+        """Draws given up because their frames were about to be overwritten."""
+        self._draws: list[Draw | None] = [None] * mix_segments
+
+    def draw(self, replay: EpisodicReplay) -> Minibatch:
+        share = self.batch_size // len(self._draws)
+        pieces = tuple(
+            piece for index in range(len(self._draws)) for piece in self._take(replay, index, share)
+        )
+        steps = [np.arange(size) + (draw.segment.start + first) for draw, first, size in pieces]
+        streams = [np.full(size, draw.segment.stream) for draw, _, size in pieces]
+        return Minibatch(
+            np.concatenate(steps), np.concatenate(streams), self.weights(pieces), pieces
+        )
+
+    def _take(self, replay: EpisodicReplay, index: int, count: int) -> list[Piece]:
+        """The next `count` transitions from one of the draws in progress, and its successors."""
+        pieces: list[Piece] = []
+        draw = self._draws[index]
+        while count > 0:
+            if draw is not None:
+                first_step = draw.segment.start + draw.left - min(count, draw.left)
+                if not replay.is_stored(draw.segment.stream, first_step):
+                    self.forfeited_draws += 1
+                    draw = None
+            if draw is None:
+                filling = bool(pieces) and len(self._draws) == 1
+                draw = self._new_draw(replay, tail=count if filling else None)
+            size = min(count, draw.left)
+            draw.left -= size
+            count -= size
+            pieces.append(Piece(draw, draw.left, size))
+            if draw.left == 0:
+                draw = None
+        self._draws[index] = draw
+        return pieces
+
+    def _new_draw(self, replay: EpisodicReplay, tail: int | None) -> Draw:
+        """Draw a segment, or the last `tail` transitions of one.
+
+        The targets of a segment's tail depend on nothing before it.
+        """
+        segment, chance = self.draw_segment(replay)
+        start = segment.start
+        if tail is not None and tail < segment.length:
+            skipped = segment.length - tail
+            segment = Segment(segment.stream, start + skipped, tail, segment.terminated)
+        return Draw(segment, segment.length, start, chance=chance)
+
+    def draw_segment(self, replay: EpisodicReplay) -> tuple[Segment, float]:
+        """The next segment, and its `Draw.chance`."""
+        return replay.draw_segment(self.rng), 1.0
+
+    def weights(self, pieces: tuple[Piece, ...]) -> np.ndarray | None:
+        """Factors (B,) of the losses of a minibatch; None: all 1."""
+        return None
+
+    def metrics(self) -> dict[str, float]:
+        return {"replay/forfeited_draws": float(self.forfeited_draws)}
+
+    def state_dict(self) -> dict[str, Any]:
+        draws = [draw for draw in self._draws if draw is not None]
+        return {
+            **super().state_dict(),
+            "forfeited_draws": self.forfeited_draws,
+            "draws": {
+                "index": [index for index, draw in enumerate(self._draws) if draw is not None],
+                "segment": [list(draw.segment) for draw in draws],
+                "left": [draw.left for draw in draws],
+                "start": [draw.start for draw in draws],
+                "chance": [draw.chance for draw in draws],
+                "error": [draw.error for draw in draws],
+                "targets": {str(i): draw.targets for i, draw in enumerate(draws)},
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.forfeited_draws = state["forfeited_draws"]
+        self._draws = [None] * len(self._draws)
+        draws = state["draws"]
+        for i, index in enumerate(draws["index"]):
+            self._draws[index] = Draw(
+                Segment(*draws["segment"][i]),
+                draws["left"][i],
+                draws["start"][i],
+                draws["targets"][str(i)],
+                draws["chance"][i],
+                draws["error"][i],
+            )
+
+
+@dataclass
+class _Priorities:
+    """A priority for each place of the memory, of the segment that starts there.
+
+    Places are used again: a priority counts only for the segment with the recorded start.
+    """
+
+    values: np.ndarray = field(default_factory=lambda: np.empty(0))
+    starts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def grow(self, num_places: int) -> None:
+        if not len(self.values):
+            self.values = np.zeros(num_places)
+            self.starts = np.full(num_places, -1)
+
+
+class PrioritizedSegments(SegmentSampler):
+    """Segments drawn in proportion to their priority^alpha, trained on as in `SegmentSampler`.
+
+    A segment's priority is the mean absolute error of its transitions when it was last trained on;
+    one that was not yet has the largest priority so far. Losses have importance weights relative
+    to the largest of all stored segments, since a minibatch may hold a single segment.
+    """
+
+    wants_errors = True
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        batch_size: int,
+        mix_segments: int,
+        exponent: float,
+        importance: Importance,
+    ) -> None:
+        super().__init__(rng, batch_size, mix_segments)
+        self.exponent = exponent
+        self.importance = importance
+        self.updates = 0
+        self._largest = 1.0
+        self._priorities = _Priorities()
+
+    def draw_segment(self, replay: EpisodicReplay) -> tuple[Segment, float]:
+        streams, starts = replay.segment_starts()
+        if not len(starts):
+            raise ValueError("no segment is stored yet")
+        self._priorities.grow(replay.num_places)
+        places = replay.places(starts, streams)
+        known = self._priorities.starts[places] == starts
+        priorities = np.where(known, self._priorities.values[places], self._largest)
+        priorities **= self.exponent
+        total = priorities.cumsum()
+        index = int(np.searchsorted(total, self.rng.random() * total[-1], side="right"))
+        index = min(index, len(total) - 1)
+        return replay.segment(index), float(priorities.min() / priorities[index])
+
+    def weights(self, pieces: tuple[Piece, ...]) -> np.ndarray:
+        chances = np.array([piece.draw.chance for piece in pieces])
+        sizes = [piece.size for piece in pieces]
+        return self.importance.weights(chances, self.updates).repeat(sizes)
+
+    def train_on(self, replay: EpisodicReplay, minibatch: Minibatch, errors: Tensor) -> None:
+        sizes = absolute_errors(errors)
+        parts = np.split(sizes, np.cumsum([piece.size for piece in minibatch.pieces])[:-1])
+        for (draw, first, _), part in zip(minibatch.pieces, parts, strict=True):
+            draw.error += float(part.sum())
+            if first == 0:
+                priority = draw.error / draw.segment.length + SMALLEST_PRIORITY
+                place = replay.places(np.array([draw.start]), np.array([draw.segment.stream]))
+                self._priorities.values[place] = priority
+                self._priorities.starts[place] = draw.start
+                self._largest = max(self._largest, priority)
+        self.updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "priorities": self._priorities.values.copy(),
+            "priority_starts": self._priorities.starts.copy(),
+            "largest": self._largest,
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._priorities = _Priorities(state["priorities"], state["priority_starts"])
+        self._largest = state["largest"]
+        self.updates = state["updates"]
