@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from benchmarks import measurement
-from ebu.errors import UsageError
 
 CPU = torch.device("cpu")
 
@@ -66,9 +65,3 @@ def test_a_results_file_holds_the_conditions_and_the_figures(
     assert record["machine"]["memory_bytes"] > 2**20
     table = "\n\n| part | s |\n| --- | --- |\n| draw | [0.5] |\n"
     assert capsys.readouterr().out.endswith(f"schedule: epsilon 0.1{table}")
-
-
-def test_what_is_compared_with_must_be_installed() -> None:
-    measurement.require_installed("torch", "PyTorch")
-    with pytest.raises(UsageError, match=r"^Nothing is not installed: pip install .*\[bench\]"):
-        measurement.require_installed("no_such_module", "Nothing")

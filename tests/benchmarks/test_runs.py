@@ -38,26 +38,6 @@ def test_a_rate_that_sb3_cannot_have_is_refused(rate: float) -> None:
         runs.sb3_schedule(1, rate)
 
 
-def test_names_tell_runs_apart() -> None:
-    contenders = [
-        runs.Contender("ebu", 8),
-        runs.Contender("ebu", 8, "bfloat16"),
-        runs.Contender("ebu", 8, "bfloat16", deterministic=True),
-        runs.Contender("sb3", 4, processes=True),
-    ]
-    assert [each.name for each in contenders] == [
-        "ebu, N=8",
-        "ebu bfloat16, N=8",
-        "ebu bfloat16 deterministic, N=8",
-        "sb3, N=4 in processes",
-    ]
-    assert [each.kind("bfloat16") for each in contenders[:3]] == [
-        "ebu float32",
-        "ebu",
-        "ebu deterministic",
-    ]
-
-
 def test_a_window_begins_with_enough_updates_and_ends_after_its_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -20,7 +20,7 @@ def test_all_kinds_of_code_are_found_in_order(tmp_path: Path) -> None:
     page = """\
 # Title
 
-Run `make it` or see `a.py`, `GAME`, `make`:
+Run `make it` or see `a.py`, `GAME`, `make`, `make it`:
 
     first   # a remark
     second --flag
@@ -69,11 +69,6 @@ second"
     assert [text.split()[0] for _, text in commands] == ["one", "for", "three"]
 
 
-def test_a_command_in_a_sentence_is_not_run_again(tmp_path: Path) -> None:
-    page = "    make it\n\n`make it` made it, `make that` makes that.\n"
-    assert [text for _, text in typed(page, tmp_path)] == ["make it", "make that"]
-
-
 @pytest.mark.parametrize(
     ("page", "line"),
     [
@@ -94,12 +89,9 @@ def test_a_page_that_cannot_be_read_is_refused(page: str, line: int, tmp_path: P
     [
         ("play.py", "play.py --frames 1000"),
         ("./play.py", "./play.py --frames 1000"),
-        ("play.py --frames 999 x", "play.py --frames 999 x"),
         ("play.py --frames 10000000", "play.py --frames 2000"),
         ("play.py --frames=20M --seed 3", "play.py --frames 3000 --seed 3"),
         ("play.py --frames 1e6 -- --frames 5", "play.py --frames 1100 -- --frames 5"),
-        ("play.py --frames 5k 7k", "play.py --frames 1000 1000"),
-        ("play.py --frames many", "play.py --frames many"),
         ("play.py --frames 1 --games a b --x y", "play.py --frames 1 --games a --x y"),
         ("play.py --frames 1 --games atari5 b", "play.py --frames 1 --games pong"),
         ("play.py --frames 1 --grow 500", "play.py --frames 1 --grow 10"),
@@ -170,11 +162,9 @@ def test_commands_of_a_page_share_a_shell(run: Callable[[str], list[Result]]) ->
     "broken",
     [
         "    false",
-        "    cat missing",
         "    for code in 3 0; do (exit $code); done",
         "    echo 'Traceback (most recent call last)'",
         "    python -c ''",
-        "    pip --version",
         "    .venv/bin/python other.py",
         "    .venv/bin/other",
         "    exit 0",
@@ -189,15 +179,6 @@ def test_what_is_broken_fails(broken: str, run: Callable[[str], list[Result]]) -
     assert [result.where for result in results if result.failed] in (
         [["README.md:3"], ["README.md:4"]]
     )
-
-
-def test_a_failure_shows_what_was_printed_and_the_next_command_runs(
-    run: Callable[[str], list[Result]],
-) -> None:
-    first, second = run("    echo heard; false\n    true\n")
-    assert first.failed is not None
-    assert "heard" in first.failed
-    assert second.failed is None
 
 
 def test_files_and_changes_of_a_page_are_made(run: Callable[[str], list[Result]]) -> None:

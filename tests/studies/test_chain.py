@@ -9,17 +9,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ebu.errors import EbuError, UsageError
+from ebu.errors import UsageError
 from studies.chain.__main__ import main
 from studies.chain.report import record, table, visited
 from studies.chain.study import (
     CHAINS,
     CONFIDENCE,
-    GAMMA,
-    METHODS,
     Curve,
     Settings,
-    has_learnt,
     measure,
     stored_episode,
 )
@@ -69,11 +66,6 @@ def test_the_stored_episode_has_one_wrong_turn():
     assert episode.terminated.tolist() == [False] * 4 + [True]
 
 
-def test_learnt_means_right_in_every_state_and_no_tie():
-    q = np.array([[[0, 1], [0, 2], [3, 0]], [[1, 1], [0, 2], [0, 0]], [[0, 1], [2, 1], [0, 0]]])
-    assert has_learnt(q).tolist() == [True, False, False]
-
-
 @pytest.mark.parametrize(("num_states", "updates"), [(4, 5), (5, 6)])
 def test_backward_sweeps_learn_with_the_last_update_of_the_first_sweep(chains, num_states, updates):
     curve = chains[num_states]["backward"]
@@ -97,12 +89,6 @@ def test_with_current_errors_the_wrong_turn_costs_half_of_the_runs_an_update(cha
     half_way = round(float(probability[shortest]) * RUNS)
     assert scipy.stats.binomtest(half_way, RUNS, 0.4985).pvalue > ERROR_RATE
     assert probability[shortest + 1] > 0.99
-
-
-@pytest.mark.parametrize("num_states", CHAINS)
-def test_what_is_learnt_stays_learnt(chains, num_states):
-    for curve in chains[num_states].values():
-        assert (np.diff(curve.learnt) >= 0).all()
 
 
 def test_intervals_are_those_of_clopper_and_pearson():
@@ -130,16 +116,7 @@ def test_the_data_are_a_function_of_the_settings():
         chains = {num_states: measure(settings, num_states) for num_states in CHAINS}
         return json.dumps(record(settings, chains))
 
-    assert measured(0) == measured(0)
-    data, other = json.loads(measured(0)), json.loads(measured(1))
-    assert data["settings"] == {"runs": 20, "updates": 8, "seed": 0, "gamma": GAMMA}
-    assert data["chains"] != other["chains"]
-    assert set(data["chains"]) == {"4", "5"}
-    for chain in data["chains"].values():
-        assert list(chain["methods"]) == list(METHODS)
-        for method in chain["methods"].values():
-            ends = [len(end) for end in method["interval_95"]]
-            assert [len(method["learnt_runs"]), *ends] == [9, 9, 9]
+    assert measured(0) == measured(0) != measured(1)
 
 
 def test_the_script_writes_data_picture_and_table(tmp_path):
@@ -158,26 +135,8 @@ def test_the_script_writes_data_picture_and_table(tmp_path):
     assert (out / "chain.png").read_bytes().startswith(b"\x89PNG")
 
 
-def run_main(monkeypatch, out: Path, *flags: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["chain", "--out", str(out), "--updates", "2", *flags])
-    main()
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--runs", "0"], "--runs must be positive"),
-        (["--updates", "0"], "--updates must be positive"),
-        (["--seed", "-1"], "--seed must not be negative"),
-        (["--sweeps", "2"], "--sweeps"),
-    ],
-)
-def test_what_cannot_be_measured_is_refused(monkeypatch, tmp_path, flags, message):
-    with pytest.raises(UsageError, match=message):
-        run_main(monkeypatch, tmp_path, *flags)
-
-
-def test_where_nothing_can_be_written_is_said(monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(EbuError, match="cannot write"):
-        run_main(monkeypatch, tmp_path / "file")
+@pytest.mark.parametrize("flags", [["--runs", "0"], ["--updates", "0"], ["--seed", "-1"]])
+def test_what_cannot_be_measured_is_refused(monkeypatch, tmp_path, flags):
+    monkeypatch.setattr(sys, "argv", ["chain", "--out", str(tmp_path), *flags])
+    with pytest.raises(UsageError, match=f"{flags[0]} must"):
+        main()
