@@ -11,7 +11,7 @@ import pytest
 
 from ebu.commands import report, study
 from ebu.commands.presets import DEFAULT
-from ebu.commands.reporting.runs import learning_curve, read_run
+from ebu.commands.reporting.runs import learning_curve, read_run, settings_digest
 from ebu.commands.table.committed import MOST_LINES, result_differences, write_result
 from ebu.commands.table.jobs import Task
 from ebu.commands.table.plan import PlannedRun, StudyConfig, plan
@@ -172,6 +172,28 @@ def test_a_setting_that_one_side_lacks_counts_as_off() -> None:
         assert result_differences(planned, {**planned, "new": on})
     # Where both have it, nothing is not off.
     assert result_differences({**planned, "beta": None}, {**planned, "beta": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("agent", "recorded"),
+    [
+        ("ebu", set()),
+        ("double_dqn", set()),
+        ("nstep", {"n_step"}),
+        ("prioritized", {"priority_exponent", "importance_exponent", "importance_updates"}),
+    ],
+)
+def test_a_result_from_before_agents_could_be_combined_is_of_the_same_method(
+    agent: str, recorded: set[str]
+) -> None:
+    planned = flat(parse_arguments(["--agent", agent]))
+    later = {"prioritized", "double", "n_step", "priority_exponent"}
+    later |= {"importance_exponent", "importance_updates"}
+    old = {name: value for name, value in planned.items() if name not in later - recorded}
+    assert result_differences(old, planned) == []
+    assert settings_digest(old) == settings_digest(planned)
+    other = {**planned, "prioritized": not planned["prioritized"]}
+    assert result_differences(old, other)
 
 
 def test_a_result_is_scored_in_the_games_that_were_asked_for(
