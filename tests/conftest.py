@@ -9,5 +9,5 @@ hypothesis.settings.load_profile("ebu")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first: with several test processes all end at about the same time."""
+    """Run the longest tests first: with several processes all end at about the same time."""
     items.sort(key=lambda item: not item.path.name.startswith(("test_resume", "test_train.py")))

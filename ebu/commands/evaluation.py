@@ -18,6 +18,7 @@ from ebu.evaluation import Evaluation, Evaluator, random_play, seeds_of
 from ebu.interfaces import VectorEnvironment
 from ebu.run.cli import all_cores
 from ebu.run.directory import read_config
+from ebu.run.files import write_whole
 from ebu.run.machine import device_named, has_bfloat16, prepare_torch
 from ebu.run.progress import progress_bar
 from ebu.run.settings import one_of
@@ -84,10 +85,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     except EbuError as error:
         print(f"warning: the result is not in {config.run_dir}: {error}", file=sys.stderr)
     if config.json is not None:
-        try:
-            config.json.write_bytes(as_json(record))
-        except OSError as error:
-            raise EbuError(f"{config.json} cannot be written: {error.strerror}") from error
+        write_whole(config.json, as_json(record))
     return record
 
 

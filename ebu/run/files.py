@@ -54,7 +54,12 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise EbuError(
-            f"cannot write {path}: {error.strerror or error}; free space or make it writable, and "
-            "run the same command again"
-        ) from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> EbuError:
+    """The error of a file that could not be written, in one line with what to do."""
+    return EbuError(
+        f"cannot write {path}: {error.strerror or error}; free space or make it writable, and run "
+        "the same command again"
+    )

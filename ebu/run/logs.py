@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog, SourceMetadata  # type: ignore[import-untyped]
-from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
-from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog, SourceMetadata
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import text
 
 from ebu.errors import EbuError
 from ebu.run.directory import EVALUATIONS, EVENTS, METRICS
-from ebu.run.files import sync
+from ebu.run.files import cannot_write, sync
 from ebu.run.tensorboard import (
     EVAL_HIGH,
     EVAL_LOW,
@@ -116,7 +116,7 @@ class Monitor:
             sync(self._run_dir)
             return {path.name: path.stat().st_size for path in _log_files(self._run_dir)}
         except OSError as error:
-            raise _failure(self._run_dir, error) from error
+            raise cannot_write(self._run_dir, error) from error
 
     def close(self) -> None:
         for log in (self._metrics, self._evaluations, self._events):
@@ -199,7 +199,7 @@ class _Log:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, flags, 0o666)
         except OSError as error:
-            raise _failure(path, error) from error
+            raise cannot_write(path, error) from error
 
     def write(self, data: bytes) -> None:
         left = memoryview(data)
@@ -207,7 +207,7 @@ class _Log:
             while left:
                 left = left[os.write(self._descriptor, left) :]
         except OSError as error:
-            raise _failure(self._path, error) from error
+            raise cannot_write(self._path, error) from error
 
     def line(self, frames: int, values: Mapping[str, Any]) -> None:
         if "frames" in values:
@@ -229,19 +229,12 @@ class _Log:
         try:
             os.fsync(self._descriptor)
         except OSError as error:
-            raise _failure(self._path, error) from error
+            raise cannot_write(self._path, error) from error
 
     def close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-
-def _failure(path: Path, error: OSError) -> EbuError:
-    return EbuError(
-        f"cannot write {path}: {error.strerror or error}; free space or make it "
-        "writable, and run the same command again"
-    )
 
 
 def _log_files(run_dir: Path) -> list[Path]:

@@ -12,8 +12,8 @@ PROFILED_STEPS = 20
 class Profile:
     """Records vector steps of a run once it learns, into one file of a directory.
 
-    Told of every vector step, it looks away until updates are made, skips `SKIPPED_STEPS`, records
-    `PROFILED_STEPS` and is done. It changes nothing in the run.
+    Idle until the first update; then it skips `SKIPPED_STEPS` vector steps and records
+    `PROFILED_STEPS`. It changes nothing in the run.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -40,8 +40,6 @@ def say(line: str) -> None:
 class Progress:
     """How far a run is: one live line on a terminal, elsewhere a plain line now and then."""
 
-    REFRESH_SECONDS = 0.5
-    PLAIN_SECONDS = 30.0
     RATE_SECONDS = 30.0
     PAUSE_SECONDS = 10.0
 
@@ -78,13 +76,11 @@ class Progress:
             self._recent = deque((moment + gap, before + step) for moment, before in self._recent)
         self._frames, self._return, self._epsilon = frames, episode_return, epsilon
         self._updated_at = now
-        if now - self._recent[-1][0] >= self.REFRESH_SECONDS:
+        if now - self._recent[-1][0] >= LIVE_SECONDS:
             self._recent.append((now, frames))
             while len(self._recent) > 2 and self._recent[1][0] <= now - self.RATE_SECONDS:
                 self._recent.popleft()
-        if now - self._shown_at >= (
-            self.PLAIN_SECONDS if self._bar is None else self.REFRESH_SECONDS
-        ):
+        if now - self._shown_at >= (PLAIN_SECONDS if self._bar is None else LIVE_SECONDS):
             self._show(now)
 
     def write(self, line: str) -> None:
@@ -97,11 +93,11 @@ class Progress:
             else:
                 print(line, file=self._stream, flush=True)
         except (OSError, ValueError):
-            # Whoever read the messages has gone; the run goes on.
+            # stderr was closed: keep training.
             self._stream = self._bar = None
 
     def close(self) -> None:
-        """Show where the run stands for the last time."""
+        """Show the last state and end the line."""
         if self._bar is not None or self._frames != self._shown_frames:
             self._show(time.monotonic())
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""Pictures of a game as a GIF or an MP4."""
+"""Write pictures of a game as a GIF or an MP4."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ebu.errors import EbuError, UsageError
+from ebu.errors import UsageError
+from ebu.run.files import cannot_write
 
 LONGEST_SIDE = 320  # pixels; larger pictures are scaled down
 # One index of 256 stays free: Pillow uses it for "as in the picture before".
@@ -34,9 +35,7 @@ def write_video(path: Path, pictures: Iterable[np.ndarray], *, fps: int) -> None
             _write_mp4(draft, scaled, fps)
         draft.replace(path)
     except OSError as error:
-        raise EbuError(
-            f"{path} cannot be written: {error.strerror or error}; choose another place"
-        ) from error
+        raise cannot_write(path, error) from error
     finally:
         draft.unlink(missing_ok=True)
 

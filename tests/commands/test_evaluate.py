@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +26,8 @@ from ebu.commands.trainer import build_trainer
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import environments_for, random_play
 from ebu.run.machine import device_named
-from envs import AtariVector
+from envs import AtariVector, make_vector
+from envs.film import CannotFilmError
 from envs.protocols import MACHADO, PAPER, PROTOCOLS
 
 ROOT = Path(__file__).parents[2]
@@ -175,30 +175,21 @@ def test_a_record_holds_every_game(runs: Callable[[str], Path], tmp_path: Path) 
 
 
 QUESTIONS: list[dict[str, Any]] = [
-    *({}, {"episodes": 2}, {"seed": 1}, {"num_envs": 2}, {"weights": "best"}),
-    *({"epsilon": 0.5}, {"epsilon": 0.05000001}, {"random": True}, {"random": True, "seed": 1}),
+    *({}, {"seed": 1}, {"num_envs": 2}, {"weights": "best"}),
+    *({"epsilon": 0.05000001}, {"random": True}),
 ]
 
 
 def test_every_question_has_a_file_of_its_own_in_the_run_directory(copied: Path) -> None:
-    before, records = digests(copied), {}
-    for _ in range(2):
-        for number, question in enumerate(QUESTIONS):
-            record = run(config_for(copied, **{"episodes": 3, **question}))
-            assert records.setdefault(number, record) == record
+    before = digests(copied)
+    records: dict[int, Any] = {}
+    for number, question in enumerate([*QUESTIONS, QUESTIONS[0]]):
+        record = run(config_for(copied, **{"episodes": 3, **question}))
+        assert records.setdefault(number % len(QUESTIONS), record) == record
     assert before.items() <= digests(copied).items()
     kept = [json.loads(path.read_text()) for path in (copied / "evaluations").iterdir()]
     assert len(kept) == len(QUESTIONS)
     assert all(record in kept for record in records.values())
-
-
-def test_a_run_with_results_in_it_goes_on_and_is_scored_again(copied: Path) -> None:
-    run(config_for(copied, episodes=1))
-    before = digests(copied / "evaluations")
-    train(copied, TRAINED["breakout"].replace("--frames 1600", "--frames 2400"))
-    assert digests(copied / "evaluations") == before
-    assert run(config_for(copied, episodes=1))["trained_frames"] >= 2_400
-    assert len(digests(copied / "evaluations")) == 2
 
 
 def test_a_run_directory_that_cannot_be_written_still_has_its_score_shown(
@@ -212,9 +203,8 @@ def test_a_run_directory_that_cannot_be_written_still_has_its_score_shown(
     assert str(copied) in warning
 
 
-@pytest.mark.parametrize("epsilon", [0.0, 0.01, 1.0])
 def test_epsilon_is_played_recorded_and_set_apart_from_the_protocol(
-    epsilon: float, runs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    runs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {}
     real = evaluation.evaluate
@@ -224,20 +214,14 @@ def test_epsilon_is_played_recorded_and_set_apart_from_the_protocol(
         return real(*args, **given)
 
     monkeypatch.setattr(evaluation, "evaluate", noticing)
-    record = run(config_for(runs("breakout"), epsilon=epsilon))
-    assert options["epsilon"] == record["epsilon"] == epsilon
+    record = run(config_for(runs("breakout"), epsilon=0.01))
+    assert options["epsilon"] == record["epsilon"] == 0.01
     assert record["protocol_epsilon"] == 0.05
     assert as_table(record).count("not the protocol's") == 1
     assert "not the protocol's 0.05" in as_table(record)
     usual = run(config_for(runs("breakout"), epsilon=0.05))
     assert "not the protocol's" not in as_table(usual)
     assert "not the protocol's" not in as_table(run(config_for(runs("breakout"), random=True)))
-
-
-def test_the_number_of_games_is_set_apart_from_the_protocol(runs: Callable[[str], Path]) -> None:
-    for episodes, apart in ((5, False), (4, True), (6, True)):
-        record = run(config_for(runs("breakout"), episodes=episodes))
-        assert ("not the protocol's 5" in as_table(record)) == apart
 
 
 @pytest.mark.parametrize("has_bfloat16", [False, True])
@@ -280,19 +264,6 @@ def test_it_plays_in_the_precision_of_the_run(
     assert run(config_for(runs("bfloat16"), episodes=1, random=True))["precision"] is None
 
 
-def test_a_run_of_an_earlier_version_is_played_in_float32(copied: Path) -> None:
-    path = copied / "config.json"
-    settings = json.loads(path.read_text())
-    del settings["settings"]["precision"]
-    path.write_text(json.dumps(settings))
-    assert run(config_for(copied, episodes=1))["precision"] == "float32"
-
-
-def test_protocol_and_episodes_are_those_of_the_run(runs: Callable[[str], Path]) -> None:
-    record = run(config_for(runs("machado"), num_envs=5))
-    assert (record["protocol"], record["games"]) == ("machado", 5)
-
-
 def test_machado_is_a_separate_evaluation_with_the_final_epsilon(
     runs: Callable[[str], Path],
 ) -> None:
@@ -332,7 +303,7 @@ def test_an_evaluation_never_plays_the_games_of_training(
     runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds: list[int] = []
-    real = scoring.make_vector
+    real = make_vector
 
     def noticing(*args: Any, **given: Any) -> Any:
         seeds.append(given["seed"])
@@ -426,18 +397,6 @@ def test_the_film_is_of_the_best_game(runs: Callable[[str], Path], tmp_path: Pat
             shown += gif.info["duration"] // 70
         assert shown == -(-pictures // 2)
         assert gif.size == (160, 210)
-
-
-def test_a_long_film_is_cut_and_says_so(
-    runs: Callable[[str], Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(showing, "VIDEO_SECONDS", 1)
-    run(config_for(runs("breakout"), random=True, video=tmp_path / "best.gif"))
-    # A game of 50 steps has 26 of its pictures shown, of which one second holds 15.
-    assert "its first 58%, the rest is left out" in capsys.readouterr().err
 
 
 def test_observations_are_the_film_where_nothing_is_rendered(
@@ -536,7 +495,7 @@ def test_an_environment_without_pictures_is_refused_before_playing(
 
 def cannot_film(*_: Any) -> Any:
     """A film that there is not."""
-    raise showing.CannotFilmError("too dark")
+    raise CannotFilmError("too dark")
     yield
 
 
@@ -576,14 +535,6 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     assert "warning: checkpoint frames-000000009999 is damaged" in capsys.readouterr().err
 
 
-def test_only_damaged_checkpoints_are_a_failure(copied: Path) -> None:
-    (newest,) = (copied / "checkpoints").iterdir()
-    with (newest / "state.safetensors").open("r+b") as file:
-        file.truncate(100)
-    with pytest.raises(EbuError, match=r"every checkpoint .* is damaged"):
-        run(config_for(copied))
-
-
 @pytest.mark.parametrize(
     ("part", "name", "value", "words"),
     [
@@ -615,23 +566,11 @@ def test_a_configuration_that_lacks_something_is_one_line(copied: Path, name: st
         run(config_for(copied))
 
 
-@pytest.mark.parametrize(
-    ("args", "code", "words"),
-    [
-        (["{run}", "--render"], 2, r"error: --render: no display.*--video FILE\.gif"),
-        (["{killed}"], 1, "error: .* has no final weights yet"),
-    ],
-)
-def test_an_error_is_one_line_and_an_exit_code(
-    runs: Callable[[str], Path], copied: Path, args: list[str], code: int, words: str
-) -> None:
-    shutil.rmtree(copied / "checkpoints")
-    filled = [arg.format(run=runs("breakout"), killed=copied) for arg in args]
-    ended = command(*filled)
-    assert ended.returncode == code, ended.stderr
-    assert ended.stdout == ""
+def test_without_a_display_nothing_is_rendered(runs: Callable[[str], Path]) -> None:
+    ended = command(runs("breakout"), "--render")
+    assert (ended.returncode, ended.stdout) == (2, "")
     (line,) = ended.stderr.splitlines()
-    assert re.match(words, line)
+    assert "--video FILE.gif" in line
 
 
 def test_an_interrupted_evaluation_has_no_result(

@@ -114,6 +114,7 @@ def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+@pytest.mark.slow
 def test_a_grown_run_ends_as_one_of_full_length(tmp_path: Path) -> None:
     whole, grown = tmp_path / "whole", tmp_path / "grown"
     flags = [*FLAGS, "--network", "net3", "--distill", "net3"]
@@ -140,7 +141,9 @@ def test_a_grown_run_ends_as_one_of_full_length(tmp_path: Path) -> None:
         assert_same(first.state, second.state)
 
 
-@pytest.mark.parametrize(("agent", "network"), [("ebu", "nature"), ("dqn", "net2")])
+@pytest.mark.parametrize(
+    ("agent", "network"), [pytest.param("ebu", "nature", marks=pytest.mark.slow), ("dqn", "net2")]
+)
 def test_a_killed_run_ends_as_one_that_was_never_killed(
     agent: str, network: str, tmp_path: Path
 ) -> None:

@@ -1,7 +1,6 @@
 """The main job from its command line: what it makes, how it goes on, what it refuses."""
 
 import json
-import os
 import resource
 import shutil
 import signal
@@ -9,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,12 +101,6 @@ def test_a_profile_shows_the_stages_and_changes_nothing(
     assert metrics(tmp_path / "with") == metrics(tmp_path / "without")
 
 
-def test_a_run_too_short_for_its_profile_says_so(tmp_path: Path) -> None:
-    ended = command(*CARTPOLE, "--frames", "190", "--profile", "--run-dir", str(tmp_path / "run"))
-    assert ended.returncode == 0
-    assert "no profile" in ended.stderr
-
-
 @pytest.mark.parametrize("agent", ["ebu", "dqn"])
 def test_the_defaults_learn_to_balance_a_pole(agent: str, tmp_path: Path) -> None:
     # Random play keeps the pole up for 22 steps on average (standard deviation of a game 12): a
@@ -147,27 +139,9 @@ def test_typed_settings_win_over_the_defaults_of_gymnasium_environments() -> Non
         assert "--" not in gymnasium_defaults(config)
 
 
-@pytest.mark.parametrize("game", ["pong", "Breakout", "ALE/Pong-v5"])
-def test_atari_games_have_the_defaults_of_the_preset(game: str) -> None:
-    assert parse_arguments(["--game", game]) == replace(DEFAULT, game=game)
-
-
 @pytest.mark.parametrize("game", ["pong", "CartPole-v1", "no-such-game"])
 def test_the_preset_paper_is_the_same_for_every_game(game: str) -> None:
     assert parse_arguments(["--preset", "paper", "--game", game]) == replace(PAPER, game=game)
-
-
-def test_a_gymnasium_run_names_and_records_its_own_defaults(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    flags = ["--game", "Acrobot-v1", "--frames", "600", "--num-envs", "2", "--gamma", "0.9"]
-    ended = command(*flags, "--run-dir", str(run_dir))
-    assert ended.returncode == 0, ended.stderr
-    line = next(line for line in ended.stderr.splitlines() if "Gymnasium" in line)
-    assert "--no-clip-rewards" in line
-    assert "--gamma" not in line
-    settings = json.loads((run_dir / "config.json").read_text())["settings"]
-    own = flat(parse_arguments([*flags, "--run-dir", str(run_dir)]))
-    assert settings == own | {"device": settings["device"]}
 
 
 def test_make_trains_a_game_for_its_default_frames_unless_told() -> None:
@@ -196,38 +170,6 @@ def test_priorities_are_corrected_in_full_before_a_million_frames(
     assert short.method.importance_updates < updates
 
 
-def test_presets_read_as_lists_of_differences() -> None:
-    paper, default = flat(PAPER), flat(DEFAULT)
-    differences = {name: value for name, value in paper.items() if value != default[name]}
-    assert differences == {
-        "preset": "paper",
-        "num_envs": 1,
-        "learning_starts": 50_000,
-        "train_noops": 0,
-        "output_scale": 1.0,
-        "optimizer": "rmsprop",
-        "learning_rate": 2.5e-4,
-        "optimizer_epsilon": 0.01,
-        "loss_reduction": "sum",
-        "target_sync_updates": 10_000,
-        "epsilon_end": 0.1,
-        "epsilon_decay_steps": 1_000_000,
-        "random_start_actions": 4,
-        "eval_every_frames": 250_000,
-        "eval_episodes": 30,
-    }
-    shared = {
-        "gamma": 0.99,
-        "beta": 0.5,
-        "batch_size": 32,
-        "mix_segments": 1,
-        "replay_capacity": 1_000_000,
-        "clip_rewards": True,
-        "updates_per_step": 1.0,
-    }
-    assert {name: paper[name] for name in shared} == shared
-
-
 def test_an_agent_has_flags_of_its_own_and_presets_fit_it() -> None:
     config = parse_arguments(["--agent", "dqn", "--preset=paper"])
     assert config.agent == "dqn"
@@ -249,12 +191,6 @@ def test_a_flag_overrides_its_preset_wherever_it_stands() -> None:
         config = parse_arguments(args)
         assert config.num_envs == 3
         assert config.learner.optimizer == "rmsprop"
-
-
-def test_a_short_try_of_the_default_preset_makes_5000_updates() -> None:
-    steps = 200_000 // 4
-    updates = (steps - DEFAULT.method.learning_starts) * DEFAULT.method.updates_per_step
-    assert updates >= 5_000
 
 
 @pytest.mark.parametrize(
@@ -290,47 +226,19 @@ def test_what_cannot_be_run_is_refused_in_one_line(
     assert not run_dir.exists()
 
 
-def test_refusals_leave_the_process_with_2_and_without_traceback(tmp_path: Path) -> None:
-    ended = command("--beta", "2", "--run-dir", str(tmp_path))
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("error: --beta")
-    assert ended.stderr.count("\n") == 1
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    build(tmp_path).close()
+    for flags, words in (
+        (["--beta", "0.7"], r"beta was 0\.5, is 0\.7"),
+        (["--threads", "2"], "threads was 1, is 2"),
+        (["--frames", "2000"], "may only grow"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            build(tmp_path, *flags)
+    build(tmp_path, "--frames", "5000", "--checkpoint-minutes", "1").close()
 
 
-@pytest.mark.parametrize(
-    ("capabilities", "expected"),
-    [({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({}, "float32")],
-)
-def test_bfloat16_is_chosen_where_the_processor_has_it(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    capabilities: dict[str, bool],
-    expected: str,
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    build(tmp_path / "auto", "--precision", "auto").close()
-    settings = json.loads((tmp_path / "auto" / "config.json").read_text())["settings"]
-    assert settings["precision"] == expected
-    build(tmp_path / "asked", "--precision", "bfloat16").close()
-    assert ("emulated" in capsys.readouterr().err) == (expected == "float32")
-
-
-def test_other_settings_are_refused_and_frames_may_grow(tmp_path: Path) -> None:
-    run(tmp_path)
-    with pytest.raises(UsageError, match=r"beta was 0\.5, is 0\.7"):
-        build(tmp_path, "--beta", "0.7")
-    with pytest.raises(UsageError, match="threads was 1, is 2"):
-        build(tmp_path, "--threads", "2")
-    with pytest.raises(UsageError, match="may only grow"):
-        build(tmp_path, "--frames", "2000")
-    run(tmp_path, "--frames", "5000", "--checkpoint-minutes", "1", until=5000)
-
-    straight = tmp_path / "straight"
-    run(straight, "--frames", "5000", until=5000)
-    assert (straight / "metrics.jsonl").read_bytes() == (tmp_path / "metrics.jsonl").read_bytes()
-
-
+@pytest.mark.slow
 def test_a_run_moves_to_a_smaller_machine_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -373,23 +281,14 @@ def test_a_directory_without_a_checkpoint_starts_again_with_clean_logs(tmp_path:
     trainer.close()
 
 
-def remove(file: Path) -> None:
-    file.unlink()
-
-
-def truncate(file: Path) -> None:
-    os.truncate(file, file.stat().st_size // 2)
-
-
 def flip_one_bit(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [remove, truncate, flip_one_bit])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    damage: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = tmp_path / "whole"
     run(whole)
@@ -399,21 +298,20 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     trainer.run(2400)
     trainer.close()
     newest = max((damaged / "checkpoints").iterdir())
-    damage(newest / "state.safetensors")
+    flip_one_bit(newest / "state.safetensors")
     run(damaged)
     assert newest.name in capsys.readouterr().err
     assert (whole / "metrics.jsonl").read_bytes() == (damaged / "metrics.jsonl").read_bytes()
 
     for checkpoint in (damaged / "checkpoints").iterdir():
-        damage(checkpoint / "frames.zst")
+        flip_one_bit(checkpoint / "frames.zst")
     with pytest.raises(EbuError) as failure:
         build(damaged)
     assert not isinstance(failure.value, UsageError)
     assert "\n" not in str(failure.value)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_continues(number: int, tmp_path: Path) -> None:
+def test_a_signal_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run(whole)
     flags = [*CARTPOLE, "--frames", "1000000", "--run-dir", str(stopped)]
@@ -424,10 +322,10 @@ def test_a_signal_saves_and_the_same_command_continues(number: int, tmp_path: Pa
     while not (stopped / "metrics.jsonl").exists() or len(metrics(stopped)) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert "continue with: " in stderr
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "resume with: " in stderr
     assert "Traceback" not in stderr
     checkpoint = load_latest(stopped / "checkpoints")
     assert checkpoint is not None
@@ -466,34 +364,19 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path: Path) -> No
     run(tmp_path)
 
 
-@pytest.mark.parametrize("game", ["freeway", "atlantis"])
-def test_many_environments_and_a_small_memory_train(game: str, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_many_environments_and_a_small_memory_train(tmp_path: Path) -> None:
     # 31 steps in each stream's ring: every segment of these long games is a cut one.
     flags = "--num-envs 64 --replay-capacity 2000 --frames 33000 --learning-starts 2048 "
     flags += "--updates-per-step 0.01 --log-every-frames 4000"
     trainer = build_trainer(
-        parse_arguments(["--game", game, *flags.split(), "--run-dir", str(tmp_path)])
+        parse_arguments(["--game", "freeway", *flags.split(), "--run-dir", str(tmp_path)])
     )
     assert trainer.run(33_000)
     assert trainer.replay.statistics()["fill"] > 0.9
     assert trainer.updates == int((trainer.agent_steps - 64 - 2048) * 0.01)
     assert trainer.replay.num_segments > 64
     trainer.close()
-
-
-def test_a_start_that_takes_long_is_announced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def not_now(*_: object, **__: object) -> None:
-        raise ValueError("not now")
-
-    monkeypatch.setattr("ebu.commands.scoring.make_vector", not_now)
-    said = {}
-    for flags in ("--game pong --num-envs 256", "--game pong", "--game CartPole-v1 --num-envs 256"):
-        with pytest.raises(UsageError):
-            build_trainer(parse_arguments([*flags.split(), f"--run-dir={tmp_path / 'run'}"]))
-        said[flags] = capsys.readouterr().err
-    assert ["256 emulators" in line for line in said.values()] == [True, False, False]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -133,11 +133,6 @@ def test_what_is_no_number_that_a_flag_takes_is_one_line(text: str) -> None:
     assert "--beta" in complaint(f"--beta={text}")
 
 
-def test_nothing_is_printed_when_something_does_not_fit(capfd: pytest.CaptureFixture[str]) -> None:
-    complaint("--nonsense", "3")
-    assert capfd.readouterr() == ("", "")
-
-
 def test_a_narrow_terminal_splits_no_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "30")
     assert "--no-such-setting-as-this-one" in complaint("--no-such-setting-as-this-one", "3")
@@ -228,59 +223,3 @@ def test_the_first_signal_saves_and_says_so_and_a_second_ends_it(
     assert process.returncode == (128 + first if second is None else -second)
     assert said.count(SECOND_SIGNAL) == 1
     assert "Traceback" not in said
-
-
-def test_an_error_in_the_program_is_not_hidden() -> None:
-    with pytest.raises(ZeroDivisionError):
-        run_command(main_raising(ZeroDivisionError()))
-
-
-PROGRAM = """
-import sys
-from dataclasses import dataclass
-from ebu.run.cli import parse, run_command
-from ebu.errors import EbuError
-
-@dataclass(frozen=True)
-class Config:
-    '''Settings.'''
-    frames: int = 10
-    '''How long.'''
-
-def main() -> int:
-    config = parse(Config, sys.argv[1:], prog="tool.py", description="A tool.")
-    if config.frames == 13:
-        raise EbuError("thirteen fails: choose another number")
-    print(config.frames)
-    return 0
-
-run_command(main)
-"""
-
-
-@pytest.mark.parametrize(
-    ("args", "code", "out", "err"),
-    [
-        (["--frames", "20"], 0, "20", ""),
-        (["--help"], 0, "--frames", ""),
-        (["--frames", "13"], 1, "", "error: thirteen fails"),
-        (["--frames", "soon"], 2, "", "error: "),
-        (["--frame", "20"], 2, "", "error: "),
-    ],
-)
-def test_a_program_ends_with_its_code_and_one_line_at_most(
-    args: list[str], code: int, out: str, err: str
-) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *args],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[3],
-        check=False,
-    )
-    assert done.returncode == code
-    assert out in done.stdout
-    assert bool(out) == bool(done.stdout)
-    assert done.stderr.startswith(err)
-    assert done.stderr.count("\n") == (1 if err else 0)
-    assert "Traceback" not in done.stderr

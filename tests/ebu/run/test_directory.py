@@ -61,11 +61,6 @@ def test_a_new_directory_is_made_with_its_parents_and_its_configuration(tmp_path
         assert read_config(run_dir) == config_of()
 
 
-def test_an_empty_directory_will_do(tmp_path: Path) -> None:
-    start_and_leave(tmp_path)
-    assert read_config(tmp_path) == config_of()
-
-
 def test_the_same_settings_continue_a_run(tmp_path: Path) -> None:
     start_and_leave(tmp_path)
     (tmp_path / "checkpoints").mkdir()
@@ -109,10 +104,6 @@ def test_a_directory_that_may_not_be_entered_is_refused(tmp_path: Path) -> None:
         refusal(run_dir)
 
 
-def test_a_name_too_long_is_refused(tmp_path: Path) -> None:
-    refusal(tmp_path / ("x" * 300))
-
-
 @pytest.mark.parametrize("foreign", ["notes.txt", "config.yaml", "metrics.jsonl", ".git"])
 def test_a_directory_with_other_files_is_refused_and_left_alone(
     tmp_path: Path, foreign: str
@@ -148,17 +139,6 @@ def test_another_environment_is_refused(tmp_path: Path) -> None:
         open_run(tmp_path, config)
 
 
-def test_a_setting_of_another_version_is_named(tmp_path: Path) -> None:
-    start_and_leave(tmp_path, double=True)
-    assert "double was True, is None" in refusal(tmp_path)
-
-
-def test_what_changes_nothing_may_change(tmp_path: Path) -> None:
-    start_and_leave(tmp_path)
-    start_and_leave(tmp_path, checkpoint_minutes=1)
-    assert read_config(tmp_path) == config_of(checkpoint_minutes=1)
-
-
 def test_frames_may_grow_and_not_shrink(tmp_path: Path) -> None:
     start_and_leave(tmp_path)
     start_and_leave(tmp_path, frames=2000)
@@ -190,13 +170,6 @@ def test_a_damaged_configuration_is_a_failure_and_kept(tmp_path: Path, content: 
     assert (tmp_path / "config.json").read_text() == content
 
 
-def test_a_configuration_of_other_bytes_is_a_failure(tmp_path: Path) -> None:
-    start_and_leave(tmp_path)
-    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00{}")
-    with pytest.raises(EbuError, match=r"config\.json cannot be read"):
-        read_config(tmp_path)
-
-
 @pytest.mark.parametrize("frames", [None, "1000", [1000]])
 def test_an_altered_number_that_may_grow_is_reported_in_one_line(
     tmp_path: Path, frames: Any
@@ -219,13 +192,6 @@ def test_a_configuration_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_config(tmp_path, config_of(cannot_be_json=object()))
     assert read_config(tmp_path) == config_of()
-
-
-def test_a_second_start_in_the_same_directory_is_refused(tmp_path: Path) -> None:
-    with open_run(tmp_path):
-        assert "another process is training" in refusal(tmp_path)
-        assert read_config(tmp_path) == config_of()  # Reading it takes no lock.
-    start_and_leave(tmp_path)
 
 
 def test_a_directory_another_process_trains_in_is_refused_until_it_has_gone(

