@@ -1,6 +1,6 @@
 """A run's directory: what it was started with, and that only one process trains in it."""
 
-import fcntl
+import contextlib
 import json
 import os
 import re
@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from ebu.errors import EbuError, UsageError
-from ebu.run.files import replace_whole
+from ebu.run.files import cannot_write, replace_whole
+
+with contextlib.suppress(ImportError):  # missing on Windows: `acquire_lock` says so
+    import fcntl
 
 CONFIG = "config.json"
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
@@ -45,7 +48,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
             raise TypeError("not a run's configuration")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EbuError(
-            f"{path} cannot be read ({error}): restore it, or start anew in another --run-dir"
+            f"{path} cannot be read ({error}): restore it, or start in another directory"
         ) from error
     return dict(config)
 
@@ -71,6 +74,7 @@ def open_run_directory(
     *,
     may_change: frozenset[str],
     may_grow: frozenset[str],
+    flag: str = "--run-dir",
 ) -> IO[str]:
     """Create a run's directory, or check that it can be continued with these settings.
 
@@ -79,39 +83,37 @@ def open_run_directory(
     | config | as `read_config` returns |
     | may_change | settings that change nothing in the run |
     | may_grow | settings that may grow from one start to the next |
+    | flag | how users name the directory |
 
     Returns the open lock file: while it is open no other process can train here.
     Raises `UsageError` if the path cannot hold a run, is in use, or was started with others.
     """
     try:
         if run_dir.exists() and not run_dir.is_dir():
-            raise UsageError(f"--run-dir {run_dir} is a file: choose a directory")
+            raise UsageError(f"{flag} {run_dir} is a file: choose a directory")
         run_dir.mkdir(parents=True, exist_ok=True)
         if not (run_dir / CONFIG).exists() and any(
             entry.name not in (LOCK, f".{CONFIG}") for entry in run_dir.iterdir()
         ):
             raise UsageError(
-                f"--run-dir {run_dir} holds files that are not a run's: choose another directory"
+                f"{flag} {run_dir} holds files that are not a run's: choose another directory"
             )
         lock = acquire_lock(run_dir)
     except OSError as error:
         raise UsageError(
-            f"--run-dir {run_dir} cannot be written: {error.strerror}; choose another directory"
+            f"{flag} {run_dir} cannot be written: {error.strerror}; choose another directory"
         ) from error
     if lock is None:
         raise UsageError(
-            f"another process is training in {run_dir}: stop it or choose another --run-dir"
+            f"another process is training in {run_dir}: stop it or choose another {flag}"
         )
     try:
         if (run_dir / CONFIG).exists():
-            _check(run_dir, config, may_change, may_grow)
+            _check(run_dir, config, may_change, may_grow, flag)
         write_config(run_dir, config)
     except OSError as error:
         lock.close()
-        raise EbuError(
-            f"{run_dir / CONFIG} cannot be written: {error.strerror}; free space or choose "
-            "another --run-dir"
-        ) from error
+        raise cannot_write(run_dir / CONFIG, error) from error
     except EbuError:
         lock.close()
         raise
@@ -121,8 +123,13 @@ def open_run_directory(
 def acquire_lock(directory: Path) -> IO[str] | None:
     """The open file that keeps others out of a directory; None if another process has it.
 
-    Raises `OSError` where the file cannot be written.
+    Raises `OSError` where the file cannot be written, `EbuError` on systems without `fcntl`.
     """
+    if "fcntl" not in globals():
+        raise EbuError(
+            "this system has no fcntl, which locks directories: run it on Linux or macOS, or in "
+            "the Windows Subsystem for Linux"
+        )
     lock = (directory / LOCK).open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -168,7 +175,11 @@ def differences(
 
 
 def _check(
-    run_dir: Path, config: Mapping[str, Any], may_change: frozenset[str], may_grow: frozenset[str]
+    run_dir: Path,
+    config: Mapping[str, Any],
+    may_change: frozenset[str],
+    may_grow: frozenset[str],
+    flag: str,
 ) -> None:
     before = read_config(run_dir)
     differing = differences(
@@ -180,5 +191,5 @@ def _check(
     if differing:
         raise UsageError(
             f"{run_dir} was started with other settings: {'; '.join(differing)}. "
-            "Repeat them to continue it, or choose another --run-dir"
+            f"Repeat them to resume it, or choose another {flag}"
         )

@@ -78,7 +78,7 @@ def _lines(path: Path) -> list[bytes]:
 
 def _logged_seconds(run_dir: Path) -> float | None:
     """Wall time between the first and the last entry of each of TensorBoard's logs, summed."""
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     seconds = []
     for path in sorted(run_dir.glob("events.*")):
