@@ -91,7 +91,10 @@ except SystemExit as exit_:
 @pytest.mark.parametrize(
     ("name", "bad"),
     [
+        ("train", ["--beta", "2"]),
         ("evaluate", ["run", "--episodes", "0"]),
+        ("study", ["--games", "pong", "--seeds", "0"]),
+        ("report", []),
     ],
 )
 def test_help_and_errors_in_settings_load_nothing_heavy(name: str, bad: list[str]) -> None:

@@ -1,7 +1,6 @@
 """Open a run's logs: new ones with its settings, or those of a run to be resumed."""
 
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from ebu.commands.presets import TrainConfig
 from ebu.run.checkpoint import Checkpoint
 from ebu.run.directory import EVALUATIONS, METRICS
 from ebu.run.logs import Monitor, cut_logs, last_frames
+from ebu.run.progress import say
 
 HYPERPARAMETERS = ("agent", "game", "learning_rate", "network", "seed")
 MORE_HYPERPARAMETERS = (
@@ -42,7 +42,7 @@ def open_logs(
         if not _is_complete(run_dir, checkpoint, config):
             warnings = warnings + cut_logs(run_dir, checkpoint.logs)
         for line in warnings:
-            print(f"warning: {line}", file=sys.stderr)
+            say(f"warning: {line}")
         return Monitor(run_dir, resumed_at=checkpoint.state["frames"])
     cut_logs(run_dir, {})
     shutil.rmtree(run_dir / "best", ignore_errors=True)

@@ -13,8 +13,8 @@ def main() -> int:
     config = parse_arguments(sys.argv[1:])
     # Imported when the settings are known to be right: they load torch.
     from agents.distillation.online import student_directory
-    from ebu.commands.trainer import build_trainer, say
-    from ebu.run.progress import Progress
+    from ebu.commands.trainer import build_trainer
+    from ebu.run.progress import Progress, say
 
     trainer = build_trainer(config)
     run_dir = trainer.run_dir

@@ -1,7 +1,6 @@
 """Put a training run together: environments, replay memory, agent, logs and checkpoints."""
 
 import contextlib
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import islice
@@ -25,6 +24,7 @@ from ebu.run.directory import directory_name, open_run_directory, read_earlier_c
 from ebu.run.logs import Monitor
 from ebu.run.machine import choose_machine, prepare_torch
 from ebu.run.profiling import Profile
+from ebu.run.progress import say
 from ebu.run.settings import flat
 from ebu.training import Trainer
 from envs import ReplayMismatchError, is_atari
@@ -209,8 +209,3 @@ class TrainingEvaluation:
                 pictures = list(islice(game, 0, FILM_STEPS, FILM_EVERY))
                 self.monitor.animation(frames, "eval/best_game", np.stack(pictures), fps=FILM_FPS)
         return evaluator.summarise(played)
-
-
-def say(line: str) -> None:
-    """Print a line on standard error."""
-    print(line, file=sys.stderr)

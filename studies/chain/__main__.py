@@ -3,7 +3,7 @@
 import json
 import sys
 
-from ebu.run.cli import not_negative, parse, positive, run_command
+from ebu.run.cli import parse, run_command
 from ebu.run.files import write_whole
 from studies.chain.report import draw, record, table
 from studies.chain.study import CHAINS, Settings, measure
@@ -17,8 +17,6 @@ def main() -> None:
         prog="python -m studies.chain",
         description="Probability of having learnt a chain's optimal path, against updates.",
     )
-    positive({"--runs": settings.runs, "--updates": settings.updates})
-    not_negative({"--seed": settings.seed})
     chains = {num_states: measure(settings, num_states) for num_states in CHAINS}
     content = json.dumps(record(settings, chains)) + "\n"
     write_whole(settings.out / "chain.json", content.encode())

@@ -20,6 +20,7 @@ import gymnasium
 import numpy as np
 import scipy.stats
 
+from ebu.run.settings import NotNegative, Positive
 from ebu.tabular import (
     Transitions,
     backward_q_learning,
@@ -51,11 +52,11 @@ class Settings:
 
     out: Path
     """Directory for chain.json and chain.png."""
-    runs: int = 10_000
+    runs: Positive = 10_000
     """Runs of each method that draws; backward sweeps draw nothing, so one run tells all."""
-    updates: int = 120
+    updates: Positive = 120
     """Updates of each run, one transition each."""
-    seed: int = 0
+    seed: NotNegative = 0
     """Seed of all draws; every method of every chain has its own stream."""
 
 
