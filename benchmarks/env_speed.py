@@ -142,7 +142,7 @@ def bare_emulator(game: str, seed: int) -> ale_py.ALEInterface:
     bare.setInt("max_num_frames_per_episode", MAX_FRAMES_PER_GAME)
     bare.setFloat("repeat_action_probability", 0.0)
     rom = ale_py.roms.get_rom_path(game)
-    assert rom is not None  # canonical_game knows only games that are there
+    assert rom is not None  # canonical_game knows only installed games
     bare.loadROM(rom)
     return bare
 
@@ -163,7 +163,7 @@ def emulator(settings: Settings, closing: ExitStack) -> Step:
 
 
 CONTENDERS: dict[str, Callable[[Settings, ExitStack], Step]] = {
-    # In front, so that it forks its processes before there are threads.
+    # First, so that it forks its processes before there are threads.
     "async": partial(wrapped, mode="async"),
     "ours": ours,
     "native": native,

@@ -33,7 +33,7 @@ WARMUP_CALLS = 3
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """What every benchmark is told."""
+    """Settings of every benchmark."""
 
     seed: NotNegative = 0
     """Seed of everything that is drawn."""

@@ -9,7 +9,7 @@ with `eager`:
 
 - in step: before every update `eager` takes over the weights and averages of `graphed`, so that
   each update is compared by itself;
-- apart: nobody is corrected. Differences in the last bit of a sum then grow with every update, as
+- apart: no weights are copied. Differences in the last bit of a sum then grow with every update, as
   those of any training do, so that only their absence tells something: with --deterministic all
   bits must be equal. So they are on the CPU, where there are no graphs.
 

@@ -3,7 +3,7 @@
     python -m benchmarks.replay_speed --json replay.json
 
 A full memory of frames that were really played: `RECORDED_STEPS` vector steps of an Atari game
-under random actions, over and over. Where segments and games end is drawn, so that every game has
+under random actions, repeated. Where segments and games end is drawn, so that every game has
 segments. All parts are timed one call at a time on one process and, by default, one thread.
 
 The results file holds `microseconds` (`median` and `p95` of `append`, one vector step; `draw`, the
@@ -48,7 +48,7 @@ from envs import AtariVector
 BATCH_SIZE = 32
 # 1.8 MB of each stream, more than the compression of checkpoints looks back.
 RECORDED_STEPS = 256
-# As in a game of five lives that last a hundred agent steps each.
+# As in a game of five lives of a hundred agent steps each.
 STEPS_PER_SEGMENT = 100
 SEGMENTS_PER_GAME = 5
 FRAMES_PER_STEP = 4

@@ -25,7 +25,7 @@ from ebu.training import Moment, Trainer
 
 FRAMES_PER_STEP = 4
 BATCH_SIZE = 32
-# Most of a run is played near this share of random actions, and only greedy ones need the network.
+# Most of a run is played near this ε, and only greedy actions need the network.
 EPSILON = 0.1
 NEVER = 10**9
 # What the stages of our loop are made of; `target_passes` and `targets` are parts of `learning`.
@@ -83,7 +83,7 @@ class Contender:
 
     @property
     def name(self) -> str:
-        """As it stands in the table."""
+        """Its name in the table."""
         return f"{self.kind()}, N={self.num_envs}" + (" in processes" if self.processes else "")
 
 
@@ -105,7 +105,7 @@ class Window:
 
 
 class Stopwatch:
-    """Notes where the timed window of a run begins and where it ends."""
+    """Marks where the timed window of a run begins and where it ends."""
 
     def __init__(self, conditions: Conditions) -> None:
         self._warmup_updates = conditions.warmup_updates
@@ -155,7 +155,7 @@ def open_run(run_dir: str, **settings: Any) -> Trainer:
 
 @contextmanager
 def random_play(steps: int, *, num_envs: int, **settings: Any) -> Iterator[Trainer]:
-    """A run that has played so many vector steps at random and learnt nothing.
+    """A run that has played `steps` vector steps at random and learnt nothing.
 
     Its replay memory holds all of them, and at least one segment of each environment.
     """
@@ -180,7 +180,7 @@ def random_play(steps: int, *, num_envs: int, **settings: Any) -> Iterator[Train
 
 
 def network_arguments(trainer: Trainer) -> dict[str, Any]:
-    """What a learner is told of the environments and the device of a run."""
+    """Arguments of a learner that fit the environments and the device of a run."""
     return {
         "stack": trainer.env.stack,
         "frame_shape": trainer.env.frame_shape,
@@ -214,7 +214,7 @@ def time_ours(contender: Contender, conditions: Conditions, seed: int) -> Window
         stopwatch = Stopwatch(conditions)
 
         class Watch:
-            """Stands where the progress bar does, which is told of every vector step."""
+            """Takes the progress bar's place, which is updated after every vector step."""
 
             def update(self, *_: Any, **__: Any) -> None:
                 if stopwatch.look(trainer.now()):
@@ -255,7 +255,7 @@ def sb3_schedule(num_envs: int, updates_per_step: float) -> tuple[int, int]:
     """Vector steps between two calls of SB3's training and the gradient steps in each.
 
     As often as whole gradient steps allow: one per 4 agent steps are one every 4th step with 1
-    environment, 2 every step with 8. Raises `UsageError` for a rate that needs too long a rhythm.
+    environment, 2 every step with 8. Raises `UsageError` for a rate that needs too long a period.
     """
     rate = Fraction(updates_per_step).limit_denominator(64)
     if not abs(rate - updates_per_step) < 1e-9:
@@ -277,7 +277,7 @@ def time_sb3(contender: Contender, conditions: Conditions, seed: int) -> Window:
     name = "".join(word.capitalize() for word in conditions.game.split("_"))
 
     def make_game() -> Any:
-        # Also called in processes where nobody has registered the games yet.
+        # Also called in processes in which the games are not registered yet.
         import ale_py
         import gymnasium
 

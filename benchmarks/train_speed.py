@@ -10,8 +10,8 @@ switched off; our logs are on. Frames are emulator frames, 4 to an agent step.
 
 Each round begins with the machine's rates, see `limits`: the share that a run reaches of the frames
 per second that its arithmetic alone would allow. Seconds of a stage are those of the process that
-trains. On a GPU, where it launches work and goes on, it waits for results in `acting`, and a part
-of a CUDA graph, such as the target pass of DQN, has no time of its own.
+trains. On a GPU it launches work asynchronously and waits for results in `acting`; a part of a CUDA
+graph, such as the target pass of DQN, has no time of its own.
 
 The results file holds `rounds` (of each run `seconds`, `frames`, `updates`, and the seconds of its
 `stages` and of a step of its `evaluation`), the `machine_rates` of each round, and over all rounds:
@@ -87,7 +87,7 @@ class Settings(Conditions):
     pairs: Positive = 3
     """Rounds; each measures everything once."""
     minutes: float | None = None
-    """Begin no further round that would not end within so many minutes."""
+    """Start no round that would end later than this many minutes after the first."""
 
 
 def ours(settings: Settings) -> list[Contender]:
@@ -225,7 +225,7 @@ def per(values: dict[str, float], unit: float) -> dict[str, float]:
 def evaluation_share(seconds: dict[str, float], frames_per_second: float) -> dict[str, float]:
     """The time of the default preset's evaluations at their longest.
 
-    Its games are played side by side, so that one which goes on up to the protocol's cap makes an
+    Its games are played in parallel, so one that lasts up to the protocol's cap makes an
     evaluation e seconds long. share = e / (e + t), with t for the frames to the first evaluation,
     the shortest distance of two.
     """

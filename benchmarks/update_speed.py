@@ -3,7 +3,7 @@
     python -m benchmarks.update_speed --json updates.json
 
 The pieces of one learner and of several stacked as one (`agents.stacked`), on a memory of frames
-that were played, each beside two limits: its arithmetic at the rate of a large matrix product, and
+that were played, each with two limits: its arithmetic at the rate of a large matrix product, and
 its bytes over the bus at the rate of a large copy, both measured before (see `limits`). The last
 rows are whole gradient steps of an agent, with their draws, target passes and targets.
 

@@ -122,7 +122,7 @@ def collect(config: StudyConfig, planned: Sequence[PlannedRun]) -> None:
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Keep other studies away from a directory. Raises `UsageError` if one is there already."""
+    """Hold the lock of a study's directory. Raises `UsageError` if one is running."""
     try:
         (out / "runs").mkdir(parents=True, exist_ok=True)
         lock = acquire_lock(out)

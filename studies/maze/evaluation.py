@@ -33,12 +33,12 @@ def evaluate(
     )
     # (mazes, steps, games, 2): whether to explore, and with which action.
     rngs = [np.random.default_rng(seed_of(setting, maze, "evaluation")) for maze in range(count)]
-    dice = np.stack([rng.random((MAX_STEPS, len(epsilons), 2)) for rng in rngs])
+    random = np.stack([rng.random((MAX_STEPS, len(epsilons), 2)) for rng in rngs])
     steps = np.zeros((len(METHODS) * count, len(epsilons)), dtype=np.int64)
     playing = np.ones(steps.shape, dtype=bool)
     images = env.reset()
     for step in range(MAX_STEPS):
-        explores, action = np.moveaxis(np.tile(dice[:, step], (len(METHODS), 1, 1)), -1, 0)
+        explores, action = np.moveaxis(np.tile(random[:, step], (len(METHODS), 1, 1)), -1, 0)
         greedy = learners.greedy(images.reshape(*steps.shape, 2))
         actions = np.where(explores < epsilons, (action * len(MOVES)).astype(int), greedy)
         played = env.step(actions.reshape(-1))

@@ -116,9 +116,9 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
             means = lengths.mean(axis=1)
             panel.plot(thousands, means, color=colour, label=name)
             low, high = _interval(np.mean, lengths[-1])
-            beside = thousands[-1] * (1 + 0.02 * place)
-            panel.plot([beside, beside], [low, high], color=colour, linewidth=1.2)
-            panel.plot(beside, means[-1], color=colour, marker="o", markersize=4)
+            x = thousands[-1] * (1 + 0.02 * place)
+            panel.plot([x, x], [low, high], color=colour, linewidth=1.2)
+            panel.plot(x, means[-1], color=colour, marker="o", markersize=4)
         best = [np.mean(evaluation["best_exploring"]) for evaluation in evaluations]
         panel.plot(thousands, best, color="black", linestyle=":", label="best policy")
         setting = result["made_with"]["setting"]
@@ -129,6 +129,6 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
         panel.grid(alpha=0.3)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-    figure.supxlabel("thousand agent steps; beside the last: 95 % intervals", fontsize="medium")
+    figure.supxlabel("thousand agent steps; after the last: 95 % intervals", fontsize="medium")
     figure.supylabel("mean relative length, exploring as in training", fontsize="medium")
     write_figure(figure, path, dpi=110)

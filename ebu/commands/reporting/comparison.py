@@ -188,11 +188,13 @@ def _names(
             usual = _usual(list(of_agent.values()), differing)
             for method, settings in of_agent.items():
                 own = {key: settings.get(key) for key in differing}
-                told = [f"{key}={value}" for key, value in own.items() if usual[key] != repr(value)]
-                if len(told) > MOST_NAMED_SETTINGS:
-                    telling = len(set(presets.values())) == len(presets)
-                    told = [presets[method] if telling else method[1][:6]]
-                names[method] = f"{agent} {', '.join(told)}".rstrip()
+                named = [
+                    f"{key}={value}" for key, value in own.items() if usual[key] != repr(value)
+                ]
+                if len(named) > MOST_NAMED_SETTINGS:
+                    distinct = len(set(presets.values())) == len(presets)
+                    named = [presets[method] if distinct else method[1][:6]]
+                names[method] = f"{agent} {', '.join(named)}".rstrip()
                 if own:
                     variants[names[method]] = own
     return names, variants

@@ -24,7 +24,7 @@ from ebu.run.hints import program_command
 
 # Longer logs are thinned: about 700 bytes a line, so 50 kB in all.
 MOST_LINES = 64
-# What besides the method makes a run.
+# Settings that, with the method, make a run.
 _THE_RUN = ("game", "seed", "frames")
 
 

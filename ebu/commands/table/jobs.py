@@ -25,7 +25,7 @@ from ebu.run.progress import say
 POLL_SECONDS = 0.2
 # Seconds between two updates of the live line, and, without a terminal, between two plain ones.
 LIVE_SECONDS, PLAIN_SECONDS = 2.0, 60.0
-# Loaded before any fork: a child may only call what is there.
+# Loaded before any fork: a forked child may load nothing.
 _LIBC = ctypes.CDLL(None)
 # prctl: the signal a process gets when its parent dies.
 _PR_SET_PDEATHSIG = 1
@@ -186,7 +186,7 @@ def _received_signals() -> Iterator[list[int]]:
     stop_on_signals(received.append)
     stop = signal.getsignal(signal.SIGTERM)
     for number, handler in before.items():
-        # What nohup and the shell's & have told this process to ignore stays ignored.
+        # What nohup and the shell's & have set to be ignored stays ignored.
         signal.signal(number, handler if handler == signal.SIG_IGN else stop)
     try:
         yield received

@@ -57,7 +57,7 @@ class StudyConfig:
     """Holds the runs, a log of each, and, without --results, results.csv."""
     results: Path | None = None
     """Copy the small files of each finished run here, to be committed, and write results.csv from
-    them; a run whose result is there is not played again."""
+    them; a run with a result is not played again."""
     collect: tuple[Path, ...] = ()
     """Finished and scored runs that were trained on this machine without a study, or directories
     that hold some, whose results go to --results too."""
@@ -85,7 +85,7 @@ class PlannedRun:
         return flat(self.config)
 
     def is_done(self) -> bool:
-        """Whether nothing is left to do: its result is there, or else the run is scored."""
+        """Whether it has a result, where results are written, or else a score."""
         if self.result_dir is not None:
             return os.path.isfile(self.result_dir / CONFIG)
         return self.is_scored()
@@ -261,7 +261,7 @@ def _check_environment(name: str, key: str) -> None:
 
 
 def check_settings(planned: Sequence[PlannedRun]) -> None:
-    """Raise `UsageError` if runs or results that are there have other settings.
+    """Raise `UsageError` if existing runs or results have other settings.
 
     Raises `EbuError` for a damaged result.
     """

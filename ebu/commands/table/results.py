@@ -45,7 +45,7 @@ def check_table(path: Path) -> None:
 
 
 class ResultsTable:
-    """`results.csv` of a study: written anew from all its directories whenever one has changed."""
+    """`results.csv` of a study: rewritten from all its directories whenever one has changed."""
 
     def __init__(
         self, folder: Path, runs: Path, say: Callable[[str], None], games: int | None = None
