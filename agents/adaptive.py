@@ -16,7 +16,7 @@ from ebu.sampling import Sampler
 from ebu.stopwatch import Stopwatch
 
 
-class Rotation:
+class ActingLearners:
     """Which learner plays in which environment, and how well each has played.
 
     An environment that starts a game takes the next learner, environments in the order of their
@@ -59,7 +59,7 @@ class Rotation:
         return {k: float(self._totals[k] / self._games[k]) for k in candidates}
 
     def forget_scores(self) -> None:
-        """Scores begin anew; games go on, and count with all of their rewards once they end."""
+        """Start new scores; games in progress count with all of their rewards when they end."""
         self._totals[:] = 0
         self._games[:] = 0
 
@@ -95,7 +95,7 @@ class AdaptiveEbu(Agent):
 
     They take turns at playing, from game to game. Every `copy_every_steps` agent steps the networks
     of the learner with the best score since the last copy replace those of all. While no learner
-    has finished a game since then, nothing is copied, and the interval goes on until one has.
+    has finished a game since then, nothing is copied, and the interval lasts until one has.
     """
 
     config: AdaptiveEbuConfig
@@ -110,7 +110,7 @@ class AdaptiveEbu(Agent):
         stopwatch: Stopwatch,
     ) -> None:
         super().__init__(config, learner, sampler, target, stopwatch)
-        self.rotation = Rotation(config.learners)
+        self.acting = ActingLearners(config.learners)
         self.copies = 0
         """Copies made so far."""
         self.last_copy: Copy | None = None
@@ -121,13 +121,13 @@ class AdaptiveEbu(Agent):
         """The learner with the best score since the last copy, of equals the one with the lowest
         index; before a game has ended, the winner of the last copy, and before that the first.
         """
-        scores = self.rotation.scores()
+        scores = self.acting.scores()
         if scores:
             return max(scores, key=scores.__getitem__)
         return self.last_copy.winner if self.last_copy else 0
 
     def acting_values(self, stacks: Tensor) -> Tensor:
-        return self._values_of(self._on_device(self.rotation.players), stacks)
+        return self._values_of(self._on_device(self.acting.players), stacks)
 
     def play(
         self,
@@ -143,19 +143,19 @@ class AdaptiveEbu(Agent):
         return epsilon_greedy(values, epsilon=epsilon, rng=rng, forced_random=forced_random)
 
     def observe(self, step: VectorStep) -> None:
-        self.rotation.add(step)
+        self.acting.add(step)
         last = self.last_copy.agent_step if self.last_copy else 0
-        scores = self.rotation.scores()
-        if self.rotation.agent_steps - last >= self.config.copy_every_steps and scores:
-            self.last_copy = Copy(self.best, scores[self.best], self.rotation.agent_steps)
+        scores = self.acting.scores()
+        if self.acting.agent_steps - last >= self.config.copy_every_steps and scores:
+            self.last_copy = Copy(self.best, scores[self.best], self.acting.agent_steps)
             self.learner.copy_weights(self.last_copy.winner)
-            self.rotation.forget_scores()
+            self.acting.forget_scores()
             self.copies += 1
 
     def metrics(self) -> dict[str, float]:
         betas = self.config.betas
         metrics = {**super().metrics(), "adaptive/best_beta": betas[self.best]}
-        for k, score in self.rotation.scores().items():
+        for k, score in self.acting.scores().items():
             metrics[f"adaptive/score_beta_{betas[k]:.3g}"] = score
         metrics["adaptive/copies"] = float(self.copies)
         if self.last_copy is not None:
@@ -168,14 +168,14 @@ class AdaptiveEbu(Agent):
         return {
             **super().state_dict(),
             "best": self.best,
-            "rotation": self.rotation.state_dict(),
+            "acting_learners": self.acting.state_dict(),
             "copies": self.copies,
             "last_copy": None if self.last_copy is None else asdict(self.last_copy),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.rotation.load_state_dict(state["rotation"])
+        self.acting.load_state_dict(state["acting_learners"])
         self.copies = state["copies"]
         last = state["last_copy"]
         self.last_copy = None if last is None else Copy(**last)

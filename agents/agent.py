@@ -199,7 +199,7 @@ class Agent:
 def policy_weights(state: dict[str, Any]) -> dict[str, Tensor]:
     """The weights of the network that plays, by their names in it, from an agent's `state_dict`.
 
-    The averaged ones where they are kept; of several learners those of the best.
+    The averaged ones if there are any; of several learners those of the best.
     """
     learner = state["learner"]
     weights: dict[str, Tensor] = learner.get("average", learner["online"])

@@ -1,4 +1,4 @@
-"""What a network's name stands for: the widths of its layers, and the ranks of factorised ones.
+"""Names of networks: the widths of their layers, and the ranks of factorised ones.
 
 nature                                the network of Mnih et al. 2015 (Nature)
 dueling                               the same convolutions, two streams (Wang et al. 2016)
@@ -55,7 +55,7 @@ _RANKS = re.compile(rf"tucker={_COUNT},{_COUNT},{_COUNT},{_COUNT}(?:,svd={_COUNT
 def architecture(name: str) -> Architecture:
     """The sizes of the network of this name.
 
-    Raises `UsageError`, one line, for a name that stands for none.
+    Raises `UsageError`, one line, for an unknown name.
     """
     base, factorised, ranks = name.partition("@")
     sizes = whole_architecture(base)
@@ -69,7 +69,7 @@ def architecture(name: str) -> Architecture:
 
 
 def whole_architecture(name: str) -> Architecture | None:
-    """The sizes of a network that is not factorised; None where the name stands for none."""
+    """The sizes of a network that is not factorised; None for an unknown name."""
     widths = _WIDTHS.fullmatch(name)
     if widths is None:
         return ARCHITECTURES.get(name)

@@ -1,4 +1,4 @@
-"""Averages for the logs, kept on the device between two lines."""
+"""Averages for the logs, accumulated on the device between two lines."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ class Averages:
 
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
         self.names = names
-        # The last entry counts.
+        # The last entry is the number of additions.
         self.sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
         self._one = torch.ones((), device=device)
 

@@ -68,7 +68,7 @@ class Learner:
         self.optimizer = self._optimizer_of(list(self.online.parameters()))
 
     def _built(self, build: Callable[[], nn.Module]) -> nn.Module:
-        """What the learner trains: a network, or several from as many calls."""
+        """The trained module: a network, or several from repeated calls."""
         return build()
 
     def _optimizer_of(self, weights: list[Tensor]) -> torch.optim.Optimizer:
@@ -91,7 +91,7 @@ class Learner:
 
     @torch.no_grad()
     def playing_values(self, states: Tensor) -> Tensor:
-        """As `values`, of the averaged weights where they are kept."""
+        """As `values`, with the averaged weights if there are any."""
         network = self.online if self.average is None else self.average
         return self._forward(network, states)
 
@@ -119,7 +119,7 @@ class Learner:
 
     @torch.no_grad()
     def count_update(self) -> None:
-        """To be called after each update: the average follows, and now and then the target."""
+        """Update the averaged weights and, when it is due, the target; call after each update."""
         self.updates += 1
         if self.average is not None:
             share = 1 / min(self.updates, self.config.average_updates)

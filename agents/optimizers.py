@@ -1,4 +1,4 @@
-"""Optimizers whose averages are there before the first step, and taken up again in place.
+"""Optimizers whose state exists before the first step and is restored in place.
 
 A captured step finds its averages at the addresses it was captured with, and a fused optimizer
 walks through weights and averages in the order in which both lie in memory.

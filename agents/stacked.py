@@ -63,7 +63,7 @@ class StackedNetworks(nn.Module):
         return values
 
     def weights_of(self, index: int) -> dict[str, Tensor]:
-        """The parameters of one of the networks, named as in a network of its own; no copies."""
+        """The parameters of one of the networks, named as in a single network; views, no copies."""
         return {name: stacked.detach()[index] for name, stacked in self.networks.named_parameters()}
 
 
@@ -150,7 +150,7 @@ class StackedLearner(Learner):
 
     @torch.no_grad()
     def values_of(self, learners: Tensor, states: Tensor) -> Tensor:
-        """Online action values (N, A) float32 of N states, each by a learner of its own.
+        """Online action values (N, A) float32 of N states, each by its own learner.
 
         | argument | shape, dtype |
         | --- | --- |

@@ -19,6 +19,8 @@ from torch.nn import functional
 from ebu.commands import train
 from ebu.run.hints import PROJECT
 
+PACKAGES = ("ebu", "agents", "envs")
+
 
 class Reached(Exception):
     """The loss was reached: nothing more is computed."""
@@ -31,7 +33,7 @@ def stack_at_the_loss() -> list[str]:
     def note(*_: object, **__: object) -> None:
         for frame in reversed(inspect.stack()):
             path = Path(frame.filename)
-            if path.is_relative_to(PROJECT) and PROJECT / "benchmarks" not in path.parents:
+            if any(path.is_relative_to(PROJECT / package) for package in PACKAGES):
                 found.append(f"{path.relative_to(PROJECT)}: {frame.function}")
         raise Reached
 

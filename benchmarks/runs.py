@@ -21,7 +21,7 @@ from benchmarks.measurement import BenchmarkSettings
 from ebu.errors import EbuError, UsageError
 from ebu.run.progress import Progress
 from ebu.run.settings import Device, NotNegative, Positive, PositiveFloat
-from ebu.training import Moment, Trainer
+from ebu.training import Mark, Trainer
 
 FRAMES_PER_STEP = 4
 BATCH_SIZE = 32
@@ -110,9 +110,9 @@ class Stopwatch:
     def __init__(self, conditions: Conditions) -> None:
         self._warmup_updates = conditions.warmup_updates
         self._frames = conditions.window * FRAMES_PER_STEP
-        self._marks: list[Moment] = []
+        self._marks: list[Mark] = []
 
-    def look(self, now: Moment) -> bool:
+    def look(self, now: Mark) -> bool:
         """Called after every vector step; returns whether the window is over."""
         begins = not self._marks and now.updates >= self._warmup_updates
         ends = len(self._marks) == 1 and now.frames >= self._marks[0].frames + self._frames
@@ -313,7 +313,7 @@ def time_sb3(contender: Contender, conditions: Conditions, seed: int) -> Window:
 
     def watch(_: dict[str, Any], __: dict[str, Any]) -> bool:
         frames = model.num_timesteps * FRAMES_PER_STEP
-        return not stopwatch.look(Moment(time.perf_counter(), frames, model._n_updates, {}))
+        return not stopwatch.look(Mark(time.perf_counter(), frames, model._n_updates, {}))
 
     model.learn(NEVER, callback=watch, log_interval=NEVER)
     environment.close()

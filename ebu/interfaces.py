@@ -14,7 +14,7 @@ class VectorStep(Protocol):
     | rewards | (N,) float32 | raw rewards |
     | terminated | (N,) bool | the game is over |
     | truncated | (N,) bool | the game was cut by its time limit |
-    | life_lost | (N,) bool | a life was lost and the game goes on |
+    | life_lost | (N,) bool | a life was lost and the game continues |
     | started | (N,) bool | first frame of a new game; the action was ignored |
     """
 

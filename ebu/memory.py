@@ -13,7 +13,7 @@ from ebu.errors import UsageError
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on the device, or None where nobody says.
+    """Bytes that can still be allocated on the device, or None where it is unknown.
 
     On the host: the smallest of what the kernel calls available and what the control
     groups of this process leave.
@@ -112,6 +112,6 @@ def _group_leaves(directory: Path, limit_name: str, usage_name: str) -> int | No
         statistics = (directory / "memory.stat").read_text().split()
     except (OSError, ValueError):
         return None
-    # File pages that nobody has touched lately are given back when memory is short.
+    # The system reclaims file pages that were not used lately when memory is short.
     fields = dict(zip(statistics[::2], statistics[1::2], strict=False))
     return limit - usage + int(fields.get("inactive_file", 0))

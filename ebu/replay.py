@@ -15,7 +15,7 @@ from ebu.replay_files import read_frames, write_frames
 from ebu.segments import Segment, SegmentTable
 from ebu.staging import Staging
 
-# What a slot holds beside its frame, float32 each. Every action and either end is exact in it.
+# Columns of a slot besides its frame, float32 each: every action is exact in float32.
 _ACTION, _REWARD, _TERMINATED, _PROBABILITY = range(4)
 _DEVICE_BYTES_PER_SLOT = 4 * 4
 # A byte on the host says how many earlier frames a slot's state holds (its context), and with
@@ -33,7 +33,7 @@ class Batch:
     | states, next_states | (B, stack, *frame_shape) of the replay's dtype |
     | actions | (B,) int64 |
     | rewards | (B,) float32, raw or clipped to [-1, 1] as `EpisodicReplay.batch` was told |
-    | terminated | (B,) bool: the value does not continue behind the transition |
+    | terminated | (B,) bool: the value ends with the transition |
     | probabilities | (B,) float32: of the actions, when they were chosen |
     """
 
@@ -141,8 +141,8 @@ class EpisodicReplay:
 
         ring, streams = self.ring_length, num_streams
         self._segment_limit = max(1, min(ring // 4, ring - stack))
-        # Row slot · N + stream; the row behind the ring stays zero, for what was before a
-        # game's first frame. The ring is not filled: pages are used as play reaches them.
+        # Row slot · N + stream; the last row stays zero: it stands for frames before a game's
+        # first. The ring is not filled: pages are used as play reaches them.
         self._frames = unfilled((ring * streams + 1, *self.frame_shape), frame_dtype, device)
         self._frames[-1] = 0
         self._zero_row = ring * streams
@@ -403,7 +403,7 @@ class EpisodicReplay:
         """The transitions around stored ones, in the same games.
 
         steps, streams: (B,) int64. Returns steps (B, before + 1 + after) int64, oldest first, and
-        whether each is joined to the one in the middle by stored transitions of the game (a lost
+        whether each is connected to the one in the middle by stored transitions of the game (a lost
         life does not part them); where it is not, its step is that of the middle.
         """
         around = steps[:, None] + np.arange(-before, after + 1)

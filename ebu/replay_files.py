@@ -25,7 +25,7 @@ _INDEX = "frames.json"
 _FORMAT = "ebu-replay-frames-2"
 _LEVEL = 1
 # Bytes of a chunk before compression: large enough to compress well, small enough that
-# the few in flight are nothing beside the memory itself.
+# the few in flight are small against the memory itself.
 _CHUNK_BYTES = 2 << 20
 
 

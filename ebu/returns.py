@@ -6,8 +6,8 @@ Some are of single transitions, some of windows of consecutive ones, some of who
 | --- | --- | --- |
 | r, a, μ | (B,), (B, n) or (…, T) | reward, action, the probability with which it was chosen |
 | Q(s', ·), Q̂(s', ·) | (B, A) or (…, T, A) | online and target network's values of the next state |
-| terminated | as r; (…) of segments | the value ends behind the transition, or the segment |
-| joined | (B, n) bool | the step belongs to the window: no gap lies between it and the drawn one |
+| terminated | as r; (…) of segments | the value ends with the transition, or with the segment |
+| joined | (B, n) bool | part of the window: no gap between it and the drawn transition |
 | lengths | (…) | steps of each segment, in [1, T]; T for all if absent |
 
 Results are float32 and have no gradient. Rewards are used as they are given.
@@ -49,7 +49,7 @@ def n_step_targets(
 
     | argument | shape | meaning |
     | --- | --- | --- |
-    | rewards, terminated | (B, n) | of the drawn transition and those behind it |
+    | rewards, terminated | (B, n) | of the drawn transition and those after it |
     | joined | (B, n) bool | the first m of each row |
     | last_next_values | (B, A) | Q̂ of the next state of the last joined step |
 
@@ -185,7 +185,7 @@ def optimality_bounds(
     | taken | (B, K) | Q̂(s, a) of the steps j − K to j − 1 |
     | bootstraps | (B, 1 + K) | max_a Q̂(s', a) of the steps j to j + K |
 
-    No bound crosses a step that terminated; L of a window with such a step behind j is the return
+    No bound crosses a step that terminated; L of a window with such a step after j is the return
     up to it. γ must be above 0. Returns the one-step target, L and U, (B,) each; L is −∞ and U is
     ∞ where nothing bounds.
     """

@@ -7,7 +7,7 @@
 | SegmentSampler | whole segments, uniformly, each from its end to its start |
 | PrioritizedSegments | the same, segments in proportion to their last mean error |
 
-A sampler draws from a generator of its own and saves it: `state_dict` restores every later draw.
+A sampler owns its random generator and saves it: `state_dict` restores every later draw.
 """
 
 from abc import ABC, abstractmethod
@@ -81,8 +81,15 @@ class Importance:
         self.updates = updates
 
     def weights(self, chances: np.ndarray, updates: int) -> np.ndarray:
-        """Weights float32 of draws with these chances relative to the smallest one, after so many
-        updates; the number of candidates and the total of their priorities cancel."""
+        """Weights (B,) float32 of draws, the largest of which is 1.
+
+        | argument | meaning |
+        | --- | --- |
+        | chances | (B,): the smallest priority among the candidates over that of each draw |
+        | updates | updates so far: they decide how far β has risen |
+
+        n and the sum of the priorities cancel.
+        """
         share = min(1.0, updates / self.updates)
         beta = self.exponent + (1.0 - self.exponent) * share
         return (chances**beta).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The way of small host arrays to the device, without ever waiting for it."""
+"""Asynchronous host-to-device copies through pinned memory."""
 
 import numpy as np
 import torch
@@ -8,11 +8,11 @@ HALF_BYTES = 8 << 20
 
 
 class Staging:
-    """Carries arrays to a device through one persistent buffer of pinned memory.
+    """Copies arrays to a device through one persistent buffer of pinned memory.
 
-    The buffer has two halves. When one is full the other is taken up again, and only then is it
-    made sure, by an event of the device, that the copies out of it are done: they were queued a
-    whole half ago. On the CPU nothing is copied.
+    The buffer has two halves. When one is full the other is reused, after an event says that the
+    copies out of it are done: they were queued a whole half ago, so this rarely waits. On the CPU
+    nothing is copied.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -114,7 +114,7 @@ def stratified_bootstrap_interval(
     | scores | (games, seeds), or (seeds,) for each game | normalised score of every run |
     | statistic | (games, L) → number or (K,) | for instance `interquartile_mean`; see `even_out` |
 
-    Each game is a stratum: its seeds are drawn anew with replacement, the games stay
+    Each game is a stratum: its seeds are resampled with replacement, the games stay
     (Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice").
     A statistic of K numbers has K intervals, each for itself.
     """

@@ -6,11 +6,11 @@ One program does one row: a segment under one β. It goes from the segment's las
 in blocks. No address depends on a result, so all of a block's values are loaded at once. Then
 log₂ BLOCK rounds of composing the maps y → max(a, b·y + c) give y_{k+1} at each of its steps, and
 the recursion itself, once, gives y_k, rounded as step by step. From block to block only the last y
-is carried. Step by step each target would wait for five operations in float64 after the one behind
-it: longer, by an order of magnitude, for a whole block.
+is carried. Step by step each target would wait for five operations in float64 after the later
+one: longer, by an order of magnitude, for a whole block.
 
 Lanes count from a segment's end and all blocks have one size, so not a bit of a target depends on
-the padding behind its segment or on the rows beside it.
+the padding of its segment or on other rows.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
@@ -186,7 +186,7 @@ def _sweep(
         )  # fmt: skip
         kept, next_kept = (1.0 - beta) * q, (1.0 - beta) * next_q
 
-        # The map of the step behind each: composed they give what came back to it, y_{k+1}. Behind
+        # The map of the step after each: composed they give y_{k+1}. After
         # the end all is loaded as 0, and so is y.
         at_end = step + 1 == last
         end = _end(next_r, next_m, next_q, ends, gamma)

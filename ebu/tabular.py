@@ -126,7 +126,7 @@ def prioritized_q_learning(
     """Draw transition t with P(t) ∝ (|δ_t| + floor)^0.6 (Schaul et al. 2016, proportional).
 
     current_errors False: as in their replay memory, δ_t is the error found when t was last
-    drawn, 1 before its first draw. True: every δ is computed anew before each draw, T
+    drawn, 1 before its first draw. True: every δ is recomputed before each draw, T
     evaluations for one update, which a replay memory of a deep network cannot afford.
 
     Their importance weights are left out: those scale the step size, which is 1 here.

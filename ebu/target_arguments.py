@@ -22,7 +22,7 @@ class TargetArguments(NamedTuple):
 
     @property
     def beta_column(self) -> float | Tensor:
-        """β with an axis beside the one of steps."""
+        """β with one more axis, that of the steps."""
         return self.beta if isinstance(self.beta, float) else self.beta.unsqueeze(-1)
 
     def last_and_valid(self) -> tuple[Tensor, Tensor]:
@@ -82,7 +82,7 @@ def checked(
     if extra not in (0, 1) or next_values.shape[extra:-1] != rewards.shape:
         raise ValueError(
             f"next_values {_shape(next_values)} does not fit rewards {_shape(rewards)}; it must "
-            "have their shape and an axis of actions behind, at most one of learners in front"
+            "have their shape and a last axis of actions, at most one first axis of learners"
         )
     _require_shape("actions", actions, rewards.shape)
     _require_shape("terminated", terminated, batch)
@@ -109,21 +109,21 @@ def checked(
             raise ValueError(
                 f"beta {_shape(beta)} does not broadcast against the batch axes {lead}"
             ) from error
-        beta = _beside(next_values, beta)
+        beta = _on_same_device(next_values, beta)
     else:
         beta = float(beta)
         if not 0.0 <= beta <= 1.0:
             raise ValueError(f"beta is {beta}; it must lie in [0, 1]")
         beta_may_be_zero = beta == 0.0
     return TargetArguments(
-        rewards=_beside(next_values, rewards),
+        rewards=_on_same_device(next_values, rewards),
         next_values=next_values,
-        actions=_beside(next_values, actions),
-        terminated=_beside(next_values, terminated),
+        actions=_on_same_device(next_values, actions),
+        terminated=_on_same_device(next_values, terminated),
         gamma=gamma,
         beta=beta,
         beta_may_be_zero=beta_may_be_zero,
-        lengths=None if lengths is None else _beside(next_values, lengths),
+        lengths=None if lengths is None else _on_same_device(next_values, lengths),
         lead=lead,
     )
 
@@ -140,8 +140,8 @@ def _checked_betas(beta: Tensor) -> tuple[Tensor, bool]:
     return beta, bool((beta == 0.0).any())
 
 
-def _beside(there: Tensor, tensor: Tensor) -> Tensor:
-    """On the other's device; asking for its name costs more than the rest of the check."""
+def _on_same_device(there: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor on the device of `there`; comparing names of devices is slow."""
     return tensor if there.is_cpu and tensor.is_cpu else tensor.to(there.device)
 
 

@@ -32,7 +32,7 @@ A scalar β gives (…, T). β of shape (K,) gives (K, …, T): one result for e
 same next_values, or from each learner's own where next_values has that leading axis too.
 β with two or more axes is broadcast against the batch axes (with the leading axis of
 next_values, where it has one) by the usual rule: (K, 1) against (B,) or (K, B) gives
-(K, B, T). Steps at and behind a segment's length are padding: whatever they hold changes
+(K, B, T). Steps from a segment's length on are padding: whatever they hold changes
 nothing, and their targets are 0.
 
 β and lengths are checked where they are host values; on an accelerator that would wait
@@ -86,7 +86,7 @@ def backward_targets(
     """Targets of Algorithm 2; shapes in the module's table, float32.
 
     Computed in float64 and rounded; where β is 0 they are `one_step_targets`, bit for bit.
-    A row's targets do not depend on its padding nor on the rows beside it.
+    A row's targets depend neither on its padding nor on other rows.
     ValueError if arguments do not fit.
     """
     problem = checked(rewards, next_values, actions, terminated, gamma, beta, lengths)
@@ -292,7 +292,7 @@ def _segment_targets(
     q = np.where(np.isnan(m[:-1]), np.nan, q)
     y = float(rewards[-1])
     if not terminated:
-        y += gamma * float(m[-1])  # nothing was taken behind the end
+        y += gamma * float(m[-1])  # no action was taken after the end
     targets = [y]
     stored_share = 1.0 - beta
     columns = (rewards[-2::-1].tolist(), m[-2::-1].tolist(), q[::-1].tolist())

@@ -22,7 +22,7 @@ from ebu.stopwatch import Stopwatch
 from ebu.value_probes import ValueProbes
 
 EARLY_LINES = (1_000, 2_000, 5_000)
-"""Frames at which lines of metrics are written besides those at the interval."""
+"""Frames at which lines of metrics are written, in addition to the interval."""
 RECENT_GAMES = 100
 """Games over which the recent return is averaged (Machado et al. 2018)."""
 
@@ -58,33 +58,33 @@ class Agent(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class Follower(Protocol):
-    """What learns from the agent beside it, and changes nothing in what the agent does."""
+class Distiller(Protocol):
+    """Trains other networks on what the agent learns from; the agent never depends on it."""
 
     def learn(self, replay: EpisodicReplay, updates: int) -> None:
-        """The agent has made so many more updates."""
+        """Train after the agent has made `updates` more updates."""
 
-    def follow(self) -> None:
-        """The agent is now as it was in the best evaluation so far."""
+    def set_teacher(self) -> None:
+        """Make the agent as it is now the teacher: its evaluation is the best so far."""
 
     def metrics(self) -> dict[str, float]: ...
     def save(self, frames: int) -> None:
-        """A checkpoint was written: write what is to be used of it."""
+        """Write the trained networks: a checkpoint was just written."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class Moment(NamedTuple):
-    """How far a run was at a moment, and the seconds that each stage of it had taken."""
+class Mark(NamedTuple):
+    """A point of a run, and the seconds that each stage had taken until then."""
 
     clock: float
     frames: int
     updates: int
     stages: dict[str, float]
 
-    def until(self, later: "Moment") -> dict[str, float]:
-        """Speeds, and the share of each stage, between this moment and a later one.
+    def speeds_until(self, later: "Mark") -> dict[str, float]:
+        """Speeds, and the share of each stage, between this mark and a later one.
 
         `target_passes` and `targets` are parts of `learning`; `training_frames_per_second` leaves
         evaluations and checkpoints out.
@@ -193,7 +193,7 @@ class Trainer:
     | | it was told to stop |
     | run_dir | checkpoints go to checkpoints/, the best evaluated weights to best/ |
     | lock | the run directory's open lock file, held until `close` |
-    | follower | learns from the agent beside it; the run is the same with and without it |
+    | distiller | trains other networks alongside; the run is the same without it |
 
     Everything that changes during a run is in `state_dict`, the frames of the replay memory
     excepted, which a checkpoint holds as files of their own.
@@ -216,7 +216,7 @@ class Trainer:
         run_dir: Path,
         lock: IO[str],
         profile: Profile | None = None,
-        follower: Follower | None = None,
+        distiller: Distiller | None = None,
     ) -> None:
         self.config = config
         self.life_loss_ends_segment = life_loss_ends_segment
@@ -229,7 +229,7 @@ class Trainer:
         self.evaluate = evaluate
         self.run_dir = run_dir
         self.profile = profile
-        self.follower = follower
+        self.distiller = distiller
         self.stop_requested = False
         self._lock = lock
 
@@ -326,9 +326,9 @@ class Trainer:
         updates = self._updates_due()
         with self._stopwatch.time("learning"):
             self.agent.learn(self.replay, updates)
-        if self.follower is not None:
-            with self._stopwatch.time("following"):
-                self.follower.learn(self.replay, updates)
+        if self.distiller is not None:
+            with self._stopwatch.time("distilling"):
+                self.distiller.learn(self.replay, updates)
 
     def _receive(
         self, step: VectorStep, actions: np.ndarray | None, probabilities: np.ndarray | None
@@ -388,13 +388,13 @@ class Trainer:
         }
         metrics |= self._probes.metrics()
         metrics |= self.agent.metrics()
-        if self.follower is not None:
-            metrics |= self.follower.metrics()
+        if self.distiller is not None:
+            metrics |= self.distiller.metrics()
         metrics |= {f"replay/{name}": value for name, value in self.replay.statistics().items()}
         self.monitor.scalars(self.frames, metrics)
 
         before, self._speed_mark = self._speed_mark, self.now()
-        self.monitor.speed(self.frames, before.until(self._speed_mark))
+        self.monitor.speed(self.frames, before.speeds_until(self._speed_mark))
         self._log_schedule.done(self.frames)
 
     def _evaluate(self, progress: Progress | None) -> None:
@@ -405,8 +405,8 @@ class Trainer:
             self._best = record["mean"]
             state = {"agent": self.agent.state_dict(), "frames": self.frames}
             save_checkpoint(self.run_dir / "best", self._checkpoint_name(), state, keep=1)
-            if self.follower is not None:
-                self.follower.follow()
+            if self.distiller is not None:
+                self.distiller.set_teacher()
         self._eval_schedule.done(self.frames)
 
     def _play_evaluation(self, progress: Progress | None) -> dict[str, Any] | None:
@@ -425,8 +425,8 @@ class Trainer:
         """Write what a run's end adds to its logs: a last line, and an evaluation of its end.
 
         Comes after `run` and its checkpoint, so a resumed run cuts both off, and changes neither
-        `best/` nor the follower. The trainer cannot train on afterwards. Returns whether all of it
-        was written, False if told to stop before the evaluation's end.
+        `best/` nor the distilled networks. The trainer cannot train afterwards. Returns whether all
+        of it was written, False if told to stop before the evaluation's end.
         """
         if last_frames(self.run_dir / METRICS) != self.frames:
             self._log()
@@ -446,8 +446,8 @@ class Trainer:
                 writers=[self.replay.write_frames],
                 logs=self.monitor.sync(),
             )
-            if self.follower is not None:
-                self.follower.save(self.frames)
+            if self.distiller is not None:
+                self.distiller.save(self.frames)
             return saved
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -464,10 +464,10 @@ class Trainer:
     def _checkpoint_name(self) -> str:
         return f"frames-{self.frames:012d}"
 
-    def now(self) -> "Moment":
+    def now(self) -> "Mark":
         """How far the run is, and where its time went."""
         stages = self._stopwatch.seconds | self.agent.seconds
-        return Moment(time.perf_counter(), self.frames, self.updates, stages)
+        return Mark(time.perf_counter(), self.frames, self.updates, stages)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -485,7 +485,7 @@ class Trainer:
             "agent": self.agent.state_dict(),
             "env": self.env.state_dict(),
             "replay": self.replay.state_dict(),
-            **({} if self.follower is None else {"follower": self.follower.state_dict()}),
+            **({} if self.distiller is None else {"distiller": self.distiller.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -503,5 +503,5 @@ class Trainer:
         self.agent.load_state_dict(state["agent"])
         self.env.load_state_dict(state["env"])
         self.replay.load_state_dict(state["replay"])
-        if self.follower is not None:
-            self.follower.load_state_dict(state["follower"])
+        if self.distiller is not None:
+            self.distiller.load_state_dict(state["distiller"])

@@ -15,7 +15,7 @@ from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import load_latest
 from ebu.run.logs import Monitor, cut_logs
 from ebu.schedules import ExplorationConfig, LoopConfig
-from ebu.training import Follower, Trainer
+from ebu.training import Distiller, Trainer
 from tests.made_up import CPU, NUM_ACTIONS, MadeUpGames, empty_replay, random_games
 
 STEP_FRAMES = MadeUpGames.frames_per_step
@@ -84,12 +84,12 @@ def trainer_in(
     exploration: ExplorationConfig | None = None,
     evaluate: Evaluate = no_evaluation,
     resume: bool = False,
-    follower: Callable[[Any], Follower] | None = None,
+    distiller: Callable[[Any], Distiller] | None = None,
     **config: Any,
 ) -> Trainer:
     """A run in this directory, from its beginning or from its newest checkpoint.
 
-    `follower` makes what learns beside the agent.
+    `distiller` makes what trains other networks alongside.
     """
     run_dir.mkdir(exist_ok=True)
     checkpoint = load_latest(run_dir / "checkpoints")
@@ -115,7 +115,7 @@ def trainer_in(
         evaluate=evaluate,
         run_dir=run_dir,
         lock=(run_dir / "lock").open("w"),
-        follower=None if follower is None else follower(agent),
+        distiller=None if distiller is None else distiller(agent),
     )
     open_trainers.append(trainer)
     if checkpoint is not None:

@@ -109,7 +109,7 @@ class Students:
             if self._updates % EVERY_UPDATES == 0:
                 self._update(replay)
 
-    def follow(self) -> None:
+    def set_teacher(self) -> None:
         """The agent as it is now is the best that was evaluated: follow it from here on."""
         self._evaluated = True
         self._copy_teacher()

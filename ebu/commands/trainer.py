@@ -131,7 +131,7 @@ def build_trainer(config: TrainConfig) -> Trainer:
             run_dir=run_dir,
             lock=lock,
             profile=Profile(run_dir / "profile") if config.profile else None,
-            follower=students,
+            distiller=students,
         )
         if checkpoint is not None:
             say(f"{run_dir}: replaying the games up to frame {checkpoint.state['frames']:,}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from agents import Agent, EbuConfig, LearnerConfig, build_agent, build_learner
-from agents.adaptive import AdaptiveEbu, Rotation
+from agents.adaptive import ActingLearners, AdaptiveEbu
 from agents.agent import policy_weights
 from agents.learner import Learner
 from agents.settings import AdaptiveEbuConfig
@@ -81,7 +81,7 @@ def states_of(count: int, seed: int = 0) -> Tensor:
 
 
 def test_a_game_that_starts_takes_the_next_learner() -> None:
-    rotation = Rotation(3)
+    rotation = ActingLearners(3)
     rotation.add(reset(4))
     assert rotation.players.tolist() == [0, 1, 2, 0]
     rotation.add(step([0, 0, 0, 0], over=(2,)))
@@ -94,7 +94,7 @@ def test_a_game_that_starts_takes_the_next_learner() -> None:
 
 
 def test_a_lost_life_is_no_new_game() -> None:
-    rotation = Rotation(3)
+    rotation = ActingLearners(3)
     rotation.add(reset(2))
     rotation.add(step([2, 0], life_lost=(0, 1)))
     rotation.add(step([3, 0], over=(0,)))
@@ -103,7 +103,7 @@ def test_a_lost_life_is_no_new_game() -> None:
 
 
 def test_over_many_games_each_learner_plays_as_many() -> None:
-    env, rotation = MadeUpGames(4, random_games(3, 9)), Rotation(5)
+    env, rotation = MadeUpGames(4, random_games(3, 9)), ActingLearners(5)
     rotation.add(env.reset())
     started = np.bincount(rotation.players, minlength=5)
     for _ in range(300):
@@ -119,7 +119,7 @@ def test_over_many_games_each_learner_plays_as_many() -> None:
 
 
 def test_scores_are_mean_returns_of_whole_games_in_raw_rewards() -> None:
-    rotation = Rotation(2)
+    rotation = ActingLearners(2)
     rotation.add(reset(3))  # learners 0, 1, 0
     rotation.add(step([10, -4, 1], over=(0,)))
     assert rotation.scores() == {0: 10.0}
@@ -131,7 +131,7 @@ def test_scores_are_mean_returns_of_whole_games_in_raw_rewards() -> None:
 
 
 def test_a_game_that_goes_on_when_scores_begin_anew_counts_whole_at_its_end() -> None:
-    rotation = Rotation(2)
+    rotation = ActingLearners(2)
     rotation.add(reset(1))
     rotation.add(step([5]))
     rotation.forget_scores()
@@ -150,7 +150,7 @@ def test_the_mean_decides_and_not_the_sum_or_the_best_game() -> None:
     # Sums 17, 9 and 16 of three games each; a fourth game of the first earns nothing.
     assert agent.best == 0
     agent.observe(step([0, 0, 0], over=(0,)))
-    assert agent.rotation.scores() == {0: 17 / 4, 1: 3.0, 2: 16 / 3}
+    assert agent.acting.scores() == {0: 17 / 4, 1: 3.0, 2: 16 / 3}
     assert agent.best == 2
 
 
@@ -224,7 +224,7 @@ def test_scores_begin_anew_after_a_copy_and_intervals_too() -> None:
     agent.observe(step([0], started=(0,)))
     assert agent.copies == 0
     agent.observe(step([0]))
-    assert (agent.copies, agent.rotation.scores()) == (1, {})
+    assert (agent.copies, agent.acting.scores()) == (1, {})
     agent.observe(step([7], over=(0,)))
     assert agent.copies == 1
     agent.observe(step([0], started=(0,)))
@@ -373,7 +373,7 @@ def test_the_best_learner_plays_other_games_and_its_weights_are_the_agents() -> 
     assert plays(1)
     assert agent.copies == 1
     learnt(agent)  # apart again
-    assert agent.rotation.scores() == {}
+    assert agent.acting.scores() == {}
     assert plays(1)  # the last winner, while there are no scores
     agent.observe(step([-9, 0, 0], over=(0,)))
     assert plays(0)

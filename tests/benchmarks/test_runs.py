@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import runs
 from ebu.errors import EbuError, UsageError
-from ebu.training import Moment, Trainer
+from ebu.training import Mark, Trainer
 
 
 def conditions(**changes: float) -> runs.Conditions:
@@ -47,10 +47,10 @@ def test_a_window_begins_with_enough_updates_and_ends_after_its_steps(
     stages = {"acting": 1.0, "learning": 4.0, "storing": 2.0, "target_passes": 3.0}
     later = {"acting": 3.0, "sending": 1.0, "learning": 12.0, "storing": 2.0, "target_passes": 8.0}
     moments = [
-        (Moment(0, 400, 2, {}), False),
-        (Moment(0, 416, 4, stages), False),
-        (Moment(0, 452, 8, later), False),
-        (Moment(0, 460, 9, later), True),
+        (Mark(0, 400, 2, {}), False),
+        (Mark(0, 416, 4, stages), False),
+        (Mark(0, 452, 8, later), False),
+        (Mark(0, 460, 9, later), True),
     ]
     for moment, over in moments:
         assert stopwatch.look(moment) == over

@@ -131,7 +131,7 @@ def test_a_grown_run_ends_as_one_of_full_length(tmp_path: Path) -> None:
         assert (whole / log).read_bytes() == (grown / log).read_bytes(), log
     assert scalars(whole) == scalars(grown)
     one, other = newest(whole), newest(grown)
-    assert one.state["follower"]["evaluated"]
+    assert one.state["distiller"]["evaluated"]
     assert_same(one.state, other.state)
     assert stored_segments(load_replay(one)) == stored_segments(load_replay(other))
     for name in ("best", "students/net3/checkpoints"):

@@ -57,7 +57,7 @@ def run_in(run_dir: Path, agent: str = "ebu", *, distill: bool = True, **options
     def students(trained: Any) -> Students:
         return Students(NAMES, trained, CONFIG, run_dir, seed=3)
 
-    given: dict[str, Any] = {"follower": students if distill else None, **options}
+    given: dict[str, Any] = {"distiller": students if distill else None, **options}
     return real_run(run_dir, agent, **given)
 
 
@@ -71,8 +71,8 @@ def evaluated(run_dir: Path, agent: str = "ebu", **options: Any) -> Trainer:
 
 
 def students_of(trainer: Trainer) -> Students:
-    assert isinstance(trainer.follower, Students)
-    return trainer.follower
+    assert isinstance(trainer.distiller, Students)
+    return trainer.distiller
 
 
 def playing(trainer: Trainer) -> dict[str, Tensor]:
@@ -111,7 +111,7 @@ def test_the_agent_trains_to_the_same_bits_with_students_and_without(
     alone, followed = evaluated(tmp_path, agent, distill=False), straight(agent)
     assert alone.run(END)
     state = followed.state_dict()
-    assert state.keys() - alone.state_dict().keys() == {"follower"}
+    assert state.keys() - alone.state_dict().keys() == {"distiller"}
     for key, value in alone.state_dict().items():
         assert same(value, state[key]), key
     bests = [load_latest(run.run_dir / "best", state_only=True) for run in (alone, followed)]
