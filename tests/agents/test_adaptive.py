@@ -437,7 +437,7 @@ def test_a_run_copies_and_says_so(tmp_path: Path) -> None:
         ("--learners 2.5", "--learners"),
         ("--copy-every-steps 0", "--copy-every-steps must be positive, not 0"),
         ("--beta 0.7", "--beta 0.7 is for --learners 1"),
-        ("--learners 1 --beta 1.5", "--beta must lie between 0 and 1"),
+        ("--learners 1 --beta 1.5", "--beta must be between 0 and 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_one_clear_line(flags: str, complaint: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from agents import load_agent
+from agents.agent import policy_weights
 from agents.distillation import online
 from agents.distillation.losses import policy_divergence
 from agents.distillation.online import Students, student_directory
@@ -78,7 +79,7 @@ def students_of(trainer: Trainer) -> Students:
 def playing(trainer: Trainer) -> dict[str, Tensor]:
     """A copy of the weights that the agent would play with now."""
     agent: Any = trainer.agent
-    weights = agent.policy_weights(agent.state_dict())
+    weights = policy_weights(agent.state_dict())
     return {name: weight.clone() for name, weight in weights.items()}
 
 
