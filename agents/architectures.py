@@ -8,11 +8,11 @@ nature@tucker=16,32,32,32,svd=64      the second and third convolution in Tucker
                                       in, out, in, out; the first dense layer of rank 64
 """
 
-import difflib
 import re
 from dataclasses import dataclass, replace
 
 from ebu.errors import UsageError
+from ebu.run.settings import did_you_mean
 
 KERNELS = (8, 4, 3)
 STRIDES = (4, 2, 1)
@@ -103,9 +103,8 @@ def ranks_name(tucker: tuple[int, int, int, int] | None, svd: int | None) -> str
 
 def unknown(kind: str, name: str, names: list[str], others: str) -> str:
     """One line on a name that is not known, with what is, and the nearest of `names`."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"unknown {kind} '{name}': choose one of {', '.join(names)}, or {others}{hint}"
+    known = f"choose one of {', '.join(names)}, or {others}"
+    return f"unknown {kind} '{name}': {known}{did_you_mean(name, names)}"
 
 
 def _check_ranks(name: str, sizes: Architecture) -> None:

@@ -19,7 +19,7 @@ from agents import Learner, LearnerConfig
 from benchmarks import env_speed
 from benchmarks.measurement import spread, times
 from benchmarks.runs import BATCH_SIZE, FRAMES_PER_STEP, Conditions
-from ebu.run.machine import device_named
+from ebu.run.machine import device_named, prepare_torch
 from envs import AtariVector
 from envs.games import canonical_game
 
@@ -90,8 +90,8 @@ class Limits:
 
 def measure_limits(conditions: Conditions, precisions: tuple[str, ...]) -> Limits:
     """Measure all rates; to be called in a process of its own."""
-    torch.set_num_threads(conditions.threads)
     device = device_named(conditions.device)
+    prepare_torch(device, conditions.threads)
     game = canonical_game(conditions.game)
     return Limits(
         matrix={precision: matrix_rate(device, precision) for precision in precisions},

@@ -41,7 +41,7 @@ from benchmarks.measurement import (
 from ebu.frames import torch_dtype
 from ebu.replay import EpisodicReplay
 from ebu.run.cli import run_command
-from ebu.run.machine import device_named
+from ebu.run.machine import device_named, prepare_torch
 from ebu.run.settings import Device, Positive
 from envs import AtariVector
 
@@ -166,7 +166,7 @@ def time_checkpoint(replay: EpisodicReplay) -> dict[str, Any]:
 def measure(settings: Settings) -> dict[str, Any]:
     """All figures. Raises `UsageError` if the memory does not fit."""
     device = device_named(settings.device)
-    torch.set_num_threads(settings.threads)
+    prepare_torch(device, settings.threads)
     say(f"playing {RECORDED_STEPS * settings.num_envs * FRAMES_PER_STEP:,} frames")
     frames = recorded_frames(settings)
     resident_before = peak_resident()

@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.measurement import BenchmarkSettings, markdown, run_benchmark, say, times
 from ebu.errors import EbuError, UsageError
 from ebu.run.cli import run_command
-from ebu.run.machine import device_named
+from ebu.run.machine import device_named, prepare_torch
 from ebu.run.settings import Device, Positive
 from ebu.targets import backward_targets, backward_targets_loop, backward_targets_scan
 
@@ -108,7 +108,7 @@ def difference(episode: Episode) -> float:
 def measure(settings: Settings) -> dict[str, Any]:
     """The figures of every T and K. Raises `EbuError` if the ways do not agree."""
     device = device_named(settings.device)
-    torch.set_num_threads(settings.threads)
+    prepare_torch(device, settings.threads)
     targets = []
     for learners in settings.learners:
         for steps in settings.steps:

@@ -194,8 +194,8 @@ def evaluate(
 ) -> Evaluation | None:
     """Reset N environments and play `episodes` games in them, each to its end.
 
-    Every environment plays a quota of games fixed beforehand. The first games to finish, whoever
-    plays them, would be the short ones, and in most games those are the bad ones.
+    Every environment plays a fixed number of games. Counting the first games to finish instead
+    would favour short games, which mostly have low scores.
 
     | argument | meaning |
     | --- | --- |

@@ -65,8 +65,8 @@ class TrainConfig:
     profile: bool = False
     """Write a trace of some steps to RUN_DIR/profile, for TensorBoard or Perfetto."""
     distill: tuple[str, ...] | None = None
-    """Networks that learn beside the agent to play as its best evaluation did (net2 net3); they go
-    to RUN_DIR/students and change nothing in the run."""
+    """Distil the agent's best evaluated weights into these networks during training (net2 net3);
+    they go to RUN_DIR/students and change nothing in the run."""
     method: AgentConfig = field(default_factory=lambda: AGENTS["ebu"])
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     exploration: ExplorationConfig = field(default_factory=ExplorationConfig)

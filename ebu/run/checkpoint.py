@@ -120,8 +120,8 @@ def load_latest(root: Path, *, state_only: bool = False) -> Checkpoint | None:
     """Load the newest undamaged checkpoint under `root`; None where there has never been one.
 
     Every file is compared with its digest before anything is used. `state_only` compares the two
-    state files alone and changes nothing on the disk: enough to evaluate the weights, beside a run
-    that is still training.
+    state files alone and changes nothing on the disk: enough to evaluate the weights, even while
+    the run is training.
 
     Raises EbuError where there are checkpoints and all are damaged, or they cannot be read.
     """

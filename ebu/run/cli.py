@@ -176,7 +176,7 @@ def _require(holds: bool, complaint: str) -> None:
 
 
 def all_cores() -> int:
-    """Processor cores this process may use: what `--threads 0` stands for."""
+    """Processor cores that this process may use: the threads of `--threads 0`."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

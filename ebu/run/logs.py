@@ -43,7 +43,7 @@ class Monitor:
     """The logs of one run directory, appended to."""
 
     def __init__(self, run_dir: Path, *, resumed_at: int | None = None) -> None:
-        """Open the logs. `resumed_at`: the frames of the checkpoint the run goes on from.
+        """Open the logs. `resumed_at`: frames of the checkpoint that the run resumes from.
 
         A TensorBoard that is already looking at the run then forgets what `cut_logs` removed.
 
@@ -164,8 +164,8 @@ def cut_logs(run_dir: Path, lengths: Mapping[str, int]) -> list[str]:
                 continue
             size = path.stat().st_size
             if size < lengths[name]:
-                missing = lengths[name] - size
-                warnings.append(f"{name} is {missing} bytes shorter than at the checkpoint")
+                lost = lengths[name] - size
+                warnings.append(f"{name} is {lost} bytes shorter than at the checkpoint")
                 if not EVENTS.fullmatch(name):
                     # A line that was cut in half would take the next one with it.
                     os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
@@ -176,8 +176,8 @@ def cut_logs(run_dir: Path, lengths: Mapping[str, int]) -> list[str]:
             f"cannot cut the logs in {run_dir}: {error.strerror or error}; "
             "make them writable and run the same command again"
         ) from error
-    gone = sorted(name for name, length in lengths.items() if length and name not in found)
-    return warnings + [f"{name} is missing; it was there at the checkpoint" for name in gone]
+    missing = sorted(name for name, length in lengths.items() if length and name not in found)
+    return warnings + [f"{name} is missing; it was there at the checkpoint" for name in missing]
 
 
 def last_frames(log: Path) -> int | None:

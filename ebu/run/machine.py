@@ -82,7 +82,7 @@ def choose_machine(
 
 
 def device_named(name: str) -> torch.device:
-    """What `--device` stands for: auto is cuda where there is one, else the CPU.
+    """The device of `--device`: auto is cuda where there is one, else the CPU.
 
     Raises `UsageError` for a CUDA device that is not there.
     """

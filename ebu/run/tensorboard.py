@@ -25,7 +25,7 @@ OVERVIEW = {
 the order of their names, where capitals come first, and keeps all others closed."""
 
 NOT_CURVES = frozenset(
-    # Frames times a constant, and what follows from the curves beside it.
+    # Frames times a constant, and what follows from other curves.
     {"train/agent_steps", "train/updates", "eval/deviation", "eval/frames_played"}
 )
 ALWAYS_CURVES = frozenset({*OVERVIEW, EVAL_LOW, EVAL_HIGH})

@@ -67,7 +67,7 @@ def _as_rgb(picture: np.ndarray) -> np.ndarray:
 def _with_one_palette(pictures: Sequence[np.ndarray]) -> list[Image.Image]:
     """Indexed images of RGB pictures.
 
-    Each colour counts once, however little of it there is: a ball keeps its own beside a wide sky.
+    Each colour counts once, however little of it there is: a ball keeps its own next to a wide sky.
     """
     codes = [picture @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32) for picture in pictures]
     seen = np.zeros(1 << 24, dtype=bool)

@@ -37,6 +37,7 @@ def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
 
 
+@pytest.mark.slow
 def test_every_part_runs(tmp_path: Path) -> None:
     """Half a minute: every benchmark in processes of its own."""
     path = tmp_path / "results.json"

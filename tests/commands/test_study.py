@@ -385,6 +385,7 @@ FLAGS = (
 )
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_goes_on_and_ends_as_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

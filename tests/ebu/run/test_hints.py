@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 from ebu.commands.train_arguments import parse_arguments
-from ebu.run.hints import PROJECT, install_command, program_command, tensorboard_command
+from ebu.run.hints import (
+    PROJECT,
+    install_command,
+    program_command,
+    program_name,
+    tensorboard_command,
+)
 
 TRAIN = [
     *(sys.executable, str(PROJECT / "train.py"), "--game", "CartPole-v1", "--num-envs", "2"),
@@ -103,3 +109,19 @@ def test_packages_of_extras_are_installed_from_any_directory(
     *_, constraints, _, editable = shlex.split(install_command("export"))
     assert Path(constraints).is_file()
     assert (Path(editable.removesuffix("[export]")) / "pyproject.toml").is_file()
+
+
+def test_hints_name_the_installed_commands_where_there_is_no_checkout(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = place / "bin"
+    commands.mkdir()
+    (commands / "ebu-study").touch(mode=0o755)
+    monkeypatch.setattr("ebu.run.hints.PROJECT", place)
+    monkeypatch.setattr(sys, "executable", str(commands / "python"))
+    monkeypatch.chdir(place)
+    assert program_name("train.py --agent dqn") == "ebu-train --agent dqn"
+    assert program_command("study.py", "--seeds", 3) == "bin/ebu-study --seeds 3"
+    assert install_command("export") == "bin/python -m pip install 'ebu[export]'"
+    monkeypatch.setenv("PATH", str(commands))
+    assert program_command("study.py", "--seeds", 3) == "ebu-study --seeds 3"
