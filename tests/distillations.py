@@ -7,7 +7,7 @@ from typing import Any
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.distillation.settings import DistillConfig
-from ebu.commands import distill
+from ebu.commands.distilling.run import Outcome, run
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.run.cli import parse
@@ -45,9 +45,9 @@ def config_of(teacher: Path, out: Path, *flags: object) -> DistillConfig:
     return parse(DistillConfig, args, prog="distill.py", description="")
 
 
-def distilled(teacher: Path, out: Path, *flags: object, **options: Any) -> distill.Outcome:
+def distilled(teacher: Path, out: Path, *flags: object, **options: Any) -> Outcome:
     """Distil one game with the smallest settings, and these."""
-    (outcome,) = distill.run(config_of(teacher, out, *flags), **options)
+    (outcome,) = run(config_of(teacher, out, *flags), **options)
     return outcome
 
 

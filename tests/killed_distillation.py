@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 
+import ebu.commands.distilling.run  # noqa: F401
 from ebu.commands import distill
 from ebu.run.cli import run_command
 

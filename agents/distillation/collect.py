@@ -1,4 +1,4 @@
-"""Collecting states: in play by teacher or student, or from a finished run's replay memory."""
+"""Collect states: in play of teacher or student, or from a run's replay memory."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from agents.agent import epsilon_greedy
-from agents.distillation.dataset import StateSet, hold_out
+from agents.distillation.dataset import Dataset, hold_out
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Act
 from ebu.frames import FrameStack, torch_dtype
@@ -39,21 +39,21 @@ def collect(
     device: torch.device | None = None,
     should_stop: Callable[[], bool] | None = None,
     progress: Callable[[int], None] | None = None,
-) -> StateSet | None:
-    """Reset N environments and play in them until `count` states have been seen and labelled.
+) -> Dataset | None:
+    """Reset N environments and play until `count` states have been seen and labelled.
 
-    Games still being played then are kept as they are, without their end: leaving them out would
-    leave out the long ones, which in most games are the good ones. The states depend only on the
-    policies, the environment's seed and `rng`.
+    Unfinished games are included, without their end: to leave them out would leave out long games,
+    which are mostly the good ones. The states depend only on the policies, the environment's seed
+    and `rng`.
 
     | argument | meaning |
     | --- | --- |
     | label | the teacher's outputs; called once for each step, with the stacks of all N |
-    | act | who plays, for instance a student's `TrainedAgent.choose`; None: the teacher |
-    | epsilon | share of random actions, whoever plays |
+    | act | chooses the actions, for instance a student's; None: the teacher |
+    | epsilon | share of random actions |
     | rng | draws the exploration, then the episodes that are held out |
     | random_start_actions | the first actions of every game that are random whatever epsilon |
-    | life_loss_ends_value | `terminated` also where a life is lost, as replay memories have it |
+    | life_loss_ends_value | whether a lost life is `terminated`, as in replay memories |
     | device | where the policies compute; the CPU if not given |
     | should_stop | asked before every step; once it says yes, nothing is returned |
     | progress | called after every step with the number of states so far |
@@ -81,7 +81,7 @@ def collect(
             if act is None
             else act(stacks, epsilon=epsilon, rng=rng, forced_random=forced)
         )
-        # A game that is over takes no action: its last frame is no state to act in.
+        # In a game's last frame no action is chosen: it is no state.
         new = record.add(np.flatnonzero(~over), step.frames, outputs, actions)
         env.send(actions)
         step = env.recv()
@@ -92,11 +92,11 @@ def collect(
         if progress is not None:
             progress(record.seen)
         if record.seen == count:
-            return record.state_set(rng)
+            return record.dataset(rng)
 
 
 class _Record:
-    """States in the order in which they are seen, all environments side by side."""
+    """States in the order in which they are seen, of all environments."""
 
     def __init__(self, env: VectorEnvironment, count: int) -> None:
         self.seen = 0
@@ -115,7 +115,7 @@ class _Record:
     def add(
         self, which: np.ndarray, frames: np.ndarray, outputs: Tensor, actions: np.ndarray
     ) -> np.ndarray:
-        """Add the states of these environments, as far as there is room; those it added."""
+        """Add the states of these environments, as far as there is room; returns those added."""
         which = which[: len(self._reward) - self.seen]
         rows = slice(self.seen, self.seen + len(which))
         self._frames[rows] = torch.from_numpy(frames[which])
@@ -133,14 +133,14 @@ class _Record:
         self._reward[rows] = rewards[which]
         self._terminated[rows] = terminated[which]
 
-    def state_set(self, rng: np.random.Generator) -> StateSet:
+    def dataset(self, rng: np.random.Generator) -> Dataset:
         # Stable: within a game the order is that of time.
         order = np.lexsort((self._game, self._environment))
         games = np.stack([self._environment[order], self._game[order]])
         begins = np.append(True, (games[:, 1:] != games[:, :-1]).any(axis=0))
         starts = np.flatnonzero(begins)
         rows = torch.from_numpy(order)
-        return StateSet(
+        return Dataset(
             frames=self._frames[rows],
             episodes=torch.from_numpy(starts),
             held_out_episodes=hold_out(np.diff(np.append(starts, len(order))), rng),
@@ -163,15 +163,15 @@ class _Piece(NamedTuple):
 
 def from_replay(
     run_dir: Path, label: Label, *, rng: np.random.Generator, count: int | None = None
-) -> StateSet:
+) -> Dataset:
     """States of the replay memory in a run's newest checkpoint, labelled by the teacher.
 
-    Its games are taken whole in random order until there are `count` states (None: all there are),
-    the last of them cut. Games whose beginning was overwritten start later, with their context.
+    Takes whole games in random order until there are `count` states (None: all), and cuts the last
+    one. Games whose beginning was overwritten start later, with their context frames.
 
-    Reads alone: the run may go on beside it. `rng` draws the order, then what is held out. Raises
+    Only reads: the run may be training. `rng` draws the order, then the held-out episodes. Raises
     `EbuError` if the run has no whole checkpoint, its frames cannot be read or do not fit in
-    memory, or no two games are stored.
+    memory, or fewer than two games are stored.
     """
     checkpoint = load_latest(run_dir / "checkpoints", state_only=True)
     if checkpoint is None or "replay" not in checkpoint.state:
@@ -181,9 +181,9 @@ def from_replay(
     except UsageError as error:
         reason = str(error).partition(":")[0]
         raise EbuError(f"{run_dir}: {reason}: free some memory, or collect in play") from error
-    # Compared with checksums of its own while it is read.
+    # Frames have checksums of their own.
     replay.read_frames(checkpoint.directory)
-    pieces = list(_chosen(list(_pieces(replay)), rng, count))
+    pieces = list(_draw_pieces(list(_pieces(replay)), rng, count))
     if not pieces:
         raise EbuError(f"the replay memory of {run_dir} is empty: train on, or collect in play")
     return _gather(replay, pieces, label, rng)
@@ -208,7 +208,9 @@ def _pieces(replay: EpisodicReplay) -> Iterable[_Piece]:
             yield _Piece(stream, int(steps[start]), int(end - start))
 
 
-def _chosen(pieces: list[_Piece], rng: np.random.Generator, count: int | None) -> Iterable[_Piece]:
+def _draw_pieces(
+    pieces: list[_Piece], rng: np.random.Generator, count: int | None
+) -> Iterable[_Piece]:
     left = sum(piece.length for piece in pieces) if count is None else count
     for index in rng.permutation(len(pieces)).tolist():
         if left <= 0:
@@ -220,7 +222,7 @@ def _chosen(pieces: list[_Piece], rng: np.random.Generator, count: int | None) -
 
 def _gather(
     replay: EpisodicReplay, pieces: list[_Piece], label: Label, rng: np.random.Generator
-) -> StateSet:
+) -> Dataset:
     contexts = [_context(replay, piece) for piece in pieces]
     lengths = np.array([piece.length for piece in pieces])
     frames_of = lengths + [len(context) for context in contexts]
@@ -245,7 +247,7 @@ def _gather(
             actions[states], rewards[states] = batch.actions, batch.rewards
             terminated[states] = batch.terminated
             state, row = state + len(steps), row + len(steps)
-    return StateSet(
+    return Dataset(
         frames=frames,
         episodes=torch.from_numpy(starts),
         held_out_episodes=hold_out(lengths, rng),

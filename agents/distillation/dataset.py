@@ -1,4 +1,4 @@
-"""States to distil on: each frame once, the teacher's outputs, whole episodes held out."""
+"""The dataset: states with each frame stored once, the teacher's outputs, held-out episodes."""
 
 import json
 import os
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.distillation.temperature import median_gap
 from ebu.errors import EbuError, UsageError
 from ebu.memory import unfilled
 from ebu.replay_files import read_frames, write_frames
@@ -26,13 +25,13 @@ _NAME = "states"
 
 
 @dataclass(frozen=True)
-class StateSet:
-    """States of E episodes in F frames, N states in all, and the teacher's outputs for them.
+class Dataset:
+    """N states of E episodes in F frames, with the teacher's outputs.
 
-    An episode is a game, or a piece of one, as consecutive frames; a lost life does not end it. A
+    An episode is a game, or part of one, as consecutive frames; a lost life does not end it. A
     state is the newest `stack` frames of its episode, oldest first, with zeros before the episode's
     first frame, as in play. Only frames at which an action was chosen are newest frames of states;
-    a piece from the middle of a game begins with frames that are only context.
+    a part from the middle of a game begins with context frames.
 
     | field | shape, dtype | meaning |
     | --- | --- | --- |
@@ -41,13 +40,13 @@ class StateSet:
     | held_out_episodes | (E,) bool | never trained on; at least one |
     | newest | (N,) int64 | row of each state's newest frame, rising |
     | outputs | (N, A) float32 | the teacher's, for each state |
-    | actions | (N,) int64 | what was done there; no label: it explores, and may be old |
+    | actions | (N,) int64 | the action taken; no label: it explores, and may be old |
     | rewards | (N,) float32 | raw, of that action |
-    | terminated | (N,) bool | the value ends behind that action |
+    | terminated | (N,) bool | nothing after that action counts for the value |
     | stack | | frames in a state |
-    | sources | | what the states were made with, one entry of JSON values for each joined set |
+    | sources | | how the states were made, JSON values, one entry for each joined dataset |
 
-    All tensors lie on one device. ValueError if the parts do not fit together.
+    All tensors are on one device. Raises ValueError if the parts do not fit together.
     """
 
     frames: Tensor
@@ -70,10 +69,6 @@ class StateSet:
 
     def __len__(self) -> int:
         return len(self.newest)
-
-    @property
-    def num_episodes(self) -> int:
-        return len(self.episodes)
 
     @property
     def num_actions(self) -> int:
@@ -111,13 +106,8 @@ class StateSet:
         every = torch.arange(len(self), device=self.device)
         return self.held_out_episodes[self.episode_of(every)]
 
-    @property
-    def median_gap(self) -> float:
-        """The teacher's, over the states to train on; see `temperature.median_gap`."""
-        return median_gap(self.outputs[self.train])
-
-    def to(self, device: torch.device) -> "StateSet":
-        """The same set with its tensors on this device; 200,000 Atari states take 1.4 GB there."""
+    def to(self, device: torch.device) -> "Dataset":
+        """The dataset with its tensors on this device; 200,000 Atari states take 1.4 GB there."""
         moved: dict[str, Any] = {
             name: value.to(device)
             for name, value in vars(self).items()
@@ -125,24 +115,19 @@ class StateSet:
         }
         return replace(self, **moved)
 
-    def relabelled(self, label: Callable[[Tensor], Tensor]) -> "StateSet":
-        """The same states with the outputs (B, A) that `label` gives to stacks of them."""
-        return replace(self, outputs=label_states(self, label))
-
-
-def label_states(states: StateSet, label: Callable[[Tensor], Tensor]) -> Tensor:
-    """What `label` gives to stacks (B, stack, *frame_shape) of each state: (N, A) float32."""
-    every = torch.arange(len(states), device=states.device)
-    outputs = [label(states.stacks(part)) for part in every.split(LABEL_BATCH)]
-    return torch.cat(outputs).float().to(states.device)
+    def relabelled(self, label: Callable[[Tensor], Tensor]) -> "Dataset":
+        """The states with other outputs: (B, A) of `label` for stacks (B, stack, *frame_shape)."""
+        every = torch.arange(len(self), device=self.device)
+        outputs = [label(self.stacks(part)) for part in every.split(LABEL_BATCH)]
+        return replace(self, outputs=torch.cat(outputs).float().to(self.device))
 
 
 def hold_out(
     lengths: np.ndarray, rng: np.random.Generator, *, share: float = HELD_OUT_SHARE
 ) -> Tensor:
-    """Which episodes to hold out: (E,) bool, drawn uniformly until they have the share of states.
+    """Draw episodes to hold out, uniformly until they have this share of the states: (E,) bool.
 
-    lengths (E,): states of each episode. One at least is held out and one left, whatever they have.
+    lengths (E,): states of each episode. At least one is held out, and at least one is not.
     Raises EbuError for a single episode: nothing would be left to train on.
     """
     if len(lengths) < 2:
@@ -158,20 +143,20 @@ def hold_out(
     return held_out
 
 
-def join(sets: Sequence[StateSet]) -> StateSet:
-    """All states of several sets; what was held out in one of them stays held out.
+def join(sets: Sequence[Dataset]) -> Dataset:
+    """Join datasets; held-out episodes stay held out.
 
     Raises `EbuError` if their frames, stacks or actions differ.
     """
     kinds = {(s.frames.shape[1:], s.frames.dtype, s.stack, s.num_actions) for s in sets}
     if len(kinds) != 1:
-        raise EbuError("the states to be joined are of different environments: give one game's")
+        raise EbuError("the states to join are of different environments: give those of one game")
     ends = np.cumsum([0] + [len(s.frames) for s in sets]).tolist()
 
     def joined(parts: Iterable[Tensor]) -> Tensor:
         return torch.cat(list(parts))
 
-    return StateSet(
+    return Dataset(
         frames=joined(s.frames for s in sets),
         episodes=joined(s.episodes + end for s, end in zip(sets, ends, strict=False)),
         held_out_episodes=joined(s.held_out_episodes for s in sets),
@@ -185,11 +170,11 @@ def join(sets: Sequence[StateSet]) -> StateSet:
     )
 
 
-def draw_apart(states: StateSet, count: int, rng: np.random.Generator) -> Tensor:
-    """Indices (count,) int64 of states to train on, from as many episodes as there are.
+def draw_apart(states: Dataset, count: int, rng: np.random.Generator) -> Tensor:
+    """Draw states to train on from different episodes: indices (count,) int64.
 
-    For losses that compare the states of a batch: neighbours in time are all alike. Episodes are
-    drawn without replacement until all have had their turn, and one of its states uniformly.
+    For losses that compare the states of a minibatch: neighbours in time are all alike. Episodes
+    are drawn without replacement until none is left, then again; of each one state, uniformly.
     """
     train = states.train.cpu()
     episodes = states.episode_of(train.to(states.device)).cpu()
@@ -202,12 +187,12 @@ def draw_apart(states: StateSet, count: int, rng: np.random.Generator) -> Tensor
     return train[torch.from_numpy(drawn)].to(states.device)
 
 
-def hard_targets(states: StateSet, *, gamma: float, beta: float, clip_rewards: bool) -> Tensor:
+def hard_targets(states: Dataset, *, gamma: float, beta: float, clip_rewards: bool) -> Tensor:
     """EBU's backward targets of the actions taken: (N,) float32, NaN where unknown.
 
-    Lee et al. 2019, Algorithm 2, over every stretch of consecutive states up to where the value
-    ends; `outputs` must be action values. A stretch that breaks off bootstraps from its last state,
-    whose own target is then unknown, as what followed it is not stored.
+    Lee et al. 2019, Algorithm 2, over each run of consecutive states up to a terminal one;
+    `outputs` must be action values. A run that breaks off bootstraps from its last state, whose
+    own target is then unknown: the next state is not stored.
     """
     targets = torch.full((len(states),), torch.nan)
     outputs, actions = states.outputs.cpu(), states.actions.cpu()
@@ -222,7 +207,7 @@ def hard_targets(states: StateSet, *, gamma: float, beta: float, clip_rewards: b
     for end in ends:
         last = end if terminated[end - 1] else end - 1
         if last > start:
-            # Behind a terminated step no value counts; any one takes its place.
+            # The value after a terminal step is not used: any row does.
             next_values = outputs[start + 1 : last + 1]
             if len(next_values) < last - start:
                 next_values = torch.cat([next_values, outputs[-1:]])
@@ -241,8 +226,8 @@ def hard_targets(states: StateSet, *, gamma: float, beta: float, clip_rewards: b
 # --- on the disk ----------------------------------------------------------------------------
 
 
-def save_states(directory: Path, states: StateSet) -> None:
-    """Write a set into a directory, whole or not at all; one that is there is replaced.
+def save_states(directory: Path, states: Dataset) -> None:
+    """Write a dataset into a directory, whole or not at all, in place of an earlier one.
 
     Frames are compressed. Raises `UsageError` for a directory that holds anything else, `EbuError`
     where the disk is full or fails.
@@ -267,8 +252,8 @@ def save_states(directory: Path, states: StateSet) -> None:
     )
 
 
-def load_states(directory: Path) -> StateSet:
-    """Read a set that `save_states` wrote, on the CPU; it changes nothing on the disk.
+def load_states(directory: Path) -> Dataset:
+    """Read a dataset that `save_states` wrote, on the CPU; nothing on the disk changes.
 
     Raises `UsageError` if there is none, `EbuError`, one line, if it is damaged.
     """
@@ -283,9 +268,9 @@ def load_states(directory: Path) -> StateSet:
             getattr(torch, state.pop("frame_dtype")),
             torch.device("cpu"),
         )
-        # Compared with checksums of its own while it is read.
+        # Frames have checksums of their own.
         read_frames(saved.directory, frames[:, None], 0, len(frames))
-        return StateSet(frames=frames, sources=tuple(state.pop("sources")), **state)
+        return Dataset(frames=frames, sources=tuple(state.pop("sources")), **state)
     except (EbuError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).partition(";")[0]
         raise EbuError(
@@ -294,14 +279,13 @@ def load_states(directory: Path) -> StateSet:
         ) from error
 
 
-def saved_or_made(
-    directory: Path, source: Mapping[str, Any], make: Callable[[], StateSet | None]
-) -> StateSet | None:
-    """The states saved in this directory, or those that `make` makes now, saved there.
+def load_or_make(
+    directory: Path, source: Mapping[str, Any], make: Callable[[], Dataset]
+) -> Dataset:
+    """Load the states saved in this directory, or make and save them.
 
-    A command that was killed thus collects again what it had not saved, and nothing else. `source`
-    is what the states are made with: the first of `StateSet.sources` of what is saved must be the
-    same. None, and nothing saved, where `make` was told to stop.
+    A command that was killed thus collects again only what it had not saved. `source` is how the
+    states are made: the first of `Dataset.sources` of saved ones must be the same.
 
     Raises `UsageError` if the directory holds states made otherwise.
     """
@@ -312,16 +296,13 @@ def saved_or_made(
         differing = differences(made, source, may_change={"teacher", "directory"})
         if differing:
             raise UsageError(
-                f"{directory} holds states made otherwise: {'; '.join(differing)}. Repeat what "
-                "they were made with, or choose another directory"
+                f"{directory} holds states made otherwise: {'; '.join(differing)}. Repeat the "
+                "settings they were made with, or choose another directory"
             )
         return states
     _refuse_foreign(directory)
-    made_now = make()
-    if made_now is None:
-        return None
     # As it reads back: a tuple is a list in JSON.
-    states = replace(made_now, sources=(json.loads(json.dumps(source)),))
+    states = replace(make(), sources=(json.loads(json.dumps(source)),))
     save_states(directory, states)
     return states
 
@@ -331,7 +312,7 @@ def _holds_states(directory: Path) -> bool:
 
 
 def _refuse_foreign(directory: Path) -> None:
-    """Saving removes what else lies there, as it does with earlier checkpoints."""
+    """Refuse a directory of other files: saving would remove them."""
     if not os.path.isdir(directory):
         return
     names = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))

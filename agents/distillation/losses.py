@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 MOST_TRIPLET_ROWS = 64
-"""Rows of a batch that `relational_angle` looks at: its cost grows with their cube."""
+"""Rows of a batch that `relational_angle` uses: its cost grows with their cube."""
 
 # Below this share of a state's largest value the spread of its values is rounding.
 _SMALLEST_SPREAD = 1e-6
@@ -199,49 +199,3 @@ def _cosines(features: Tensor) -> Tensor:
     flat = features.flatten(1)
     edges = functional.normalize(flat[None] - flat[:, None], dim=2)
     return edges @ edges.mT
-
-
-# --- adversaries and generators -------------------------------------------------------------
-
-
-def discriminator_loss(of_teacher: Tensor, of_student: Tensor) -> Tensor:
-    """−log D(p_T) − log(1 − D(p_S)), from the discriminator's logits (B,) or (B, 1).
-
-    Goodfellow et al. 2014, eq. 1; on softmax vectors after Xu, Hsu, Huang 2018, "Training Shallow
-    and Thin Networks for Acceleration via Knowledge Distillation with Conditional Adversarial
-    Networks".
-    """
-    return functional.softplus(-of_teacher).mean() + functional.softplus(of_student).mean()
-
-
-def deception_loss(of_student: Tensor) -> Tensor:
-    """−log D(p_S): what the student lowers, the form that does not saturate."""
-    return functional.softplus(-of_student).mean()
-
-
-def label_divergence(labels: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-    """KL(y ‖ softmax(Q_T(x) / τ)) of generated states x: they shall look like their label.
-
-    Yoo et al. 2019, "Knowledge Extraction with No Observable Data" (KegNet). labels: (B, A) float,
-    one-hot or any distributions over the actions.
-    """
-    return divergence(labels, teacher / temperature)
-
-
-def decoder_error(codes: Tensor, decoded: Tensor) -> Tensor:
-    """Mean squared error of the noise z that a decoder finds in what was made of it (KegNet)."""
-    return functional.mse_loss(decoded, codes)
-
-
-def diversity(codes: Tensor, samples: Tensor) -> Tensor:
-    """exp(−mean_ij d(z_i, z_j) · d(x_i, x_j)): small where different noise makes different states.
-
-    KegNet. codes (B, …), samples (B, …). d is the squared difference for codes and the
-    absolute one for samples, a mean over the elements, so that the exponent keeps its size whatever
-    the number of pixels.
-    """
-    z, x = codes.flatten(1), samples.flatten(1)
-    between_codes = (z[None] - z[:, None]).square().mean(dim=2)
-    # All differences of pixels at once would take B times the memory of the samples.
-    between_samples = torch.cdist(x, x, p=1) / x.shape[1]
-    return torch.exp(-(between_codes * between_samples).mean())

@@ -1,8 +1,8 @@
-"""Online distillation: students learn while their teacher trains, from what it plays.
+"""Online distillation: train students while their teacher trains, on its replay memory.
 
-Policy distillation (Rusu et al. 2015) on the live replay memory, towards the best teacher so far:
-the networks of the best evaluation, not those of the moment, which in training are good and bad by
-turns. Rhythm, step size and the following of the temperature are this project's own choices.
+Policy distillation (Rusu et al. 2015) of the network of the best evaluation so far: the current one
+is better and worse by turns in training. Update schedule, step size and the running temperature are
+this project's own choices.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,10 @@ from torch import Tensor
 from agents.agent import Agent, policy_weights
 from agents.averages import Averages
 from agents.distillation.losses import policy_divergence
-from agents.distillation.records import file_name
+from agents.distillation.records import file_name, student_directory
 from agents.distillation.students import Student, build, save_student
-from agents.distillation.temperature import median_gap
+from agents.distillation.teachers import median_gap
+from agents.distillation.trainer import generator_from
 from agents.networks import build_network
 from agents.optimizers import adam, averages_of, load_averages
 from agents.trained import TrainedAgent
@@ -29,31 +30,25 @@ EVERY_UPDATES = 4
 BATCH_SIZE = 32
 """States in a minibatch, the same for all students, drawn uniformly from the memory."""
 LEARNING_RATE = 3e-4
-"""Step size of Adam, the same to the end: the teacher changes, too."""
+"""Constant step size of Adam: the teacher changes, too."""
 REFRESH_UPDATES = 1_000
-"""Before the first evaluation: updates of the agent between two copies of its network to follow."""
+"""Before the first evaluation: updates of the agent between two copies of it as the teacher."""
 GAP_SHARE = 0.01
-"""Share that a minibatch's median gap has in the new temperature."""
+"""Weight of a minibatch's median gap in the running temperature."""
 _STREAM = int.from_bytes(b"onli")
 
 
-def student_directory(run_dir: Path, name: str) -> Path:
-    """Where a run keeps the student of this name: a directory like that of a run."""
-    return run_dir / "students" / file_name(name)
-
-
 class Students:
-    """Students of an agent in training, and the teacher that they follow.
+    """Students of an agent in training, and their teacher.
 
-    The teacher is the network that played the best evaluation so far; before the first one, a copy
-    of the agent's network that is renewed every `REFRESH_UPDATES`. It is the one that `load_agent`
-    would load: of an agent with several learners the one that the agent names.
+    The teacher is the network of the best evaluation so far; before the first one, a copy of the
+    agent's network, renewed every `REFRESH_UPDATES`. It is the one that `load_agent` would load: of
+    an agent with several learners the one that plays.
 
-    τ is that of `auto` (see `temperature`): the median gap between the teacher's two best actions,
-    here a running mean of the minibatches' medians, begun with the first.
+    τ is the median gap between the teacher's two best actions, as a running mean of the
+    minibatches' medians that starts with the first.
 
-    Nothing is drawn from the agent's random numbers, and nothing of its is changed: it trains as it
-    would alone, to the last bit.
+    The agent's random numbers and state are not touched: it trains to the same bits as alone.
 
     | argument | meaning |
     | --- | --- |
@@ -88,8 +83,10 @@ class Students:
             "frame_shape": tuple(environment["frame_shape"]),
             "num_actions": environment["num_actions"],
         }
-        self._pupils = {
-            name: _Pupil(build(name, **sizes, generator=_generator(weights)).to(self._device))
+        self._students = {
+            name: _OnlineStudent(
+                build(name, **sizes, generator=generator_from(weights)).to(self._device)
+            )
             for name in names
         }
         self._teacher = build_network(
@@ -101,7 +98,7 @@ class Students:
         self._temperature = 0.0
 
     def learn(self, replay: EpisodicReplay, updates: int) -> None:
-        """Take the students' updates that are due once the agent has made so many more."""
+        """Make the students' updates due after `updates` more of the agent."""
         for _ in range(updates):
             if not self._evaluated and self._updates % REFRESH_UPDATES == 0:
                 self._copy_teacher()
@@ -110,35 +107,32 @@ class Students:
                 self._update(replay)
 
     def set_teacher(self) -> None:
-        """The agent as it is now is the best that was evaluated: follow it from here on."""
+        """Make the agent as it is now the teacher: it had the best evaluation so far."""
         self._evaluated = True
         self._copy_teacher()
 
     def metrics(self) -> dict[str, float]:
-        """Averages since the last call, for the logs.
-
-        Of each student `loss`, the divergence from the teacher, and `agreement`, the share of the
-        states in which it chooses the teacher's action.
-        """
+        """Averages since the last call, for the logs: of each student the loss, its divergence from
+        the teacher, and the agreement, the share of states with the teacher's action."""
         metrics = {
             f"distill/{file_name(name)}/{what}": value
-            for name, pupil in self._pupils.items()
-            for what, value in pupil.averages.take().items()
+            for name, online in self._students.items()
+            for what, value in online.averages.take().items()
         }
         return {**metrics, "distill/temperature": self._temperature} if metrics else metrics
 
     def save(self, frames: int) -> None:
-        """Write each student's directory, RUN_DIR/students/NAME, as that of a run.
+        """Write each student's run directory, RUN_DIR/students/NAME.
 
         Raises `UsageError` where it holds something else, `EbuError` where the disk is full.
         """
         teacher = TrainedAgent(
             self._teacher, "values", self._config, frames, self._device, warnings=[]
         )
-        for name, pupil in self._pupils.items():
+        for name, online in self._students.items():
             save_student(
                 student_directory(self._run_dir, name),
-                pupil.student,
+                online.student,
                 teacher=teacher,
                 teacher_dir=self._run_dir,
                 seed=self._seed,
@@ -151,13 +145,13 @@ class Students:
     def _update(self, replay: EpisodicReplay) -> None:
         states = replay.read(*replay.draw_transitions(self._rng, BATCH_SIZE)).states
         with torch.no_grad():
-            taught = self._teacher(states)
-        gap = median_gap(taught)
+            labels = self._teacher(states)
+        gap = median_gap(labels)
         self._temperature += (GAP_SHARE if self._temperature else 1.0) * (gap - self._temperature)
-        # A teacher to which all actions are alike has nothing to teach yet.
+        # A teacher with equal values for all actions has no policy yet.
         if self._temperature > 0:
-            for pupil in self._pupils.values():
-                pupil.update(states, taught, self._temperature)
+            for online in self._students.values():
+                online.update(states, labels, self._temperature)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -166,7 +160,10 @@ class Students:
             "temperature": self._temperature,
             "rng": self._rng.bit_generator.state,
             "teacher": dict(self._teacher.state_dict()),
-            "pupils": {file_name(name): pupil.state_dict() for name, pupil in self._pupils.items()},
+            # The key of the first version, so that its runs can be resumed.
+            "pupils": {
+                file_name(name): online.state_dict() for name, online in self._students.items()
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -175,12 +172,12 @@ class Students:
         self._temperature = state["temperature"]
         self._rng.bit_generator.state = state["rng"]
         self._teacher.load_state_dict(state["teacher"])
-        for name, pupil in self._pupils.items():
-            pupil.load_state_dict(state["pupils"][file_name(name)])
+        for name, online in self._students.items():
+            online.load_state_dict(state["pupils"][file_name(name)])
 
 
-class _Pupil:
-    """A student in training."""
+class _OnlineStudent:
+    """A student with its optimizer and averages."""
 
     def __init__(self, student: Student) -> None:
         self.student = student
@@ -188,14 +185,14 @@ class _Pupil:
         self.averages = Averages(("loss", "agreement"), weights[0].device)
         self._optimizer = adam(weights, learning_rate=LEARNING_RATE)
 
-    def update(self, states: Tensor, taught: Tensor, temperature: float) -> None:
-        """Take a gradient step towards the teacher's outputs (B, A) for states (B, stack, …)."""
+    def update(self, states: Tensor, labels: Tensor, temperature: float) -> None:
+        """Make a gradient step towards the teacher's outputs (B, A) for states (B, stack, …)."""
         outputs = self.student(states)
-        loss = policy_divergence(taught, outputs, temperature=temperature)
+        loss = policy_divergence(labels, outputs, temperature=temperature)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._optimizer.step()
-        agreement = (outputs.argmax(dim=1) == taught.argmax(dim=1)).float().mean()
+        agreement = (outputs.argmax(dim=1) == labels.argmax(dim=1)).float().mean()
         self.averages.add(loss.detach(), agreement)
 
     def state_dict(self) -> dict[str, Any]:
@@ -209,7 +206,3 @@ class _Pupil:
         self.student.load_state_dict(state["student"])
         load_averages(self._optimizer, self.student, state["optimizer"])
         self.averages.load_state_dict(state["averages"])
-
-
-def _generator(rng: np.random.Generator) -> torch.Generator:
-    return torch.Generator().manual_seed(int(rng.integers(2**63)))

@@ -1,36 +1,42 @@
-"""The offline procedure: the teacher's score, states, students taught on them, their scores.
+"""The pipeline: score the teacher, collect states, train students on them, score the students.
 
-Whatever is finished is on the disk, and a procedure that was stopped or killed finds it there.
+Whatever is finished is on the disk: a pipeline that was stopped or killed resumes there.
 """
 
 import contextlib
-import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from torch import Tensor
 
-from agents.distillation.dataset import StateSet, hard_targets, join
-from agents.distillation.experimental.kegnet import Bar
-from agents.distillation.objective import TERMS, LossConfig
+from agents.distillation.collect import EPSILON, collect, from_replay
+from agents.distillation.dataset import Dataset, hard_targets, join, load_or_make, load_states
 from agents.distillation.records import (
+    RESULT_FILE,
+    STUDENTS,
+    TEACHER_FILE,
     Constant,
-    HeldOut,
     Score,
     StudentRecord,
     TeacherRecord,
-    method_name,
     read_record,
-    student_name,
     write_record,
 )
-from agents.distillation.sources import Sources, finished, rng_of
-from agents.distillation.sources import Stopped as Stopped
+from agents.distillation.settings import (
+    AUTO,
+    PLAY,
+    REPLAY,
+    SYNTHETIC,
+    DistillConfig,
+    Stopped,
+    StudentSpec,
+    load_experimental,
+    student_outputs,
+)
 from agents.distillation.students import (
     Student,
     multiply_adds,
@@ -39,56 +45,43 @@ from agents.distillation.students import (
     student_of,
 )
 from agents.distillation.teachers import (
-    Examination,
+    ENSEMBLE,
+    Temperature,
     best_constant,
+    check_states,
     constant_play,
-    describe_teacher,
-    kept_score,
+    temperature_of,
 )
-from agents.distillation.temperature import Temperature, temperature_of
-from agents.distillation.trainer import (
-    PROGRESS,
-    Course,
-    Lesson,
-    TeachingConfig,
-    Training,
-    drawing,
-    examined,
-)
-from agents.networks import QNetwork
-from agents.trained import Outputs, TrainedAgent, load_agent
-from ebu.evaluation import Act
-from ebu.interfaces import VectorEnvironment
+from agents.distillation.trainer import PROGRESS, Supervision, Trainer, generator_from
+from agents.trained import TrainedAgent, load_agent
+from ebu.evaluation import Act, Evaluator, random_play
 from ebu.run.directory import CONFIG
+from ebu.run.progress import progress_bar, say
 
-STUDENTS, SCOUTS = (int.from_bytes(name) for name in (b"stud", b"scou"))
-"""Streams of random numbers, far from each other's and from those of runs and evaluations."""
+# Streams of random numbers, far from each other's and from those of runs and evaluations.
+STUDENT_STREAM, COLLECTOR_STREAM, STATE_STREAM = (
+    int.from_bytes(name) for name in (b"stud", b"scou", b"coll")
+)
+COLLECTORS = "collectors"
+
+ResultT = TypeVar("ResultT")
 
 
-class Pupil(NamedTuple):
-    """A student to be taught: its name, the weights of its losses, main one first, its seed.
+def finished(result: ResultT | None) -> ResultT:
+    """A result; raises `Stopped` for None, that of a part that was told to stop."""
+    if result is None:
+        raise Stopped
+    return result
 
-    `procedure` sets those apart whom another procedure teaches by the same losses: a part of the
-    method's name, and of what their random numbers come from.
-    """
 
-    student: str
-    weights: Mapping[str, float]
-    seed: int
-    procedure: str = ""
+def rng_of(seed: int, *stream: int) -> np.random.Generator:
+    """The random numbers of one stream of a seed."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream))
 
-    @property
-    def method(self) -> str:
-        losses = method_name(self.weights)
-        return f"{losses}-{self.procedure}" if self.procedure else losses
 
-    @property
-    def name(self) -> str:
-        return student_name(self.student, self.method, self.seed)
-
-    def rng(self, stream: int) -> np.random.Generator:
-        """Of the student's weights, of its minibatches, in that order."""
-        return rng_of(self.seed, stream, *self.procedure.encode())
+def rng_of_student(spec: StudentSpec) -> np.random.Generator:
+    """The random numbers of a student's weights, then of its minibatches."""
+    return rng_of(spec.seed, STUDENT_STREAM, *spec.procedure.encode())
 
 
 class Baselines(NamedTuple):
@@ -99,71 +92,69 @@ class Baselines(NamedTuple):
     constant: Constant
 
 
-def outputs_for(weights: Mapping[str, float], asked: Outputs | None) -> Outputs:
-    """The outputs of a student with these losses: what the main one needs, or what is asked."""
-    return TERMS[next(iter(weights))].outputs or asked or "logits"
-
-
 @dataclass(frozen=True)
-class Offline:
-    """A teacher, and all that its students are made with.
+class Pipeline:
+    """Distillation of one teacher: its settings, how it is scored, and when to stop.
 
     | field | meaning |
     | --- | --- |
-    | out | directory of everything that is written |
+    | config | settings, with device, threads and precision chosen |
     | teacher, teacher_dir | the agent, on the device that computes, and its run directory |
-    | examination | how all are scored |
-    | make_games | so many new environments to collect states in, from a seed |
+    | evaluator | plays the same games for everything that is scored |
     | life_loss_ends_value | see `collect` |
-    | teaching, loss | how students are trained |
-    | temperature | setting of τ, see `temperature_of` |
-    | outputs | of students whose losses suit both kinds; None: a policy's logits |
-    | seed | of the states |
-    | precision, checkpoint_minutes | see `Training` |
-    | should_stop | asked all the time; once it says yes, everything raises `Stopped` |
-    | bar, say | where progress and single lines are shown |
+    | should_stop | asked all the time; once it says yes, every method raises `Stopped` |
     """
 
-    out: Path
+    config: DistillConfig
     teacher: TrainedAgent
     teacher_dir: Path
-    examination: Examination
-    make_games: Callable[[int, int], VectorEnvironment]
+    evaluator: Evaluator
     life_loss_ends_value: bool
-    teaching: TeachingConfig
-    loss: LossConfig
-    temperature: str
-    outputs: Outputs | None
-    seed: int
-    precision: str
-    checkpoint_minutes: float
     should_stop: Callable[[], bool]
-    bar: Bar
-    say: Callable[[str], None]
+
+    @property
+    def games(self) -> int:
+        """Games of every score."""
+        return self.evaluator.episodes
 
     # --- scores -----------------------------------------------------------------------------
 
-    def score(self, what: str, act: Act, epsilon: float | None = None) -> Score:
-        """Play the examination's games."""
-        with self.bar(f"{what}: games", self.examination.evaluator.episodes, "games") as progress:
-            return finished(
-                self.examination.score(
-                    act, epsilon=epsilon, should_stop=self.should_stop, progress=progress
-                )
-            )
+    def score(self, name: str, act: Act, epsilon: float | None = None) -> Score:
+        """Play the games of a score. epsilon: another share of random actions."""
+        evaluator = self.evaluator if epsilon is None else replace(self.evaluator, epsilon=epsilon)
+        with progress_bar(f"{name}: games", evaluator.episodes, "games") as progress:
+            played = finished(evaluator.play(act, should_stop=self.should_stop, progress=progress))
+        summary = evaluator.summarise(played)
+        return {
+            "mean": summary["mean"],
+            "games": summary["games"],
+            "interval_95": summary["interval_95"],
+            "returns": played.returns.tolist(),
+            "human_normalised": summary["human_normalised"],
+            "epsilon": evaluator.epsilon,
+            "protocol": self.teacher.config["settings"]["protocol"],
+            "seed": self.config.seed,
+            "frames_played": summary["frames_played"],
+        }
 
-    def baselines(self, random_play: Act) -> Baselines:
-        """Score the teacher, random play and every constant action, or find their scores."""
+    def saved_score(self, path: Path, name: str, act: Act, epsilon: float | None = None) -> Score:
+        """The score in this file, or played now if it has another number of games."""
+        score = read_record(path, Score)
+        if score is None or score["games"] != self.games:
+            score = self.score(name, act, epsilon)
+            write_record(path, score)
+        return score
+
+    def baselines(self) -> Baselines:
+        """Score the teacher, random play and every constant action, or load their scores."""
 
         def scored(name: str, act: Act, epsilon: float | None = None) -> Score:
-            path = self.out / "scores" / f"{name}.json"
-            games = self.examination.evaluator.episodes
-            return kept_score(path, games, lambda: self.score(name, act, epsilon))
+            return self.saved_score(self.config.out / "scores" / f"{name}.json", name, act, epsilon)
 
         num_actions = self.teacher.num_actions
         return Baselines(
             scored("teacher", self.teacher.choose),
-            scored("random", random_play, 1.0),
+            scored("random", random_play(num_actions), 1.0),
             best_constant(
                 [
                     scored(f"constant-{action}", constant_play(action, num_actions))
@@ -172,223 +163,397 @@ class Offline:
             ),
         )
 
+    def describe_teacher(self, dataset: Dataset, baselines: Baselines) -> TeacherRecord:
+        """The record of the teacher and its dataset, written to teacher.json."""
+        settings, environment = self.teacher.config["settings"], self.teacher.config["environment"]
+        single = {"run_dir": str(self.teacher_dir), "network": settings["network"]}
+        named = settings.get(ENSEMBLE, single)
+        temperature, source = self._temperature(dataset), dataset.sources[0]
+        record: TeacherRecord = {
+            "run_dir": named["run_dir"],
+            "game": settings["game"],
+            "protocol": baselines.teacher["protocol"],
+            "network": named["network"],
+            "frames": self.teacher.frames,
+            "num_actions": self.teacher.num_actions,
+            "parameters": num_parameters(self.teacher.network),
+            "multiply_adds": multiply_adds(
+                self.teacher.network,
+                stack=environment["stack"],
+                frame_shape=tuple(environment["frame_shape"]),
+            ),
+            "evaluation": baselines.teacher,
+            "random": baselines.random,
+            "constant": baselines.constant,
+            "gap": temperature.median_gap,
+            "temperature": temperature.value,
+            "temperature_setting": self.config.temperature,
+            "entropy": temperature.entropy,
+            "states": {
+                "train": len(dataset.train),
+                "held_out": len(dataset.held_out),
+                "rounds": self.config.rounds if self.config.states_from == PLAY else 1,
+                "source": source.get("directory", source["from"]),
+            },
+        }
+        write_record(self.config.out / TEACHER_FILE, record)
+        return record
+
     # --- states -----------------------------------------------------------------------------
 
-    def gather(self, source: str, count: int, rounds: int, num_envs: int, scout: Pupil) -> StateSet:
-        """States from one of `SOURCES` or a directory.
+    def collect_states(self, spec: StudentSpec) -> Dataset:
+        """The states of the settings' source, collected, made or loaded.
 
-        In play the scout plays from the second round on: taught on all rounds before it, with
-        1 / rounds of the updates. Scouts are no students: they start anew every time.
+        In play the teacher plays the first round, and a student like `spec` every other one: it is
+        trained on the rounds before with 1 / rounds of the updates, and all states have the
+        teacher's labels (Ross, Gordon, Bagnell 2011, "A Reduction of Imitation Learning …",
+        DAgger). These students start from new weights in every round and are not among the results.
         """
-        sources = Sources(
-            directory=self.out / "states",
-            teacher=self.teacher,
-            teacher_dir=self.teacher_dir,
-            seed=self.seed,
-            make_games=self.make_games,
-            num_envs=num_envs,
-            random_start_actions=self.examination.evaluator.random_start_actions,
-            life_loss_ends_value=self.life_loss_ends_value,
-            should_stop=self.should_stop,
-            bar=self.bar,
-            say=self.say,
-        )
-        actor = functools.partial(self._actor, scout)
-        return sources.states(source, count, rounds, actor, scout.student)
+        source, count, rounds = self.config.states_from, self.config.states, self.config.rounds
+        if source in SYNTHETIC:
+            synthetic: Dataset = load_experimental(source).make_states(self, source)
+            return synthetic
+        if source == REPLAY:
+            return self._from_replay()
+        if source != PLAY:
+            return self._from_directory(Path(source))
+        parts: list[Dataset] = []
+        for number in range(rounds):
+            share = count // rounds + (number < count % rounds)
+            parts.append(self.collect_round(number, share, spec, parts))
+        return join(parts)
 
-    def _actor(self, scout: Pupil, number: int, before: Sequence[StateSet], rounds: int) -> Act:
-        directory = self.out / "scouts" / f"round-{number}"
+    def load_or_make(
+        self, name: str, source: str, make: Callable[[], Dataset], **how: object
+    ) -> Dataset:
+        """The states saved under this name, or those of `make`, made as `how` says."""
+        known = {
+            "from": source,
+            "game": self.teacher.config["settings"]["game"],
+            "teacher": str(self.teacher_dir),
+            "teacher_frames": self.teacher.frames,
+            "seed": self.config.seed,
+            **how,
+        }
+        return load_or_make(self.config.out / "states" / name, known, make)
+
+    def collect_round(
+        self,
+        number: int,
+        count: int,
+        spec: StudentSpec | None = None,
+        before: Sequence[Dataset] = (),
+    ) -> Dataset:
+        """`count` states in play: of a student like `spec` trained on the rounds before, or of the
+        teacher if there are none."""
+
+        def play() -> Dataset:
+            act = self._collector(spec, number, before) if spec is not None and before else None
+            rng = self.state_rng(number)
+            env = self.evaluator.new_env(self.config.num_envs, int(rng.integers(2**31)))
+            with (
+                contextlib.closing(env),
+                progress_bar(f"round {number}: states", count, "states") as progress,
+            ):
+                return finished(
+                    collect(
+                        env,
+                        self.teacher.outputs_of,
+                        count=count,
+                        rng=rng,
+                        act=act,
+                        random_start_actions=self.evaluator.random_start_actions,
+                        life_loss_ends_value=self.life_loss_ends_value,
+                        device=self.teacher.device,
+                        should_stop=self.should_stop,
+                        progress=progress,
+                    )
+                )
+
+        actor = spec.student if spec is not None and before else "teacher"
+        how = {"actor": actor, "num_envs": self.config.num_envs, "epsilon": EPSILON}
+        return self.load_or_make(f"round-{number}", PLAY, play, round=number, count=count, **how)
+
+    def state_rng(self, stream: int) -> np.random.Generator:
+        """Random numbers of the states."""
+        return rng_of(self.config.seed, STATE_STREAM, stream)
+
+    def _collector(self, spec: StudentSpec, number: int, before: Sequence[Dataset]) -> Act:
+        """The student that plays a round."""
+        directory = self.config.out / COLLECTORS / f"round-{number}"
         if not os.path.exists(directory / CONFIG):
-            updates = max(1, self.teaching.updates // rounds)
-            lesson = self.lesson(join(before), scout.weights)
-            teaching = replace(self.teaching, updates=updates)
-            rng = rng_of(scout.seed, SCOUTS, number)
-            with self._taught(directory, scout, lesson, teaching, rng) as training:
-                self._save(directory, scout, training.student, lesson, updates)
+            # A single student has no others to learn from.
+            weights = {name: weight for name, weight in spec.weights.items() if name != "mutual"}
+            spec = spec._replace(weights=weights)
+            supervision = self.supervise(join(before), weights)
+            updates = max(1, self.config.updates // self.config.rounds)
+            rng = rng_of(spec.seed, COLLECTOR_STREAM, number)
+            student = self.new_student(spec, supervision.temperature, rng)
+            config = replace(self.config, updates=updates)
+            trainer = Trainer(directory, [student], [supervision], config, rng=rng)
+            with contextlib.closing(trainer):
+                self.run(trainer)
+            self._save(directory, spec, student, supervision, updates)
         shutil.rmtree(directory / PROGRESS, ignore_errors=True)
         return load_agent(directory, device=self.teacher.device).choose
 
+    def _from_replay(self) -> Dataset:
+        def read() -> Dataset:
+            say("reading the replay memory, and labelling its states")
+            return from_replay(
+                self.teacher_dir,
+                self.teacher.outputs_of,
+                rng=self.state_rng(0),
+                count=self.config.states,
+            )
+
+        return self.load_or_make("round-0", REPLAY, read, count=self.config.states)
+
+    def _from_directory(self, directory: Path) -> Dataset:
+        """The states saved in a directory, or in its round-0, round-1, …, with new labels."""
+
+        def read() -> Dataset:
+            parts = sorted(path for path in directory.glob("round-*") if path.is_dir())
+            loaded = [load_states(path) for path in parts or [directory]]
+            for part in loaded:
+                check_states(self.teacher, self.teacher_dir, part, directory)
+            dataset = join(loaded)
+            say(f"labelling the {len(dataset):,} states of {directory}")
+            return dataset.relabelled(self.teacher.outputs_of)
+
+        return self.load_or_make("round-0", "directory", read, directory=str(directory))
+
     # --- students ---------------------------------------------------------------------------
 
-    def lesson(self, states: StateSet, weights: Mapping[str, float]) -> Lesson:
-        """What students are taught on these states by these losses."""
-        states = states.to(self.teacher.device)
+    def supervise(self, dataset: Dataset, weights: Mapping[str, float]) -> Supervision:
+        """The supervision of students by the teacher on these states, with these losses."""
+        dataset = dataset.to(self.teacher.device)
         targets = None
-        if outputs_for(weights, self.outputs) == "values":
+        if student_outputs(weights, self.config.outputs) == "values":
             settings = self.teacher.config["settings"]
             targets = hard_targets(
-                states,
+                dataset,
                 gamma=settings.get("gamma", 0.99),
-                # One-step targets for a teacher that had no other.
+                # One-step targets for a teacher trained with no others.
                 beta=settings.get("beta", 0.0),
                 clip_rewards=settings.get("clip_rewards", True),
             )
-        temperature = self._temperature(states).value
-        return Lesson(self.teacher, states, weights, self.loss, temperature, targets)
+        temperature = self._temperature(dataset).value
+        return Supervision(self.teacher, dataset, weights, self.config, temperature, targets)
 
-    def _temperature(self, states: StateSet) -> Temperature:
-        taught = states.outputs[states.train]
-        return temperature_of(self.temperature, taught, kind=self.teacher.outputs)
+    def supervised_by(self, first: Supervision, student: TrainedAgent) -> Supervision:
+        """The supervision by a student on the states and with the losses of the first one.
 
-    def teach(
-        self, pupil: Pupil, lesson: Lesson, *, judged_by: Lesson | None = None
-    ) -> StudentRecord:
-        """Teach and score a student, or find its record.
-
-        Its held-out numbers are on the lesson, or on `judged_by`.
+        A student's policy is taken as it is, at temperature 1; its values are softened as the
+        teacher's are.
         """
-        record = self.record(pupil)
-        if record is None:
-            directory, rng = self.directory(pupil), pupil.rng(STUDENTS)
-            with self._taught(directory, pupil, lesson, self.teaching, rng) as training:
-                record = self.conclude(pupil, training.student, lesson, training, judged_by)
-                training.log_score(record["evaluation"]["mean"])
-        # A training that has its record needs no checkpoint.
-        shutil.rmtree(self.directory(pupil) / PROGRESS, ignore_errors=True)
+        teacher = TrainedAgent(
+            student.network,
+            student.outputs,
+            # Whose discount targets of values are made with: a student's own settings have none.
+            self.teacher.config,
+            student.frames,
+            student.device,
+            student.warnings,
+        )
+        temperature = AUTO if student.outputs == "logits" else self.config.temperature
+        config = replace(self.config, temperature=temperature)
+        dataset = first.dataset.relabelled(student.outputs_of)
+        return replace(self, teacher=teacher, config=config).supervise(dataset, first.weights)
+
+    def _temperature(self, dataset: Dataset) -> Temperature:
+        outputs = dataset.outputs[dataset.train]
+        return temperature_of(self.config.temperature, outputs, kind=self.teacher.outputs)
+
+    def train(
+        self, spec: StudentSpec, supervision: Supervision, *, judge: Supervision | None = None
+    ) -> StudentRecord:
+        """Train and score a student, or load its record. `judge` measures it instead of the
+        supervision itself."""
+        member = Member(self, spec, supervision)
+        (record,) = train_together(self.directory(spec), [member], judge=judge)
         return record
 
-    def directory(self, pupil: Pupil) -> Path:
-        """Where a student lives."""
-        return self.out / "students" / pupil.name
+    def directory(self, spec: StudentSpec) -> Path:
+        """A student's run directory."""
+        return self.config.out / STUDENTS / spec.name
 
-    def record(self, pupil: Pupil) -> StudentRecord | None:
-        """A student's record, scored again where more games are asked for than it played.
+    def record(self, spec: StudentSpec) -> StudentRecord | None:
+        """A student's record, None until it is trained and scored.
 
-        None until it is taught and scored.
+        The student is scored again if its score has another number of games.
         """
-        path = self.directory(pupil) / "result.json"
+        path = self.directory(spec) / RESULT_FILE
         record = read_record(path, StudentRecord)
-        if (
-            record is not None
-            and record["evaluation"]["games"] != self.examination.evaluator.episodes
-        ):
-            agent = load_agent(self.directory(pupil), device=self.teacher.device)
-            record["evaluation"] = self.score(pupil.name, agent.choose)
+        if record is not None and record["evaluation"]["games"] != self.games:
+            agent = load_agent(self.directory(spec), device=self.teacher.device)
+            record["evaluation"] = self.score(spec.name, agent.choose)
             write_record(path, record)
         return record
 
-    def conclude(
-        self,
-        pupil: Pupil,
-        student: Student,
-        lesson: Lesson,
-        course: Course,
-        judged_by: Lesson | None = None,
-    ) -> StudentRecord:
-        """Save and score a student whose course is finished; its record, written beside it."""
-        directory = self.directory(pupil)
-        self._save(directory, pupil, student, lesson, course.updates)
-        agent = load_agent(directory, device=self.teacher.device)
-        states = lesson.states
-        record: StudentRecord = {
-            "student": pupil.student,
-            "network": student.name,
-            "method": pupil.method,
-            "seed": pupil.seed,
-            "outputs": student.outputs,
-            "parameters": num_parameters(student),
-            "multiply_adds": multiply_adds(
-                student, stack=states.stack, frame_shape=tuple(states.frames.shape[1:])
-            ),
-            "updates": course.updates,
-            "states": len(lesson.train),
-            "seconds": course.seconds,
-            "held_out": examined(student, judged_by or lesson),
-            "evaluation": self.score(pupil.name, agent.choose),
-        }
-        write_record(directory / "result.json", record)
-        return record
-
-    def new_student(self, pupil: Pupil, temperature: float, rng: np.random.Generator) -> Student:
+    def new_student(
+        self, spec: StudentSpec, temperature: float, rng: np.random.Generator
+    ) -> Student:
         """A student before its first update; see `student_of`."""
         return student_of(
             self.teacher,
-            pupil.student,
-            outputs=outputs_for(pupil.weights, self.outputs),
+            spec.student,
+            outputs=student_outputs(spec.weights, self.config.outputs),
             temperature=temperature,
-            generator=drawing(rng),
+            generator=generator_from(rng),
         ).to(self.teacher.device)
 
-    @property
-    def training_options(self) -> dict[str, Any]:
-        """Arguments of a `Course` that change nothing in what is taught."""
-        return {"precision": self.precision, "checkpoint_minutes": self.checkpoint_minutes}
-
-    def finish(self, course: Course) -> None:
-        """Run a course to its end, in sight. Raises `Stopped` where told to stop."""
-        name = course.directory.name
-        for line in course.warnings:
-            self.say(f"warning: {name}: {line}")
-        with self.bar(f"{name}: updates", course.config.updates, "updates") as progress:
-            progress(course.updates)
-            if not course.run(should_stop=self.should_stop, progress=progress):
+    def run(self, trainer: Trainer) -> None:
+        """Run a trainer to its end with a progress bar. Raises `Stopped` if told to stop."""
+        name = trainer.directory.name
+        for line in trainer.warnings:
+            say(f"warning: {name}: {line}")
+        with progress_bar(f"{name}: updates", trainer.config.updates, "updates") as progress:
+            progress(trainer.updates)
+            if not trainer.run(should_stop=self.should_stop, progress=progress):
                 raise Stopped
 
-    @contextlib.contextmanager
-    def _taught(
+    def finish(
         self,
-        directory: Path,
-        pupil: Pupil,
-        lesson: Lesson,
-        teaching: TeachingConfig,
-        rng: np.random.Generator,
-    ) -> Iterator[Training]:
-        """The training of a student once it is finished."""
-        student = self.new_student(pupil, lesson.temperature, rng)
-        training = Training(directory, student, lesson, teaching, rng=rng, **self.training_options)
-        with contextlib.closing(training):
-            self.finish(training)
-            yield training
+        spec: StudentSpec,
+        student: Student,
+        trainer: Trainer,
+        supervision: Supervision,
+        judge: Supervision,
+    ) -> StudentRecord:
+        """Save and score a trained student; its record, written to its directory."""
+        directory = self.directory(spec)
+        self._save(directory, spec, student, supervision, trainer.updates)
+        agent = load_agent(directory, device=self.teacher.device)
+        dataset = supervision.dataset
+        record: StudentRecord = {
+            "student": spec.student,
+            "network": student.name,
+            "method": spec.method,
+            "seed": spec.seed,
+            "outputs": student.outputs,
+            "parameters": num_parameters(student),
+            "multiply_adds": multiply_adds(
+                student, stack=dataset.stack, frame_shape=tuple(dataset.frames.shape[1:])
+            ),
+            "updates": trainer.updates,
+            "states": len(dataset.train),
+            "seconds": trainer.seconds,
+            "held_out": judge.measure(student),
+            "evaluation": self.score(spec.name, agent.choose),
+        }
+        write_record(directory / RESULT_FILE, record)
+        return record
 
     def _save(
-        self, directory: Path, pupil: Pupil, student: Student, lesson: Lesson, updates: int
+        self,
+        directory: Path,
+        spec: StudentSpec,
+        student: Student,
+        supervision: Supervision,
+        updates: int,
     ) -> None:
+        settings: dict[str, Any] = {
+            "student": spec.student,
+            "losses": dict(spec.weights),
+            "temperature": supervision.temperature,
+            "states": len(supervision.dataset.train),
+            "updates": updates,
+        }
         save_student(
             directory,
             student,
             teacher=self.teacher,
             teacher_dir=self.teacher_dir,
-            seed=pupil.seed,
-            settings={
-                "student": pupil.student,
-                "losses": dict(pupil.weights),
-                "temperature": lesson.temperature,
-                "states": len(lesson.train),
-                "updates": updates,
-            },
+            seed=spec.seed,
+            settings=settings,
         )
 
-    def describe_teacher(
-        self, states: StateSet, baselines: Baselines, rounds: int
-    ) -> TeacherRecord:
-        """The teacher's record, written to teacher.json."""
-        record = describe_teacher(
-            self.teacher,
-            self.teacher_dir,
-            states,
-            self._temperature(states),
-            temperature_setting=self.temperature,
-            rounds=rounds,
-            evaluation=baselines.teacher,
-            random=baselines.random,
-            constant=baselines.constant,
-        )
-        write_record(self.out / "teacher.json", record)
-        return record
+
+class Member(NamedTuple):
+    """One of the students that are trained together: whose pipeline, which student, on what."""
+
+    pipeline: Pipeline
+    spec: StudentSpec
+    supervision: Supervision
 
 
-class _AsPolicy(Student):
-    """Action values divided by the teacher's temperature: logits, as the teacher's are."""
+def train_together(
+    directory: Path,
+    members: Sequence[Member],
+    *,
+    trainer_type: type[Trainer] = Trainer,
+    rngs: Sequence[np.random.Generator] | None = None,
+    updates: int | None = None,
+    names: Sequence[str] = ("mean",),
+    judge: Supervision | None = None,
+) -> list[StudentRecord]:
+    """Train students in one trainer and score each, or load their records.
 
-    def __init__(self, network: QNetwork, temperature: float) -> None:
-        super().__init__("", network, "logits")
-        self._temperature = temperature
+    | argument | meaning |
+    | --- | --- |
+    | directory | of the trainer's checkpoint and logs |
+    | rngs | of each student's weights, the first also of the minibatches; by default its own |
+    | updates | of the trainer, if not those of the settings |
+    | names | of the students in the logs |
+    | judge | measures the students, if not their own supervision |
 
-    def forward(self, states: Tensor) -> Tensor:
-        return super().forward(states) / self._temperature
+    Records have the time and updates of all students together. Raises `Stopped` if told to stop.
+    """
+    records = [member.pipeline.record(member.spec) for member in members]
+    first = members[0].pipeline
+    if None in records:
+        rngs = rngs or [rng_of_student(member.spec) for member in members]
+        students = [
+            pipeline.new_student(spec, supervision.temperature, rng)
+            for (pipeline, spec, supervision), rng in zip(members, rngs, strict=True)
+        ]
+        config = replace(first.config, updates=updates or first.config.updates)
+        supervisions = [member.supervision for member in members]
+        trainer = trainer_type(directory, students, supervisions, config, rng=rngs[0])
+        with contextlib.closing(trainer):
+            first.run(trainer)
+            for k, (pipeline, spec, supervision) in enumerate(members):
+                # One that has a record was scored before a stop.
+                record = records[k] or pipeline.finish(
+                    spec, students[k], trainer, supervision, judge or supervision
+                )
+                trainer.log_score(record["evaluation"]["mean"], names[k])
+                records[k] = record
+    # Once all are scored the checkpoint is not needed.
+    shutil.rmtree(directory / PROGRESS, ignore_errors=True)
+    return [record for record in records if record is not None]
 
 
-def examined_as_policy(agent: TrainedAgent, lesson: Lesson) -> HeldOut:
-    """An agent of action values on a lesson's held-out states: its loss is that of its policy."""
-    student = _AsPolicy(agent.network, lesson.temperature)
-    return examined(student, replace(lesson, weights={"kl": 1.0}))
+def train_students(
+    pipelines: Mapping[str, Pipeline],
+    specs: Sequence[StudentSpec],
+    datasets: Mapping[str, Dataset],
+    out: Path,
+) -> Iterator[tuple[str, StudentRecord]]:
+    """Train and score all students, or load their records: each with its game.
+
+    | argument | meaning |
+    | --- | --- |
+    | pipelines, datasets | by their games |
+    | specs | ordered by method, the main one first, then by student |
+    | out | directory of the whole distillation |
+    """
+    if len(pipelines) > 1:
+        yield from load_experimental("several games").train(pipelines, specs, datasets, out)
+        return
+    ((game, pipeline),) = pipelines.items()
+    main = [spec for spec in specs if spec.method == specs[0].method]
+    supervision = pipeline.supervise(datasets[game], main[0].weights)
+    config = pipeline.config
+    if config.refine_labels:
+        supervision = load_experimental("generations").refine(supervision)
+    if config.mutual or config.generations > 1:
+        procedure = load_experimental("mutual" if config.mutual else "generations")
+        for record in procedure.train(pipeline, main, supervision):
+            yield game, record
+    else:
+        for spec in main:
+            yield game, pipeline.train(spec, supervision)
+    for spec in specs[len(main) :]:
+        yield game, pipeline.train(spec, pipeline.supervise(datasets[game], spec.weights))

@@ -1,4 +1,4 @@
-"""What a distillation has measured, as JSON files: each written whole or not at all."""
+"""What a distillation measures, as JSON files: each written whole or not at all."""
 
 import json
 import re
@@ -9,16 +9,23 @@ from typing import Any, TypedDict, TypeVar, cast
 from ebu.errors import EbuError
 from ebu.run.files import write_whole
 
+TEACHER_FILE, ENSEMBLE_FILE, RESULT_FILE = "teacher.json", "ensemble.json", "result.json"
+REPORT = "report.md"
+STUDENTS, EXPORT = "students", "export"
+"""Folders of the output directory."""
+HARD, SCRATCH = "hard", "from-scratch"
+"""Methods that others are compared with: hard labels, and training without a teacher."""
+
 
 class Score(TypedDict):
-    """Games played to score something. Comparable where all but the returns came out alike.
+    """The games of a score. Scores are comparable where all but the returns are equal.
 
     | key | meaning |
     | --- | --- |
     | mean, games, returns | raw scores |
     | interval_95 | [low, high] of the mean by Student's t; None for a single game |
     | human_normalised | None where the protocol's table has no human score |
-    | epsilon, protocol, seed | under what they were played |
+    | epsilon, protocol, seed | how they were played |
     | frames_played | emulator frames in all games |
     """
 
@@ -34,7 +41,7 @@ class Score(TypedDict):
 
 
 class Constant(TypedDict):
-    """The best action to repeat for ever, its games, and the mean score of every action."""
+    """The best constant action, its games, and the mean score of every action."""
 
     action: int
     evaluation: Score
@@ -42,11 +49,7 @@ class Constant(TypedDict):
 
 
 class StateCounts(TypedDict):
-    """States that were trained on and held out, and the rounds they were collected in.
-
-    source: play, replay, noise, mixed, kegnet, or the directory they were read from. Of the made-up
-    ones, noise, mixed and kegnet, those held out are made up as well.
-    """
+    """States to train on and held out, their rounds, and their source: a name or a directory."""
 
     train: int
     held_out: int
@@ -55,12 +58,12 @@ class StateCounts(TypedDict):
 
 
 class TeacherRecord(TypedDict):
-    """The teacher, what stands beside it, and how it was softened.
+    """The teacher, its reference scores, and its temperature.
 
     | key | meaning |
     | --- | --- |
     | frames | emulator frames it was trained on |
-    | evaluation, random, constant | its games, those of random play and of constant actions |
+    | evaluation, random, constant | games of teacher, random play and constant actions |
     | gap | median of the best minus the second-best output over the states, in their units |
     | temperature | τ, in the same units; `temperature_setting` is what was asked for |
     | entropy | of softmax(outputs / τ), the mean over the states, in nats |
@@ -84,15 +87,30 @@ class TeacherRecord(TypedDict):
     states: StateCounts
 
 
+class MemberRecord(TypedDict):
+    """A member of an ensemble of teachers: its name, its τ, and its median gap."""
+
+    member: str
+    frames: int
+    temperature: float
+    gap: float
+
+
+class EnsembleRecord(TypedDict):
+    """The content of ensemble.json."""
+
+    members: list[MemberRecord]
+
+
 class HeldOut(TypedDict):
-    """A student on the states of episodes that nobody trained on.
+    """A student on held-out states.
 
     | key | meaning |
     | --- | --- |
     | loss | the main loss |
     | agreement | share of the states in which it chooses the teacher's action |
     | regret | mean of max_a T(s, a) − T(s, a_S), in units of the teacher's outputs T |
-    | states | how many they are |
+    | states | number of states |
     """
 
     loss: float
@@ -106,10 +124,10 @@ class StudentRecord(TypedDict):
 
     | key | meaning |
     | --- | --- |
-    | student, network | the name that was asked for, and the one that rebuilds it |
-    | method | the losses it was trained by, see `method_name` |
-    | states | that it was trained on |
-    | seconds | wall time of its training; the only number that is not the same every time |
+    | student, network | the name that was asked for, and the one that rebuilds the network |
+    | method | the losses it was trained by, see `method_name`, and the procedure |
+    | states | number of states it was trained on |
+    | seconds | wall time of its training: the only number that differs between runs |
     """
 
     student: str
@@ -126,7 +144,7 @@ class StudentRecord(TypedDict):
     evaluation: Score
 
 
-RecordT = TypeVar("RecordT", Score, TeacherRecord, StudentRecord)
+RecordT = TypeVar("RecordT")
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
@@ -165,13 +183,23 @@ def file_name(name: str) -> str:
     return re.sub(r"[/@=,]", "_", name)
 
 
+def export_name(student: str, method: str) -> str:
+    """The name of an exported student; "teacher" is the teacher's."""
+    return f"{file_name(student)}-{method}"
+
+
 def student_name(student: str, method: str, seed: int) -> str:
-    """What a student's directory is called."""
-    return f"{file_name(student)}-{method}-seed{seed}"
+    """The name of a student's directory."""
+    return f"{export_name(student, method)}-seed{seed}"
+
+
+def student_directory(run_dir: Path, name: str) -> Path:
+    """The directory of a run's online student of this name, itself a run directory."""
+    return run_dir / STUDENTS / file_name(name)
 
 
 def chosen(records: Sequence[StudentRecord]) -> StudentRecord:
-    """Of one student's seeds the one with the lowest held-out loss, whatever it scored.
+    """Of one student's seeds the one with the lowest held-out loss.
 
     Choosing by the score would count luck as skill.
     """
@@ -181,8 +209,21 @@ def chosen(records: Sequence[StudentRecord]) -> StudentRecord:
 def retention(student: Score, teacher: TeacherRecord) -> float | None:
     """(S − random) / (T − random) of mean scores; None where the teacher is no better than random.
 
-    The raw ratio S / T means nothing where scores are negative or random play has some.
+    The raw ratio S / T means nothing where scores are negative or random play scores.
     """
     random = teacher["random"]["mean"]
     gain = teacher["evaluation"]["mean"] - random
     return (student["mean"] - random) / gain if gain > 0 else None
+
+
+def describe(student: StudentRecord, teacher: TeacherRecord) -> str:
+    """One line on a trained and scored student."""
+    held_out, share = student["held_out"], retention(student["evaluation"], teacher)
+    retained = "the teacher is no better than random play"
+    if share is not None:
+        retained = f"retains {share:.1%}"
+    return (
+        f"{student['student']}, {student['method']}, seed {student['seed']}: "
+        f"{student['evaluation']['mean']:,.2f}, {retained}; held-out loss {held_out['loss']:.4g}, "
+        f"agreement {held_out['agreement']:.1%}; trained in {student['seconds']:,.0f} s"
+    )

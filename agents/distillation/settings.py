@@ -1,57 +1,148 @@
-"""Every setting of a distillation, and which students follow from them."""
+"""Every setting of a distillation and the students that follow from them; imports no torch."""
 
+import importlib
+import importlib.util
+import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
 
-from agents.distillation.objective import LossConfig, check_weights
-from agents.distillation.pipeline import Pupil, outputs_for
-from agents.distillation.procedures import ProcedureConfig
-from agents.distillation.records import method_name
-from agents.distillation.sources import MADE_UP, MIXED_FROM, PLAY, SOURCES
-from agents.distillation.temperature import check_temperature
-from agents.distillation.trainer import TeachingConfig
+from agents.architectures import ARCHITECTURES, parse_ranks, unknown, whole_architecture
+from agents.distillation.records import StudentRecord, chosen, method_name, student_name
 from ebu.errors import UsageError
-from ebu.run.cli import at_most, not_negative, positive
-from ebu.run.settings import one_of
+from ebu.run.hints import install_command
+from ebu.run.settings import (
+    Bounds,
+    Device,
+    NotNegative,
+    OneOf,
+    Positive,
+    PositiveFloat,
+    Share,
+    Threads,
+    one_of,
+)
 
-MAIN_LOSSES = ("kl", "hard", "hinton", "centred", "regression", "noisy")
+if TYPE_CHECKING:
+    from agents.trained import Outputs
+
+TEACHER = "teacher"
+"""As a student's name: the teacher's own architecture, or after an `@` its factorised network."""
+PLAY, REPLAY, NOISE, MIXED, KEGNET = "play", "replay", "noise", "mixed", "kegnet"
+SOURCES = (PLAY, REPLAY, NOISE, MIXED, KEGNET)
+"""Sources of states by name; any other is a directory."""
+SYNTHETIC = (NOISE, MIXED, KEGNET)
+"""Sources of states that were never played: their actions and rewards mean nothing."""
+MIXED_FROM = 2_000
+"""States that the teacher plays for mixtures of two of them."""
+AUTO, RUSU = "auto", "rusu"
+RUSU_TEMPERATURE = 0.01
+CONVOLUTIONS = ("conv1", "conv2", "conv3")
+
+EXPERIMENTAL = {
+    **dict.fromkeys((NOISE, MIXED), "synthetic"),
+    KEGNET: "kegnet",
+    "adversarial": "adversarial",
+    "ensemble": "ensembles",
+    "factorised": "factorised",
+    "generations": "generations",
+    "mutual": "mutual",
+    "several games": "several_games",
+}
+"""Modules of `agents.distillation.experimental` by the names they are asked for under."""
+WARNINGS = {
+    KEGNET: "experimental: states from KegNet's generators; students of them are selected on "
+    "generated states, so judge them by their scores alone",
+    "adversarial": "experimental: no gain of an adversarial loss has been published on Atari",
+}
+"""What to say where a source of states or a loss of this name is used."""
+
+
+def load_experimental(name: str) -> ModuleType:
+    """Import the module registered under this name in `EXPERIMENTAL`."""
+    return importlib.import_module(f"agents.distillation.experimental.{EXPERIMENTAL[name]}")
+
+
+class Stopped(Exception):
+    """Told to stop. What is finished is on the disk: the same command resumes there."""
+
+
+class Loss(NamedTuple):
+    """What a loss needs.
+
+    | field | meaning |
+    | --- | --- |
+    | outputs | the only kind of student outputs that it suits; None: either |
+    | layers | layers beside the outputs that it compares |
+    """
+
+    outputs: "Outputs | None" = None
+    layers: tuple[str, ...] = ()
+
+
+MAIN_LOSSES = {
+    "kl": Loss("logits"),
+    "hard": Loss("logits"),
+    "hinton": Loss(),
+    "centred": Loss("logits"),
+    "regression": Loss("values"),
+    "noisy": Loss(),
+}
+ADDED_LOSSES = {
+    "hint": Loss(layers=("conv3",)),
+    "hint_dense": Loss(layers=("hidden",)),
+    "attention": Loss(layers=CONVOLUTIONS),
+    "distance": Loss(layers=("hidden",)),
+    "angle": Loss(layers=("hidden",)),
+    "adversarial": Loss("logits"),
+}
+LOSSES = {**MAIN_LOSSES, **ADDED_LOSSES, "mutual": Loss("logits")}
+"""All losses by name; `objective` computes them. An ensemble, refined labels and generations are
+no losses of their own: they give other teacher outputs to `kl`."""
+
 MAY_CHANGE = frozenset({"out", "min_retention", "checkpoint_minutes", "baselines", "export"})
-"""Settings that change nothing in what is made, but for whether it is."""
+"""Settings that change no result, only whether it is computed."""
 MAY_GROW = frozenset({"games", "seeds", "baseline_seeds", "from_scratch", "generations"})
 
 BASELINES_HELP = (
-    "Other methods that every student is taught by, to compare: a main loss, and losses added with "
+    "Other methods to train every student by, for comparison: a main loss, and added losses with "
     "their weights, for instance hard regression kl+hint=0.1 kl+distance=1. May change."
 )
 STATES_FROM_HELP = (
     "Where states come from: play (the teacher's and, from the second round, a student's), replay "
     "(the teacher's own memory), noise, mixed (two states blended or cut together, of "
     f"{MIXED_FROM:,} that the teacher plays), kegnet (generators, experimental), or a directory of "
-    "saved states. What is made up is held out made up."
+    "saved states. Held-out states are of the same source."
 )
+Repetitions = Annotated[int, Bounds(1, 1_000)]
+Weight = Annotated[float, Bounds(least=0, most=1e15)]
 
 
-@dataclass(frozen=True)
-class AddedLosses:
-    """Weights of the losses that may stand beside the main one; 0 leaves a loss out."""
+class StudentSpec(NamedTuple):
+    """A student to train: its name, its losses by weight (main one first), its seed.
 
-    hint: float = 0.0
-    """Weight of FitNets' hint: the third convolution, through a 1×1 convolution."""
-    hint_dense: float = 0.0
-    """Weight of the same for the hidden layer."""
-    attention: float = 0.0
-    """Weight of attention transfer: maps of the three convolutions."""
-    distance: float = 0.0
-    """Weight of the relational loss on distances between the states of a minibatch."""
-    angle: float = 0.0
-    """Weight of the relational loss on angles, over the first 64 states of a minibatch."""
-    adversarial: float = 0.0
-    """Weight of a discriminator between the two policies; experimental."""
+    `procedure` is part of the method's name and of the random numbers' source: it tells apart
+    students with the same losses that are trained by different procedures.
+    """
+
+    student: str
+    weights: Mapping[str, float]
+    seed: int
+    procedure: str = ""
+
+    @property
+    def method(self) -> str:
+        losses = method_name(self.weights)
+        return f"{losses}-{self.procedure}" if self.procedure else losses
+
+    @property
+    def name(self) -> str:
+        return student_name(self.student, self.method, self.seed)
 
 
 @dataclass(frozen=True)
@@ -59,142 +150,173 @@ class DistillConfig:
     """Who is distilled into what, on which states, by which losses."""
 
     run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Directory of the run whose agent is the teacher; nothing in it is changed. Several runs of
-    one game teach as an ensemble, runs of several games teach one network with a head for each."""
+    """Run directory of the teacher; it is only read. Several runs of one game are an ensemble of
+    teachers, runs of several games train one network with a head for each."""
     out: Path
-    """Where everything goes. The same command on the same directory goes on where it stopped."""
+    """Output directory. Run the same command again to resume."""
     students: tuple[str, ...] = ("net1", "net2", "net3")
     """Networks: net1, net2, net3, widths (16-16-16/64), teacher (its own), and the teacher with
     fewer ranks: teacher@half, teacher@energy=0.9, teacher@vbmf, teacher@tucker=16,32,32,32."""
-    seeds: int = 3
+    seeds: Repetitions = 3
     """Students of each name, of which the one with the lowest held-out loss is chosen. May grow."""
-    seed: int = 0
-    """Seed of the states, of the games that are scored, and of the first student of each name."""
+    seed: NotNegative = 0
+    """Seed of the states, of the scored games, and of the first student of each name."""
     weights: Literal["final", "best"] = "final"
     """The teacher's newest weights, or those of its best evaluation."""
-    loss: str = "kl"
+    loss: Annotated[str, OneOf(*MAIN_LOSSES)] = "kl"
     """Main loss: kl (policy distillation), hard, hinton, centred, regression, noisy."""
     baselines: Annotated[tuple[str, ...], tyro.conf.arg(help=BASELINES_HELP)] = ("hard",)
-    baseline_seeds: int = 1
-    """Students of each name that each of these methods teaches. May grow."""
-    from_scratch: int = 0
-    """Frames for which train.py trains each student's network on games alone, with the teacher's
-    settings, as another baseline; 0: none. May grow."""
-    temperature: str = "auto"
+    baseline_seeds: Repetitions = 1
+    """Students of each name and baseline method. May grow."""
+    from_scratch: NotNegative = 0
+    """Frames for which train.py trains each student's network without a teacher, with the
+    teacher's settings, as another baseline; 0: none. May grow."""
+    temperature: str = AUTO
     """Softens the teacher: auto (its median gap between two actions), rusu (0.01), a number."""
     outputs: Literal["logits", "values"] | None = None
-    """What hinton and noisy make: logits of a policy or action values [default: logits]."""
-    states: int = 200_000
-    """States to collect or make; 7 kB each on Atari. From replay at most so many, from a directory
-    all."""
+    """What students of hinton and noisy output: logits of a policy or action values [default:
+    logits]."""
+    states: Positive = 200_000
+    """States to collect or make; 7 kB each on Atari. From replay at most this many, from a
+    directory all."""
     states_from: Annotated[str, tyro.conf.arg(help=STATES_FROM_HELP)] = PLAY
-    rounds: int = 3
+    rounds: Repetitions = 3
     """Rounds of playing for states: the teacher plays the first, a student the others."""
-    num_envs: int = 16
-    """Games played side by side for states."""
-    games: int | None = None
-    """Games that everything is scored in [default: the protocol's, 30 under paper]. May grow: then
-    all is scored again."""
+    num_envs: Annotated[int, Bounds(1, 10_000)] = 16
+    """Environments stepped together for states."""
+    games: Annotated[int | None, Bounds(1, 1_000_000)] = None
+    """Games of every score [default: the protocol's, 30 under paper]. May grow: then everything is
+    scored again."""
     export: bool = True
     """Export the chosen students and the teacher to ONNX, float32 and int8, and measure both."""
-    min_retention: float | None = None
-    """Exit with 1 if a chosen student keeps less than this share of the teacher's score."""
-    device: str = "auto"
+    min_retention: Weight | None = None
+    """Exit with 1 if a chosen student retains less than this share of the teacher's score."""
+    device: Device = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
     precision: Literal["float32", "bfloat16", "auto"] = "auto"
     """Arithmetic of the networks in training. auto: bfloat16 where the device has it."""
-    threads: int = 0
+    threads: Threads = 0
     """Threads of torch and of the emulators; 0 takes one for each processor core."""
-    checkpoint_minutes: float = 2.0
-    """Minutes between two checkpoints of a training; changes nothing in the result."""
-    procedures: ProcedureConfig = field(default_factory=ProcedureConfig)
-    teaching: TeachingConfig = field(default_factory=TeachingConfig)
-    added: AddedLosses = field(default_factory=AddedLosses)
-    constants: LossConfig = field(default_factory=LossConfig)
+    checkpoint_minutes: PositiveFloat = 2.0
+    """Minutes between two checkpoints of a student's training; changes no result."""
+    generations: Repetitions = 1
+    """Generations of students: the chosen student of each name is the teacher of the next
+    (born-again networks; with --students teacher self-distillation). May grow."""
+    refine_labels: bool = False
+    """Label refinery: students see states shifted by up to 4 pixels, with the outputs of the
+    teacher, or of the last generation, for what is shown."""
+    mutual: bool = False
+    """Train the students of a seed together, each also on the others' policies; a single name is
+    trained with a second student of that name."""
+    all_learners: bool = False
+    """Use all learners of an adaptive_ebu run as an ensemble, not only the one that plays best."""
+    updates: Positive = 8_000
+    """Gradient steps on each student."""
+    batch_size: Annotated[int, Bounds(1, 65_536)] = 128
+    """States in a minibatch, drawn uniformly from those to train on."""
+    learning_rate: PositiveFloat = 1e-3
+    """Step size of Adam at the start; it falls to 0 along half a cosine."""
+    log_every_updates: Positive = 500
+    """Updates between two measurements on the held-out states, written for TensorBoard."""
+    hint: Weight = 0.0
+    """Weight of FitNets' hint: the third convolution, through a 1×1 convolution."""
+    hint_dense: Weight = 0.0
+    """Weight of the same for the hidden layer."""
+    attention: Weight = 0.0
+    """Weight of attention transfer: maps of the three convolutions."""
+    distance: Weight = 0.0
+    """Weight of the relational loss on distances between the states of a minibatch."""
+    angle: Weight = 0.0
+    """Weight of the relational loss on angles, over the first 64 states of a minibatch."""
+    adversarial: Weight = 0.0
+    """Weight of a discriminator between the two policies; experimental."""
+    hinton_temperature: PositiveFloat = 1.0
+    """Softening of both sides in Hinton's mix, on top of the teacher's temperature."""
+    soft_weight: Share = 0.5
+    """Weight of the soft term in Hinton's mix; the hard term has the rest."""
+    noise_scale: Weight = 0.5
+    """Noise on a noisy teacher's values, in spreads of the state's values."""
 
     @property
     def may_grow(self) -> frozenset[str]:
-        """Settings that may; not the seeds where another seed might be chosen as a teacher."""
-        return MAY_GROW - {"seeds"} if self.procedures.generations > 1 else MAY_GROW
+        """Settings that may grow; not the seeds where another seed might become a teacher."""
+        return MAY_GROW - {"seeds"} if self.generations > 1 else MAY_GROW
 
-    def plan(self) -> list[Pupil]:
-        """Every student to be taught, those of the main method first.
+    def best_of(self, students: Sequence[StudentRecord]) -> list[StudentRecord]:
+        """The chosen student of each name, of the main method's last generation.
 
-        Raises `UsageError` for settings that no student can be taught by.
+        The first student is of the main method.
         """
-        self._check_numbers()
-        self.teaching.check()
-        self.constants.check()
-        check_temperature(self.temperature)
+        main = of_generation(students[0]["method"], self.generations)
+        return [
+            chosen([s for s in students if (s["student"], s["method"]) == (name, main)])
+            for name in self.students
+        ]
+
+    @property
+    def _procedure(self) -> str:
+        return "refined" if self.refine_labels else ""
+
+    def plan(self) -> list[StudentSpec]:
+        """Every student to train, those of the main method first.
+
+        Raises `UsageError` for settings that no student can be trained with.
+        """
         if not self.run_dirs:
             raise UsageError("name the directory of the teacher's run, for instance runs/pong")
         if not self.students:
             raise UsageError("--students: name at least one, for instance net2")
         if len(set(self.students)) < len(self.students):
             raise UsageError(f"--students {' '.join(self.students)}: name each once")
+        for name in self.students:
+            check_student(name)
+        read_temperature(self.temperature)
         self._check_source()
-        one_of("--loss", self.loss, MAIN_LOSSES)
-        self.procedures.check(self.students)
-        main = self._checked({self.loss: 1.0, **asdict(self.added), **self.procedures.losses})
-        main = {name: weight for name, weight in main.items() if weight}
-        others = [self._checked(method_of(text)) for text in self.baselines]
+        if self.generations > 1:
+            if self.mutual:
+                raise UsageError("--mutual and --generations are two procedures: leave one out")
+            refuse_factorised("--generations", self.students)
+        if self.export:
+            try:
+                require_export()
+            except UsageError as error:
+                raise UsageError(f"{error}, or leave that out with --no-export") from None
+        main = self._checked(self._main_losses())
+        others = [self._checked(read_method(text)) for text in self.baselines]
         names = [method_name(weights) for weights in others]
         if len(set(names)) < len(names):
             raise UsageError(f"--baselines {' '.join(self.baselines)}: name each once")
-        how = self.procedures.name
-        others = [weights for weights in others if how or weights != main]
+        others = [weights for weights in others if self._procedure or weights != main]
         return [
-            *self._pupils(main, self.seeds, how),
-            *(pupil for weights in others for pupil in self._pupils(weights, self.baseline_seeds)),
+            *self._specs(main, self.seeds, self._procedure),
+            *(spec for weights in others for spec in self._specs(weights, self.baseline_seeds)),
         ]
 
-    def _pupils(
+    def _main_losses(self) -> dict[str, float]:
+        added = {name: getattr(self, name) for name in ADDED_LOSSES}
+        weights = {self.loss: 1.0, **added, "mutual": float(self.mutual)}
+        return {name: weight for name, weight in weights.items() if weight}
+
+    def _specs(
         self, weights: Mapping[str, float], seeds: int, procedure: str = ""
-    ) -> Iterator[Pupil]:
+    ) -> Iterator[StudentSpec]:
         for name in self.students:
             for seed in range(self.seed, self.seed + seeds):
-                yield Pupil(name, weights, seed, procedure)
+                yield StudentSpec(name, weights, seed, procedure)
 
     def _checked(self, weights: dict[str, float]) -> dict[str, float]:
-        outputs = outputs_for(weights, self.outputs)
+        outputs = student_outputs(weights, self.outputs)
         check_weights(weights, outputs)
-        if self.states_from in MADE_UP and next(iter(weights)) == "hinton" and outputs == "values":
+        if (
+            self.states_from in SYNTHETIC
+            and next(iter(weights)) == "hinton"
+            and outputs == "values"
+        ):
             raise UsageError(
                 f"--states-from {self.states_from}: the hard term of hinton for values needs games "
                 "that were played: choose --outputs logits, another loss, or --states-from play"
             )
         return weights
-
-    def _check_numbers(self) -> None:
-        positive(
-            {
-                "--seeds": self.seeds,
-                "--baseline-seeds": self.baseline_seeds,
-                "--states": self.states,
-                "--rounds": self.rounds,
-                "--num-envs": self.num_envs,
-                "--checkpoint-minutes": self.checkpoint_minutes,
-                **({} if self.games is None else {"--games": self.games}),
-            }
-        )
-        at_most(
-            {
-                "--seeds": (self.seeds, 1_000),
-                "--baseline-seeds": (self.baseline_seeds, 1_000),
-                "--rounds": (self.rounds, 1_000),
-                "--num-envs": (self.num_envs, 10_000),
-                "--threads": (self.threads, 10_000),
-                "--games": (self.games or 0, 1_000_000),
-            }
-        )
-        not_negative(
-            {
-                "--seed": self.seed,
-                "--from-scratch": self.from_scratch,
-                "--threads": self.threads,
-                **({} if self.min_retention is None else {"--min-retention": self.min_retention}),
-            }
-        )
 
     def _check_source(self) -> None:
         if not os.path.isdir(self.states_from):
@@ -206,8 +328,41 @@ class DistillConfig:
             )
 
 
-def method_of(text: str) -> dict[str, float]:
-    """The losses of a method by their weights, main one first: `kl+hint=0.1` is kl and a hint.
+def of_generation(name: str, generation: int) -> str:
+    """The name of a method, or a procedure, in a generation; the first has no suffix."""
+    return name if generation == 1 else f"{name}-gen{generation}".removeprefix("-")
+
+
+def student_outputs(weights: Mapping[str, float], asked: "Outputs | None") -> "Outputs":
+    """The outputs of a student with these losses: what the main one needs, or what is asked."""
+    return LOSSES[next(iter(weights))].outputs or asked or "logits"
+
+
+def check_weights(weights: Mapping[str, float], outputs: "Outputs") -> None:
+    """Raise `UsageError` for an unknown loss, a bad weight, a loss that does not suit the outputs,
+    and where all weights are 0."""
+    for name, weight in weights.items():
+        one_of("--loss", name, LOSSES)
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise UsageError(f"--{flag_of(name)} must be a weight of 0 or more, not {weight}")
+        suited = LOSSES[name].outputs
+        if weight > 0 and suited not in (None, outputs):
+            fitting = [other for other, loss in LOSSES.items() if loss.outputs in (None, outputs)]
+            raise UsageError(
+                f"{name} is a loss for students whose outputs are {suited}, and this one's are "
+                f"{outputs}: choose among {', '.join(fitting)}"
+            )
+    if not any(weights.values()):
+        raise UsageError("every loss has weight 0: give one a positive weight")
+
+
+def flag_of(name: str) -> str:
+    """The flag of a loss, without its dashes."""
+    return name.replace("_", "-")
+
+
+def read_method(text: str) -> dict[str, float]:
+    """The losses of a method by weight, main one first: `kl+hint=0.1` is kl with a hint.
 
     Raises `UsageError` for a text that is no such method.
     """
@@ -217,7 +372,7 @@ def method_of(text: str) -> dict[str, float]:
     for part in added:
         name, _, weight = part.partition("=")
         name = name.replace("-", "_")
-        one_of(f"--baselines {text}:", name, asdict(AddedLosses()))
+        one_of(f"--baselines {text}:", name, ADDED_LOSSES)
         try:
             weights[name] = float(weight)
         except ValueError:
@@ -227,3 +382,88 @@ def method_of(text: str) -> dict[str, float]:
         if not weights[name] > 0:
             raise UsageError(f"--baselines {text}: the weight of {name} must be positive")
     return weights
+
+
+def read_temperature(setting: str, flag: str = "--temperature") -> float | None:
+    """The temperature of a setting, None for auto. Raises `UsageError` for what is none."""
+    if setting in (AUTO, RUSU):
+        return None if setting == AUTO else RUSU_TEMPERATURE
+    try:
+        value = float(setting)
+    except ValueError:
+        value = math.nan
+    if not (value > 0 and math.isfinite(value)):
+        raise UsageError(
+            f"{flag} {setting}: choose {AUTO} (the teacher's median gap between its two best "
+            f"actions), {RUSU} ({RUSU_TEMPERATURE}) or a positive number"
+        )
+    return value
+
+
+# --- students' names ------------------------------------------------------------------------
+
+
+def check_student(name: str) -> None:
+    """Raise `UsageError`, one line, for a name that stands for no student of any teacher."""
+    base, factorised, ranks = name.partition("@")
+    if base != TEACHER and whole_architecture(base) is None:
+        raise UsageError(
+            unknown(
+                "student",
+                name,
+                [*ARCHITECTURES, TEACHER],
+                "widths such as 16-32-32/256, or the teacher factorised: teacher@half, "
+                "teacher@energy=0.9, teacher@vbmf, teacher@tucker=16,32,32,32,svd=64",
+            )
+        )
+    if factorised:
+        check_ranks(ranks)
+
+
+def check_ranks(how: str) -> None:
+    """Raise `UsageError`, one line, for an unknown choice of ranks, or without tensorly."""
+    if how.startswith("energy="):
+        read_energy(how)
+    elif how not in ("half", "vbmf"):
+        read_ranks(how)
+    if importlib.util.find_spec("tensorly") is None:
+        raise UsageError(
+            f"ranks '{how}': factorised students need tensorly: {install_command('factorize')}"
+        )
+
+
+def read_energy(how: str) -> float:
+    """The share of `energy=0.9`. Raises `UsageError` outside of (0, 1]."""
+    try:
+        share = float(how.removeprefix("energy="))
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise UsageError(f"ranks '{how}': the energy kept lies above 0 and is at most 1")
+    return share
+
+
+def read_ranks(how: str) -> tuple[tuple[int, int, int, int] | None, int | None]:
+    """The ranks of `tucker=16,32,32,32,svd=64`, see `parse_ranks`; `UsageError` for others."""
+    try:
+        return parse_ranks(how)
+    except UsageError as error:
+        raise UsageError(f"{error}; or choose half, energy=0.9 or vbmf") from None
+
+
+def refuse_factorised(procedure: str, students: Sequence[str]) -> None:
+    """Raise `UsageError` for a student that starts from a teacher's weights."""
+    for name in students:
+        if "@" in name:
+            raise UsageError(
+                f"--students {name} starts from the weights of one teacher, and with {procedure} "
+                "students start from new weights: leave it out"
+            )
+
+
+def require_export() -> None:
+    """Raise `UsageError`, one line, where packages of the extra `export` are missing."""
+    needed = ("onnx", "onnxscript", "onnxruntime")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"exporting needs {' and '.join(missing)}: {install_command('export')}")

@@ -1,4 +1,4 @@
-"""Students: the networks that a teacher is distilled into, and the directories they are kept in."""
+"""Students: the networks that a teacher is distilled into, and their run directories."""
 
 import os
 from collections.abc import Mapping
@@ -9,27 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from agents.architectures import ARCHITECTURES, unknown, whole_architecture
-from agents.distillation.experimental.factorised import check_ranks, factorise
+from agents.architectures import whole_architecture
+from agents.distillation.settings import TEACHER, check_student, load_experimental
 from agents.networks import Features, PlainHead, QNetwork, build_network
 from agents.trained import STUDENT, WEIGHTS, Outputs, TrainedAgent
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import save_checkpoint
 from ebu.run.directory import CONFIG, differences, read_config, write_config
 
-TEACHER = "teacher"
-"""The name of the teacher's own architecture: a born-again student, or what is factorised."""
-
-# What playing games takes from the teacher's settings; the rest was about its training.
+# The teacher's settings that matter for playing; the others were about its training.
 PLAYING = ("game", "protocol", "epsilon_end", "random_start_actions")
 
 
 class Student(nn.Module):
-    """A Q-network that is taught, and what its outputs are.
+    """A Q-network in distillation, and what its outputs are.
 
     | attribute | meaning |
     | --- | --- |
-    | name | of the network: `build` makes it again |
+    | name | of the network: `build` rebuilds it |
     | outputs | "logits" of a policy, or action "values" |
     | network | the network itself |
     """
@@ -46,28 +43,8 @@ class Student(nn.Module):
         return outputs.float()
 
     def features(self, states: Tensor) -> Features:
-        """The outputs with all that led to them; see `QNetwork.features`."""
+        """Outputs and hidden layers; see `QNetwork.features`."""
         return self.network.features(states)
-
-
-def check_name(name: str) -> None:
-    """Raise `UsageError`, one line, for a name of which no student can be made.
-
-    What depends on the teacher, such as whether ranks fit its layers, `student_of` finds.
-    """
-    base, factorised, ranks = name.partition("@")
-    if base != TEACHER and whole_architecture(base) is None:
-        raise UsageError(
-            unknown(
-                "student",
-                name,
-                [*ARCHITECTURES, TEACHER],
-                "widths such as 16-32-32/256, or the teacher factorised: teacher@half, "
-                "teacher@energy=0.9, teacher@vbmf, teacher@tucker=16,32,32,32,svd=64",
-            )
-        )
-    if factorised:
-        check_ranks(ranks)
 
 
 def build(
@@ -79,11 +56,11 @@ def build(
     frame_shape: tuple[int, ...] = (84, 84),
     generator: torch.Generator | None = None,
 ) -> Student:
-    """A student with new weights, drawn as those of a Q-network that learns from games.
+    """A student with new weights, initialised as a Q-network that is trained on games.
 
     Without a generator the weights are the same in every call.
 
-    Raises `UsageError`, one line, for a name that stands for no network.
+    Raises `UsageError`, one line, for an unknown name.
     """
     network = build_network(
         name,
@@ -107,13 +84,13 @@ def student_of(
 
     | argument | meaning |
     | --- | --- |
-    | name | of a network; `teacher` is the teacher's; after an `@` how it is factorised |
-    | temperature | by which a factorised policy's logits start as the teacher's outputs divided |
+    | name | of a network; `teacher` is the teacher's; after an `@` its ranks |
+    | temperature | divides the teacher's outputs to give a factorised policy's first logits |
     | generator | draws new weights |
 
-    Raises `UsageError`, one line, for a name of which no student of this teacher can be made.
+    Raises `UsageError`, one line, for a name that stands for no student of this teacher.
     """
-    check_name(name)
+    check_student(name)
     own = str(teacher.config["settings"]["network"])
     base, factorised, ranks = name.partition("@")
     if not factorised:
@@ -128,10 +105,11 @@ def student_of(
         )
     if base != TEACHER and whole_architecture(base) != whole_architecture(own):
         raise UsageError(
-            f"student '{name}': what is factorised is the teacher's own network, here {own}: "
+            f"student '{name}': only the teacher's own network, here {own}, can be factorised: "
             f"write {TEACHER}@{ranks}"
         )
-    student = Student(*factorise(teacher, ranks), outputs)
+    built, network = load_experimental("factorised").factorise(teacher, ranks)
+    student = Student(built, network, outputs)
     if outputs == "logits":
         with torch.no_grad():
             for head in student.modules():
@@ -142,19 +120,18 @@ def student_of(
 
 
 def num_parameters(network: nn.Module) -> int:
-    """How many weights and biases a network has."""
+    """Number of weights and biases of a network."""
     return sum(weight.numel() for weight in network.parameters())
 
 
 def multiply_adds(
     network: nn.Module, *, stack: int = 4, frame_shape: tuple[int, ...] = (84, 84)
 ) -> int:
-    """Multiplications, each with its addition, that one state takes; biases are not counted.
+    """Multiply-adds of one state, without biases: half of what torch's counter reports.
 
-    Half of what torch's counter reports, which counts both. It sees the operations as they are
-    carried out. The first convolution is carried out over blocks of pixels, another order of the
-    very same products: 2 · 2 · (stack · stride²) for each output are the kernel's stack · (2 ·
-    stride)². So the count is that of the published network.
+    The first convolution works on blocks of pixels, with the same products in another order:
+    2 · 2 · (stack · stride²) for each output are the kernel's stack · (2 · stride)². So this is the
+    count of the published network.
     """
     device = next(network.parameters()).device
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -171,19 +148,18 @@ def save_student(
     seed: int,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a student's directory, whole or not at all: one that loads and is scored like a run's.
+    """Write a student's run directory, whole or not at all: it loads and is scored like a run's.
 
-    config.json is written last: until then it is no run directory. Saved again with the same
-    settings, the student takes the place of the one before, which is there until then.
+    config.json is written last: until then it is no run directory. A student saved again with the
+    same settings replaces the earlier one.
 
     | argument | meaning |
     | --- | --- |
-    | teacher, teacher_dir | whose game and setting it plays; frames it has seen |
-    | seed | of the student |
-    | settings | more of them for its config.json: JSON values, how it was distilled |
+    | teacher, teacher_dir | whose game and rules of play it has, and whose frames it counts |
+    | settings | further entries of its config.json, JSON values: how it was distilled |
 
     Raises `UsageError` where `directory` holds another student or a run, `EbuError` where the disk
-    is full or fails; what is in the directory is then as it was.
+    is full or fails; the directory is then unchanged.
     """
     of_teacher = teacher.config["settings"]
     config = {

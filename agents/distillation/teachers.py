@@ -1,9 +1,18 @@
-"""The teacher: loaded and checked, and scored beside what needs no teacher."""
+"""The teacher: loaded and checked, its temperature, and its record.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+The temperature τ divides the teacher's outputs before they are a policy. It is in units of the
+values: the temperatures of classification, 3 to 20, make nearly every policy of Q-values uniform.
+Published are 0.01 (Rusu et al. 2015) and 0.1 (Agarwal et al. 2022), for values of clipped rewards.
+`auto`, this project's own rule, is the median over states of the gap between the teacher's best and
+second-best action: in the median state the best action is then e times as probable as the next,
+whatever the scale of the rewards.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,31 +20,58 @@ from torch import Tensor
 from torch.nn import functional
 
 from agents.agent import epsilon_greedy
-from agents.distillation.dataset import StateSet
-from agents.distillation.records import (
-    Constant,
-    Score,
-    TeacherRecord,
-    read_record,
-    write_record,
-)
-from agents.distillation.students import multiply_adds, num_parameters
-from agents.distillation.temperature import Temperature
-from agents.trained import TrainedAgent, load_agent
-from ebu.errors import UsageError
-from ebu.evaluation import Act, Evaluator
+from agents.distillation.dataset import Dataset
+from agents.distillation.records import Constant, Score
+from agents.distillation.settings import DistillConfig, load_experimental, read_temperature
+from agents.trained import Outputs, TrainedAgent, load_agent
+from ebu.errors import EbuError, UsageError
+from ebu.evaluation import Act
 from ebu.interfaces import VectorEnvironment
 
 ENSEMBLE = "ensemble"
-"""Among an ensemble's settings, the first member's: its `run_dir` and `network` in words."""
+"""An ensemble's entry in its settings: its `run_dir` and `network` in words."""
+
+
+class Teacher(NamedTuple):
+    """A teacher: its run, and which of the run's learners; None: the one that plays."""
+
+    agent: TrainedAgent
+    run_dir: Path
+    learner: int | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.run_dir) + ("" if self.learner is None else f" learner {self.learner}")
+
+
+def load_teachers(config: DistillConfig, device: torch.device) -> dict[str, list[Teacher]]:
+    """Load the agents of all runs, by their games in the order of the runs.
+
+    Raises `UsageError` for a run that is named twice, and for agents of a game that do not fit
+    together; else as `load_teacher`.
+    """
+    run_dirs = config.run_dirs
+    if len({run_dir.resolve() for run_dir in run_dirs}) < len(run_dirs):
+        raise UsageError(f"{' '.join(map(str, run_dirs))}: name each run once")
+    games: dict[str, list[Teacher]] = {}
+    for run_dir in run_dirs:
+        if config.all_learners:
+            found = load_experimental("ensemble").learners_of(run_dir, config.weights, device)
+        else:
+            found = [Teacher(load_teacher(run_dir, config.weights, device), run_dir)]
+        games.setdefault(str(found[0].agent.config["settings"]["game"]), []).extend(found)
+    for members in games.values():
+        if len(members) > 1:
+            load_experimental("ensemble").check_members(members)
+    return games
 
 
 def load_teacher(
     run_dir: Path, weights: Literal["final", "best"], device: torch.device
 ) -> TrainedAgent:
-    """The agent of a run, to be distilled.
+    """Load the agent of a run for distillation.
 
-    Raises `UsageError` if this is no run, or one that plays by no pictures; `EbuError` if it holds
+    Raises `UsageError` if this is no run, or one whose agent sees no images; `EbuError` if it holds
     no whole weights.
     """
     teacher = load_agent(run_dir, weights, device)
@@ -43,13 +79,13 @@ def load_teacher(
     if len(shape) != 2:
         raise UsageError(
             f"the agent in {run_dir} sees {teacher.config['settings']['game']} as {shape[0]} "
-            "numbers: teachers are agents that see pictures, such as Atari's"
+            "numbers: teachers are agents that see images, such as Atari's"
         )
     return teacher
 
 
 def check_plays(teacher: TrainedAgent, run_dir: Path, env: VectorEnvironment) -> None:
-    """Raise `UsageError` unless the teacher plays this environment as it stands."""
+    """Raise `UsageError` unless the teacher fits this environment."""
     _check_same(
         f"the agent in {run_dir} was trained on",
         teacher,
@@ -59,7 +95,7 @@ def check_plays(teacher: TrainedAgent, run_dir: Path, env: VectorEnvironment) ->
     )
 
 
-def check_states(teacher: TrainedAgent, run_dir: Path, states: StateSet, where: Path) -> None:
+def check_states(teacher: TrainedAgent, run_dir: Path, states: Dataset, where: Path) -> None:
     """Raise `UsageError` unless these states, from `where`, are of the teacher's game."""
     game = teacher.config["settings"]["game"]
     of = {source["game"] for source in states.sources if "game" in source} - {game}
@@ -99,51 +135,57 @@ def _check_same(
 
 
 @dataclass(frozen=True)
-class Examination:
-    """The games in which teacher, baselines and students are all scored.
+class Temperature:
+    """A temperature and its effect on the teacher.
 
-    | field | meaning |
-    | --- | --- |
-    | evaluator | plays the same games for each of them |
-    | protocol, seed | what a score's record says of the games |
+    | field | unit | meaning |
+    | --- | --- | --- |
+    | value | of the outputs | τ |
+    | median_gap | of the outputs | best minus second-best output, the median over states |
+    | entropy | nats | of softmax(outputs / τ), the mean over states; at most log A |
     """
 
-    evaluator: Evaluator
-    protocol: str
-    seed: int
+    value: float
+    median_gap: float
+    entropy: float
 
-    def score(
-        self,
-        act: Act,
-        *,
-        epsilon: float | None = None,
-        should_stop: Callable[[], bool] | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> Score | None:
-        """Play all games; None if told to stop before their end.
 
-        epsilon: another share of random actions, for what plays none or nothing else.
-        """
-        evaluator = self.evaluator if epsilon is None else replace(self.evaluator, epsilon=epsilon)
-        played = evaluator.play(act, should_stop=should_stop, progress=progress)
-        if played is None:
-            return None
-        summary = evaluator.summarise(played)
-        return {
-            "mean": summary["mean"],
-            "games": summary["games"],
-            "interval_95": summary["interval_95"],
-            "returns": played.returns.tolist(),
-            "human_normalised": summary["human_normalised"],
-            "epsilon": evaluator.epsilon,
-            "protocol": self.protocol,
-            "seed": self.seed,
-            "frames_played": summary["frames_played"],
-        }
+def temperature_of(setting: str, outputs: Tensor, *, kind: Outputs = "values") -> Temperature:
+    """The temperature of a setting for a teacher's outputs (N, A) float32.
+
+    | setting | τ |
+    | --- | --- |
+    | auto | `median_gap(outputs)`; 1 for a teacher whose outputs are a policy's logits already |
+    | rusu | 0.01 |
+    | a number | that number |
+
+    Raises `UsageError` for another setting, `EbuError` for auto where the median gap is 0.
+    """
+    gap, value = median_gap(outputs), read_temperature(setting)
+    if value is None:
+        value = 1.0 if kind == "logits" else gap
+        if not (value > 0 and math.isfinite(value)):
+            raise EbuError(
+                f"the median gap between the teacher's two best actions is {value:g}: it gives no "
+                "temperature; set one with --temperature, or train the teacher further"
+            )
+    return Temperature(value, gap, mean_entropy(outputs, value))
+
+
+def median_gap(outputs: Tensor) -> float:
+    """Median over states of the best minus the second-best of their outputs (N, A); A ≥ 2."""
+    best = outputs.topk(2, dim=1).values
+    return float((best[:, 0] - best[:, 1]).double().quantile(0.5))
+
+
+def mean_entropy(outputs: Tensor, temperature: float) -> float:
+    """Mean entropy of softmax(outputs / τ) over the states, in nats."""
+    probabilities = torch.softmax(outputs.double() / temperature, dim=1)
+    return float(torch.special.entr(probabilities).sum(dim=1).mean())
 
 
 def constant_play(action: int, num_actions: int) -> Act:
-    """The same action whatever is seen, but for the share of random ones."""
+    """A policy of one action, apart from the share of random ones."""
     outputs = functional.one_hot(torch.tensor([action]), num_actions)
 
     def act(
@@ -163,66 +205,8 @@ def constant_play(action: int, num_actions: int) -> Act:
     return act
 
 
-def kept_score(path: Path, games: int, play: Callable[[], Score]) -> Score:
-    """The score in this file if it is of so many games, or the one that `play` gives, kept there.
-
-    Raises `EbuError` for a damaged file and where it cannot be written.
-    """
-    score = read_record(path, Score)
-    if score is None or score["games"] != games:
-        score = play()
-        write_record(path, score)
-    return score
-
-
 def best_constant(scores: Sequence[Score]) -> Constant:
-    """Of the scores of every constant action, in the order of the actions, the highest mean."""
+    """The highest mean among the scores of all constant actions, in the order of the actions."""
     means = [score["mean"] for score in scores]
     action = int(np.argmax(means))
     return {"action": action, "evaluation": scores[action], "means": means}
-
-
-def describe_teacher(
-    teacher: TrainedAgent,
-    run_dir: Path,
-    states: StateSet,
-    temperature: Temperature,
-    *,
-    temperature_setting: str,
-    rounds: int,
-    evaluation: Score,
-    random: Score,
-    constant: Constant,
-) -> TeacherRecord:
-    """All that is known of a teacher once its students' states are there."""
-    settings, environment = teacher.config["settings"], teacher.config["environment"]
-    source = states.sources[0]
-    single = {"run_dir": str(run_dir), "network": settings["network"]}
-    named = settings.get(ENSEMBLE, single)
-    return {
-        "run_dir": named["run_dir"],
-        "game": settings["game"],
-        "protocol": evaluation["protocol"],
-        "network": named["network"],
-        "frames": teacher.frames,
-        "num_actions": teacher.num_actions,
-        "parameters": num_parameters(teacher.network),
-        "multiply_adds": multiply_adds(
-            teacher.network,
-            stack=environment["stack"],
-            frame_shape=tuple(environment["frame_shape"]),
-        ),
-        "evaluation": evaluation,
-        "random": random,
-        "constant": constant,
-        "gap": temperature.median_gap,
-        "temperature": temperature.value,
-        "temperature_setting": temperature_setting,
-        "entropy": temperature.entropy,
-        "states": {
-            "train": len(states.train),
-            "held_out": len(states.held_out),
-            "rounds": rounds,
-            "source": source.get("directory", source["from"]),
-        },
-    }

@@ -12,7 +12,6 @@ def main() -> int:
     """Read the command line, run the command, and return its exit code."""
     config = parse_arguments(sys.argv[1:])
     # Imported when the settings are known to be right: they load torch.
-    from agents.distillation.online import student_directory
     from ebu.commands.trainer import build_trainer
     from ebu.run.progress import Progress, say
 
@@ -54,6 +53,8 @@ def main() -> int:
     if is_atari(config.game):
         filming = program_command("evaluate.py", run_dir, "--video", "best_game.mp4")
         say(f"and film its best game with: {filming}")
+    if config.distill:
+        from agents.distillation.records import student_directory
     for name in config.distill or ():
         student = student_directory(run_dir, name)
         say(f"and {name} with: {program_command('evaluate.py', student)}")

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from agents import Agent, build_agent, build_learner
-from agents.distillation.online import Students
 from ebu.commands.presets import NOT_PART_OF_THE_RUN, TrainConfig
 from ebu.commands.run_logs import open_logs
 from ebu.commands.scoring import env_maker, evaluator_for
@@ -90,6 +89,8 @@ def build_trainer(config: TrainConfig) -> Trainer:
         }
         students = None
         if config.distill:
+            from agents.distillation.online import Students
+
             students = Students(config.distill, agent, description, run_dir, seed=config.seed)
         lock = on_failure.enter_context(
             open_run_directory(

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from agents import load_agent
+from agents.distillation.deploy import deployment
 from agents.distillation.records import chosen
-from agents.distillation.sources import Stopped
-from agents.distillation.trainer import Course
-from ebu.commands import distill, evaluate
+from agents.distillation.settings import Stopped
+from agents.distillation.trainer import Trainer
+from ebu import evaluation
 from ebu.errors import EbuError, UsageError
 from tests.distillations import FLAGS, contents, distilled, scalars, train_teacher
 
@@ -77,10 +78,9 @@ def test_everything_finished_is_found_again(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("this was finished")
 
-    for owner, name in ((Course, "_update"), (distill, "deploy"), (evaluate, "evaluate")):
+    for owner, name in ((Trainer, "_update"), (deployment, "deploy"), (evaluation, "evaluate")):
         monkeypatch.setattr(owner, name, never)
-    monkeypatch.setattr("agents.distillation.teachers.evaluate", never)
-    monkeypatch.setattr("agents.distillation.sources.collect", never)
+    monkeypatch.setattr("agents.distillation.pipeline.collect", never)
     distilled(teacher, exported, "--export")
     assert contents(exported) == before
 
@@ -100,7 +100,7 @@ def test_files_are_made_again_only_where_another_student_is_chosen(
     def deploy(directory: Path, agents: dict[str, Any], *_: Any, **__: Any) -> None:
         seeds.append({name: agent.config["settings"]["seed"] for name, agent in agents.items()})
 
-    monkeypatch.setattr(distill, "deploy", deploy)
+    monkeypatch.setattr(deployment, "deploy", deploy)
     distilled(teacher, out, "--export")
     assert seeds == [{"teacher": 0, "2-2-2_4-kl": 1 - last}]
 
@@ -214,7 +214,7 @@ def test_with_more_games_all_is_scored_again_and_nothing_taught(
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(exported, out)
-    monkeypatch.setattr(Course, "_update", None)
+    monkeypatch.setattr(Trainer, "_update", None)
     config = json.loads((out / "config.json").read_text())
     config["settings"]["run_dirs_from_out"] = [os.path.relpath(teacher, out)]
     (out / "config.json").write_text(json.dumps(config))

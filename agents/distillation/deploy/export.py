@@ -1,17 +1,15 @@
-"""Networks as ONNX files: bytes in, action values or logits out, the same as torch's.
+"""Networks as ONNX files, float32 and int8.
 
-A file answers without this project and without torch: one input `stacks` (B, stack, H, W) uint8,
-oldest frame first, one output `values` or `logits` (B, A) float32, B free, /255 inside.
+A file needs neither this project nor torch: one input `stacks` (B, stack, H, W) uint8, oldest frame
+first, one output `values` or `logits` (B, A) float32, any B, /255 inside.
 """
 
+import contextlib
 import copy
-import importlib.util
 import logging
-import math
+import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -20,126 +18,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from agents.distillation.dataset import StateSet
+from agents.distillation.dataset import Dataset
+from agents.distillation.settings import require_export
 from agents.networks import FirstConvolution, LowRankDense, NatureTorso, PlainHead, QNetwork
 from agents.trained import TrainedAgent
-from ebu.errors import EbuError, UsageError
-from ebu.run.files import write_whole
-from ebu.run.hints import install_command
+from ebu.errors import UsageError
 
 if TYPE_CHECKING:
-    from agents.distillation.deploy.onnx_policy import OnnxPolicy
+    import onnx
 
 INPUT = "stacks"
 OPSET = 20
-PARITY_STATES = 10_000
-TOLERANCE = 1e-3
-"""Largest difference that a file may show, as a share of the outputs' spread within a state.
-
-Rounding leaves a millionth of the outputs themselves, of which the spread may be a hundredth.
-"""
-LEAST_AGREEMENT = 0.999
-"""Share of states in which a file must choose torch's action: rounding may break ties."""
-CHUNK = 256
+CALIBRATION_BATCH = 32
 ONLY_SINGLE_NETWORKS = "only single networks over images, such as Atari's, are exported"
 
 
 def exportable(network: nn.Module) -> bool:
-    """Whether there can be a file of this network: not of an ensemble, nor over flat numbers."""
+    """Whether a network can be exported: no ensemble, and no network over flat observations."""
     return isinstance(network, QNetwork) and isinstance(network[0], NatureTorso)
 
 
-def require_export() -> None:
-    """Raise `UsageError`, one line, where packages of the extra `export` are missing."""
-    needed = ("onnx", "onnxscript", "onnxruntime")
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(f"exporting needs {' and '.join(missing)}: {install_command('export')}")
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How a file's outputs compare with torch's.
-
-    | field | meaning |
-    | --- | --- |
-    | states | number of states compared |
-    | largest_difference | of any output, as a share of `spread` |
-    | spread | best minus worst output of a state, the mean over states, in units of the outputs |
-    | agreement | share of the states in which both choose the same action |
-    """
-
-    states: int
-    largest_difference: float
-    spread: float
-    agreement: float
-
-    def check(self, name: str) -> None:
-        """Raise `EbuError`, one line, where the file called `name` differs beyond the tolerance."""
-        if self.largest_difference <= TOLERANCE and self.agreement >= LEAST_AGREEMENT:
-            return
-        raise EbuError(
-            f"{name} is refused and not written: over {self.states:,} states its outputs differ "
-            f"from torch's by up to {self.largest_difference:.2g} of their spread, at most "
-            f"{TOLERANCE:g} being allowed, and {self.agreement:.2%} of its actions are torch's, "
-            f"{LEAST_AGREEMENT:.1%} being required: try the pinned versions of constraints.txt"
-        )
-
-
-def export(agent: TrainedAgent, path: Path, states: StateSet, *, name: str) -> Parity:
-    """Write an agent's network as an ONNX file, once it has been found to compute the same.
-
-    | argument | meaning |
-    | --- | --- |
-    | states | on 10,000 of them both are compared: those held out, then others |
-    | name | of the agent, for the metadata |
+def onnx_bytes(agent: TrainedAgent, name: str) -> bytes:
+    """The float32 file of an agent, with its name as metadata.
 
     The metadata are `agent`, `network`, `outputs`, `num_actions`, `game` and `protocol`. The same
     agent gives the same bytes, with the same versions of torch and onnxscript.
-
-    Raises `UsageError` for a network that is not `exportable` and where packages are missing,
-    `EbuError` where outputs differ beyond the tolerance or the file cannot be written; a file that
-    was there is then as it was.
-    """
-    from agents.distillation.deploy.onnx_policy import OnnxPolicy
-
-    content = onnx_bytes(agent, name)
-    parity = compare(agent, OnnxPolicy(content, path.name), states, parity_states(states))
-    parity.check(path.name)
-    write_whole(path, content)
-    return parity
-
-
-def parity_states(states: StateSet, count: int = PARITY_STATES) -> Tensor:
-    """Indices (at most count,) of the states held out, then of others; evenly spread."""
-    held_out = _spread(states.held_out, count)
-    return torch.cat([held_out, _spread(states.train, count - len(held_out))])
-
-
-def _spread(indices: Tensor, count: int) -> Tensor:
-    if len(indices) <= count:
-        return indices
-    return indices[torch.linspace(0, len(indices) - 1, count).long()]
-
-
-def compare(agent: TrainedAgent, policy: "OnnxPolicy", states: StateSet, which: Tensor) -> Parity:
-    """A file's outputs beside torch's on the states (K,) int64 of a set; K ≥ 1."""
-    largest, spread, agreeing = 0.0, 0.0, 0
-    for part in which.split(CHUNK):
-        stacks = states.stacks(part)
-        reference = agent.outputs_of(stacks).double().cpu().numpy()
-        outputs = policy.outputs_of(stacks.cpu().numpy())
-        largest = max(largest, float(np.abs(outputs - reference).max()))
-        spread += float(np.ptp(reference, axis=1).sum())
-        agreeing += int((outputs.argmax(axis=1) == reference.argmax(axis=1)).sum())
-    spread /= len(which)
-    # Outputs that are all alike have no spread, and should have no difference either.
-    relative = largest / spread if spread else (math.inf if largest else 0.0)
-    return Parity(len(which), relative, spread, agreeing / len(which))
-
-
-def onnx_bytes(agent: TrainedAgent, name: str) -> bytes:
-    """What `export` writes, unchecked.
 
     Raises `UsageError` for a network that is not `exportable` and where packages are missing.
     """
@@ -147,7 +50,7 @@ def onnx_bytes(agent: TrainedAgent, name: str) -> bytes:
     import onnx
 
     environment = agent.config["environment"]
-    with _quiet():
+    with _quiet("torch.onnx"):
         program = torch.onnx.export(
             Plain(agent.network),
             # A batch of one would be taken for a constant.
@@ -162,7 +65,7 @@ def onnx_bytes(agent: TrainedAgent, name: str) -> bytes:
     assert program is not None
     model = program.model_proto
     graph = model.graph
-    # Traces with the paths of this machine; the weights' names say where they are from.
+    # Without traces of this machine's paths.
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         part.ClearField("metadata_props")
     del graph.value_info[:]
@@ -181,29 +84,65 @@ def onnx_bytes(agent: TrainedAgent, name: str) -> bytes:
     return content
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on itself, and on torchvision, which is not needed."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
+def quantise(content: bytes, states: Dataset, which: Tensor) -> bytes:
+    """The int8 file of a network from its float32 file, `content`.
+
+    Each activation's range is the widest seen on the states (K,) int64 of the dataset; some
+    hundreds are enough. Input, output and metadata are those of the float32 file.
+
+    Static quantisation: weights have a scale for each output channel and are stored as bytes around
+    128, activations are uint8. Signed weights would overflow on processors with AVX2 and without
+    VNNI, where onnxruntime adds two products of a signed and an unsigned byte in 16 bits. Pixels
+    are bytes already and enter as they are; outputs stay float32, since one step of 256 over the
+    range of all action values would be wider than the gap between two actions.
+
+    Raises `UsageError` where packages are missing.
+    """
+    require_export()
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    model = onnx.load_from_string(content)
+    about = {entry.key: entry.value for entry in model.metadata_props}
+    cast = _consumer(model.graph, INPUT)
+    with tempfile.TemporaryDirectory() as directory, _quiet(""):
+        path = Path(directory) / "int8.onnx"
+        quantize_static(
+            model,
+            str(path),
+            _Reader(states, which),
+            quant_format=QuantFormat.QDQ,
+            # With "Relu" the steps of an activation are not spent on what the ReLU cuts off.
+            op_types_to_quantize=["Conv", "Gemm", "MatMul", "Relu"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QUInt8,
+            extra_options={
+                "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
+                "TensorQuantOverrides": {
+                    cast.output[0]: [
+                        {"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}
+                    ]
+                },
+            },
+        )
+        result = onnx.load(path)
+    _enter_as_bytes(result.graph)
+    onnx.helper.set_model_props(result, about)
+    onnx.checker.check_model(result, full_check=True)
+    quantised_content: bytes = result.SerializeToString(deterministic=True)
+    return quantised_content
 
 
 # --- the network in ordinary layers ---------------------------------------------------------
 
 
 class Plain(nn.Module):
-    """A Q-network's own weights in torch's ordinary layers, which ONNX knows as they are.
+    """A Q-network's weights in torch's ordinary layers, which ONNX has.
 
-    Stacks (B, stack, H, W) uint8 in, outputs (B, A) float32. Features are flattened by channel,
-    then pixel, and the first dense layer's columns put into that order once, so that none are moved
-    for each state; pixels are divided by 255 in the first convolution's weights.
+    Stacks (B, stack, H, W) uint8 in, outputs (B, A) float32. The first dense layer's columns are
+    reordered once, for features flattened by channel, then pixel; the division by 255 is in the
+    first convolution's weights.
 
     Raises `UsageError` for a network that is not `exportable`.
     """
@@ -254,3 +193,48 @@ def _linear(layer: nn.Module) -> nn.Module:
     linear: nn.Module = skip_init(nn.Linear, layer.in_features, layer.out_features, bias=bias)
     linear.load_state_dict(layer.state_dict())
     return linear
+
+
+# --- parts ----------------------------------------------------------------------------------
+
+
+class _Reader:
+    """The states as onnxruntime asks for them."""
+
+    def __init__(self, states: Dataset, which: Tensor) -> None:
+        parts = which.split(CALIBRATION_BATCH)
+        self._stacks: Iterator[Tensor] = (states.stacks(part) for part in parts)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        stacks = next(self._stacks, None)
+        return None if stacks is None else {INPUT: stacks.cpu().numpy()}
+
+
+def _consumer(graph: "onnx.GraphProto", name: str) -> "onnx.NodeProto":
+    found: list[onnx.NodeProto] = [node for node in graph.node if name in node.input]
+    (node,) = found
+    return node
+
+
+def _enter_as_bytes(graph: "onnx.GraphProto") -> None:
+    """Take out the cast to float32 and the quantisation back, by a scale of 1, to the same byte."""
+    cast = _consumer(graph, INPUT)
+    quantise = _consumer(graph, cast.output[0])
+    dequantise = _consumer(graph, quantise.output[0])
+    dequantise.input[0] = INPUT
+    graph.node.remove(cast)
+    graph.node.remove(quantise)
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Suppress warnings and the remarks of a logger, such as that torchvision is missing."""
+    log = logging.getLogger(name)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

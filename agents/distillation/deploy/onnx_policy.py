@@ -1,6 +1,8 @@
-"""An exported network as a player: scored and compared as the agent that it is a file of."""
+"""An exported network as a policy, and how its outputs compare with torch's."""
 
 import importlib.util
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +10,23 @@ import torch
 from torch import Tensor
 
 from agents.agent import epsilon_greedy
+from agents.distillation.dataset import Dataset
+from agents.trained import TrainedAgent
 from ebu.errors import EbuError, UsageError
 from ebu.run.hints import install_command
 
+TOLERANCE = 1e-3
+"""Largest difference from torch's outputs, as a share of the outputs' spread within a state.
+
+Rounding leaves a millionth of the outputs themselves, of which the spread may be a hundredth.
+"""
+LEAST_AGREEMENT = 0.999
+"""Share of states in which a file must choose torch's action: rounding may break ties."""
+COMPARE_BATCH = 256
+
 
 class OnnxPolicy:
-    """Plays by an ONNX file, on the CPU; its arithmetic is onnxruntime's alone.
+    """The policy of an ONNX file, computed by onnxruntime on the CPU.
 
     | argument | meaning |
     | --- | --- |
@@ -87,3 +100,48 @@ class OnnxPolicy:
         """As `TrainedAgent.choose`, with the same draws: `ebu.evaluation.evaluate` plays by it."""
         outputs = torch.from_numpy(self.outputs_of(stacks.cpu().numpy()))
         return epsilon_greedy(outputs, epsilon=epsilon, rng=rng, forced_random=forced_random)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How a file's outputs compare with torch's.
+
+    | field | meaning |
+    | --- | --- |
+    | states | number of states compared |
+    | largest_difference | of any output, as a share of `spread` |
+    | spread | best minus worst output of a state, the mean over states, in units of the outputs |
+    | agreement | share of the states in which both choose the same action |
+    """
+
+    states: int
+    largest_difference: float
+    spread: float
+    agreement: float
+
+    def check(self, name: str) -> None:
+        """Raise `EbuError`, one line, where the file called `name` differs beyond the tolerance."""
+        if self.largest_difference <= TOLERANCE and self.agreement >= LEAST_AGREEMENT:
+            return
+        raise EbuError(
+            f"{name} is refused and not written: over {self.states:,} states its outputs differ "
+            f"from torch's by up to {self.largest_difference:.2g} of their spread, at most "
+            f"{TOLERANCE:g} being allowed, and {self.agreement:.2%} of its actions are torch's, "
+            f"{LEAST_AGREEMENT:.1%} being required: try the pinned versions of constraints.txt"
+        )
+
+
+def compare(agent: TrainedAgent, policy: OnnxPolicy, states: Dataset, which: Tensor) -> Parity:
+    """Compare a file's outputs with torch's on the states (K,) int64 of a dataset; K ≥ 1."""
+    largest, spread, agreeing = 0.0, 0.0, 0
+    for part in which.split(COMPARE_BATCH):
+        stacks = states.stacks(part)
+        reference = agent.outputs_of(stacks).double().cpu().numpy()
+        outputs = policy.outputs_of(stacks.cpu().numpy())
+        largest = max(largest, float(np.abs(outputs - reference).max()))
+        spread += float(np.ptp(reference, axis=1).sum())
+        agreeing += int((outputs.argmax(axis=1) == reference.argmax(axis=1)).sum())
+    spread /= len(which)
+    # Outputs without any spread must be equal.
+    relative = largest / spread if spread else (math.inf if largest else 0.0)
+    return Parity(len(which), relative, spread, agreeing / len(which))

@@ -1,8 +1,7 @@
-"""Several teachers of one game as one: the mean of their policies.
+"""An ensemble of teachers of one game: the mean of their policies.
 
-Never of their values, which are of different scales (Rusu et al. 2015; Hinton et al. 2015). Members
-are agents of several runs, or the learners of one run of adaptive EBU: with diffusion factors of
-their own they are an ensemble that cost nothing more.
+Not of their values, whose scales differ (Rusu et al. 2015; Hinton et al. 2015). Members are agents
+of several runs, or the learners of one run of adaptive EBU, an ensemble at no further cost.
 """
 
 import contextlib
@@ -11,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,47 +18,34 @@ from torch import Tensor, nn
 from agents.agent import policy_weights
 from agents.distillation import losses
 from agents.distillation.collect import collect
-from agents.distillation.pipeline import Offline
-from agents.distillation.records import read_record, write_record
-from agents.distillation.sources import finished, rng_of
-from agents.distillation.teachers import ENSEMBLE, load_teacher
-from agents.distillation.temperature import temperature_of
+from agents.distillation.pipeline import Pipeline, finished, rng_of
+from agents.distillation.records import (
+    ENSEMBLE_FILE,
+    EnsembleRecord,
+    MemberRecord,
+    read_record,
+    write_record,
+)
+from agents.distillation.settings import (
+    AUTO,
+    LOSSES,
+    DistillConfig,
+    StudentSpec,
+    flag_of,
+    refuse_factorised,
+    student_outputs,
+)
+from agents.distillation.teachers import ENSEMBLE, Teacher, load_teacher, temperature_of
 from agents.networks import Features, QNetwork
 from agents.trained import WEIGHTS, TrainedAgent
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import load_latest
+from ebu.run.progress import progress_bar
 
 LEARNERS = "adaptive_ebu"
 PROBE_STATES, PROBE_GAMES = 2_000, 8
-"""States that each member plays to find its temperature, and games side by side in it."""
+"""States that each member plays to find its temperature, and environments for them."""
 PROBE = int.from_bytes(b"prob")
-
-
-class Member(NamedTuple):
-    """A teacher in an ensemble: of which run; which of its learners, None: the one that plays."""
-
-    agent: TrainedAgent
-    run_dir: Path
-    learner: int | None = None
-
-    @property
-    def name(self) -> str:
-        return str(self.run_dir) + ("" if self.learner is None else f" learner {self.learner}")
-
-
-class MemberRecord(TypedDict):
-    """A member: its name, its τ, and its median gap in the units of its outputs."""
-
-    member: str
-    frames: int
-    temperature: float
-    gap: float
-
-
-class EnsembleRecord(TypedDict):
-    """What ensemble.json holds."""
-
-    members: list[MemberRecord]
 
 
 class MeanPolicy(QNetwork):
@@ -87,7 +73,7 @@ class MeanPolicy(QNetwork):
 
 def learners_of(
     run_dir: Path, weights: Literal["final", "best"], device: torch.device
-) -> list[Member]:
+) -> list[Teacher]:
     """All learners of a run of adaptive EBU, by ascending diffusion factor.
 
     Raises `UsageError` for a run of another agent or of one learner; else as `load_teacher`.
@@ -110,38 +96,11 @@ def learners_of(
         network.load_state_dict(policy_weights(state))
         warnings = playing.warnings if learner == 0 else []
         agent = TrainedAgent(network, "values", playing.config, playing.frames, device, warnings)
-        members.append(Member(agent, run_dir, learner))
+        members.append(Teacher(agent, run_dir, learner))
     return members
 
 
-def load_members(
-    run_dirs: Sequence[Path],
-    weights: Literal["final", "best"],
-    device: torch.device,
-    *,
-    all_learners: bool,
-) -> dict[str, list[Member]]:
-    """The agents of several runs by their games: those of one game are an ensemble.
-
-    Raises `UsageError` for a run that is named twice, and for agents of a game that do not fit
-    together; else as `load_teacher` and `learners_of`.
-    """
-    if len({run_dir.resolve() for run_dir in run_dirs}) < len(run_dirs):
-        raise UsageError(f"{' '.join(map(str, run_dirs))}: name each run once")
-    games: dict[str, list[Member]] = {}
-    for run_dir in run_dirs:
-        if all_learners:
-            members = learners_of(run_dir, weights, device)
-        else:
-            members = [Member(load_teacher(run_dir, weights, device), run_dir)]
-        game = str(members[0].agent.config["settings"]["game"])
-        games.setdefault(game, []).extend(members)
-    for members in games.values():
-        check_members(members)
-    return games
-
-
-def check_members(members: Sequence[Member]) -> None:
+def check_members(members: Sequence[Teacher]) -> None:
     """Raise `UsageError` unless all members play the same game under the same protocol."""
     first, *others = members
     for other in others:
@@ -151,39 +110,54 @@ def check_members(members: Sequence[Member]) -> None:
                 if own.get(key) != its.get(key):
                     raise UsageError(
                         f"{key} of {first.run_dir} is {own.get(key)}, of {other.run_dir} "
-                        f"{its.get(key)}: an ensemble is of agents of the same game and setting"
+                        f"{its.get(key)}: members of an ensemble play the same game and protocol"
                     )
 
 
-def as_ensemble(procedure: Offline, members: Sequence[Member]) -> Offline:
-    """The procedure with all its members as the teacher: its first is the procedure's own.
+def check(config: DistillConfig, specs: Sequence[StudentSpec]) -> None:
+    """Raise `UsageError` for students that an ensemble cannot teach: its outputs are a policy."""
+    refuse_factorised("an ensemble", config.students)
+    losses_of = [spec.weights for spec in specs]
+    for name in sorted({n for weights in losses_of for n, weight in weights.items() if weight}):
+        if LOSSES[name].layers:
+            raise UsageError(
+                f"{name} compares layers with the teacher's, and an ensemble has outputs alone: "
+                f"leave --{flag_of(name)} out"
+            )
+    if "values" in {student_outputs(weights, config.outputs) for weights in losses_of}:
+        raise UsageError(
+            "an ensemble is a policy, which has no values to teach: choose kl, hard or centred for "
+            "--loss and --baselines, and no --outputs values"
+        )
 
-    Each member's temperature is what the procedure's setting stands for with its own values, auto
-    its median gap over `PROBE_STATES` states of its own play. The ensemble's outputs are a policy's
-    logits already, and are softened no further. Temperatures are kept in ensemble.json.
 
-    Raises `Stopped` where told to stop.
+def join_teachers(pipeline: Pipeline, members: Sequence[Teacher]) -> Pipeline:
+    """The pipeline with the ensemble of all members as its teacher, the first being its own.
+
+    Each member's temperature is that of the pipeline's setting for its own values; auto is its
+    median gap over `PROBE_STATES` states of its own play. The ensemble's outputs are a policy's
+    logits, and are not softened again. Temperatures are kept in ensemble.json.
     """
-    path = procedure.out / "ensemble.json"
-    record: EnsembleRecord | None = read_record(path, cast(Any, EnsembleRecord))
+    path = pipeline.config.out / ENSEMBLE_FILE
+    record = read_record(path, EnsembleRecord)
     if record is None:
-        record = {"members": [_probed(procedure, *each) for each in enumerate(members)]}
+        record = {"members": [_probe(pipeline, *each) for each in enumerate(members)]}
         write_record(path, record)
     temperatures = [member["temperature"] for member in record["members"]]
-    first = procedure.teacher
+    first = pipeline.teacher
     teacher = TrainedAgent(
         MeanPolicy([member.agent.network for member in members], temperatures),
         "logits",
         {**first.config, "settings": {**first.config["settings"], ENSEMBLE: _in_words(members)}},
-        # Learners of one run have seen the same frames.
+        # Learners of one run share its frames.
         sum({member.run_dir: member.agent.frames for member in members}.values()),
         first.device,
         [],
     )
-    return replace(procedure, teacher=teacher, temperature="auto")
+    return replace(pipeline, teacher=teacher, config=replace(pipeline.config, temperature=AUTO))
 
 
-def _in_words(members: Sequence[Member]) -> dict[str, str]:
+def _in_words(members: Sequence[Teacher]) -> dict[str, str]:
     networks = Counter(str(member.agent.config["settings"]["network"]) for member in members)
     return {
         "run_dir": ", ".join(member.name for member in members),
@@ -191,26 +165,25 @@ def _in_words(members: Sequence[Member]) -> dict[str, str]:
     }
 
 
-def _probed(procedure: Offline, number: int, member: Member) -> MemberRecord:
+def _probe(pipeline: Pipeline, number: int, member: Teacher) -> MemberRecord:
+    """Let a member play, and measure its temperature."""
     agent = member.agent
-    rng = rng_of(procedure.seed, PROBE, number)
-    env = procedure.make_games(PROBE_GAMES, int(rng.integers(2**31)))
-    with (
-        contextlib.closing(env),
-        procedure.bar(f"temperature of {member.name}: states", PROBE_STATES, "states") as progress,
-    ):
+    rng = rng_of(pipeline.config.seed, PROBE, number)
+    env = pipeline.evaluator.new_env(PROBE_GAMES, int(rng.integers(2**31)))
+    what = f"temperature of {member.name}: states"
+    with contextlib.closing(env), progress_bar(what, PROBE_STATES, "states") as progress:
         states = collect(
             env,
             agent.outputs_of,
             count=PROBE_STATES,
             rng=rng,
-            random_start_actions=procedure.examination.evaluator.random_start_actions,
+            random_start_actions=pipeline.evaluator.random_start_actions,
             device=agent.device,
-            should_stop=procedure.should_stop,
+            should_stop=pipeline.should_stop,
             progress=progress,
         )
     outputs = finished(states).outputs
-    found = temperature_of(procedure.temperature, outputs, kind=agent.outputs)
+    found = temperature_of(pipeline.config.temperature, outputs, kind=agent.outputs)
     return {
         "member": member.name,
         "frames": agent.frames,

@@ -16,7 +16,6 @@ weights that have no structure.
 """
 
 import functools
-import importlib.util
 import math
 from collections.abc import Callable
 
@@ -25,7 +24,8 @@ import torch
 from scipy.optimize import brentq, minimize_scalar
 from torch import nn
 
-from agents.architectures import KERNELS, Architecture, architecture, parse_ranks, ranks_name
+from agents.architectures import KERNELS, Architecture, architecture, ranks_name
+from agents.distillation.settings import check_ranks, read_energy, read_ranks
 from agents.networks import (
     LowRankDense,
     NatureTorso,
@@ -36,7 +36,6 @@ from agents.networks import (
 )
 from agents.trained import TrainedAgent
 from ebu.errors import UsageError
-from ebu.run.hints import install_command
 
 LEAST_SHARE = 1 / 8
 """Of the full rank, below which energy and vbmf do not go; the dense layer's share in `half`."""
@@ -45,20 +44,8 @@ RankRule = Callable[[np.ndarray], int]
 """From a matrix to the rank it is given."""
 
 
-def check_ranks(how: str) -> None:
-    """Raise `UsageError`, one line, for a choice of ranks that is none, or without tensorly."""
-    if how.startswith("energy="):
-        _share(how)
-    elif how not in ("half", "vbmf"):
-        _explicit(how)
-    if importlib.util.find_spec("tensorly") is None:
-        raise UsageError(
-            f"ranks '{how}': factorised students need tensorly: {install_command('factorize')}"
-        )
-
-
 def factorise(teacher: TrainedAgent, how: str) -> tuple[str, QNetwork]:
-    """The teacher's network with the ranks that `how` chooses, and the name that rebuilds it.
+    """The name of the teacher's network with the ranks of `how`, and the network.
 
     At full rank its outputs are the teacher's but for rounding. The network lies on the CPU.
 
@@ -152,9 +139,9 @@ def _ranks(
     if how == "vbmf":
         rule = vbmf_rank
     elif how.startswith("energy="):
-        rule = functools.partial(energy_rank, share=_share(how))
+        rule = functools.partial(energy_rank, share=read_energy(how))
     else:
-        return _explicit(how)
+        return read_ranks(how)
     tucker: list[int] = []
     for index in (1, 2):
         weight = _array(network.get_submodule(f"0.{2 * index}"))
@@ -170,24 +157,6 @@ def _ranks(
 def _floored(rule: RankRule, matrix: np.ndarray) -> int:
     least: int = math.ceil(LEAST_SHARE * min(matrix.shape))
     return max(rule(matrix), least)
-
-
-def _share(how: str) -> float:
-    text = how.removeprefix("energy=")
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 < share <= 1:
-        raise UsageError(f"ranks '{how}': the energy kept lies above 0 and is at most 1")
-    return share
-
-
-def _explicit(how: str) -> tuple[tuple[int, int, int, int] | None, int | None]:
-    try:
-        return parse_ranks(how)
-    except UsageError as error:
-        raise UsageError(f"{error}; or choose half, energy=0.9 or vbmf") from None
 
 
 def _array(layer: nn.Module) -> np.ndarray:

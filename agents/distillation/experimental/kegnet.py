@@ -1,14 +1,13 @@
-"""Distillation without data: generators of states in which the teacher does what it is told.
+"""KegNet: distillation without data, on states from generators trained on the teacher alone.
 
 Yoo, Cho, Kim, Kang 2019, "Knowledge Extraction with No Observable Data" (KegNet), made for
-classifiers of images. Of a game the generators know nothing but how the teacher's outputs change
-with the pixels: which states are met, and what follows what, is not in it. Experimental.
+classifiers of images. The generators learn how the teacher's outputs change with the pixels, not
+which states occur in the game or follow each other.
 """
 
 import math
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -18,15 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agents.distillation import losses
-from agents.distillation.dataset import LABEL_BATCH, StateSet, hold_out
+from agents.distillation.dataset import LABEL_BATCH, Dataset, hold_out
 from agents.distillation.experimental.synthetic import noise
+from agents.distillation.losses import divergence
+from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import write_record
-from agents.distillation.temperature import AUTO, temperature_of
+from agents.distillation.settings import AUTO, KEGNET, Stopped
+from agents.distillation.teachers import temperature_of
 from agents.trained import TrainedAgent
 from ebu.errors import EbuError, UsageError
 from ebu.memory import available_bytes, unfilled
 from ebu.run.checkpoint import load_latest, save_checkpoint
+from ebu.run.directory import differences
+from ebu.run.progress import progress_bar
 
 RECORD = "kegnet.json"
 """What `generate` measured, a `GeneratedRecord`, in its directory."""
@@ -35,9 +38,6 @@ NOISE_STATES = 512
 _TERMS = ("label_divergence", "decoder_error", "diversity")
 _STREAM = int.from_bytes(b"kegn")
 _DOUBLINGS = 3
-
-Bar = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
-"""From what is done, of how many of what, to what is told how many are done."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,22 @@ class GeneratedRecord(TypedDict):
     generators: list[dict[str, float]]
 
 
+def make_states(pipeline: Pipeline, source: str) -> Dataset:
+    """States of generators trained on the pipeline's teacher, generated now or loaded."""
+    count = pipeline.config.states
+
+    def make() -> Dataset:
+        return generate(
+            pipeline.teacher,
+            count=count,
+            seed=pipeline.config.seed,
+            directory=pipeline.config.out / KEGNET,
+            should_stop=pipeline.should_stop,
+        )
+
+    return pipeline.load_or_make(source, source, make, count=count)
+
+
 def generate(
     teacher: TrainedAgent,
     *,
@@ -139,31 +155,29 @@ def generate(
     seed: int,
     directory: Path,
     should_stop: Callable[[], bool],
-    bar: Bar,
     config: KegNetConfig | None = None,
-) -> StateSet | None:
-    """Train generators on a teacher, and label `count` states that they make.
+) -> Dataset:
+    """Train generators on a teacher, and label `count` states that they generate.
 
-    No frame of a game is used, and nothing that is made follows anything else: each state is an
-    episode of its own with all its frames, 28 kB on Atari. Its `actions` are the labels y that the
-    states were made for; its `outputs` are the teacher's for the stacks as bytes.
+    No frame of a game is used. Each state is an episode of its own with all its frames, 28 kB on
+    Atari. Its action is the label y it was generated for; its outputs are the teacher's for the
+    stacks as bytes.
 
-    The generators' τ is `auto` on states of noise, the median gap there: before the generators
-    there are no others. A student's `auto` is then the gap on the generated states. Neither need
-    be near the gap in play.
+    The generators' τ is `auto` on states of noise: before the generators there are no others. A
+    student's `auto` is then the gap on the generated states. Neither need be near the gap in play.
 
     | argument | meaning |
     | --- | --- |
     | count | at least two, and one for each generator |
-    | seed | of everything drawn here: the result is a function of it and of the teacher |
+    | seed | of all random numbers: the states depend only on it and the teacher |
     | directory | keeps each trained generator, and `RECORD`; after a stop or a kill the same call |
-    | | begins with the first generator that was not finished, and makes the same states |
-    | should_stop | asked before every update and every batch of states; None once it says yes |
-    | bar | where progress is shown |
+    | | resumes with the first unfinished generator, and generates the same states |
+    | should_stop | asked before every update and every batch of states |
 
-    Raises `UsageError` for a teacher that sees no images, too few states, more than memory holds,
-    and a directory with other generators; `EbuError` where the teacher's outputs give no
-    temperature, a loss is no longer a number, a file is damaged or the disk is full.
+    Raises `Stopped` if told to stop; `UsageError` for a teacher that sees no images, too few
+    states, more than memory holds, and a directory with other generators; `EbuError` where the
+    teacher's outputs give no temperature, a loss is no longer a number, a file is damaged or the
+    disk is full.
     """
     config = config or KegNetConfig()
     _check(teacher, config, count)
@@ -175,7 +189,7 @@ def generate(
     source = {**asdict(config), "seed": seed, "teacher_frames": teacher.frames}
     generators: list[Generator] = []
     records: list[dict[str, float]] = []
-    with bar("KegNet: updates", config.generators * config.updates, "updates") as progress:
+    with progress_bar("KegNet: updates", config.generators * config.updates, "updates") as progress:
         for number, stream in enumerate(streams):
             done = number * config.updates
             draws = torch.Generator().manual_seed(
@@ -194,17 +208,12 @@ def generate(
                     should_stop,
                     lambda updates, done=done: progress(done + updates),  # type: ignore[misc]
                 )
-                if means is None:
-                    return None
                 _save(kept, generator, means, source)
             progress(done + config.updates)
             generators.append(generator.eval())
             records.append(means)
-    with bar("KegNet: states", count, "states") as progress:
-        made = _make(generators, config, teacher, count, rng, should_stop, progress)
-    if made is None:
-        return None
-    states, makers = made
+    with progress_bar("KegNet: states", count, "states") as progress:
+        states, makers = _make(generators, config, teacher, count, rng, should_stop, progress)
     best = states.outputs.argmax(dim=1)
     for number, record in enumerate(records):
         record["wanted"] = float((best == states.actions)[makers == number].double().mean())
@@ -216,6 +225,34 @@ def generate(
     }
     write_record(directory / RECORD, result)
     return states
+
+
+def label_divergence(labels: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """KL(y ‖ softmax(Q_T(x) / τ)) of generated states x: they shall look like their label.
+
+    Yoo et al. 2019, "Knowledge Extraction with No Observable Data" (KegNet). labels: (B, A) float,
+    one-hot or any distributions over the actions.
+    """
+    return divergence(labels, teacher / temperature)
+
+
+def decoder_error(codes: Tensor, decoded: Tensor) -> Tensor:
+    """Mean squared error of the noise z that a decoder finds in what was made of it (KegNet)."""
+    return functional.mse_loss(decoded, codes)
+
+
+def diversity(codes: Tensor, samples: Tensor) -> Tensor:
+    """exp(−mean_ij d(z_i, z_j) · d(x_i, x_j)): small where different noise makes different states.
+
+    KegNet. codes (B, …), samples (B, …). d is the squared difference for codes and the
+    absolute one for samples, a mean over the elements, so that the exponent keeps its size whatever
+    the number of pixels.
+    """
+    z, x = codes.flatten(1), samples.flatten(1)
+    between_codes = (z[None] - z[:, None]).square().mean(dim=2)
+    # All differences of pixels at once would take B times the memory of the samples.
+    between_samples = torch.cdist(x, x, p=1) / x.shape[1]
+    return torch.exp(-(between_codes * between_samples).mean())
 
 
 def _shape(teacher: TrainedAgent) -> tuple[int, tuple[int, ...]]:
@@ -259,8 +296,8 @@ def _train(
     draws: torch.Generator,
     should_stop: Callable[[], bool],
     progress: Callable[[int], None],
-) -> dict[str, float] | None:
-    """Train a generator with a decoder of its own; the means of its terms, None if stopped."""
+) -> dict[str, float]:
+    """Train a generator with a decoder of its own; returns the means of its terms."""
     decodes = decoder(config, teacher, draws).to(teacher.device)
     weights = [*generator.parameters(), *decodes.parameters()]
     optimizer = torch.optim.Adam(weights, lr=config.learning_rate, fused=True)
@@ -270,7 +307,7 @@ def _train(
     last: deque[Tensor] = deque(maxlen=max(1, config.updates // 10))
     for update in range(config.updates):
         if should_stop():
-            return None
+            raise Stopped
         actions = torch.randint(teacher.num_actions, (config.batch_size,), generator=draws)
         labels = functional.one_hot(actions, teacher.num_actions).float().to(teacher.device)
         codes = torch.randn(config.batch_size, config.codes, generator=draws).to(teacher.device)
@@ -315,9 +352,9 @@ def terms_of(
     """
     return torch.stack(
         [
-            losses.label_divergence(labels, outputs, temperature=temperature),
-            losses.decoder_error(codes, decoded),
-            losses.diversity(codes, shares),
+            label_divergence(labels, outputs, temperature=temperature),
+            decoder_error(codes, decoded),
+            diversity(codes, shares),
         ]
     )
 
@@ -331,7 +368,7 @@ def _make(
     rng: np.random.Generator,
     should_stop: Callable[[], bool],
     progress: Callable[[int], None],
-) -> tuple[StateSet, Tensor] | None:
+) -> tuple[Dataset, Tensor]:
     """States made in equal parts, and which generator made each: (count,) int64."""
     stack, frame_shape = _shape(teacher)
     frames = unfilled((count * stack, *frame_shape), torch.uint8, torch.device("cpu"))
@@ -343,11 +380,11 @@ def _make(
     for number, generator in enumerate(generators):
         for part in (makers == number).nonzero().squeeze(1).split(LABEL_BATCH):
             if should_stop():
-                return None
+                raise Stopped
             made = generator(labels[part].to(teacher.device), codes[part].to(teacher.device))
             stacks[part] = made.round().to(torch.uint8).cpu()
             progress(int(part[-1]) + 1)
-    states = StateSet(
+    states = Dataset(
         frames=frames,
         episodes=torch.arange(count) * stack,
         held_out_episodes=hold_out(np.ones(count), rng),
@@ -374,11 +411,10 @@ def _load(directory: Path, generator: Generator, source: dict[str, Any]) -> dict
     if checkpoint is None:
         return None
     before = checkpoint.state.get("source", {})
-    if differing := [name for name in source if before.get(name) != source[name]]:
+    if differing := differences(before, source):
         raise UsageError(
-            f"{directory} holds a generator trained otherwise: "
-            + "; ".join(f"{name} was {before.get(name)}, is {source[name]}" for name in differing)
-            + ". Choose another directory"
+            f"{directory} holds a generator trained otherwise: {'; '.join(differing)}. Choose "
+            "another directory"
         )
     try:
         generator.load_state_dict(checkpoint.state["generator"])

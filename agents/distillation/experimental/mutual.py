@@ -1,33 +1,31 @@
-"""Mutual learning: students that learn side by side, from the teacher and from each other."""
+"""Mutual learning: students trained together, on the teacher's policy and on each other's."""
 
-import contextlib
-import shutil
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from agents.distillation.pipeline import STUDENTS, Offline, Pupil
+from agents.distillation.pipeline import Member, Pipeline, train_together
 from agents.distillation.records import StudentRecord
-from agents.distillation.trainer import PROGRESS, Course, Lesson
+from agents.distillation.settings import StudentSpec
+from agents.distillation.trainer import Supervision, Trainer
 
 PEER = "peer"
-"""The procedure's name of the second student where a single name learns beside its own kind."""
+"""The procedure's name of the second student, where a single name is trained with its own kind."""
 
 
-class MutualTraining(Course):
-    """K students in training on the same minibatches; see `Course`.
+class MutualTrainer(Trainer):
+    """Trains K students on the same minibatches.
 
-    Each lowers the lesson's losses, of which `mutual` is the mean KL(p_k ‖ p_S) over its K − 1
-    peers as they are before the update (Zhang et al. 2018, "Deep Mutual Learning"; there students
-    take turns). No gradient flows into a peer: the sum of all their losses gives each its own.
+    Each minimises the supervision's losses, of which `mutual` is the mean KL(p_k ‖ p_S) over its
+    K − 1 peers before the update (Zhang et al. 2018, "Deep Mutual Learning"; there students take
+    turns). No gradient flows into a peer: the sum of all losses gives each student its own.
     """
 
     def _losses(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum over the students; each loss as the mean over them."""
-        lesson = self.pairs[0][1]
-        indices = self._drawn(lesson)
-        shown = lesson.shown(indices, self._rng)
+        indices = self._draw(0)
+        shown = self.pairs[0][1].shown(indices, self._rng)
         minibatches = [self._minibatch(k, indices, shown) for k in range(len(self.pairs))]
         outputs = torch.stack([minibatch.student["outputs"] for minibatch in minibatches])
         totals, parts = [], []
@@ -40,48 +38,23 @@ class MutualTraining(Course):
         return torch.stack(totals).sum(), means
 
 
-def cohort(pupils: Sequence[Pupil]) -> list[Pupil]:
-    """Who learns side by side: the students of one seed; a single one with a peer of its kind."""
-    if len(pupils) > 1:
-        return list(pupils)
-    return [pupils[0], pupils[0]._replace(procedure=PEER)]
-
-
-def alone(pupil: Pupil) -> Pupil:
-    """The pupil without the loss that needs peers."""
-    return pupil._replace(weights={n: w for n, w in pupil.weights.items() if n != "mutual"})
-
-
-def teach_mutually(
-    procedure: Offline, pupils: Sequence[Pupil], lesson: Lesson
+def train(
+    pipeline: Pipeline, specs: Sequence[StudentSpec], supervision: Supervision
 ) -> list[StudentRecord]:
-    """Teach and score a cohort of one seed, or find its records, in which the time is that of all.
-
-    Raises `Stopped` where told to stop.
-    """
-    directory = procedure.out / "mutual" / f"{pupils[0].method}-seed{pupils[0].seed}"
-    records = [procedure.record(pupil) for pupil in pupils]
-    if None in records:
-        rngs = [pupil.rng(STUDENTS) for pupil in pupils]
-        students = [
-            procedure.new_student(pupil, lesson.temperature, rng)
-            for pupil, rng in zip(pupils, rngs, strict=True)
-        ]
-        course = MutualTraining(
+    """Train and score the students of each seed together, or load their records."""
+    records: list[StudentRecord] = []
+    for seed in dict.fromkeys(spec.seed for spec in specs):
+        group = with_peer([spec for spec in specs if spec.seed == seed])
+        directory = pipeline.config.out / "mutual" / f"{group[0].method}-seed{seed}"
+        records += train_together(
             directory,
-            students,
-            [lesson] * len(students),
-            procedure.teaching,
-            rng=rngs[0],
-            **procedure.training_options,
+            [Member(pipeline, spec, supervision) for spec in group],
+            trainer_type=MutualTrainer,
+            names=[spec.name for spec in group],
         )
-        with contextlib.closing(course):
-            procedure.finish(course)
-            for k, pupil in enumerate(pupils):
-                # Scored one by one: whoever has a record was scored before a stop.
-                record = records[k] or procedure.conclude(pupil, students[k], lesson, course)
-                course.log_score(record["evaluation"]["mean"], pupil.name)
-                records[k] = record
-    # A training that has its records needs no checkpoint.
-    shutil.rmtree(directory / PROGRESS, ignore_errors=True)
-    return [record for record in records if record is not None]
+    return records
+
+
+def with_peer(specs: Sequence[StudentSpec]) -> list[StudentSpec]:
+    """The students of one seed; a single one with a peer of the same name."""
+    return [*specs] if len(specs) > 1 else [specs[0], specs[0]._replace(procedure=PEER)]

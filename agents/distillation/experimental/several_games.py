@@ -1,62 +1,53 @@
-"""Several games in one network: a trunk for all, a head for each (Rusu et al. 2015, section 3.3).
+"""Several games in one network: a shared trunk and a head for each (Rusu et al. 2015, section 3.3).
 
-The last linear layer is the head; all before it is shared. A trunk with one of its heads is an
-ordinary network: each game's student is saved, scored and exported as any other.
+The last linear layer is the head. The trunk with one of its heads is an ordinary network: each
+game's student is saved, scored and exported as any other.
 """
 
-import contextlib
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from agents.distillation.pipeline import STUDENTS, Offline, Pupil
+from agents.distillation.dataset import Dataset
+from agents.distillation.pipeline import Member, Pipeline, rng_of_student, train_together
 from agents.distillation.records import StudentRecord
-from agents.distillation.students import TEACHER, Student
-from agents.distillation.trainer import PROGRESS, Course, Lesson, TeachingConfig
+from agents.distillation.settings import TEACHER, DistillConfig, StudentSpec, refuse_factorised
+from agents.distillation.students import Student
+from agents.distillation.trainer import Supervision, Trainer
 from agents.networks import PlainHead, QNetwork
 from agents.trained import TrainedAgent
 from ebu.errors import UsageError
 
 JOINT = "joint"
-"""The procedure's name of pupils that play several games."""
+"""The procedure's name of students that play several games."""
 
 
-class JointTraining(Course):
-    """Students of G games with one trunk in training; see `Course`.
+class JointTrainer(Trainer):
+    """Trains students of G games with one trunk.
 
-    Every update takes the minibatch of one game, game after game: outputs of different games are
-    never in one loss, and the other games' heads stay as they are, averages of Adam included.
+    Every update takes a minibatch of one game, in turn: outputs of different games are never in one
+    loss, and the other games' heads stay as they are, Adam's averages included.
     """
 
     def __init__(
         self,
         directory: Path,
         students: Sequence[Student],
-        lessons: Sequence[Lesson],
-        config: TeachingConfig,
-        *,
-        rng: np.random.Generator,
+        supervisions: Sequence[Supervision],
+        config: DistillConfig,
         **options: Any,
     ) -> None:
         share_trunk([student.network for student in students])
-        super().__init__(directory, students, lessons, config, rng=rng, **options)
+        super().__init__(directory, students, supervisions, config, **options)
 
     def _losses(self) -> tuple[Tensor, dict[str, Tensor]]:
-        game = self.updates % len(self.pairs)
-        lesson = self.pairs[game][1]
-        indices = self._drawn(lesson)
-        minibatch = self._minibatch(game, indices, lesson.shown(indices, self._rng))
-        losses: tuple[Tensor, dict[str, Tensor]] = self._objectives[game](minibatch)
-        return losses
+        return self._losses_of(self.updates % len(self.pairs))
 
 
 def share_trunk(networks: Sequence[QNetwork]) -> None:
-    """Give all networks, of one architecture, the layers of the first but for their last ones."""
+    """Give all networks, of one architecture, the layers of the first except their last ones."""
     first, *others = networks
     for network in others:
         for own, shared in zip(_plain_heads(network), _plain_heads(first), strict=True):
@@ -68,11 +59,21 @@ def _plain_heads(network: QNetwork) -> list[PlainHead]:
     return [module for module in network.modules() if isinstance(module, PlainHead)]
 
 
-def check_games(teachers: Mapping[str, TrainedAgent], students: Sequence[str]) -> None:
-    """Raise `UsageError` unless a network can see the games of all these teachers.
-
-    `students` are names of networks; `teacher` is one if all teachers' networks are alike.
-    """
+def check(config: DistillConfig, teachers: Mapping[str, TrainedAgent]) -> None:
+    """Raise `UsageError` unless one network can be distilled from all these teachers, by game."""
+    flags = {
+        "--generations": config.generations > 1,
+        "--refine-labels": config.refine_labels,
+        "--mutual": config.mutual,
+        "--from-scratch": config.from_scratch > 0,
+    }
+    for flag, given in flags.items():
+        if given:
+            raise UsageError(
+                f"{flag} is for one game, and the runs are of {' and '.join(teachers)}: leave it "
+                "out, or distil each game separately"
+            )
+    refuse_factorised("several games", config.students)
     first, *others = teachers
     own = teachers[first].config
     for other in others:
@@ -85,52 +86,36 @@ def check_games(teachers: Mapping[str, TrainedAgent], students: Sequence[str]) -
                     "of the same frames"
                 )
         ours, theirs = own["settings"]["network"], its["settings"]["network"]
-        if TEACHER in students and ours != theirs:
+        if TEACHER in config.students and ours != theirs:
             raise UsageError(
                 f"--students {TEACHER}: the teacher of {first} is {ours}, that of {other} "
                 f"{theirs}: name the network of the students"
             )
 
 
-def teach_jointly(
-    out: Path, procedures: Mapping[str, Offline], lessons: Mapping[str, Lesson], pupil: Pupil
-) -> dict[str, StudentRecord]:
-    """Teach one network all games, score it in each, or find its records, by game.
+def train(
+    pipelines: Mapping[str, Pipeline],
+    specs: Sequence[StudentSpec],
+    datasets: Mapping[str, Dataset],
+    out: Path,
+) -> Iterator[tuple[str, StudentRecord]]:
+    """Train a network on all games for each spec and score it in each, or load the records.
 
-    It takes as many minibatches of each game as a student of one game, so G times the updates. Its
-    training lies in `out`, each game's student in the directory of that game's procedure. Records
-    give the time and the updates of all games together.
-
-    Raises `Stopped` where told to stop.
+    A network gets as many minibatches of each game as a student of one game, so G times the
+    updates. Its trainer's directory is in `out`, its students are in the directories of the games.
     """
-    pupil = pupil._replace(procedure=JOINT)
-    directory = out / JOINT / pupil.name
-    records = {game: procedure.record(pupil) for game, procedure in procedures.items()}
-    first, *_ = procedures.values()
-    if None in records.values():
-        rng = pupil.rng(STUDENTS)
-        students = {
-            game: procedure.new_student(pupil, lessons[game].temperature, rng)
-            for game, procedure in procedures.items()
-        }
-        teaching = replace(first.teaching, updates=len(procedures) * first.teaching.updates)
-        course = JointTraining(
-            directory,
-            list(students.values()),
-            [lessons[game] for game in procedures],
-            teaching,
-            rng=rng,
-            **first.training_options,
+    for each in specs:
+        spec = each._replace(procedure=JOINT)
+        members = [
+            Member(pipeline, spec, pipeline.supervise(datasets[game], spec.weights))
+            for game, pipeline in pipelines.items()
+        ]
+        records = train_together(
+            out / JOINT / spec.name,
+            members,
+            trainer_type=JointTrainer,
+            rngs=[rng_of_student(spec)] * len(members),
+            updates=len(members) * members[0].pipeline.config.updates,
+            names=list(pipelines),
         )
-        with contextlib.closing(course):
-            first.finish(course)
-            for game, procedure in procedures.items():
-                # Scored one by one: a game that has a record was played before a stop.
-                record = records[game] or procedure.conclude(
-                    pupil, students[game], lessons[game], course
-                )
-                course.log_score(record["evaluation"]["mean"], game)
-                records[game] = record
-    # A training that has its records needs no checkpoint.
-    shutil.rmtree(directory / PROGRESS, ignore_errors=True)
-    return {game: record for game, record in records.items() if record is not None}
+        yield from zip(pipelines, records, strict=True)

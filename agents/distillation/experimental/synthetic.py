@@ -1,7 +1,7 @@
-"""Made-up states: noise, mixtures of real frames, and shifted ones.
+"""Synthetic states: noise, mixtures of real frames, and shifted frames.
 
-Buciluǎ, Caruana, Niculescu-Mizil 2006, "Model Compression": a student may learn from inputs that
-nobody saw, as long as the teacher labels them. These are the baselines beside learnt generators.
+Buciluǎ, Caruana, Niculescu-Mizil 2006, "Model Compression": a student may learn from synthetic
+inputs as long as the teacher labels them. These are baselines for trained generators.
 """
 
 from typing import Literal
@@ -11,13 +11,37 @@ import torch
 from torch import Tensor
 
 from agents.distillation.collect import Label
-from agents.distillation.dataset import StateSet, hold_out
+from agents.distillation.dataset import Dataset, hold_out, join
+from agents.distillation.pipeline import Pipeline
+from agents.distillation.settings import MIXED_FROM, NOISE
 
 Mixture = Literal["convex", "cut"]
 RUN = 32
-"""States in a made-up episode: long enough that frames are shared, short enough to have many."""
+"""States of a synthetic episode: long enough to share frames, short enough to have many."""
 SHIFT = 4
 """Pixels by which a shifted state is moved at most (Kostrikov et al. 2021, for 84 × 84)."""
+
+
+def make_states(pipeline: Pipeline, source: str) -> Dataset:
+    """States of noise, or mixtures of states that the teacher plays, labelled by the teacher."""
+    environment, label = pipeline.teacher.config["environment"], pipeline.teacher.outputs_of
+    count = pipeline.config.states
+
+    def make() -> Dataset:
+        if source == NOISE:
+            return noise(
+                count,
+                frame_shape=tuple(environment["frame_shape"]),
+                stack=environment["stack"],
+                label=label,
+                rng=pipeline.state_rng(0),
+            )
+        real = pipeline.collect_round(0, max(MIXED_FROM, pipeline.config.num_envs))
+        rng = pipeline.state_rng(1)
+        blended = mixed(real, count - count // 2, how="convex", label=label, rng=rng)
+        return join([blended, mixed(real, count // 2, how="cut", label=label, rng=rng)])
+
+    return pipeline.load_or_make(source, source, make, count=count)
 
 
 def noise(
@@ -27,7 +51,7 @@ def noise(
     stack: int,
     label: Label,
     rng: np.random.Generator,
-) -> StateSet:
+) -> Dataset:
     """`count` states of uint8 frames in which every pixel is drawn uniformly, and their labels.
 
     Raises `EbuError` for fewer than two episodes, of `RUN` states each.
@@ -37,23 +61,23 @@ def noise(
         torch.from_numpy(rng.integers(256, size=(length + stack - 1, *frame_shape), dtype=np.uint8))
         for length in lengths
     ]
-    return _state_set(episodes, stack, label, rng)
+    return _dataset(episodes, stack, label, rng)
 
 
 def mixed(
-    real: StateSet, count: int, *, how: Mixture, label: Label, rng: np.random.Generator
-) -> StateSet:
-    """`count` states made of two real ones each, labelled by the teacher as what they now are.
+    real: Dataset, count: int, *, how: Mixture, label: Label, rng: np.random.Generator
+) -> Dataset:
+    """`count` states made of two real ones each, with the teacher's outputs for the mixture.
 
-    Two stretches of consecutive states to train on are mixed frame by frame, so that what moves in
-    either goes on moving. One draw serves a whole stretch:
+    Two runs of consecutive states to train on are mixed frame by frame, so that movement is
+    preserved. There is one draw for a whole run:
 
     | how | frames |
     | --- | --- |
     | convex | λ a + (1 − λ) b, λ uniform in [0, 1] (Zhang et al. 2018, mixup) |
     | cut | a, with a rectangle of uniform corners from b (Yun et al. 2019, CutMix); for images |
 
-    Raises `EbuError` for fewer than two made-up episodes.
+    Raises `EbuError` for fewer than two synthetic episodes.
     """
     train = real.train.cpu()
     episodes, made = [], 0
@@ -66,17 +90,17 @@ def mixed(
         one, other = one[:shorter], other[:shorter]
         episodes.append(_convex(one, other, rng) if how == "convex" else _cut(one, other, rng))
         made += shorter - real.stack + 1
-    return _state_set(episodes, real.stack, label, rng)
+    return _dataset(episodes, real.stack, label, rng)
 
 
-def _stretch(states: StateSet, index: int, length: int) -> Tensor:
-    """The frames of at most `length` consecutive states from one on, context first."""
+def _stretch(states: Dataset, index: int, length: int) -> Tensor:
+    """The frames of at most `length` consecutive states from `index` on, context first."""
     indices = torch.arange(index, min(index + length, len(states)), device=states.device)
     newest, episode = states.newest[indices], states.episode_of(indices)
     consecutive = (newest == newest[0] + torch.arange(len(indices), device=states.device)) & (
         episode == episode[0]
     )
-    # From the first that does not follow on.
+    # Up to the first that is not the next one.
     indices = indices[consecutive.cummin(dim=0).values]
     context = states.stacks(indices[:1])[0, :-1]
     return torch.cat([context, states.frames[states.newest[indices]]]).cpu()
@@ -96,10 +120,8 @@ def _cut(one: Tensor, other: Tensor, rng: np.random.Generator) -> Tensor:
     return pasted
 
 
-def _state_set(
-    episodes: list[Tensor], stack: int, label: Label, rng: np.random.Generator
-) -> StateSet:
-    """Episodes of frames, the first stack − 1 of each context alone, as a set with its labels."""
+def _dataset(episodes: list[Tensor], stack: int, label: Label, rng: np.random.Generator) -> Dataset:
+    """A labelled dataset of episodes of frames, the first stack − 1 of each being context."""
     lengths = torch.tensor([len(episode) for episode in episodes])
     starts = lengths.cumsum(0) - lengths
     newest = torch.cat(
@@ -108,7 +130,7 @@ def _state_set(
             for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
         ]
     )
-    states = StateSet(
+    states = Dataset(
         frames=torch.cat(episodes),
         episodes=starts,
         held_out_episodes=hold_out((lengths - stack + 1).numpy(), rng),
@@ -122,8 +144,8 @@ def _state_set(
     return states.relabelled(label)
 
 
-def shifted(stacks: Tensor, rng: np.random.Generator) -> Tensor:
-    """Images (B, stack, H, W), each state moved by up to `SHIFT` pixels both ways, edges repeated.
+def shift(stacks: Tensor, rng: np.random.Generator) -> Tensor:
+    """Shift images (B, stack, H, W), each state by up to `SHIFT` pixels both ways, edges repeated.
 
     All frames of a state move alike. With the labels of the last generation for exactly these
     inputs it is the label refinery (Bagherinezhad et al. 2018); as augmentation Kostrikov et al.

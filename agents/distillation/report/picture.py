@@ -1,4 +1,4 @@
-"""The picture of a distillation: what is kept of the teacher against what it costs."""
+"""The picture of a distillation: score retention against inference cost."""
 
 import io
 from collections import Counter
@@ -20,13 +20,13 @@ Cost = Literal["parameters", "multiply_adds", "p50_us"]
 COSTS: dict[Cost, str] = {
     "parameters": "parameters",
     "multiply_adds": "multiply-adds for a state",
-    "p50_us": "median answer in onnxruntime, µs",
+    "p50_us": "median latency in onnxruntime, µs",
 }
-"""What is on the horizontal axes. The last one knows int8 files from float32 ones."""
+"""Labels of the horizontal axes. Only latency differs between int8 and float32 files."""
 PANEL_INCHES = (4.2, 3.6)
 DPI = 110
 METHOD_POINTS = 6
-"""Between the methods of one student, which cost the same: they stand side by side."""
+"""Distance between the methods of one student, which cost the same."""
 LABEL_SIZE = 8
 
 
@@ -39,11 +39,10 @@ def picture(rows: Sequence[Row]) -> bytes:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """A panel for each cost: retention, or scores where the teacher has gained nothing.
+    """A panel for each cost: retention, or scores if the teacher is no better than random play.
 
-    Students that were chosen are marked large, with their intervals over games, their other seeds
-    small; the methods of a student stand side by side about what it costs. The line joins what
-    nothing cheaper is better than.
+    Chosen students have large marks and their intervals over games, other seeds small marks;
+    methods of a student are next to each other, around its cost. The line is the Pareto front.
     """
     costs = [cost for cost in COSTS if any(row[cost] is not None for row in rows)]
     relative = all(row["retention"] is not None for row in rows)
@@ -55,13 +54,13 @@ def draw(rows: Sequence[Row]) -> Figure:
     panels = figure.subplots(1, max(1, len(costs)), squeeze=False, sharey=True)[0]
     for panel, cost in zip(panels, costs, strict=False):
         _draw(panel, cost, rows, colours, relative)
-    panels[0].set_ylabel("share of the teacher's gain kept, %" if relative else "mean score")
+    panels[0].set_ylabel("score retention, %" if relative else "mean score")
     add_legend(figure, _legend(rows, colours))
     return figure
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of points (cost, what is kept) those that keep more than all cheaper ones, cheapest first."""
+    """The Pareto front of points (cost, retention), cheapest first."""
     found: list[tuple[float, float]] = []
     for cost, kept in sorted(points, key=lambda point: (point[0], -point[1])):
         if not found or kept > found[-1][1]:
@@ -100,7 +99,7 @@ def _draw(
         if large and (interval := _interval(row, relative)) is not None:
             panel.plot([at, at], interval, color=colour, linewidth=1, alpha=0.6, transform=place)
             panel.update_datalim([(at, end) for end in interval])
-        # What is not drawn in the data's own place does not count for the axes by itself.
+        # Points moved aside do not count for the limits of the axes by themselves.
         panel.update_datalim([(at, height)])
         panel.plot(
             at,
@@ -111,7 +110,7 @@ def _draw(
             markerfacecolor="white" if is_int8 else colour,
             color=colour,
             alpha=1 if large else 0.5,
-            # Baselines lie under what is compared with them.
+            # Baselines are drawn below other methods.
             zorder=2 if row["kind"] == "baseline" else 3,
         )
         if large:
@@ -126,7 +125,7 @@ def _draw(
 
 
 def _side_by_side(panel: Axes, rows: Sequence[Row]) -> dict[tuple[str, str | None], Transform]:
-    """Where the points of each student and method are drawn: beside its other methods."""
+    """The offset of each student and method, next to the student's other methods."""
     methods: dict[str, list[str | None]] = {}
     for row in rows:
         if row["method"] not in methods.setdefault(row["name"], []):
@@ -144,14 +143,14 @@ def _side_by_side(panel: Axes, rows: Sequence[Row]) -> dict[tuple[str, str | Non
 
 
 def _label(panel: Axes, named: Sequence[tuple[str, tuple[float, float]]]) -> None:
-    """Write names beside points, each where no other name stands if there is such a place."""
+    """Write names next to points, where there is no other name if possible."""
     panel.autoscale_view()
     scale = 72 / panel.figure.dpi
     taken: list[tuple[float, float, float]] = []
     for name, point in named:
         x, y = (scale * at for at in panel.transData.transform(point))
         width = 0.6 * LABEL_SIZE * len(name)
-        # Below to the right is best: the line comes from the left and leaves upwards.
+        # Below to the right first: the line comes from the left and goes up.
         places = [(6.0, -11), (6.0, 5), (-6 - width, 5), (-6 - width, -11)]
         free = [
             (right, up)

@@ -1,52 +1,74 @@
-"""The words and tables of a distillation's report, as Markdown."""
+"""The text of a distillation's report, as Markdown; and all files of the report.
+
+DIR/report.md      for people
+DIR/report.json    the same as JSON
+DIR/pareto.png     score retention against inference cost
+"""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from agents.distillation.deploy import ExportRecord
-from agents.distillation.deploy.latency import Latency
-from agents.distillation.experimental.ensembles import MemberRecord
-from agents.distillation.records import Score, TeacherRecord, file_name
-from agents.distillation.report.rows import MethodRow, Row
+from agents.distillation.deploy.deployment import ExportRecord, Latency
+from agents.distillation.records import (
+    REPORT,
+    MemberRecord,
+    Score,
+    TeacherRecord,
+    file_name,
+    write_record,
+)
+from agents.distillation.report.picture import picture
+from agents.distillation.report.rows import MethodRow, Report, Row, assemble
+from agents.distillation.settings import TEACHER
+from ebu.run.files import write_whole
 
-if TYPE_CHECKING:
-    from agents.distillation.report import Report
-
+DATA, PICTURE = "report.json", "pareto.png"
 NONE = "–"
 HOW_TO_READ = """\
-*Kept* is the retention, (score − random) / (teacher − random) of mean scores: 0 % is random play,
-100 % the teacher. Its 95 % interval is Fieller's over the games of all three; over seeds, in the
-table of methods, it says what another student taught alike may keep. The raw ratio, score /
-teacher, means nothing where random play scores or scores are negative. Of several seeds the one
-with the lowest held-out loss is **chosen**, whatever it scored. Agreement: share of held-out states
-with the teacher's action. Regret: what the student's action costs there by the teacher's outputs,
-in their units. *Above the floor*: the score's interval lies above random play and above the best
-action to repeat for ever."""
+*Retained* is (score − random) / (teacher − random) of mean scores: 0 % is random play, 100 % the
+teacher. Its 95 % interval is Fieller's over the games of all three; over seeds, in the table of
+methods, it is for another student trained alike. The raw ratio, score / teacher, means nothing
+where random play scores or scores are negative. Of several seeds the one with the lowest held-out
+loss is **chosen**. Agreement: share of held-out states with the teacher's action. Regret: what the
+student's action loses there by the teacher's outputs, in their units. *Above the floor*: the
+score's interval lies above random play and above the best constant action."""
 HOW_TIMED = """\
-Answers to one state (batch 1) on one thread, preprocessing and emulator not counted: median and
-99th percentile, in turns, so that ratios hold where a busy machine slows all."""
+Inference of one state (batch 1) on one thread, without preprocessing and emulator: median and 99th
+percentile, timed in turns, so that ratios hold where a busy machine slows all."""
 PARITY = """\
 Difference: largest of any output between file and torch, as a share of the outputs' spread within a
 state; a file beyond the tolerance is not written. Int8 agreement: share of held-out states, none of
 them calibrated on, with the float32 network's action."""
 
 
-def report_text(report: "Report", picture: str) -> str:
-    """The whole report; `picture` is the name of its file."""
+def write_report(out: Path) -> Report:
+    """Read what an output directory holds so far and write its report there.
+
+    Raises as `assemble`, and `EbuError` where the disk is full or fails.
+    """
+    report = assemble(out)
+    write_record(out / DATA, report)
+    write_whole(out / PICTURE, picture(report["rows"]))
+    write_whole(out / REPORT, report_text(report).encode())
+    return report
+
+
+def report_text(report: Report) -> str:
+    """The report as Markdown."""
     teacher, rows = report["teacher"], report["rows"]
     parts = [f"# {teacher['game']}: students of {teacher['network']}"]
     parts += [f"**Warning:** {line}" for line in report["warnings"]]
     parts.append(_setting(teacher))
     if report["members"]:
         parts.append(_members(report["members"]))
-    parts += [f"![what is kept against what it costs]({picture})"]
+    parts += [f"![Score retention against inference cost]({PICTURE})"]
     parts += ["## Scores", _scores(rows), HOW_TO_READ]
     if report["methods"]:
         parts += ["## Methods, over their seeds", _methods(report["methods"])]
     parts += ["## Sizes", _sizes(rows)]
     exports = report["exports"]
     if exports:
-        parts += ["## Answers on the CPU", _latencies(exports), _machine(exports), HOW_TIMED]
+        parts += ["## CPU inference latency", _latencies(exports), _machine(exports), HOW_TIMED]
         parts += ["## ONNX files", _files(exports), PARITY]
     if report["missing"]:
         parts += ["## Not measured", "\n".join(f"- {line}" for line in report["missing"])]
@@ -61,7 +83,7 @@ def _setting(teacher: TeacherRecord) -> str:
         f"{teacher['frames']:,} frames; {teacher['num_actions']} actions. Every score is the mean "
         f"of {score['games']} games under protocol `{score['protocol']}` with ε = "
         f"{score['epsilon']:g} and seed {score['seed']}, random play aside (ε = 1). States, from "
-        f"{states['source']}{rounds}: {states['train']:,} to learn from, {states['held_out']:,} of "
+        f"{states['source']}{rounds}: {states['train']:,} to train on, {states['held_out']:,} of "
         "other episodes held out. "
         f"The teacher's median gap between its two best actions is {teacher['gap']:.4g}; softened "
         f"by τ = {teacher['temperature']:.4g} ({teacher['temperature_setting']}) its entropy is "
@@ -70,7 +92,7 @@ def _setting(teacher: TeacherRecord) -> str:
 
 
 def _members(members: Sequence[MemberRecord]) -> str:
-    """What the teacher is the mean of: softmax(outputs / τ) of each."""
+    """The members of an ensemble of teachers."""
     return _table(
         ["member of the ensemble", "frames", "τ", "median gap"],
         [
@@ -86,17 +108,17 @@ def _members(members: Sequence[MemberRecord]) -> str:
 
 
 def _scores(rows: Sequence[Row]) -> str:
-    header = ["player", "taught by", "seed", "score, 95 %", "kept, 95 %", "raw ratio"]
+    header = ["policy", "method", "seed", "score, 95 %", "retained, 95 %", "raw ratio"]
     header += ["agreement", "regret", "held-out loss", "above the floor"]
     return _table(
         header,
         [
             [
-                _player(row),
+                _policy(row),
                 _cell(row["method"]),
                 _cell(row["seed"]),
                 _score(row["evaluation"]),
-                _kept(row["retention"], row["retention_95"]),
+                _retained(row["retention"], row["retention_95"]),
                 _figure(row["raw_ratio"], "{:.3f}"),
                 _figure(row["agreement"], "{:.1%}"),
                 _figure(row["regret"], "{:.4g}"),
@@ -108,7 +130,7 @@ def _scores(rows: Sequence[Row]) -> str:
     )
 
 
-def _player(row: Row) -> str:
+def _policy(row: Row) -> str:
     name = _code(row["name"]) + (", int8" if row["kind"] == "int8" else "")
     if row["kind"] == "baseline":
         name += " (baseline)"
@@ -116,7 +138,7 @@ def _player(row: Row) -> str:
 
 
 def _methods(methods: Sequence[MethodRow]) -> str:
-    header = ["student", "taught by", "seeds", "chosen", "score", "kept, 95 % over seeds"]
+    header = ["student", "method", "seeds", "chosen", "score", "retained, 95 % over seeds"]
     header += ["agreement", "regret", "held-out loss"]
     return _table(
         header,
@@ -127,7 +149,7 @@ def _methods(methods: Sequence[MethodRow]) -> str:
                 ", ".join(map(str, row["seeds"])),
                 str(row["chosen_seed"]),
                 f"{row['score']:,.2f}",
-                _kept(row["retention"], row["retention_95"]),
+                _retained(row["retention"], row["retention_95"]),
                 _figure(row["agreement"], "{:.1%}"),
                 _figure(row["regret"], "{:.4g}"),
                 _figure(row["held_out_loss"], "{:.4g}"),
@@ -138,7 +160,7 @@ def _methods(methods: Sequence[MethodRow]) -> str:
 
 
 def _sizes(rows: Sequence[Row]) -> str:
-    """Networks once each, by their sizes: methods and seeds make no difference."""
+    """Each network once: its size does not depend on method and seed."""
     known = [row for row in rows if row["parameters"] is not None and row["kind"] != "int8"]
     teacher = known[0]
     sizes = {(row["name"], row["parameters"], row["multiply_adds"]): row for row in known}
@@ -159,7 +181,7 @@ def _sizes(rows: Sequence[Row]) -> str:
 
 
 def _latencies(exports: dict[str, ExportRecord]) -> str:
-    teacher = exports.get("teacher")
+    teacher = exports.get(TEACHER)
     header = ["agent", "torch p50 / p99, µs", "onnxruntime", "int8"]
     if teacher is not None:
         header += ["onnxruntime p50 / teacher's", "int8 p50 / teacher's onnxruntime"]
@@ -210,7 +232,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _code(name: str) -> str:
-    """A name as it is, where Markdown would take some of it for its own."""
+    """A name as code, if it has characters of Markdown."""
     return f"`{name}`" if file_name(name) != name or "_" in name else name
 
 
@@ -228,7 +250,7 @@ def _score(score: Score) -> str:
     return mean if interval is None else f"{mean} [{interval[0]:,.2f}, {interval[1]:,.2f}]"
 
 
-def _kept(share: float | None, interval: Sequence[float] | None) -> str:
+def _retained(share: float | None, interval: Sequence[float] | None) -> str:
     if share is None:
         return NONE
     ends = "" if interval is None else f" [{interval[0]:.1%}, {interval[1]:.1%}]"

@@ -1,129 +1,87 @@
-"""What a distillation's settings stand for: the teacher, and the procedure for its game."""
+"""Build what distill.py runs: a pipeline for each game, and the locked output directory."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from agents import TrainedAgent
-from agents.distillation.experimental.ensembles import Member, load_members
-from agents.distillation.experimental.kegnet import Bar
-from agents.distillation.experimental.several_games import check_games
-from agents.distillation.pipeline import Offline, Pupil, outputs_for
-from agents.distillation.procedures import check_ensemble, check_single
+from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import file_name
-from agents.distillation.settings import DistillConfig
-from agents.distillation.sources import KEGNET, SOURCES
+from agents.distillation.settings import (
+    KEGNET,
+    MAY_CHANGE,
+    SOURCES,
+    DistillConfig,
+    StudentSpec,
+    load_experimental,
+    student_outputs,
+)
 from agents.distillation.students import student_of
-from agents.distillation.teachers import Examination, check_plays
+from agents.distillation.teachers import Teacher, check_plays, load_teachers
 from ebu.commands.scoring import evaluator_for
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import seeds_of
 from ebu.memory import available_bytes
+from ebu.run.directory import open_run_directory
+from ebu.run.machine import Machine
+from ebu.run.settings import flat
 from envs import UnknownGameError
-from envs.protocols import PROTOCOLS, Protocol
+from envs.protocols import PROTOCOLS
 
 GAMES = "games"
-"""Where, in the directory of several games, each has a directory of its own."""
+"""The folder of the games' own directories, where there are several games."""
+TYPED_PATHS = frozenset({"run_dirs", "states_from"})
 
 
-def load_teachers(
-    config: DistillConfig, pupils: Sequence[Pupil], device: torch.device
-) -> dict[str, list[Member]]:
-    """The teachers by their games, in the order of the runs that are named.
+def check_teachers(
+    config: DistillConfig, specs: Sequence[StudentSpec], device: torch.device
+) -> dict[str, list[Teacher]]:
+    """Load the teachers by their games, in the order of the runs.
 
-    Raises `UsageError` for what is no run, or one that plays by no pictures, and for teachers that
-    cannot teach these students together; `EbuError` if a run holds no whole weights.
+    Raises `UsageError` for what is no run, or one whose agent sees no images, and for students that
+    cannot be distilled from these teachers together; `EbuError` if a run holds no whole weights.
     """
-    games = load_members(
-        config.run_dirs, config.weights, device, all_learners=config.procedures.all_learners
-    )
+    games = load_teachers(config, device)
     if any(len(members) > 1 for members in games.values()):
-        check_ensemble(config.students, [pupil.weights for pupil in pupils], config.outputs)
+        load_experimental("ensemble").check(config, specs)
     if len(games) > 1:
-        check_single(config.procedures, list(games), config.students)
-        if config.from_scratch:
-            raise UsageError(
-                f"--from-scratch is for one game, and the runs are of {' and '.join(games)}: leave "
-                "it out"
-            )
-        check_games({game: one.agent for game, (one, *_) in games.items()}, config.students)
+        firsts = {game: members[0].agent for game, members in games.items()}
+        load_experimental("several games").check(config, firsts)
     return games
 
 
-def configs_of(
-    config: DistillConfig, games: Mapping[str, Sequence[Member]]
-) -> dict[str, DistillConfig]:
-    """The settings of each game: its own runs; where there are several, its own directory."""
-    if len(games) == 1:
-        return dict.fromkeys(games, config)
-    return {
+def build_pipelines(
+    config: DistillConfig, games: Mapping[str, Sequence[Teacher]], should_stop: Callable[[], bool]
+) -> dict[str, Pipeline]:
+    """A pipeline for each game, with its first teacher; several games have their own directories.
+
+    Raises `UsageError` for a game that cannot be played.
+    """
+    configs = {
         game: replace(
             config,
             run_dirs=tuple(dict.fromkeys(member.run_dir for member in members)),
             out=config.out / GAMES / file_name(game),
         )
+        if len(games) > 1
+        else config
+        for game, members in games.items()
+    }
+    return {
+        game: _build_pipeline(configs[game], members[0].agent, should_stop)
         for game, members in games.items()
     }
 
 
-def networks_of(
-    config: DistillConfig, teacher: TrainedAgent, pupils: list[Pupil], *, games: int
-) -> dict[str, str]:
-    """The names of the students' networks.
-
-    Raises `UsageError` for students that this teacher cannot have, and where their states, of so
-    many games, would not fit in memory.
-    """
-    networks = {
-        name: student_of(teacher, name, generator=torch.Generator()).name
-        for name in config.students
-    }
-    kinds = {outputs_for(pupil.weights, config.outputs) for pupil in pupils}
-    if "values" in kinds and teacher.outputs != "values":
-        raise UsageError(
-            f"the agent in {config.run_dirs[0]} is a policy, which has no values to teach: choose "
-            "kl, hard or centred for --loss and --baselines, and no --outputs values"
-        )
-    if config.states_from in SOURCES and config.states_from != KEGNET:
-        _check_memory(config, teacher, games)
-    return networks
-
-
-def _check_memory(config: DistillConfig, teacher: TrainedAgent, games: int) -> None:
-    height, width = teacher.config["environment"]["frame_shape"]
-    # All parts, and those of one game once more while they are joined.
-    needed = (games + 1) * config.states * height * width
-    available = available_bytes(torch.device("cpu"))
-    if available is not None and needed > available:
-        raise UsageError(
-            f"--states {config.states} takes {needed / 1e9:.2f} GB of memory but "
-            f"{available / 1e9:.2f} GB are free: at most "
-            f"{config.states * available // needed} states fit"
-        )
-
-
-def games_of(config: DistillConfig, teacher: TrainedAgent) -> int:
-    """Games that everything of this teacher's game is scored in."""
-    return config.games or PROTOCOLS[teacher.config["settings"]["protocol"]].eval_episodes
-
-
-def procedure_for(
-    config: DistillConfig,
-    teacher: TrainedAgent,
-    *,
-    should_stop: Callable[[], bool],
-    bar: Bar,
-    say: Callable[[str], None],
-) -> Offline:
-    """The procedure for this teacher's game, on the machine that the settings name.
-
-    Raises `UsageError` where it cannot be played.
-    """
-    run_dir = config.run_dirs[0]
-    settings = teacher.config["settings"]
+def _build_pipeline(
+    config: DistillConfig, teacher: TrainedAgent, should_stop: Callable[[], bool]
+) -> Pipeline:
+    run_dir, settings = config.run_dirs[0], teacher.config["settings"]
     try:
         game, protocol = settings["game"], PROTOCOLS[settings["protocol"]]
         # The games that evaluate.py plays with the same seed.
@@ -139,35 +97,114 @@ def procedure_for(
         )
     except KeyError as error:
         raise EbuError(f"{run_dir}: its config.json lacks {error}: restore it") from error
-    examination = Examination(evaluator, protocol=protocol.name, seed=config.seed)
-    make_games = evaluator.new_env
     try:
-        env = make_games(1, 0)
+        env = evaluator.new_env(1, 0)
     except (UnknownGameError, ValueError) as error:
         raise UsageError(f"{run_dir} was trained on {game}: {error}") from error
     with contextlib.closing(env):
         check_plays(teacher, run_dir, env)
-    return Offline(
-        out=config.out,
+    ends = settings.get("life_loss_ends_segment")
+    return Pipeline(
+        config=config,
         teacher=teacher,
         teacher_dir=run_dir,
-        examination=examination,
-        make_games=make_games,
-        life_loss_ends_value=_life_loss_ends_value(settings, protocol),
-        teaching=config.teaching,
-        loss=config.constants,
-        temperature=config.temperature,
-        outputs=config.outputs,
-        seed=config.seed,
-        precision=config.precision,
-        checkpoint_minutes=config.checkpoint_minutes,
+        evaluator=evaluator,
+        life_loss_ends_value=protocol.life_loss_ends_segment if ends is None else bool(ends),
         should_stop=should_stop,
-        bar=bar,
-        say=say,
     )
 
 
-def _life_loss_ends_value(settings: dict[str, Any], protocol: Protocol) -> bool:
-    """Whether the teacher's values end with a life: as its run was told, else as the protocol."""
-    told = settings.get("life_loss_ends_segment")
-    return protocol.life_loss_ends_segment if told is None else bool(told)
+def games_of(config: DistillConfig, teacher: TrainedAgent) -> int:
+    """Games of every score in this teacher's game."""
+    return config.games or PROTOCOLS[teacher.config["settings"]["protocol"]].eval_episodes
+
+
+def check_students(
+    config: DistillConfig, teacher: TrainedAgent, specs: Sequence[StudentSpec], *, games: int
+) -> dict[str, str]:
+    """The names of the students' networks.
+
+    Raises `UsageError` for students that this teacher cannot have, and where the states of all
+    games would not fit in memory.
+    """
+    networks = {
+        name: student_of(teacher, name, generator=torch.Generator()).name
+        for name in config.students
+    }
+    kinds = {student_outputs(spec.weights, config.outputs) for spec in specs}
+    if "values" in kinds and teacher.outputs != "values":
+        raise UsageError(
+            f"the agent in {config.run_dirs[0]} is a policy, which has no values to teach: choose "
+            "kl, hard or centred for --loss and --baselines, and no --outputs values"
+        )
+    if config.states_from in SOURCES and config.states_from != KEGNET:
+        height, width = teacher.config["environment"]["frame_shape"]
+        # All parts, and those of one game once more while they are joined.
+        needed = (games + 1) * config.states * height * width
+        available = available_bytes(torch.device("cpu"))
+        if available is not None and needed > available:
+            raise UsageError(
+                f"--states {config.states} takes {needed / 1e9:.2f} GB of memory but "
+                f"{available / 1e9:.2f} GB are free: at most "
+                f"{config.states * available // needed} states fit"
+            )
+    return networks
+
+
+def paths_from_out(config: DistillConfig) -> dict[str, Any]:
+    """The directories that are read, relative to the output directory.
+
+    So they are the same from every working directory, and where all are moved together.
+    """
+    out = config.out.resolve()
+
+    def relative(path: Path) -> str:
+        return os.path.relpath(path.resolve(), out)
+
+    source = Path(config.states_from)
+    return {
+        "run_dirs_from_out": [relative(run_dir) for run_dir in config.run_dirs],
+        "states_from_out": relative(source) if source.is_dir() else config.states_from,
+    }
+
+
+@contextlib.contextmanager
+def open_output(
+    config: DistillConfig,
+    games: Mapping[str, Sequence[Teacher]],
+    machine: Machine,
+    before: dict[str, Any] | None,
+) -> Iterator[None]:
+    """Create or resume the output directory under an exclusive lock.
+
+    `before` is its config.json, if there was one.
+
+    Raises `UsageError` for a directory that was started with other settings, or is in use.
+    """
+    teachers = [member.agent for members in games.values() for member in members]
+    description = {
+        "settings": {
+            **flat(config),
+            "games": max(games_of(config, teacher) for teacher in teachers),
+            "run_dirs": [str(run_dir) for run_dir in config.run_dirs],
+            "teacher_frames": [teacher.frames for teacher in teachers],
+            **(paths := paths_from_out(config)),
+        },
+        "automatic": machine.automatic,
+        "environment": teachers[0].config["environment"],
+    }
+    may_change = MAY_CHANGE | set(machine.automatic)
+    recorded = {} if before is None else before["settings"]
+    # Earlier versions recorded only paths as they were typed, and no games if none were typed.
+    may_change |= TYPED_PATHS if paths.keys() <= recorded.keys() else paths.keys()
+    if recorded.get("games", 0) is None:
+        may_change |= {"games"}
+    try:
+        lock = open_run_directory(
+            config.out, description, may_change=may_change, may_grow=config.may_grow
+        )
+    except EbuError as error:
+        # The directory's flag has another name here.
+        raise type(error)(str(error).replace("--run-dir", "--out")) from error
+    with lock:
+        yield

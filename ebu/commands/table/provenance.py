@@ -55,7 +55,7 @@ def machine() -> str:
     """The processor and the graphics card."""
     import torch
 
-    from agents.distillation.deploy.latency import hardware
+    from ebu.run.cli import hardware
 
     card = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
     return ", ".join([hardware(), *card])

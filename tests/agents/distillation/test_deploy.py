@@ -1,7 +1,6 @@
 """Agents deployed: their files, and what is measured of them."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,19 @@ import pytest
 import torch
 from torch import nn
 
-from agents.distillation import deploy as deploying
-from agents.distillation.deploy import deploy, read_exports
-from agents.distillation.deploy.int8 import calibration_states
-from agents.distillation.deploy.latency import hardware, latencies
+from agents.distillation.deploy.deployment import (
+    EXPORTS,
+    calibration_states,
+    deploy,
+    latencies,
+    read_exports,
+)
 from agents.distillation.deploy.onnx_policy import OnnxPolicy
 from agents.distillation.records import Score
-from agents.trained import TrainedAgent
+from agents.distillation.settings import Stopped
 from ebu.errors import EbuError
 from ebu.evaluation import Act
+from ebu.run.cli import hardware
 from tests.agents.distillation.test_export import STATES, agent_of
 from tests.agents.distillation.test_report import score_of
 
@@ -33,7 +36,7 @@ class Scorer:
     def __init__(self) -> None:
         self.asked: list[Any] = []
 
-    def __call__(self, act: Act) -> Score | None:
+    def __call__(self, path: Path, act: Act) -> Score:
         self.asked.append(act)
         stacks = STATES.stacks(torch.arange(40))
         actions, _ = act(stacks, epsilon=0.0, rng=np.random.default_rng(0))
@@ -43,7 +46,7 @@ class Scorer:
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Scorer]:
     directory, scorer = tmp_path_factory.mktemp("deployed") / "export", Scorer()
-    return directory, deploy(directory, AGENTS, STATES, scorer, games=GAMES, calls=CALLS), scorer
+    return directory, deploy(directory, AGENTS, STATES, scorer, calls=CALLS), scorer
 
 
 def test_every_agent_gets_two_files_that_play(deployed: tuple[Path, Any, Scorer]) -> None:
@@ -68,7 +71,7 @@ def test_the_int8_file_itself_is_scored_and_compared_where_it_was_not_calibrated
     for name, record in records.items():
         int8 = record["int8"]
         policy = OnnxPolicy(directory / int8["onnx"])
-        assert int8["evaluation"] == Scorer()(policy.choose)
+        assert int8["evaluation"] == Scorer()(Path(), policy.choose)
         assert int8["calibrated_on"] + int8["states"] == len(STATES.held_out)
         _, judge = calibration_states(STATES)
         agreeing = [
@@ -92,50 +95,20 @@ def test_what_was_measured_is_kept(deployed: tuple[Path, Any, Scorer]) -> None:
     assert read_exports(directory) == {"exports": records, "left_out": {}}
 
 
-def test_deployed_again_no_game_is_played_twice(
-    tmp_path: Path, deployed: tuple[Path, Any, Scorer]
-) -> None:
-    directory, records, _ = deployed
-    shutil.copytree(directory, tmp_path / "export")
+def test_told_to_stop_nothing_is_recorded(tmp_path: Path) -> None:
+    def stop(path: Path, act: Act) -> Score:
+        raise Stopped
 
-    def score(_: Act) -> Score | None:
-        raise AssertionError("played again")
-
-    one = {"2-3-4/5-kl": AGENTS["2-3-4/5-kl"]}
-    again = deploy(tmp_path / "export", one, STATES, score, games=GAMES, calls=CALLS)
-    assert again is not None
-    before, after = (
-        {key: value for key, value in found["2-3-4/5-kl"].items() if key != "latency"}
-        for found in (records, again)
-    )
-    assert before == after
-
-
-def test_deployed_with_more_games_they_are_played(
-    tmp_path: Path, deployed: tuple[Path, Any, Scorer]
-) -> None:
-    shutil.copytree(deployed[0], tmp_path / "export")
-    more = score_of(1, 2, 3, 4, 5)
-    again = deploy(tmp_path / "export", AGENTS, STATES, lambda act: more, games=5, calls=CALLS)
-    assert again is not None
-    assert [record["int8"]["evaluation"] for record in again.values()] == [more] * len(AGENTS)
-    with_kept = deploy(tmp_path / "export", AGENTS, STATES, Scorer(), games=5, calls=CALLS)
-    assert with_kept is not None
-    assert [record["int8"]["evaluation"] for record in with_kept.values()] == [more] * len(AGENTS)
-
-
-def test_told_to_stop_nothing_is_said_to_be_measured(tmp_path: Path) -> None:
-    agents = {"net": agent_of("2-3-4/5")}
-    assert deploy(tmp_path, agents, STATES, lambda act: None, games=GAMES, calls=CALLS) is None
+    with pytest.raises(Stopped):
+        deploy(tmp_path, {"net": agent_of("2-3-4/5")}, STATES, stop, calls=CALLS)
     assert read_exports(tmp_path) == {"exports": {}, "left_out": {}}
-    assert not (tmp_path / "scores").exists()
 
 
 def test_what_is_no_single_network_is_left_out_and_noted(tmp_path: Path) -> None:
     ensemble = agent_of("2-3-4/5")
     ensemble.network = nn.ModuleList([ensemble.network])  # type: ignore[assignment]
     scorer = Scorer()
-    assert deploy(tmp_path, {"teacher": ensemble}, STATES, scorer, games=GAMES) == {}
+    assert deploy(tmp_path, {"teacher": ensemble}, STATES, scorer) == {}
     assert scorer.asked == []
     left_out = read_exports(tmp_path)["left_out"]
     assert left_out == {
@@ -144,16 +117,9 @@ def test_what_is_no_single_network_is_left_out_and_noted(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["export.json"]
 
 
-def test_an_agent_on_another_device_is_a_mistake(tmp_path: Path) -> None:
-    agent: TrainedAgent = agent_of("2-3-4/5")
-    agent.device = torch.device("cuda")
-    with pytest.raises(ValueError, match="timed on the CPU"):
-        deploy(tmp_path, {"net": agent}, STATES, Scorer(), games=GAMES)
-
-
 def test_damaged_records_are_one_line(tmp_path: Path) -> None:
     for damaged in ("{", json.dumps({"exports": {}}), "[]"):
-        (tmp_path / deploying.EXPORTS).write_text(damaged)
+        (tmp_path / EXPORTS).write_text(damaged)
         with pytest.raises(EbuError, match=r"export\.json") as failure:
             read_exports(tmp_path)
         assert "\n" not in str(failure.value)
@@ -178,7 +144,7 @@ class Clock:
 
 
 def test_percentiles_by_hand_in_turns_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agents.distillation.deploy.latency.WARMUP_CALLS", 2)
+    monkeypatch.setattr("agents.distillation.deploy.deployment.WARMUP_CALLS", 2)
     # The warm-up is slow, and not counted.
     taken = {"a": iter([10**6, 10**6, *range(1, 102)]), "b": iter([10**6] * 2 + [7] * 101)}
     clock = Clock(taken)
@@ -191,19 +157,3 @@ def test_percentiles_by_hand_in_turns_after_a_warm_up(monkeypatch: pytest.Monkey
     assert found == {"a": {"p50_us": 51, "p99_us": 100}, "b": {"p50_us": 7, "p99_us": 7}}
     assert clock.order == ["a", "b"] * 103
     assert torch.get_num_threads() == threads
-
-
-def test_threads_are_as_before_where_a_call_fails() -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with pytest.raises(ZeroDivisionError):
-            latencies({"a": lambda: 1 / 0})
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(threads)
-
-
-def test_the_hardware_is_one_line_without_table_signs() -> None:
-    assert hardware()
-    assert not set(hardware()) & {"\n", "|"}

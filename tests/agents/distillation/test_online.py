@@ -15,9 +15,10 @@ from agents import load_agent
 from agents.agent import policy_weights
 from agents.distillation import online
 from agents.distillation.losses import policy_divergence
-from agents.distillation.online import Students, student_directory
+from agents.distillation.online import Students
+from agents.distillation.records import student_directory
 from agents.distillation.students import build
-from agents.distillation.temperature import median_gap
+from agents.distillation.teachers import median_gap
 from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.evaluation import run as evaluate_run
 from ebu.commands.train_arguments import parse_arguments
@@ -307,15 +308,3 @@ def test_students_of_the_main_command(tmp_path: Path) -> None:
     assert settings["game"] == "CartPole-v1"
     with pytest.raises(UsageError, match=r"distill was \['net3', '4-4-4/8'\], is None"):
         build_trainer(parse_arguments(flags))
-
-
-@pytest.mark.parametrize(
-    ("names", "complaint"),
-    [
-        (["net9"], r"^--distill: unknown network 'net9': .*; did you mean net"),
-        (["net2", "net2"], r"^--distill net2 net2: name each once$"),
-    ],
-)
-def test_names_that_cannot_be_are_refused(names: list[str], complaint: str) -> None:
-    with pytest.raises(UsageError, match=complaint):
-        parse_arguments(["--distill", *names])

@@ -8,7 +8,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.distillation.report.retention import mean_of, retention_interval
+from agents.distillation.report.rows import mean_of, retention_interval
 from ebu.statistics import mean_interval
 
 games = st.lists(st.integers(-5, 5), min_size=4, max_size=6)

@@ -1,11 +1,8 @@
 """Sets of states: stacks, episodes held out, targets, joining, and what is on the disk."""
 
-import errno
-import os
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from agents.distillation.dataset import (
-    StateSet,
+    Dataset,
     draw_apart,
     hard_targets,
     hold_out,
     join,
+    load_or_make,
     load_states,
     save_states,
-    saved_or_made,
 )
 from ebu.errors import EbuError, UsageError
 from tests.made_up import same
@@ -30,7 +27,7 @@ from tests.made_up import same
 
 def set_of(
     *lengths: int, context: int = 0, stack: int = 3, seed: int = 0, shape: tuple[int, ...] = (2, 2)
-) -> StateSet:
+) -> Dataset:
     """Episodes of so many states, each behind `context` frames; frames count from 1."""
     draw = torch.Generator().manual_seed(seed)
     frames_of = [context + length for length in lengths]
@@ -42,7 +39,7 @@ def set_of(
     ]
     count = len(newest)
     numbers = torch.arange(1, sum(frames_of) + 1, dtype=torch.uint8)
-    return StateSet(
+    return Dataset(
         frames=numbers.view(-1, *[1] * len(shape)).expand(-1, *shape).contiguous(),
         episodes=torch.tensor(starts),
         held_out_episodes=hold_out(np.array(lengths), np.random.default_rng(seed)),
@@ -56,13 +53,11 @@ def set_of(
     )
 
 
-def equal(one: StateSet, other: StateSet) -> bool:
-    return all(
-        same(getattr(one, part.name), getattr(other, part.name)) for part in fields(StateSet)
-    )
+def equal(one: Dataset, other: Dataset) -> bool:
+    return all(same(getattr(one, part.name), getattr(other, part.name)) for part in fields(Dataset))
 
 
-def numbers(states: StateSet, index: int) -> list[int]:
+def numbers(states: Dataset, index: int) -> list[int]:
     """The frames of a state by what they hold."""
     pixels: list[int] = states.stacks(torch.tensor([index]))[0, :, 0, 0].tolist()
     return pixels
@@ -118,13 +113,6 @@ def test_whole_episodes_are_held_out(lengths: list[int], seed: int) -> None:
     assert not kept_apart & set(states.episode_of(train).tolist())
 
 
-def test_what_is_held_out_is_drawn_by_the_seed() -> None:
-    draws = [hold_out(np.ones(1000), np.random.default_rng(seed)) for seed in (0, 0, 1)]
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
-    assert [int(draw.sum()) for draw in draws] == [50, 50, 50]
-
-
 @given(lengths=st.lists(st.integers(1, 100), min_size=2, max_size=60), seed=st.integers(0, 9))
 def test_at_least_the_share_of_states_is_held_out_and_no_episode_more(
     lengths: list[int], seed: int
@@ -136,21 +124,9 @@ def test_at_least_the_share_of_states_is_held_out_and_no_episode_more(
     assert states.sum() - states.max() < 0.2 * sum(lengths)
 
 
-def test_something_is_left_to_train_on() -> None:
-    assert int(hold_out(np.array([1, 9]), np.random.default_rng(0), share=1.0).sum()) == 1
-
-
 def test_one_episode_cannot_be_split() -> None:
     with pytest.raises(EbuError, match="collect more"):
         hold_out(np.ones(1), np.random.default_rng(0))
-
-
-def test_the_median_gap_is_of_the_states_to_train_on() -> None:
-    states = set_of(3, 3, 3)
-    outputs = torch.zeros(9, 4)
-    outputs[states.train, 1] = 0.25
-    outputs[states.held_out, 1] = 100.0
-    assert replace(states, outputs=outputs).median_gap == 0.25
 
 
 def test_draws_apart_visit_every_episode_before_one_comes_again() -> None:
@@ -188,7 +164,7 @@ def test_labels_are_those_of_the_stacks() -> None:
     assert torch.equal(labelled.outputs, every[:, -2:].float())
 
 
-def targets_by_hand(states: StateSet, start: int, end: int, beta: float) -> list[float]:
+def targets_by_hand(states: Dataset, start: int, end: int, beta: float) -> list[float]:
     """Algorithm 2 for states start to end − 1, as a recursion in plain numbers."""
     outputs, actions = states.outputs.double().tolist(), states.actions.tolist()
     rewards = states.rewards.double().clamp(-1, 1).tolist()
@@ -251,11 +227,6 @@ def test_sets_of_different_games_are_not_joined() -> None:
             join([set_of(3, 2), other])
 
 
-def test_parts_that_do_not_fit_together_are_refused() -> None:
-    with pytest.raises(ValueError, match="4 rows for 5 states"):
-        replace(set_of(3, 2), rewards=torch.zeros(4))
-
-
 # --- on the disk ----------------------------------------------------------------------------
 
 
@@ -294,24 +265,11 @@ def test_any_damage_is_one_clear_line(tmp_path: Path) -> None:
     assert len(load_states(tmp_path / "states")) == 32
 
 
-def test_a_full_disk_leaves_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_states(tmp_path / "states", set_of(30, 2))
-
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr("agents.distillation.dataset.write_frames", full)
-        with pytest.raises(EbuError, match="free space"):
-            save_states(tmp_path / "states", set_of(5, 5))
-    assert len(load_states(tmp_path / "states")) == 32
-
-
 def test_a_directory_of_other_things_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     attempts: list[Callable[[], object]] = [
         lambda: save_states(tmp_path, set_of(2, 2)),
-        lambda: saved_or_made(tmp_path, {}, lambda: set_of(2, 2)),
+        lambda: load_or_make(tmp_path, {}, lambda: set_of(2, 2)),
         lambda: load_states(tmp_path),
         lambda: load_states(tmp_path / "absent"),
     ]
@@ -324,26 +282,15 @@ def test_a_directory_of_other_things_is_not_touched(tmp_path: Path) -> None:
 def test_what_was_saved_is_not_made_again(tmp_path: Path) -> None:
     made: list[int] = []
 
-    def make() -> StateSet:
+    def make() -> Dataset:
         made.append(1)
         return set_of(3, 4)
 
     source = {"seed": 3, "epsilon": 0.05, "shape": (2, 2)}
-    first = saved_or_made(tmp_path / "round", source, make)
-    again = saved_or_made(tmp_path / "round", source, make)
-    assert first is not None
-    assert again is not None
+    first = load_or_make(tmp_path / "round", source, make)
+    again = load_or_make(tmp_path / "round", source, make)
     assert made == [1]
     assert equal(first, again)
     assert first.sources == ({"seed": 3, "epsilon": 0.05, "shape": [2, 2]},)
     with pytest.raises(UsageError, match=r"epsilon was 0\.05, is 0\.1; games was None, is 2"):
-        saved_or_made(tmp_path / "round", {**source, "epsilon": 0.1, "games": 2}, make)
-
-
-def test_what_was_stopped_is_not_saved(tmp_path: Path) -> None:
-    assert saved_or_made(tmp_path / "round", {}, lambda: None) is None
-    assert files_of(tmp_path) == []
-    # A killed process leaves a hidden draft behind.
-    (tmp_path / "round" / ".states.1.tmp").mkdir(parents=True)
-    assert saved_or_made(tmp_path / "round", {}, lambda: set_of(2, 2)) is not None
-    assert [path.name for path in (tmp_path / "round").iterdir()] == ["states"]
+        load_or_make(tmp_path / "round", {**source, "epsilon": 0.1, "games": 2}, make)

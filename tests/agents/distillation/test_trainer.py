@@ -1,6 +1,7 @@
-"""Teaching one student: what is minimised, on what, and that nothing is lost by a kill."""
+"""Trainer a student: what is minimised, on which states, and resuming to the bit."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,21 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from agents.distillation import losses
-from agents.distillation.dataset import StateSet
-from agents.distillation.objective import LossConfig
+from agents.distillation.dataset import Dataset
+from agents.distillation.settings import DistillConfig
 from agents.distillation.students import Student, build
-from agents.distillation.trainer import PROGRESS, Lesson, TeachingConfig, Training
-from agents.trained import TrainedAgent
-from ebu.errors import EbuError, UsageError
-from tests.agents.distillation.test_states import set_of
-from tests.made_up import CPU
+from agents.distillation.trainer import PROGRESS, Supervision, Trainer
+from ebu.errors import EbuError
+from tests.agents.distillation.small_pipelines import SIDE, config_with, teacher_of
+from tests.agents.distillation.test_dataset import set_of
+from tests.distillations import scalars
 
-SIDE, ACTIONS, BATCH = 36, 4, 8
-CONFIG = TeachingConfig(updates=12, batch_size=BATCH, learning_rate=1e-2, log_every_updates=4)
+ACTIONS, BATCH = 4, 8
+CONFIG = config_with(updates=12, batch_size=BATCH, learning_rate=1e-2, log_every_updates=4)
 KL = {"kl": 1.0}
 
 
@@ -31,83 +31,75 @@ def network(name: str, seed: int) -> Student:
     return build(name, ACTIONS, stack=3, frame_shape=(SIDE, SIDE), generator=generator)
 
 
-def lesson_of(weights: dict[str, float] = KL, **changes: Any) -> Lesson:
+def supervision_of(weights: dict[str, float] = KL, **changes: Any) -> Supervision:
     """Made-up frames, labelled by a network."""
-    environment = {"num_actions": ACTIONS, "stack": 3, "frame_shape": [SIDE, SIDE]}
-    config = {"settings": {"network": "3-3-3/6"}, "environment": environment}
-    teacher = TrainedAgent(network("3-3-3/6", 1).network, "values", config, 100, CPU, [])
+    teacher = teacher_of(1, num_actions=ACTIONS)
     states = set_of(*[6] * 10, shape=(SIDE, SIDE))
     frames = torch.randint(256, states.frames.shape, generator=torch.Generator().manual_seed(2))
     states = replace(states, frames=frames.to(torch.uint8)).relabelled(teacher.outputs_of)
-    lesson = Lesson(teacher, states, weights, LossConfig(), temperature=0.5)
-    return replace(lesson, **changes)
+    supervision = Supervision(teacher, states, weights, CONFIG, temperature=0.5)
+    return replace(supervision, **changes)
 
 
-def training_in(
+def trainer_in(
     directory: Path,
     weights: dict[str, float] = KL,
     *,
     student: Student | None = None,
-    config: TeachingConfig = CONFIG,
+    config: DistillConfig = CONFIG,
     **options: Any,
-) -> Training:
-    lesson = options.pop("lesson", None) or lesson_of(weights)
+) -> Trainer:
+    supervision = options.pop("supervision", None) or supervision_of(weights)
     rng = options.pop("rng", None) or np.random.default_rng(3)
     student = student or network("2-2-2/4", 0)
-    return Training(directory, student, lesson, config, rng=rng, **options)
+    return Trainer(directory, [student], [supervision], replace(config, **options), rng=rng)
 
 
-def weights_of(training: Training) -> dict[str, Tensor]:
-    return {name: weight.clone() for name, weight in training.student.state_dict().items()}
-
-
-def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
-    return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
-    }
+def weights_of(training: Trainer) -> dict[str, Tensor]:
+    return {name: weight.clone() for name, weight in training.pairs[0][0].state_dict().items()}
 
 
 # --- what is learnt -------------------------------------------------------------------------
 
 
 def test_updates_are_adams_on_the_divergence_with_half_a_cosine(tmp_path: Path) -> None:
-    training = training_in(tmp_path, config=replace(CONFIG, updates=5))
+    training = trainer_in(tmp_path, config=replace(CONFIG, updates=5))
     assert training.run()
 
-    lesson, other, rng = lesson_of(), network("2-2-2/4", 0), np.random.default_rng(3)
+    supervision, other, rng = supervision_of(), network("2-2-2/4", 0), np.random.default_rng(3)
     rng.integers(2**63)  # what losses draw
     adam = torch.optim.Adam(other.parameters())
-    train = lesson.states.train
+    train = supervision.dataset.train
     for update in range(5):
         indices = train[torch.from_numpy(rng.integers(len(train), size=BATCH))]
-        outputs = other(lesson.states.stacks(indices))
-        loss = losses.policy_divergence(lesson.states.outputs[indices], outputs, temperature=0.5)
+        outputs = other(supervision.dataset.stacks(indices))
+        loss = losses.policy_divergence(
+            supervision.dataset.outputs[indices], outputs, temperature=0.5
+        )
         adam.param_groups[0]["lr"] = 1e-2 * (1 + math.cos(math.pi * update / 5)) / 2
         adam.zero_grad()
         loss.backward()
         adam.step()
     for name, weight in other.state_dict().items():
-        torch.testing.assert_close(training.student.state_dict()[name], weight)
+        torch.testing.assert_close(training.pairs[0][0].state_dict()[name], weight)
 
 
 @pytest.mark.parametrize("weights", [KL, {"kl": 1.0, "distance": 1.0}])
 def test_held_out_episodes_are_never_trained_on(
     weights: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = training_in(tmp_path, weights, config=replace(CONFIG, log_every_updates=100))
+    training = trainer_in(tmp_path, weights, config=replace(CONFIG, log_every_updates=100))
     drawn: list[Tensor] = []
-    real = StateSet.stacks
+    real = Dataset.stacks
 
-    def noticing(states: StateSet, indices: Tensor) -> Tensor:
+    def noticing(states: Dataset, indices: Tensor) -> Tensor:
         drawn.append(indices)
         return real(states, indices)
 
-    monkeypatch.setattr(StateSet, "stacks", noticing)
-    monkeypatch.setattr(Training, "_log", lambda training: None)
+    monkeypatch.setattr(Dataset, "stacks", noticing)
+    monkeypatch.setattr(Trainer, "_log", lambda training: None)
     training.run()
-    states = training.lesson.states
+    states = training.pairs[0][1].dataset
     assert len(drawn) == CONFIG.updates
     episodes = [states.episode_of(indices) for indices in drawn]
     assert not states.held_out_episodes[torch.cat(episodes)].any()
@@ -117,30 +109,30 @@ def test_held_out_episodes_are_never_trained_on(
 
 
 def test_a_student_becomes_like_its_teacher(tmp_path: Path) -> None:
-    config = TeachingConfig(updates=150, batch_size=32, log_every_updates=75)
-    training = training_in(tmp_path, student=network("8-8-8/16", 0), config=config)
-    before = training.held_out()
+    config = config_with(updates=150, batch_size=32, log_every_updates=75)
+    training = trainer_in(tmp_path, student=network("8-8-8/16", 0), config=config)
+    before = training.measure()
     training.run()
-    after = training.held_out()
+    after = training.measure()
     assert after["loss"] < before["loss"] / 2
-    assert after["states"] == before["states"] == len(training.lesson.states.held_out)
+    assert after["states"] == before["states"] == len(training.pairs[0][1].dataset.held_out)
 
 
 def test_what_is_measured_on_held_out_states(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    states = lesson_of().states
+    states = supervision_of().dataset
     taught = torch.tensor([[0.0, 1.0, 3.0, 2.0], [5.0, 1.0, 1.0, 4.5], [2.0, 0.0, 0.0, 0.0]])
     # The teacher's action, then one that costs 0.5, then one that costs 2.
     outputs = torch.tensor([[0.0, 0.0, 9.0, 0.0], [0.0, 0.0, 0.0, 9.0], [0.0, 9.0, 0.0, 0.0]])
     rows = torch.arange(len(states)) % 3
-    lesson = lesson_of(states=replace(states, outputs=taught[rows]))
-    training = training_in(tmp_path, lesson=lesson)
+    supervision = supervision_of(dataset=replace(states, outputs=taught[rows]))
+    training = trainer_in(tmp_path, supervision=supervision)
     monkeypatch.setattr("agents.distillation.trainer.HELD_OUT_BATCH", 4)
     parts = iter(states.held_out.split(4))
     monkeypatch.setattr(Student, "forward", lambda student, stacks: outputs[rows[next(parts)]])
     assert len(states.held_out) == 6
-    held_out = training.held_out()
+    held_out = training.measure()
     assert held_out["agreement"] == pytest.approx(1 / 3)
     assert held_out["regret"] == pytest.approx((0 + 0.5 + 2) / 3)
     expected = losses.policy_divergence(taught, outputs, temperature=0.5).item()
@@ -150,15 +142,15 @@ def test_what_is_measured_on_held_out_states(
 def test_the_held_out_loss_is_the_main_one_alone_and_the_same_when_asked_again(
     tmp_path: Path,
 ) -> None:
-    alone = training_in(tmp_path / "alone", {"noisy": 1.0})
-    beside = training_in(tmp_path / "beside", {"noisy": 1.0, "attention": 3.0})
-    assert alone.held_out() == alone.held_out() == beside.held_out()
+    alone = trainer_in(tmp_path / "alone", {"noisy": 1.0})
+    beside = trainer_in(tmp_path / "beside", {"noisy": 1.0, "attention": 3.0})
+    assert alone.measure() == alone.measure() == beside.measure()
 
 
 def test_losses_on_layers_train_the_student(tmp_path: Path) -> None:
     runs = {}
     for name, weights in {"alone": KL, "hint": {**KL, "hint": 1.0, "hint_dense": 0.1}}.items():
-        training = training_in(tmp_path / name, weights)
+        training = trainer_in(tmp_path / name, weights)
         training.run()
         runs[name] = weights_of(training)
     assert any(not torch.equal(runs["alone"][name], runs["hint"][name]) for name in runs["hint"])
@@ -169,27 +161,19 @@ def test_losses_on_layers_train_the_student(tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """Ends a training as a signal would: nothing is saved on the way."""
+    """Ends a training as a signal would: without saving."""
 
 
-@pytest.mark.parametrize(
-    "weights",
-    [
-        KL,
-        {"kl": 1.0, "hint": 0.5, "adversarial": 0.1},
-        {"noisy": 1.0, "distance": 0.5},
-    ],
-    ids=str,
-)
-def test_a_training_that_is_killed_ends_with_the_same_bits(
-    weights: dict[str, float], tmp_path: Path
-) -> None:
-    whole = training_in(tmp_path / "whole", weights)
+def assert_killed_training_ends_with_the_same_bits(start: Callable[..., Trainer]) -> None:
+    """Kill trainings before and after checkpoints, stop one, and compare the end with a whole one.
+
+    `start` makes or resumes a training from the name of its directory and changed settings.
+    """
+    whole = start("whole")
     assert whole.run()
+    seen: list[int] = []
 
-    directory, seen = tmp_path / "killed", []
-
-    def kill_at(last: int) -> Any:
+    def kill_at(last: int) -> Callable[[int], None]:
         def progress(updates: int) -> None:
             seen.append(updates)
             if updates == last:
@@ -200,35 +184,48 @@ def test_a_training_that_is_killed_ends_with_the_same_bits(
     # Before a checkpoint; after some, the last of them the update before.
     for last in (2, 6, 9):
         with pytest.raises(Killed):
-            training_in(directory, weights, checkpoint_minutes=0 if last > 2 else 10).run(
+            start("killed", checkpoint_minutes=0.0 if last > 2 else 10.0).run(
                 progress=kill_at(last)
             )
-    # Told to stop: a checkpoint at that moment.
-    stopped = training_in(directory, weights, checkpoint_minutes=10)
+    # Told to stop: a checkpoint at that update.
+    stopped = start("killed", checkpoint_minutes=10.0)
     assert not stopped.run(should_stop=lambda: stopped.updates == 11)
     stopped.close()
-    again = training_in(directory, weights)
+    again = start("killed")
     assert again.updates == 11
     assert again.run()
     assert seen == [1, 2, 1, 2, 3, 4, 5, 6, 6, 7, 8, 9]
-
-    for name, weight in weights_of(whole).items():
-        assert torch.equal(weight, again.student.state_dict()[name]), name
-    assert whole.held_out() == again.held_out()
-    for training in (whole, again):
-        training.close()
-    logged = scalars(tmp_path / "whole")
-    assert scalars(directory) == logged
+    for (one, _), (other, _) in zip(whole.pairs, again.pairs, strict=True):
+        for name, weight in one.state_dict().items():
+            assert torch.equal(weight, other.state_dict()[name]), name
+    assert whole.measure() == again.measure()
+    for trainer in (whole, again):
+        trainer.close()
+    logged = scalars(whole.directory)
+    assert scalars(again.directory) == logged
     assert [step for step, _ in logged["held_out/loss"]] == [4, 8, 12]
     assert {"train/loss", "held_out/agreement", "held_out/regret"} <= set(logged)
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [KL, {"kl": 1.0, "hint": 0.5, "adversarial": 0.1}, {"noisy": 1.0, "distance": 0.5}],
+    ids=str,
+)
+def test_a_killed_training_ends_with_the_same_bits(
+    weights: dict[str, float], tmp_path: Path
+) -> None:
+    assert_killed_training_ends_with_the_same_bits(
+        lambda name, **changes: trainer_in(tmp_path / name, weights, **changes)
+    )
+
+
 def test_a_finished_training_is_found_finished(tmp_path: Path) -> None:
-    first = training_in(tmp_path)
+    first = trainer_in(tmp_path)
     first.run()
     first.log_score(7.0)
     first.close()
-    again = training_in(tmp_path)
+    again = trainer_in(tmp_path)
     assert (again.updates, again.seconds) == (CONFIG.updates, first.seconds)
     assert again.run(progress=lambda updates: pytest.fail("it was finished"))
     # What was logged behind the checkpoint is logged again.
@@ -237,58 +234,37 @@ def test_a_finished_training_is_found_finished(tmp_path: Path) -> None:
     assert scalars(tmp_path)["score/mean"] == [(CONFIG.updates, 7.0)]
 
 
-def test_another_seed_is_another_student(tmp_path: Path) -> None:
-    one = training_in(tmp_path / "one")
-    other = training_in(tmp_path / "other", rng=np.random.default_rng(4))
-    for training in (one, other):
-        training.run()
-    assert any(
-        not torch.equal(one.student.state_dict()[name], weight)
-        for name, weight in weights_of(other).items()
-    )
-
-
 # --- what goes wrong ------------------------------------------------------------------------
 
 
 def test_a_broken_checkpoint_is_one_line(tmp_path: Path) -> None:
-    training_in(tmp_path).run()
+    trainer_in(tmp_path).run()
     (checkpoint,) = (tmp_path / PROGRESS).iterdir()
     with (checkpoint / "state.safetensors").open("ab") as file:
         file.write(b"?")
     with pytest.raises(EbuError, match=r"^every checkpoint in .* is damaged .*; put back") as error:
-        training_in(tmp_path)
+        trainer_in(tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_the_checkpoint_of_another_student_is_one_line(tmp_path: Path) -> None:
-    training_in(tmp_path).run()
+    trainer_in(tmp_path).run()
     with pytest.raises(EbuError, match=r"another training .*: delete that directory") as error:
-        training_in(tmp_path, student=network("3-2-2/4", 0))
+        trainer_in(tmp_path, student=network("3-2-2/4", 0))
     assert "\n" not in str(error.value)
 
 
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
-    training = training_in(tmp_path)
+    training = trainer_in(tmp_path)
     with torch.no_grad():
-        next(training.student.parameters()).fill_(math.nan)
+        next(training.pairs[0][0].parameters()).fill_(math.nan)
     with pytest.raises(EbuError, match="no longer a number after 4 updates: lower --learning-rate"):
         training.run()
 
 
-@pytest.mark.parametrize(
-    "flag", ["--updates", "--batch-size", "--learning-rate", "--log-every-updates"]
-)
-def test_settings_must_be_positive(flag: str) -> None:
-    name = flag.removeprefix("--").replace("-", "_")
-    with pytest.raises(UsageError, match=f"^{flag} must be positive"):
-        replace(CONFIG, **{name: 0}).check()
-    CONFIG.check()
-
-
 def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
     weights = {"kl": 1.0, "hint": 0.1}
-    training = training_in(tmp_path, weights, precision="bfloat16")
+    training = trainer_in(tmp_path, weights, precision="bfloat16")
     training.run()
-    assert {weight.dtype for weight in training.student.parameters()} == {torch.float32}
-    assert math.isfinite(training.held_out()["loss"])
+    assert {weight.dtype for weight in training.pairs[0][0].parameters()} == {torch.float32}
+    assert math.isfinite(training.measure()["loss"])

@@ -11,24 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from agents.distillation.collect import collect
-from agents.distillation.experimental import ensembles as ensemble
+from agents.distillation.experimental import ensembles
 from agents.distillation.experimental.ensembles import (
     MeanPolicy,
-    Member,
-    as_ensemble,
+    check,
     check_members,
+    join_teachers,
     learners_of,
-    load_members,
 )
-from agents.distillation.pipeline import Pupil, Stopped
-from agents.distillation.procedures import ProcedureConfig, check_ensemble, check_single
-from agents.distillation.sources import rng_of
-from agents.distillation.temperature import median_gap
+from agents.distillation.pipeline import rng_of
+from agents.distillation.settings import Stopped, StudentSpec
+from agents.distillation.teachers import Teacher, load_teachers, median_gap
 from agents.trained import load_agent
 from ebu.errors import UsageError
 from ebu.run.checkpoint import load_latest, save_checkpoint
 from ebu.run.directory import write_config
-from tests.agents.distillation.made_up_teachers import SIDE, STACK, procedure_in, teacher_of
+from tests.agents.distillation.small_pipelines import (
+    SIDE,
+    STACK,
+    config_with,
+    pipeline_in,
+    teacher_of,
+)
 from tests.made_up import CPU
 
 
@@ -76,35 +80,34 @@ def test_what_no_member_would_do_has_a_logarithm_too() -> None:
     assert torch.softmax(outputs, dim=1)[0].tolist() == pytest.approx([0, 1])
 
 
-# --- the procedure --------------------------------------------------------------------------
+# --- the pipeline --------------------------------------------------------------------------
 
 
 def test_each_member_has_the_temperature_of_its_own_play(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ensemble, "PROBE_STATES", 80)
-    members = [Member(teacher_of(seed), tmp_path / str(seed)) for seed in range(2)]
-    procedure = procedure_in(tmp_path / "out", members[0].agent)
-    joined = as_ensemble(procedure, members)
+    monkeypatch.setattr(ensembles, "PROBE_STATES", 80)
+    members = [Teacher(teacher_of(seed), tmp_path / str(seed)) for seed in range(2)]
+    pipeline = pipeline_in(tmp_path / "out", members[0].agent)
+    joined = join_teachers(pipeline, members)
     teacher = joined.teacher
-    assert (teacher.outputs, joined.temperature, teacher.frames) == ("logits", "auto", 200)
+    assert (teacher.outputs, joined.config.temperature, teacher.frames) == ("logits", "auto", 200)
     record = json.loads((tmp_path / "out" / "ensemble.json").read_text())["members"]
     assert [member["member"] for member in record] == [str(member.run_dir) for member in members]
     temperatures = [member["temperature"] for member in record]
     for number, member in enumerate(members):
-        rng = rng_of(procedure.seed, ensemble.PROBE, number)
-        env = procedure.make_games(ensemble.PROBE_GAMES, int(rng.integers(2**31)))
+        rng = rng_of(pipeline.config.seed, ensembles.PROBE, number)
+        env = pipeline.evaluator.new_env(ensembles.PROBE_GAMES, int(rng.integers(2**31)))
         own = collect(env, member.agent.outputs_of, count=80, rng=rng)
         assert own is not None
         assert temperatures[number] == record[number]["gap"] == median_gap(own.outputs)
-    states = joined.gather("play", 80, 1, 8, Pupil("2-2-2/4", {"kl": 1.0}, 0))
-    baselines = joined.baselines(joined.teacher.choose)
-    described = joined.describe_teacher(states, baselines, 1)
+    states = joined.collect_states(StudentSpec("2-2-2/4", {"kl": 1.0}, 0))
+    described = joined.describe_teacher(states, joined.baselines())
     assert described["run_dir"] == ", ".join(member.name for member in members)
     assert described["network"] == "2 × 3-3-3/6"
     # Labels are the mean policy at temperature 1.
-    lesson = joined.lesson(states, {"kl": 1.0})
-    assert lesson.temperature == 1.0
+    supervision = joined.supervise(states, {"kl": 1.0})
+    assert supervision.temperature == 1.0
     stacks = states.stacks(torch.arange(5))
     policies = [
         torch.softmax(member.agent.outputs_of(stacks) / tau, dim=1)
@@ -114,37 +117,37 @@ def test_each_member_has_the_temperature_of_its_own_play(
         torch.softmax(states.outputs[:5], dim=1), torch.stack(policies).mean(dim=0)
     )
 
-    # Taken up again, nobody plays again; and a student can be taught and scored.
+    # In a second call nothing is played again; and a student can be trained and scored.
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("it was measured")
 
-    monkeypatch.setattr(ensemble, "collect", refuse)
-    again = as_ensemble(procedure, members)
+    monkeypatch.setattr(ensembles, "collect", refuse)
+    again = join_teachers(pipeline, members)
     assert torch.equal(again.teacher.outputs_of(stacks), joined.teacher.outputs_of(stacks))
-    pupil = Pupil("2-2-2/4", {"kl": 1.0}, 0)
-    taught = again.teach(pupil, lesson)
-    assert taught["held_out"]["states"] == len(states.held_out)
-    assert load_agent(again.directory(pupil)).outputs == "logits"
+    spec = StudentSpec("2-2-2/4", {"kl": 1.0}, 0)
+    record_of = again.train(spec, supervision)
+    assert record_of["held_out"]["states"] == len(states.held_out)
+    assert load_agent(again.directory(spec)).outputs == "logits"
 
 
 @pytest.mark.parametrize(("setting", "expected"), [("rusu", 0.01), ("0.3", 0.3)])
 def test_a_temperature_that_is_set_is_each_members(
     setting: str, expected: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ensemble, "PROBE_STATES", 16)
-    members = [Member(teacher_of(seed), tmp_path / str(seed)) for seed in range(2)]
-    joined = as_ensemble(procedure_in(tmp_path, members[0].agent, temperature=setting), members)
+    monkeypatch.setattr(ensembles, "PROBE_STATES", 16)
+    members = [Teacher(teacher_of(seed), tmp_path / str(seed)) for seed in range(2)]
+    joined = join_teachers(pipeline_in(tmp_path, members[0].agent, temperature=setting), members)
     network = joined.teacher.network
     assert isinstance(network, MeanPolicy)
     assert network.temperatures.tolist() == pytest.approx([expected] * 2)
-    assert joined.temperature == "auto"
+    assert joined.config.temperature == "auto"
 
 
 def test_told_to_stop_nothing_is_written(tmp_path: Path) -> None:
-    members = [Member(teacher_of(seed), tmp_path / str(seed)) for seed in range(2)]
-    procedure = procedure_in(tmp_path, members[0].agent, should_stop=lambda: True)
+    members = [Teacher(teacher_of(seed), tmp_path / str(seed)) for seed in range(2)]
+    pipeline = pipeline_in(tmp_path, members[0].agent, should_stop=lambda: True)
     with pytest.raises(Stopped):
-        as_ensemble(procedure, members)
+        join_teachers(pipeline, members)
     assert not (tmp_path / "ensemble.json").exists()
 
 
@@ -162,8 +165,9 @@ def adaptive_run(run_dir: Path, **settings: Any) -> Path:
     return run_dir
 
 
-def games_of(run_dirs: list[Path], *, all_learners: bool = True) -> dict[str, list[Member]]:
-    return load_members(run_dirs, "final", CPU, all_learners=all_learners)
+def games_of(run_dirs: list[Path], *, all_learners: bool = True) -> dict[str, list[Teacher]]:
+    config = replace(config_with(all_learners=all_learners), run_dirs=tuple(run_dirs))
+    return load_teachers(config, CPU)
 
 
 def test_the_learners_of_adaptive_ebu_are_members(tmp_path: Path) -> None:
@@ -180,10 +184,10 @@ def test_the_learners_of_adaptive_ebu_are_members(tmp_path: Path) -> None:
 def test_learners_see_frames_together_and_runs_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ensemble, "PROBE_STATES", 16)
+    monkeypatch.setattr(ensembles, "PROBE_STATES", 16)
     members = learners_of(adaptive_run(tmp_path / "run"), "final", CPU)
-    members.append(Member(teacher_of(5), tmp_path / "other"))
-    joined = as_ensemble(procedure_in(tmp_path / "out", members[0].agent), members)
+    members.append(Teacher(teacher_of(5), tmp_path / "other"))
+    joined = join_teachers(pipeline_in(tmp_path / "out", members[0].agent), members)
     assert joined.teacher.frames == 200
 
 
@@ -215,7 +219,7 @@ def test_an_ensemble_of_one_learner_is_refused(settings: dict[str, Any], tmp_pat
 
 
 def test_members_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
-    first = Member(teacher_of(0), tmp_path / "first")
+    first = Teacher(teacher_of(0), tmp_path / "first")
     for part, key, value in (
         ("settings", "protocol", "machado"),
         ("settings", "game", "pong"),
@@ -224,52 +228,27 @@ def test_members_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
     ):
         agent = teacher_of(1)
         agent.config[part][key] = value
-        with pytest.raises(UsageError, match=f"^{key} of .*first is .* of .*other .*: an ensemble"):
-            check_members([first, Member(agent, tmp_path / "other")])
-
-
-def test_what_an_ensemble_cannot_teach_is_refused() -> None:
-    check_ensemble(["net2", "teacher"], [{"kl": 1.0, "hint_dense": 0.0}, {"hard": 1.0}], None)
-    with pytest.raises(UsageError, match=r"^hint_dense compares layers .*: leave --hint-dense out"):
-        check_ensemble(["net2"], [{"kl": 1.0}, {"kl": 1.0, "hint_dense": 0.1}], None)
-    with pytest.raises(UsageError, match=r"^--students teacher@half starts .* an ensemble"):
-        check_ensemble(["net2", "teacher@half"], [{"kl": 1.0}], None)
-    for losses, asked in (([{"regression": 1.0}], None), ([{"hinton": 1.0}], "values")):
-        with pytest.raises(UsageError, match=r"^an ensemble is a policy, which has no values"):
-            check_ensemble(["net2"], losses, asked)  # type: ignore[arg-type]
+        with pytest.raises(
+            UsageError, match=f"^{key} of .*first is .* of .*other .*: members of an ensemble"
+        ):
+            check_members([first, Teacher(agent, tmp_path / "other")])
 
 
 @pytest.mark.parametrize(
-    ("config", "students", "complaint"),
+    ("changes", "complaint"),
     [
-        (ProcedureConfig(generations=0), ["net2"], "--generations must be positive"),
-        (ProcedureConfig(generations=2, mutual=True), ["net2"], "leave one out"),
-        (
-            ProcedureConfig(generations=2),
-            ["net2", "teacher@half"],
-            "--students teacher@half starts",
-        ),
+        ({"hint_dense": 0.1}, "hint_dense compares layers .*: leave --hint-dense out"),
+        ({"students": ("net2", "teacher@half")}, "--students teacher@half starts .* an ensemble"),
+        ({"loss": "regression"}, "an ensemble is a policy, which has no values"),
+        ({"loss": "hinton", "outputs": "values"}, "an ensemble is a policy, which has no values"),
     ],
 )
-def test_procedures_that_do_not_go_together_are_one_line(
-    config: ProcedureConfig, students: list[str], complaint: str
+def test_what_an_ensemble_cannot_teach_is_refused(
+    changes: dict[str, Any], complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UsageError, match=complaint):
-        config.check(students)
-    replace(config, generations=1).check(students)
-
-
-@pytest.mark.parametrize(
-    ("config", "flag"),
-    [
-        (ProcedureConfig(generations=2), "--generations"),
-        (ProcedureConfig(refine_labels=True), "--refine-labels"),
-        (ProcedureConfig(mutual=True), "--mutual"),
-    ],
-)
-def test_several_games_in_one_network_are_learnt_offline_alone(
-    config: ProcedureConfig, flag: str
-) -> None:
-    check_single(ProcedureConfig(), ["pong", "breakout"], ["net2"])
-    with pytest.raises(UsageError, match=f"^{flag} is for one game, .* pong and breakout"):
-        check_single(config, ["pong", "breakout"], ["net2"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    good = config_with(students=("net2", "teacher"))
+    check(good, good.plan())
+    config = replace(good, **changes)
+    with pytest.raises(UsageError, match=f"^{complaint}"):
+        check(config, config.plan())
