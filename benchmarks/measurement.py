@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 from ebu.errors import UsageError
-from ebu.run.cli import parse
+from ebu.run.cli import all_cores, parse
 from ebu.run.files import write_whole
+from ebu.run.hardware import graphics_card, processor
 from ebu.run.settings import NotNegative
 from envs.games import canonical_game
 
@@ -91,14 +92,11 @@ def parse_settings(settings_type: type[SettingsT], description: str) -> Settings
 
 def state(settings: BenchmarkSettings, packages: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
     """The hardware, what else it is doing, the versions and the settings of a measurement."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     machine = {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cpu": processor(),
+        "cores": all_cores(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": graphics_card(),
         "system": platform.platform(),
         "load_average_before": os.getloadavg()[0],
     }

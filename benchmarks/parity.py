@@ -22,20 +22,20 @@ of `graphed` and of `again` after 1, 10, ... and all updates; `bitwise`, whether
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agents import Agent, Learner, build_agent
-from benchmarks.measurement import BenchmarkSettings, atari_game, markdown, run_benchmark, say
-from benchmarks.runs import network_arguments, random_play
+from benchmarks.measurement import atari_game, markdown, run_benchmark, say
+from benchmarks.runs import PlaySettings, network_arguments, random_play
 from ebu.commands.presets import DEFAULT, for_agent
 from ebu.errors import UsageError
 from ebu.replay import EpisodicReplay
 from ebu.run.cli import run_command
-from ebu.run.settings import Bounds, Device, Positive
+from ebu.run.settings import Positive
 from ebu.training import Trainer
 
 # The first update moves the weights by 2e-3 of their norm, later ones by a tenth of that. Adam's
@@ -45,27 +45,15 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-3}
 
 
 @dataclass(frozen=True)
-class Settings(BenchmarkSettings):
+class Settings(PlaySettings):
     """What is compared."""
 
-    game: str = "pong"
-    """An Atari game, played at random."""
     agents: tuple[Literal["ebu", "dqn"], ...] = ("ebu", "dqn")
     """Our agents."""
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     """Arithmetic of the networks."""
-    deterministic: bool = False
-    """On a GPU, take only operations that give the same bits every time."""
     updates: Positive = 1_000
     """Gradient steps of each."""
-    steps: Annotated[int, Bounds(least=100)] = 1_200
-    """Vector steps of play in the memory."""
-    num_envs: Positive = 16
-    """Environments that play them."""
-    threads: Positive = 2
-    """Threads of torch."""
-    device: Device = "auto"
-    """auto, cpu or cuda."""
 
 
 def agents_of(name: str, precision: str, seed: int, trainer: Trainer) -> dict[str, Agent]:
@@ -128,15 +116,7 @@ def difference(agent: Agent, other: Agent) -> Tensor:
 
 def measure(settings: Settings) -> dict[str, Any]:
     """All figures."""
-    with random_play(
-        settings.steps,
-        game=settings.game,
-        num_envs=settings.num_envs,
-        seed=settings.seed,
-        device=settings.device,
-        deterministic=settings.deterministic,
-        threads=settings.threads,
-    ) as trainer:
+    with random_play(settings) as trainer:
         return {"tolerance": TOLERANCE, "parity": compare(settings, trainer)}
 
 

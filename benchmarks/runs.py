@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from multiprocessing import get_context
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import torch
 
 from benchmarks.measurement import BenchmarkSettings
 from ebu.errors import EbuError, UsageError
 from ebu.run.progress import Progress
-from ebu.run.settings import Device, NotNegative, Positive, PositiveFloat
+from ebu.run.settings import Bounds, Device, NotNegative, Positive, PositiveFloat
 from ebu.training import Mark, Trainer
 
 FRAMES_PER_STEP = 4
@@ -31,6 +31,9 @@ NEVER = 10**9
 # What the stages of our loop are made of; `target_passes` and `targets` are parts of `learning`.
 STAGES = ("acting", "sending", "learning", "emulator_wait", "storing")
 PARTS_OF_LEARNING = ("target_passes", "targets")
+
+# Settings of random play that are flags of train.py.
+_OF_A_RUN = ("game", "num_envs", "seed", "threads", "device", "deterministic")
 
 ResultT = TypeVar("ResultT")
 
@@ -153,24 +156,42 @@ def open_run(run_dir: str, **settings: Any) -> Trainer:
     return build_trainer(parse_arguments(arguments))
 
 
-@contextmanager
-def random_play(steps: int, *, num_envs: int, **settings: Any) -> Iterator[Trainer]:
-    """A run that has played `steps` vector steps at random and learnt nothing.
+@dataclass(frozen=True)
+class PlaySettings(BenchmarkSettings):
+    """Random play that fills a replay memory, to be learnt from."""
 
-    Its replay memory holds all of them, and at least one segment of each environment.
+    game: str = "pong"
+    """An Atari game, played at random."""
+    num_envs: Positive = 16
+    """Environments that play."""
+    steps: Annotated[int, Bounds(least=100)] = 1_200
+    """Vector steps of play in the memory; a game of Pong is over in a thousand."""
+    threads: Positive = 2
+    """Threads of torch."""
+    device: Device = "auto"
+    """auto, cpu or cuda."""
+    deterministic: bool = False
+    """On a GPU, take only operations that give the same bits every time."""
+
+
+@contextmanager
+def random_play(settings: PlaySettings) -> Iterator[Trainer]:
+    """A run that has played at random and learnt nothing.
+
+    Its replay memory holds all steps, and at least one segment of each environment.
     """
-    frames = steps * num_envs * FRAMES_PER_STEP
+    transitions = settings.steps * settings.num_envs
+    frames = transitions * FRAMES_PER_STEP
     with tempfile.TemporaryDirectory() as run_dir:
         trainer = open_run(
             run_dir,
             frames=frames,
-            num_envs=num_envs,
             learning_starts=NEVER,
             # A quarter of a ring, after which a segment is cut, is less than was played.
-            replay_capacity=3 * steps * num_envs,
+            replay_capacity=3 * transitions,
             epsilon_start=1,
             epsilon_end=1,
-            **settings,
+            **{name: getattr(settings, name) for name in _OF_A_RUN},
         )
         try:
             trainer.run(frames)

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -39,19 +39,18 @@ from agents.segment_target import PASS_STATES
 from agents.stacked import StackedLearner
 from benchmarks.limits import Flops, copy_rate, count_flops, matrix_rate
 from benchmarks.measurement import (
-    BenchmarkSettings,
     atari_game,
     markdown,
     run_benchmark,
     say,
     times,
 )
-from benchmarks.runs import BATCH_SIZE, network_arguments, random_play
+from benchmarks.runs import BATCH_SIZE, PlaySettings, network_arguments, random_play
 from ebu.commands.presets import DEFAULT, for_agent
 from ebu.errors import UsageError
 from ebu.replay import EpisodicReplay
 from ebu.run.cli import run_command
-from ebu.run.settings import Bounds, Device, Positive
+from ebu.run.settings import Positive
 from ebu.staging import Staging
 from ebu.targets import backward_targets
 
@@ -73,23 +72,15 @@ LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpyAsync", "cud
 
 
 @dataclass(frozen=True)
-class Settings(BenchmarkSettings):
+class Settings(PlaySettings):
     """What is measured."""
 
-    game: str = "pong"
-    """An Atari game, played at random."""
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     """Arithmetic of the networks."""
     learners: tuple[Positive, ...] = (1, 11)
     """K: numbers of learners."""
     num_envs: Positive = 64
     """Environments that are acted for."""
-    steps: Annotated[int, Bounds(least=100)] = 1_200
-    """Vector steps of play in the memory; a game of Pong is over in a thousand."""
-    threads: Positive = 2
-    """Threads of torch."""
-    device: Device = "auto"
-    """auto, cpu or cuda."""
     repetitions: Positive = 100
     """Calls in a row."""
 
@@ -240,14 +231,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     rng = np.random.default_rng(settings.seed)
     matrix: dict[str, float] = {}
     figures: list[dict[str, Any]] = []
-    with random_play(
-        settings.steps,
-        game=settings.game,
-        num_envs=settings.num_envs,
-        seed=settings.seed,
-        device=settings.device,
-        threads=settings.threads,
-    ) as trainer:
+    with random_play(settings) as trainer:
         replay, arguments = trainer.replay, network_arguments(trainer)
         copied = copy_rate(replay.device)
         for precision in settings.precisions:

@@ -4,13 +4,11 @@ import contextlib
 import io
 import math
 import os
-import platform
 import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Context, Decimal, Inexact, InvalidOperation
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import tyro
@@ -182,16 +180,6 @@ def all_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def hardware() -> str:
-    """The processor, the cores this process may use, and the system."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    model = models[0] if models else platform.processor() or platform.machine()
-    cores = all_cores()
-    return f"{model}, {cores} core{'s' * (cores != 1)}, {platform.system()} {platform.machine()}"
 
 
 def stop_on_signals(stop: Callable[[int], None]) -> None:

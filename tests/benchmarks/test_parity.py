@@ -9,15 +9,14 @@ import torch
 
 from agents import Agent
 from benchmarks import parity
-from benchmarks.runs import random_play
+from benchmarks.runs import PlaySettings, random_play
 from ebu.training import Trainer
 
 
 @pytest.fixture(scope="module")
 def trainer() -> Iterator[Trainer]:
-    with random_play(
-        100, num_envs=2, game="breakout", seed=0, device="cpu", deterministic=False, threads=1
-    ) as played:
+    settings = PlaySettings(steps=100, num_envs=2, game="breakout", device="cpu", threads=1)
+    with random_play(settings) as played:
         yield played
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypedDict, cast
 
 from ebu.errors import EbuError
 from ebu.run.files import writing
+from ebu.run.hardware import graphics_card, hardware
 from ebu.run.hints import PROJECT
 
 PROVENANCE = "provenance.json"
@@ -53,12 +54,7 @@ def code_version() -> dict[str, str]:
 
 def machine() -> str:
     """The processor and the graphics card."""
-    import torch
-
-    from ebu.run.cli import hardware
-
-    card = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
-    return ", ".join([hardware(), *card])
+    return ", ".join(filter(None, (hardware(), graphics_card())))
 
 
 def append_process(run_dir: Path, record: dict[str, Any]) -> None:

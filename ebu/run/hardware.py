@@ -1,0 +1,28 @@
+"""What a run or a measurement ran on, for records of it."""
+
+import platform
+from pathlib import Path
+
+from ebu.run.cli import all_cores
+
+
+def processor() -> str:
+    """The model of the processor, as far as the system tells."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def graphics_card() -> str | None:
+    """The name of the CUDA device; None without one."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def hardware() -> str:
+    """The processor, how many of its cores this process may use, and the system."""
+    cores = all_cores()
+    system = f"{platform.system()} {platform.machine()}"
+    return f"{processor()}, {cores} core{'s' * (cores != 1)}, {system}"
