@@ -50,9 +50,7 @@ def train(project: Path, flags: str, run_dir: str = "run") -> subprocess.Complet
     ],
     ids=["agent", "target", "sampler", "environment", "network"],
 )
-def test_an_extension_trains(
-    extended: Path, flags: str, settings: dict[str, object]
-) -> None:
+def test_an_extension_trains(extended: Path, flags: str, settings: dict[str, object]) -> None:
     run_dir = "-".join(re.findall(r"\w+", flags))
     flags = flags if "--game" in flags else f"{flags} --game CartPole-v1"
     for frames in (300, 600) if "sarsa" in flags else (600,):
