@@ -30,7 +30,7 @@ from torch import Tensor
 
 from agents import Agent, Learner, build_agent
 from benchmarks.measurement import atari_game, markdown, run_benchmark, say
-from benchmarks.runs import PlaySettings, network_arguments, random_play
+from benchmarks.play import PlaySettings, network_arguments, random_play
 from ebu.commands.presets import DEFAULT, for_agent
 from ebu.errors import UsageError
 from ebu.replay import EpisodicReplay

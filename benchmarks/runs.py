@@ -1,4 +1,4 @@
-"""Whole training runs, each timed in a process of its own: ours and Stable-Baselines3's.
+"""Whole training runs of ours, each timed from within, in a process of its own.
 
 A run plays until `warmup_updates` gradient steps are done; the clock then runs for `window` agent
 steps. Both sides get the Nature network, minibatches of 32 and the same gradient steps per agent
@@ -7,20 +7,17 @@ step, without evaluations and checkpoints.
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fractions import Fraction
 from multiprocessing import get_context
-from typing import Annotated, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
 from benchmarks.measurement import BenchmarkSettings
-from ebu.errors import EbuError, UsageError
 from ebu.run.progress import Progress
-from ebu.run.settings import Bounds, Device, NotNegative, Positive, PositiveFloat
+from ebu.run.settings import Device, NotNegative, Positive, PositiveFloat
 from ebu.training import Mark, Trainer
 
 FRAMES_PER_STEP = 4
@@ -31,9 +28,6 @@ NEVER = 10**9
 # What the stages of our loop are made of; `target_passes` and `targets` are parts of `learning`.
 STAGES = ("acting", "sending", "learning", "emulator_wait", "storing")
 PARTS_OF_LEARNING = ("target_passes", "targets")
-
-# Settings of random play that are flags of train.py.
-_OF_A_RUN = ("game", "num_envs", "seed", "threads", "device", "deterministic")
 
 ResultT = TypeVar("ResultT")
 
@@ -156,60 +150,6 @@ def open_run(run_dir: str, **settings: Any) -> Trainer:
     return build_trainer(parse_arguments(arguments))
 
 
-@dataclass(frozen=True)
-class PlaySettings(BenchmarkSettings):
-    """Random play that fills a replay memory, to be learnt from."""
-
-    game: str = "pong"
-    """An Atari game, played at random."""
-    num_envs: Positive = 16
-    """Environments that play."""
-    steps: Annotated[int, Bounds(least=100)] = 1_200
-    """Vector steps of play in the memory; a game of Pong is over in a thousand."""
-    threads: Positive = 2
-    """Threads of torch."""
-    device: Device = "auto"
-    """auto, cpu or cuda."""
-    deterministic: bool = False
-    """On a GPU, take only operations that give the same bits every time."""
-
-
-@contextmanager
-def random_play(settings: PlaySettings) -> Iterator[Trainer]:
-    """A run that has played at random and learnt nothing.
-
-    Its replay memory holds all steps, and at least one segment of each environment.
-    """
-    transitions = settings.steps * settings.num_envs
-    frames = transitions * FRAMES_PER_STEP
-    with tempfile.TemporaryDirectory() as run_dir:
-        trainer = open_run(
-            run_dir,
-            frames=frames,
-            learning_starts=NEVER,
-            # A quarter of a ring, after which a segment is cut, is less than was played.
-            replay_capacity=3 * transitions,
-            epsilon_start=1,
-            epsilon_end=1,
-            **{name: getattr(settings, name) for name in _OF_A_RUN},
-        )
-        try:
-            trainer.run(frames)
-            yield trainer
-        finally:
-            trainer.close()
-
-
-def network_arguments(trainer: Trainer) -> dict[str, Any]:
-    """Arguments of a learner that fit the environments and the device of a run."""
-    return {
-        "stack": trainer.env.stack,
-        "frame_shape": trainer.env.frame_shape,
-        "num_actions": trainer.env.num_actions,
-        "device": trainer.replay.device,
-    }
-
-
 def time_ours(contender: Contender, conditions: Conditions, seed: int) -> Window:
     """Time a run of train.py from within."""
     with tempfile.TemporaryDirectory() as run_dir:
@@ -270,92 +210,6 @@ def time_evaluation(trainer: Trainer) -> dict[str, float]:
         seconds = time.perf_counter() - started
     playing = looks[-1] - looks[0]
     return {"vector_step": playing / (len(looks) - 1), "besides": seconds - playing}
-
-
-def sb3_schedule(num_envs: int, updates_per_step: float) -> tuple[int, int]:
-    """Vector steps between two calls of SB3's training and the gradient steps in each.
-
-    As often as whole gradient steps allow: one per 4 agent steps are one every 4th step with 1
-    environment, 2 every step with 8. Raises `UsageError` for a rate that needs too long a period.
-    """
-    rate = Fraction(updates_per_step).limit_denominator(64)
-    if not abs(rate - updates_per_step) < 1e-9:
-        raise UsageError(
-            f"--updates-per-step {updates_per_step}: SB3 makes whole gradient steps after whole "
-            "vector steps; compare at a simple fraction such as 0.25"
-        )
-    per_vector_step = num_envs * rate
-    return per_vector_step.denominator, per_vector_step.numerator
-
-
-def time_sb3(contender: Contender, conditions: Conditions, seed: int) -> Window:
-    """Time a run of Stable-Baselines3's DQN on the same game, preprocessed in the same way."""
-    from stable_baselines3 import DQN
-    from stable_baselines3.common.env_util import make_atari_env
-    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
-
-    torch.set_num_threads(conditions.threads)
-    name = "".join(word.capitalize() for word in conditions.game.split("_"))
-
-    def make_game() -> Any:
-        # Also called in processes in which the games are not registered yet.
-        import ale_py
-        import gymnasium
-
-        gymnasium.register_envs(ale_py)
-        return gymnasium.make(f"{name}NoFrameskip-v4")
-
-    environment = VecFrameStack(
-        # No sticky actions; 84x84 grey frames, the maximum of two, every 4th; clipped rewards;
-        # a lost life ends an episode.
-        make_atari_env(
-            make_game,
-            n_envs=contender.num_envs,
-            seed=seed,
-            vec_env_cls=SubprocVecEnv if contender.processes else DummyVecEnv,
-        ),
-        n_stack=4,
-    )
-    vector_steps, gradient_steps = sb3_schedule(contender.num_envs, conditions.updates_per_step)
-    model = DQN(
-        "CnnPolicy",
-        environment,
-        batch_size=BATCH_SIZE,
-        buffer_size=conditions.replay_capacity,
-        learning_starts=conditions.learning_starts,
-        train_freq=(vector_steps, "step"),
-        gradient_steps=gradient_steps,
-        exploration_initial_eps=EPSILON,
-        exploration_final_eps=EPSILON,
-        device=conditions.device,
-        seed=seed,
-    )
-    stopwatch = Stopwatch(conditions)
-
-    def watch(_: dict[str, Any], __: dict[str, Any]) -> bool:
-        frames = model.num_timesteps * FRAMES_PER_STEP
-        return not stopwatch.look(Mark(time.perf_counter(), frames, model._n_updates, {}))
-
-    model.learn(NEVER, callback=watch, log_interval=NEVER)
-    environment.close()
-    return stopwatch.window({})
-
-
-def measure(contender: Contender, conditions: Conditions, seed: int) -> Window:
-    """Measure one run in a process of its own.
-
-    Raises `EbuError` if the run did not make its gradient steps: its speed would mean nothing.
-    """
-    task = time_sb3 if contender.trainer == "sb3" else time_ours
-    window = in_process(task, contender, conditions, seed)
-    per_step = conditions.updates_per_step
-    expected = window.frames / FRAMES_PER_STEP * per_step
-    if abs(window.updates - expected) > 0.01 * expected + contender.num_envs * max(1.0, per_step):
-        raise EbuError(
-            f"{contender.name} made {window.updates} gradient steps in {window.frames} frames "
-            f"where {expected:.0f} are due: the figures would not compare"
-        )
-    return window
 
 
 def in_process(task: Callable[..., ResultT], *arguments: Any) -> ResultT:

@@ -55,11 +55,11 @@ from benchmarks.runs import (
     Contender,
     Window,
     in_process,
-    measure,
-    sb3_schedule,
+    time_ours,
 )
+from benchmarks.sb3 import sb3_schedule, time_sb3
 from ebu.commands.presets import DEFAULT
-from ebu.errors import UsageError
+from ebu.errors import EbuError, UsageError
 from ebu.run.cli import all_cores, run_command
 from ebu.run.settings import Positive
 from ebu.training import evaluation_schedule
@@ -120,6 +120,23 @@ class Round:
     def speed(self, name: str) -> float:
         """Frames per second of a run."""
         return self.windows[name].frames / self.windows[name].seconds
+
+
+def measure(contender: Contender, conditions: Conditions, seed: int) -> Window:
+    """Measure one run in a process of its own.
+
+    Raises `EbuError` if the run did not make its gradient steps: its speed would mean nothing.
+    """
+    task = time_sb3 if contender.trainer == "sb3" else time_ours
+    window = in_process(task, contender, conditions, seed)
+    per_step = conditions.updates_per_step
+    expected = window.frames / FRAMES_PER_STEP * per_step
+    if abs(window.updates - expected) > 0.01 * expected + contender.num_envs * max(1.0, per_step):
+        raise EbuError(
+            f"{contender.name} made {window.updates} gradient steps in {window.frames} frames "
+            f"where {expected:.0f} are due: the figures would not compare"
+        )
+    return window
 
 
 def play_rounds(settings: Settings) -> list[Round]:

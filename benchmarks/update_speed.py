@@ -45,7 +45,8 @@ from benchmarks.measurement import (
     say,
     times,
 )
-from benchmarks.runs import BATCH_SIZE, PlaySettings, network_arguments, random_play
+from benchmarks.play import PlaySettings, network_arguments, random_play
+from benchmarks.runs import BATCH_SIZE
 from ebu.commands.presets import DEFAULT, for_agent
 from ebu.errors import UsageError
 from ebu.replay import EpisodicReplay

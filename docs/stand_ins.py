@@ -38,6 +38,7 @@ SHORT: Table = {
     "benchmarks.env_speed": {"--steps": 50},
     "benchmarks.update_speed": {"--repetitions": 2},
     "benchmarks.gpu": {},
+    "benchmarks.call_stack": {},
     "docs/results/plot.py": {},
     "examples/play_agent.py": {},
     "examples/play_onnx.py": {},

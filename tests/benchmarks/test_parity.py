@@ -9,7 +9,7 @@ import torch
 
 from agents import Agent
 from benchmarks import parity
-from benchmarks.runs import PlaySettings, random_play
+from benchmarks.play import PlaySettings, random_play
 from ebu.training import Trainer
 
 

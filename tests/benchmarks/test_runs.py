@@ -5,7 +5,7 @@ from typing import cast
 
 import pytest
 
-from benchmarks import runs
+from benchmarks import runs, sb3, train_speed
 from ebu.errors import EbuError, UsageError
 from ebu.training import Mark, Trainer
 
@@ -29,13 +29,13 @@ def conditions(**changes: float) -> runs.Conditions:
 def test_sb3_learns_as_often(
     num_envs: int, updates_per_step: float, rhythm: tuple[int, int]
 ) -> None:
-    assert runs.sb3_schedule(num_envs, updates_per_step) == rhythm
+    assert sb3.sb3_schedule(num_envs, updates_per_step) == rhythm
 
 
 @pytest.mark.parametrize("rate", [0.2501, 0.001, 3.14159])
 def test_a_rate_that_sb3_cannot_have_is_refused(rate: float) -> None:
     with pytest.raises(UsageError, match=rf"^--updates-per-step {rate}: SB3 .* 0\.25$"):
-        runs.sb3_schedule(1, rate)
+        sb3.sb3_schedule(1, rate)
 
 
 def test_a_window_begins_with_enough_updates_and_ends_after_its_steps(
@@ -71,12 +71,12 @@ def test_a_window_begins_with_enough_updates_and_ends_after_its_steps(
 def test_a_run_that_learnt_at_another_rate_is_refused(
     updates: int, compares: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "in_process", lambda *_: runs.Window(1.0, 4_000, updates))
+    monkeypatch.setattr(train_speed, "in_process", lambda *_: runs.Window(1.0, 4_000, updates))
     if compares:
-        assert runs.measure(runs.Contender("ebu", 8), conditions(), 0).updates == updates
+        assert train_speed.measure(runs.Contender("ebu", 8), conditions(), 0).updates == updates
     else:
         with pytest.raises(EbuError, match=rf"^ebu, N=8 made {updates} gradient steps in 4000"):
-            runs.measure(runs.Contender("ebu", 8), conditions(), 0)
+            train_speed.measure(runs.Contender("ebu", 8), conditions(), 0)
 
 
 def test_an_evaluation_is_timed_by_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
