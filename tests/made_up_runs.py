@@ -101,7 +101,7 @@ def trainer_in(
         "eval_every_frames": 0,
         "checkpoint_minutes": 1e9,
     }
-    values = {"gamma": 0.99, "clip_rewards": True, "life_loss_ends_segment": True}
+    values: dict[str, Any] = {"gamma": 0.99, "clip_rewards": True, "life_loss_ends_segment": True}
     values |= {name: config.pop(name) for name in values.keys() & config.keys()}
     trainer = Trainer(
         LoopConfig(**{**loop, **config}),

@@ -395,7 +395,8 @@ def test_logs_tell_the_scores_the_best_and_the_last_copy() -> None:
     assert of_adaptive(agent.metrics()) == {"best_beta": 0, "copies": 0}
     agent.observe(reset(3))
     agent.observe(step([-3, 4, 5], over=(0, 2)))
-    shown = {"score_beta_0": -3, "score_beta_1": 5, "best_beta": 1, "copies": 0}
+    shown: dict[str, float] = {"score_beta_0": -3, "score_beta_1": 5, "best_beta": 1}
+    shown["copies"] = 0
     assert of_adaptive(agent.metrics()) == shown
     agent.observe(step([0, 4, 0], over=(1,), started=(0, 2)))
     shown = {"score_beta_0": -3, "score_beta_0.5": 8, "score_beta_1": 5, "best_beta": 0.5}

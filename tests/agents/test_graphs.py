@@ -149,11 +149,11 @@ def test_recorded_updates_are_those_that_are_called(
         recorded.learn(replay, 12)
         assert same(recorded.state_dict(), called.state_dict())
         states = replay.newest_states()
-        chosen = [
+        one, other = (
             each.act(states, epsilon=0.0, rng=np.random.default_rng(0))[0]
             for each in (called, recorded)
-        ]
-        assert np.array_equal(*chosen)
+        )
+        assert np.array_equal(one, other)
     assert len(recorded._gradient_step.recordings) == 1  # type: ignore[attr-defined]
     assert recorded.metrics() == called.metrics()
 

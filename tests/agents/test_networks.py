@@ -95,9 +95,10 @@ def test_the_first_convolution_is_torchs_on_pixels_divided_by_255(
     plain = functional.conv2d(states.float() / 255, first.weight, first.bias, stride=4)
     torch.testing.assert_close(first(states), plain, atol=1e-5, rtol=1e-5)
     weight = torch.randn_like(plain)
+    assert first.bias is not None
+    parameters = (first.weight, first.bias)
     ours, theirs = (
-        torch.autograd.grad((out * weight).sum(), (first.weight, first.bias))
-        for out in (first(states), plain)
+        torch.autograd.grad((out * weight).sum(), parameters) for out in (first(states), plain)
     )
     for gradient, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-4)
@@ -274,7 +275,8 @@ def test_features_are_what_the_outputs_are_computed_from(name: str) -> None:
         assert bool((layer >= 0).all())
         assert bool((layer > 0).any())
     # Layer for layer the next one's input, so each can be compared and taught.
-    assert torch.equal(network[0][3](network[0][2](features.conv1)), features.conv2)
+    torso: Any = network[0]
+    assert torch.equal(torso[3](torso[2](features.conv1)), features.conv2)
     gradients = torch.autograd.grad(features.hidden.sum(), list(network[0].parameters()))
     assert all(bool(gradient.any()) for gradient in gradients)
 

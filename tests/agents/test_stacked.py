@@ -25,7 +25,10 @@ OPTIMIZERS = pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 PRECISIONS = pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 UNITS: dict[str, Any] = {"output_scale": 1.0}
 """Initial values of a few units, against which roundings are judged."""
-ROUNDED = {"float32": {"atol": 1e-5, "rtol": 0}, "bfloat16": {"atol": 0.05, "rtol": 0}}
+ROUNDED: dict[str, Any] = {
+    "float32": {"atol": 1e-5, "rtol": 0},
+    "bfloat16": {"atol": 0.05, "rtol": 0},
+}
 """How far apart the same values may be when their sums are in another order."""
 
 
@@ -418,7 +421,7 @@ def test_copied_networks_are_those_of_the_source_and_averages_stay(precision: st
 
 
 def _flat(state: dict[str, Any], path: str = "") -> dict[str, Tensor]:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for key, value in state.items():
         if isinstance(value, dict):
             tensors |= _flat(value, f"{path}{key}/")
@@ -469,7 +472,7 @@ class Operations(TorchDispatchMode):
     """Names of the operations that are carried out."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
 
     def __torch_dispatch__(

@@ -5,9 +5,11 @@ with TRITON_INTERPRET=1 they run on the CPU, without it on a GPU.
 """
 
 import os
+from typing import Any
 
 import pytest
 import torch
+import triton.language
 from hypothesis import given, settings
 from torch import Tensor
 
@@ -29,31 +31,39 @@ DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 LENGTHS = torch.tensor([1, 2, 5, 9])
 
 
-def to_device(argument):
+def to_device(argument: Any) -> Any:
     return argument.to(DEVICE) if isinstance(argument, Tensor) else argument
 
 
 def by_kernel(
-    rewards, next_values, actions, terminated, *, gamma, beta, lengths=None, device=to_device
+    rewards: Tensor,
+    next_values: Tensor,
+    actions: Tensor,
+    terminated: Tensor,
+    *,
+    gamma: float,
+    beta: float | Tensor,
+    lengths: Tensor | None = None,
+    device: Any = to_device,
 ) -> Tensor:
-    tensors = (device(tensor) for tensor in (rewards, next_values, actions, terminated))
-    problem = checked(*tensors, gamma, device(beta), device(lengths))
+    r, q, a, ends = (device(tensor) for tensor in (rewards, next_values, actions, terminated))
+    problem = checked(r, q, a, ends, gamma, device(beta), device(lengths))
     return _by_kernel(problem, sweep_kernel.sweep).cpu()
 
 
 @pytest.fixture(scope="module")
-def short_blocks():
+def short_blocks() -> Any:
     """Blocks of 16 steps: a short segment has several, and the interpreter takes less time."""
     with pytest.MonkeyPatch.context() as patch:
         if INTERPRETED:
-            patch.setattr(sweep_kernel, "_BLOCK", sweep_kernel.tl.constexpr(16))
+            patch.setattr(sweep_kernel, "_BLOCK", triton.language.constexpr(16))
         yield
 
 
 @pytest.mark.parametrize(
     ("terminated", "expected"), [(True, [2.25, 3.0, 8.0]), (False, [2.5625, 4.25, 13.0])]
 )
-def test_by_hand(terminated, expected):
+def test_by_hand(terminated: bool, expected: Any) -> None:
     y = by_kernel(**HAND, terminated=torch.tensor(terminated), gamma=0.5, beta=0.5)
     assert y.tolist() == expected
 
@@ -61,7 +71,7 @@ def test_by_hand(terminated, expected):
 @pytest.mark.usefixtures("short_blocks")
 @given(padded(), unit, BETAS)
 @settings(max_examples=10 if INTERPRETED else 100, deadline=None)
-def test_kernel_equals_loop(case, gamma, beta):
+def test_kernel_equals_loop(case: Any, gamma: float, beta: float) -> None:
     problem, lengths = case
     outside = torch.arange(problem["rewards"].shape[-1]) >= lengths.unsqueeze(-1)
     y = by_kernel(**problem, lengths=lengths, gamma=gamma, beta=beta)
@@ -71,18 +81,18 @@ def test_kernel_equals_loop(case, gamma, beta):
 
 
 # One float32 rounding; with γ or β in float32 targets would be off by ten times as much.
-ROUNDED = {"rtol": 1.2e-7, "atol": 1e-8}
+ROUNDED: dict[str, Any] = {"rtol": 1.2e-7, "atol": 1e-8}
 
 
 @pytest.mark.parametrize(("steps", "num_actions"), [(129, 1), (300, 6)])
-def test_segments_of_several_blocks(steps, num_actions):
+def test_segments_of_several_blocks(steps: int, num_actions: int) -> None:
     problem = random_problem(batch=(), steps=steps, num_actions=num_actions)
     y = by_kernel(**problem, gamma=0.99, beta=0.7)
     torch.testing.assert_close(y, backward_targets(**problem, gamma=0.99, beta=0.7), **ROUNDED)
 
 
 @pytest.mark.usefixtures("short_blocks")
-def test_more_actions_than_are_unrolled():
+def test_more_actions_than_are_unrolled() -> None:
     problem = random_problem(steps=20, batch=(), num_actions=40)
     y = by_kernel(**problem, gamma=0.99, beta=0.7)
     torch.testing.assert_close(y, backward_targets(**problem, gamma=0.99, beta=0.7), **ROUNDED)
@@ -90,7 +100,7 @@ def test_more_actions_than_are_unrolled():
 
 @pytest.mark.usefixtures("short_blocks")
 @pytest.mark.parametrize("filler", [float("nan"), float("inf")])
-def test_padding_and_neighbours_change_no_bit(filler):
+def test_padding_and_neighbours_change_no_bit(filler: float) -> None:
     problem = random_problem(batch=(3,), steps=40)
     lengths = torch.tensor([16, 33, 1])
     outside = torch.arange(40) >= lengths.unsqueeze(-1)
@@ -108,7 +118,7 @@ def test_padding_and_neighbours_change_no_bit(filler):
 
 @pytest.mark.usefixtures("short_blocks")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_beta_zero_is_one_step_bit_for_bit(dtype):
+def test_beta_zero_is_one_step_bit_for_bit(dtype: torch.dtype) -> None:
     problem = random_problem(batch=(4,))
     problem["next_values"] = problem["next_values"].to(dtype)
     position = torch.arange(9)
@@ -125,7 +135,7 @@ def test_beta_zero_is_one_step_bit_for_bit(dtype):
 
 @pytest.mark.usefixtures("short_blocks")
 @pytest.mark.parametrize("values_lead", [(), (3,)])
-def test_every_form_of_beta(values_lead):
+def test_every_form_of_beta(values_lead: tuple[int, ...]) -> None:
     betas = torch.tensor([0.0, 0.375, 1.0])
     problem = random_problem(values_lead)
     y = by_kernel(**problem, lengths=LENGTHS, gamma=0.9, beta=betas)
@@ -141,7 +151,7 @@ def test_every_form_of_beta(values_lead):
 @pytest.mark.parametrize("num_actions", [1, 2])
 @pytest.mark.parametrize("value", [3e38, -3e38])
 @pytest.mark.parametrize("beta", [1e-300, 1.0])
-def test_extreme_values_give_no_nan(num_actions, value, beta):
+def test_extreme_values_give_no_nan(num_actions: int, value: float, beta: float) -> None:
     problem = {
         "rewards": torch.zeros(20),
         "next_values": torch.full((20, num_actions), value),
@@ -152,7 +162,7 @@ def test_extreme_values_give_no_nan(num_actions, value, beta):
     assert_close(y, backward_targets_loop(**problem, gamma=1.0, beta=beta))
 
 
-def test_huge_rewards_that_cancel_are_rounded_as_in_the_loop():
+def test_huge_rewards_that_cancel_are_rounded_as_in_the_loop() -> None:
     problem = {
         "rewards": torch.full((50,), 1e30),
         "next_values": torch.tensor([[-2e30, -3e30]]).repeat(50, 1),
@@ -167,7 +177,7 @@ def test_huge_rewards_that_cancel_are_rounded_as_in_the_loop():
 @pytest.mark.usefixtures("short_blocks")
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 @pytest.mark.parametrize("action", [0, 1])
-def test_nan_is_not_hidden(action, beta):
+def test_nan_is_not_hidden(action: int, beta: float) -> None:
     problem = random_problem(batch=(), steps=20, num_actions=2)
     problem["next_values"][10, action] = torch.nan
     y = by_kernel(**problem, gamma=0.9, beta=beta)
@@ -186,7 +196,7 @@ def test_nan_is_not_hidden(action, beta):
         (torch.float16, torch.int64, torch.int16, torch.int8),
     ],
 )
-def test_every_dtype_and_any_strides(rewards, values, actions, ends):
+def test_every_dtype_and_any_strides(rewards: Any, values: Any, actions: Any, ends: Any) -> None:
     problem = random_problem(batch=(2,))
     problem = {
         "rewards": (3 * problem["rewards"]).to(rewards),
@@ -196,7 +206,7 @@ def test_every_dtype_and_any_strides(rewards, values, actions, ends):
     }
     expected = backward_targets(**problem, gamma=0.9, beta=0.5)
 
-    def strided(argument):
+    def strided(argument: Any) -> Any:
         if not isinstance(argument, Tensor):
             return argument
         axes = tuple(reversed(range(argument.dim())))
@@ -207,6 +217,6 @@ def test_every_dtype_and_any_strides(rewards, values, actions, ends):
         torch.testing.assert_close(y, expected, **ROUNDED)
 
 
-def test_an_empty_batch_has_no_targets():
+def test_an_empty_batch_has_no_targets() -> None:
     empty = random_problem(batch=(0,))
     assert by_kernel(**empty, gamma=0.9, beta=0.5).shape == (0, 9)

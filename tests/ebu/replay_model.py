@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from ebu.frames import FrameStack
-from ebu.replay import EpisodicReplay, Segment
+from ebu.replay import EpisodicReplay
+from ebu.segments import Segment
 
 CPU = torch.device("cpu")
 

@@ -20,13 +20,13 @@ def group(directory: Path, limit: str, usage: int, inactive: int) -> None:
     write(directory / "memory.stat", f"anon 17\ninactive_file {inactive}\nactive_file 5\n")
 
 
-def test_kernel_says_what_is_available(tmp_path):
+def test_kernel_says_what_is_available(tmp_path: Path) -> None:
     write(tmp_path / "meminfo", "MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable:    5 kB\n")
     assert _kernel(tmp_path / "meminfo") == 5 * 1024
     assert _kernel(tmp_path / "absent") is None
 
 
-def test_every_group_above_the_process_counts(tmp_path):
+def test_every_group_above_the_process_counts(tmp_path: Path) -> None:
     write(tmp_path / "proc/self/cgroup", "0::/outer/inner\n")
     mount = tmp_path / "sys/fs/cgroup"
     group(mount / "outer/inner", "max\n", 1 * GB, 0)
@@ -35,13 +35,13 @@ def test_every_group_above_the_process_counts(tmp_path):
     assert _control_groups(tmp_path) == [5 * GB]
 
 
-def test_inside_a_container_the_mount_is_the_group(tmp_path):
+def test_inside_a_container_the_mount_is_the_group(tmp_path: Path) -> None:
     write(tmp_path / "proc/self/cgroup", "0::/../elsewhere\n")
     group(tmp_path / "sys/fs/cgroup", f"{4 * GB}\n", 1 * GB, 0)
     assert _control_groups(tmp_path) == [3 * GB]
 
 
-def test_the_first_version_of_control_groups(tmp_path):
+def test_the_first_version_of_control_groups(tmp_path: Path) -> None:
     write(tmp_path / "proc/self/cgroup", "12:cpu,cpuacct:/a\n4:memory:/a\n0::/a\n")
     directory = tmp_path / "sys/fs/cgroup/memory/a"
     write(directory / "memory.limit_in_bytes", str(6 * GB))
@@ -50,11 +50,11 @@ def test_the_first_version_of_control_groups(tmp_path):
     assert _control_groups(tmp_path) == [4 * GB]
 
 
-def test_without_control_groups_the_kernel_alone_speaks(tmp_path):
+def test_without_control_groups_the_kernel_alone_speaks(tmp_path: Path) -> None:
     assert _control_groups(tmp_path) == []
 
 
-def test_this_machine_has_memory():
+def test_this_machine_has_memory() -> None:
     available = available_bytes(torch.device("cpu"))
     assert available is not None
     assert available > 1 << 20

@@ -1,6 +1,7 @@
 """The replay memory: by hand, against a model that forgets nothing, and its statistics."""
 
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 import ebu.memory
 from ebu.errors import UsageError
-from ebu.replay import EpisodicReplay, Segment
+from ebu.replay import EpisodicReplay
+from ebu.segments import Segment
 from tests.ebu.replay_model import (
     CPU,
     Chances,
@@ -73,7 +75,7 @@ def stacks(replay: EpisodicReplay, steps: list[int], *, following: bool = False)
     return gathered[:, :, 0].tolist()
 
 
-def test_two_games_by_hand():
+def test_two_games_by_hand() -> None:
     replay = make_replay(100)
     # Frames 1 2 3 4 5 of a game that loses a life at 3 and ends at 5; then 6 7 of the next.
     scripted(replay, "s.l.ls.")
@@ -91,7 +93,7 @@ def test_two_games_by_hand():
     assert replay.read(steps, streams).terminated.tolist() == [True, True, False]
 
 
-def test_a_truncated_segment_keeps_its_true_last_frame():
+def test_a_truncated_segment_keeps_its_true_last_frame() -> None:
     replay = make_replay(100)
     scripted(replay, "s..ts.")
     assert stored_segments(replay) == [Segment(0, 0, 3, False)]
@@ -99,7 +101,7 @@ def test_a_truncated_segment_keeps_its_true_last_frame():
     assert replay.read(np.array([2]), np.array([0])).terminated.tolist() == [False]
 
 
-def test_a_long_segment_is_cut_and_continues_in_the_next():
+def test_a_long_segment_is_cut_and_continues_in_the_next() -> None:
     replay = make_replay(16)  # segments of at most 4
     scripted(replay, "s" + "." * 9)
     assert stored_segments(replay) == [Segment(0, 0, 4, False), Segment(0, 4, 4, False)]
@@ -107,7 +109,7 @@ def test_a_long_segment_is_cut_and_continues_in_the_next():
     assert replay.statistics()["cuts"] == 2
 
 
-def test_a_segment_leaves_before_its_context_is_overwritten():
+def test_a_segment_leaves_before_its_context_is_overwritten() -> None:
     replay = make_replay(16)
     events = "s....l" + "." * 10
     scripted(replay, events)
@@ -136,7 +138,7 @@ def test_a_segment_leaves_before_its_context_is_overwritten():
     ],
     ids=["one-step games", "truncated at once", "lives in a row", "reset twice", "game left"],
 )
-def test_short_and_odd_games(events, expected):
+def test_short_and_odd_games(events: Any, expected: Any) -> None:
     replay = make_replay(50)
     model = scripted(replay, events)
     assert stored_segments(replay) == expected
@@ -144,7 +146,7 @@ def test_short_and_odd_games(events, expected):
 
 
 @st.composite
-def scenes(draw):
+def scenes(draw: st.DrawFn) -> Any:
     stack = draw(st.integers(1, 4))
     num_streams = draw(st.integers(1, 3))
     smallest = num_streams * stack + 1
@@ -162,7 +164,7 @@ def scenes(draw):
 
 @given(scenes())
 @settings(max_examples=120, deadline=None)
-def test_holds_what_the_model_says(scene):
+def test_holds_what_the_model_says(scene: Any) -> None:
     replay = make_replay(
         scene["capacity"],
         scene["num_streams"],
@@ -199,7 +201,7 @@ def filled(
     return replay, model
 
 
-def test_neighbours_by_hand():
+def test_neighbours_by_hand() -> None:
     replay = make_replay(16)
     # Steps 0 to 4 of a game that loses a life at 2; its last frame at 4; 5 to 8 of the next.
     scripted(replay, "s.l.ts...")
@@ -218,7 +220,7 @@ def test_neighbours_by_hand():
     ]
 
 
-def test_neighbours_reach_no_further_than_what_is_stored():
+def test_neighbours_reach_no_further_than_what_is_stored() -> None:
     replay = make_replay(10)
     scripted(replay, "s" + "." * 14)
     # Frames 5 to 14 are stored, and states hold four of them.
@@ -229,7 +231,7 @@ def test_neighbours_reach_no_further_than_what_is_stored():
 
 @given(scenes(), st.integers(0, 6), st.integers(0, 6))
 @settings(max_examples=60, deadline=None)
-def test_neighbours_are_joined_by_what_the_model_holds(scene, before, after):
+def test_neighbours_are_joined_by_what_the_model_holds(scene: Any, before: int, after: int) -> None:
     num_streams = scene["num_streams"]
     capacity = scene["capacity"] + 4 * num_streams
     replay, model = filled(capacity, num_streams, scene["chances"], scene["seed"], scene["laps"])
@@ -253,7 +255,7 @@ def test_neighbours_are_joined_by_what_the_model_holds(scene, before, after):
         assert mask.tolist() == [replay.is_stored(stream, int(step)) for step in every]
 
 
-def test_a_batch_gathers_other_transitions_of_its_memory():
+def test_a_batch_gathers_other_transitions_of_its_memory() -> None:
     replay, model = filled(200, 2, Chances(), seed=8)
     steps, streams = replay.draw_transitions(np.random.default_rng(9), 30)
     batch = replay.read(steps[:5], streams[:5])
@@ -265,7 +267,7 @@ def test_a_batch_gathers_other_transitions_of_its_memory():
     assert_gathers(replay, model, list(zip(steps.tolist(), streams.tolist(), strict=True)))
 
 
-def test_segments_are_drawn_uniformly():
+def test_segments_are_drawn_uniformly() -> None:
     replay, _ = filled(600, 3, Chances(), seed=1)
     table = stored_segments(replay)
     assert len({segment.length for segment in table}) > 5
@@ -277,7 +279,7 @@ def test_segments_are_drawn_uniformly():
 
 
 @pytest.mark.parametrize("chances", [Chances(), Chances(over=0.5), Chances(0.01, 0.0, 0.0)])
-def test_transitions_are_drawn_uniformly(chances):
+def test_transitions_are_drawn_uniformly(chances: Any) -> None:
     replay, model = filled(300, 3, chances, seed=3)
     rng = np.random.default_rng(4)
     counts = dict.fromkeys(model.transitions(), 0)
@@ -289,7 +291,7 @@ def test_transitions_are_drawn_uniformly(chances):
     assert scipy.stats.chisquare(list(counts.values())).pvalue > ERROR_RATE
 
 
-def test_draws_depend_on_appends_and_generator_alone():
+def test_draws_depend_on_appends_and_generator_alone() -> None:
     first, _ = filled(300, 3, Chances(), seed=5)
     second, _ = filled(300, 3, Chances(), seed=5)
     for replay in (first, second):
@@ -300,7 +302,7 @@ def test_draws_depend_on_appends_and_generator_alone():
         np.testing.assert_array_equal(first.draw_transitions(a, 8), second.draw_transitions(b, 8))
 
 
-def test_long_games_of_64_streams_fill_a_small_memory():
+def test_long_games_of_64_streams_fill_a_small_memory() -> None:
     """Freeway: 2,050 steps without a life; a stream's ring holds 157."""
     replay = make_replay(10_000, 64)
     model = Model(replay)
@@ -335,7 +337,7 @@ def test_long_games_of_64_streams_fill_a_small_memory():
     assert statistics["cuts"] > 0
 
 
-def test_what_is_not_stored_is_refused():
+def test_what_is_not_stored_is_refused() -> None:
     replay = make_replay(10)
     with pytest.raises(ValueError, match="no segment"):
         replay.draw_segment(np.random.default_rng(0))
@@ -352,7 +354,7 @@ def test_what_is_not_stored_is_refused():
     assert stacks(replay, [8]) == [[6, 7, 8, 9]]
 
 
-def test_games_that_never_hold_a_transition_leave_nothing_to_draw():
+def test_games_that_never_hold_a_transition_leave_nothing_to_draw() -> None:
     replay = make_replay(20)
     scripted(replay, "s" * 50)
     assert replay.num_transitions == 0
@@ -360,14 +362,14 @@ def test_games_that_never_hold_a_transition_leave_nothing_to_draw():
         replay.draw_transitions(np.random.default_rng(0), 1)
 
 
-def test_a_lone_transition_among_many_is_found():
+def test_a_lone_transition_among_many_is_found() -> None:
     replay = make_replay(400)
     scripted(replay, "s" * 100 + "l" + "s" * 100)
     steps, _ = replay.draw_transitions(np.random.default_rng(0), 3)
     assert steps.tolist() == [99, 99, 99]
 
 
-def test_rows_that_do_not_fit_are_refused():
+def test_rows_that_do_not_fit_are_refused() -> None:
     replay = make_replay(20, 2)
     row = next(play(np.random.default_rng(0), 2, (2,), torch.uint8, Chances()))
     with pytest.raises(ValueError, match="first append"):
@@ -381,7 +383,7 @@ def test_rows_that_do_not_fit_are_refused():
     assert replay.num_steps == 0
 
 
-def test_the_smallest_memory_holds_a_segment_and_a_smaller_one_is_refused():
+def test_the_smallest_memory_holds_a_segment_and_a_smaller_one_is_refused() -> None:
     for stack, num_streams in ((1, 1), (4, 1), (4, 3), (16, 2)):
         smallest = stack * num_streams + 1
         with pytest.raises(UsageError, match=f"--replay-capacity to at least {smallest}"):
@@ -393,12 +395,12 @@ def test_the_smallest_memory_holds_a_segment_and_a_smaller_one_is_refused():
         assert replay.num_segments >= 1
 
 
-def test_a_million_atari_transitions_take_at_most_7300_megabytes():
+def test_a_million_atari_transitions_take_at_most_7300_megabytes() -> None:
     needed = EpisodicReplay.required_bytes(1_000_000, 64, (84, 84), torch.uint8, 4)
     assert 1_000_000 * 84 * 84 < needed <= 7.3e9
 
 
-def test_stated_bytes_are_those_allocated():
+def test_stated_bytes_are_those_allocated() -> None:
     replay = make_replay(1000, 8, frame_shape=(84, 84))
     buffers = [*vars(replay).values(), *vars(replay._table).values()]
     allocated = sum(b.nbytes for b in buffers if isinstance(b, torch.Tensor | np.ndarray))
@@ -407,7 +409,9 @@ def test_stated_bytes_are_those_allocated():
     assert replay.statistics()["bytes"] == stated
 
 
-def test_what_does_not_fit_in_memory_is_refused_before_it_is_allocated(monkeypatch):
+def test_what_does_not_fit_in_memory_is_refused_before_it_is_allocated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(ebu.memory, "available_bytes", lambda device: 3_200_000_000)
     with pytest.raises(UsageError) as error:
         make_replay(1_000_000, 1, frame_shape=(84, 84))

@@ -78,8 +78,15 @@ def assert_same_state(one: Any, other: Any) -> None:
 )
 @settings(max_examples=60, deadline=None)
 def test_saved_and_loaded_continues_like_one_never_saved(
-    tmp_path_factory, appends, further, stack, frame_dtype, chunk_bytes, used_before, seed
-):
+    tmp_path_factory: pytest.TempPathFactory,
+    appends: int,
+    further: int,
+    stack: int,
+    frame_dtype: Any,
+    chunk_bytes: int,
+    used_before: Any,
+    seed: int,
+) -> None:
     kept = make_replay(stack=stack, frame_dtype=frame_dtype)
     model = Model(kept)
     rng = np.random.default_rng(seed)
@@ -115,7 +122,7 @@ def test_saved_and_loaded_continues_like_one_never_saved(
     assert_same_state(loaded.state_dict(), kept.state_dict())
 
 
-def test_state_holds_tensors_arrays_and_json_alone():
+def test_state_holds_tensors_arrays_and_json_alone() -> None:
     def check(value: Any) -> None:
         if isinstance(value, dict):
             for key, inner in value.items():
@@ -131,7 +138,7 @@ def test_state_holds_tensors_arrays_and_json_alone():
     check(filled(50).state_dict())
 
 
-def test_state_is_a_copy():
+def test_state_is_a_copy() -> None:
     replay = filled(50)
     before, again = replay.state_dict(), replay.state_dict()
     for row in islice(play(np.random.default_rng(1), 3, (2, 3), torch.uint8, Chances()), 50):
@@ -139,7 +146,7 @@ def test_state_is_a_copy():
     assert_same_state(before, again)
 
 
-def test_saving_changes_nothing(tmp_path):
+def test_saving_changes_nothing(tmp_path: Path) -> None:
     one, other = filled(50), filled(50)
     one.state_dict()
     one.write_frames(tmp_path)
@@ -150,7 +157,7 @@ def test_saving_changes_nothing(tmp_path):
     assert_same_state(one.state_dict(), other.state_dict())
 
 
-def test_the_same_frames_are_the_same_files(tmp_path):
+def test_the_same_frames_are_the_same_files(tmp_path: Path) -> None:
     replay = filled(50)
     contents = []
     for name in ("a", "b"):
@@ -160,7 +167,7 @@ def test_the_same_frames_are_the_same_files(tmp_path):
     assert contents[0] == contents[1]
 
 
-def test_a_standing_picture_takes_little_room(tmp_path):
+def test_a_standing_picture_takes_little_room(tmp_path: Path) -> None:
     """A picture of noise on which one object moves: nothing but repetition to find."""
     replay = make_replay(capacity=400, num_streams=2, frame_shape=(84, 84))
     picture = np.random.default_rng(0).integers(256, size=(84, 84), dtype=np.uint8)
@@ -184,7 +191,7 @@ def test_a_standing_picture_takes_little_room(tmp_path):
         {"frame_dtype": torch.float32},
     ],
 )
-def test_another_construction_is_refused_by_name(change):
+def test_another_construction_is_refused_by_name(change: Any) -> None:
     with pytest.raises(EbuError, match=next(iter(change))) as error:
         make_replay(**change).load_state_dict(filled(50).state_dict())
     assert "\n" not in str(error.value)
@@ -246,7 +253,7 @@ def another_step(directory: Path) -> None:
         another_step,
     ],
 )
-def test_damaged_files_are_refused_in_one_line(tmp_path, damage):
+def test_damaged_files_are_refused_in_one_line(tmp_path: Path, damage: Any) -> None:
     replay = filled(50)
     replay.write_frames(tmp_path)
     loaded = make_replay()
@@ -258,6 +265,6 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, damage):
     assert "\n" not in str(error.value)
 
 
-def test_a_write_that_fails_is_reported(tmp_path):
+def test_a_write_that_fails_is_reported(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="frames"):
         filled(50).write_frames(tmp_path / "absent")

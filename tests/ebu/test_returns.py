@@ -133,7 +133,8 @@ def segments(seed: int, steps: int, batch: tuple[int, ...] = (), num_actions: in
 
 def peng_loop(r: Any, values: Any, ends: bool, *, gamma: float, trace_lambda: float) -> list[float]:
     """Peng's recursion as it is written."""
-    y, targets = 0.0, []
+    y = 0.0
+    targets: list[float] = []
     for k in reversed(range(len(r))):
         best = float(values[k].max())
         if k == len(r) - 1:
@@ -189,7 +190,7 @@ def test_peng_by_hand() -> None:
 
 def test_retrace_by_hand() -> None:
     probabilities = torch.tensor([0.1, 0.75, 0.9])
-    named: dict[str, float] = {"gamma": 0.5, "trace_lambda": 1.0, "target_epsilon": 0.5}
+    named: dict[str, Any] = {"gamma": 0.5, "trace_lambda": 1.0, "target_epsilon": 0.5}
     args = (REWARDS, NEXT_VALUES, ACTIONS, probabilities)
     # π is 0.75 for the greedy action and 0.25 for the other: E = 1.5, 3.25, 9.
     # c3 = min(1, 0.75 / 0.9) = 5/6 (action 0 is greedy in s3), c2 = min(1, 0.75 / 0.75) = 1.
@@ -207,7 +208,7 @@ def test_retrace_by_hand() -> None:
 @settings(max_examples=150, deadline=None)
 def test_peng_equals_the_loop(seed: int, steps: int, gamma: float, trace_lambda: float) -> None:
     r, values, _, _, ends = segments(seed, steps)
-    named = {"gamma": gamma, "trace_lambda": trace_lambda}
+    named: dict[str, Any] = {"gamma": gamma, "trace_lambda": trace_lambda}
     close(peng_targets(r, values, ends, **named), peng_loop(r, values, bool(ends), **named))
 
 
@@ -216,10 +217,14 @@ def test_peng_equals_the_loop(seed: int, steps: int, gamma: float, trace_lambda:
 def test_retrace_equals_the_papers_sum(
     seed: int, steps: int, gamma: float, trace_lambda: float, epsilon: float, num_actions: int
 ) -> None:
-    *given, ends = segments(seed, steps, num_actions=num_actions)
-    named = {"gamma": gamma, "trace_lambda": trace_lambda, "target_epsilon": epsilon}
-    y = retrace_targets(*given, ends, **named)
-    close(y, retrace_sum(*given, bool(ends), **named))
+    r, values, actions, probabilities, ends = segments(seed, steps, num_actions=num_actions)
+    named: dict[str, Any] = {
+        "gamma": gamma,
+        "trace_lambda": trace_lambda,
+        "target_epsilon": epsilon,
+    }
+    y = retrace_targets(r, values, actions, probabilities, ends, **named)
+    close(y, retrace_sum(r, values, actions, probabilities, bool(ends), **named))
 
 
 @given(seeds, st.integers(1, 30), unit)
@@ -229,7 +234,7 @@ def test_without_traces_targets_are_one_step(seed: int, steps: int, gamma: float
     terminated = torch.zeros(steps, dtype=torch.bool)
     terminated[-1] = ends
     expected = one_step_targets(r, values, terminated, gamma=gamma)
-    named = {"gamma": gamma, "trace_lambda": 0.0}
+    named: dict[str, Any] = {"gamma": gamma, "trace_lambda": 0.0}
     close(peng_targets(r, values, ends, **named), expected)
     y = retrace_targets(r, values, actions, probabilities, ends, target_epsilon=0.0, **named)
     close(y, expected)
@@ -247,7 +252,7 @@ def test_greedy_retrace_goes_on_behind_greedy_steps_alone() -> None:
     r = torch.tensor([1.0, 1.0, 1.0, 1.0])
     values = torch.tensor([[0.0, 5.0], [0.0, 5.0], [0.0, 5.0], [0.0, 5.0]])
     args = (r, values, torch.tensor([0, 1, 1, 0]), torch.full((4,), 0.9))
-    named = {"gamma": 1.0, "trace_lambda": 1.0, "target_epsilon": 0.0}
+    named: dict[str, Any] = {"gamma": 1.0, "trace_lambda": 1.0, "target_epsilon": 0.0}
     y = retrace_targets(*args, torch.tensor(True), **named)
     assert y.tolist() == [8.0, 7.0, 6.0, 1.0]
 
@@ -283,7 +288,7 @@ def test_padding_and_neighbours_change_no_bit(seed: int, steps: int, filler: flo
     outside = torch.arange(steps) >= lengths.unsqueeze(-1)
     r[outside] = values[outside] = probabilities[outside] = filler
     actions[outside] = -999
-    named = {"gamma": 0.99, "trace_lambda": 0.9}
+    named: dict[str, Any] = {"gamma": 0.99, "trace_lambda": 0.9}
     y = peng_targets(r, values, ends, lengths=lengths, **named)
     z = retrace_targets(
         r, values, actions, probabilities, ends, lengths=lengths, target_epsilon=0.1, **named
@@ -292,17 +297,18 @@ def test_padding_and_neighbours_change_no_bit(seed: int, steps: int, filler: flo
     assert not bool(z[outside].any())
     for i, j in np.ndindex(batch):
         n = int(lengths[i, j])
-        part = [x[i, j, :n] for x in (r, values, actions, probabilities)]
+        part = tuple(x[i, j, :n] for x in (r, values, actions, probabilities))
         alone = peng_targets(part[0], part[1], ends[i, j], **named)
         assert torch.equal(y[i, j, :n], alone)
-        alone = retrace_targets(*part, ends[i, j], target_epsilon=0.1, **named)
+        every: Any = (*part, ends[i, j])
+        alone = retrace_targets(*every, target_epsilon=0.1, **named)
         assert torch.equal(z[i, j, :n], alone)
 
 
 def test_long_segments_equal_the_loop() -> None:
     r, values, _, _, ends = segments(1, 5000)
     for gamma in (0.99, 1.0):
-        named = {"gamma": gamma, "trace_lambda": 1.0}
+        named: dict[str, Any] = {"gamma": gamma, "trace_lambda": 1.0}
         y = peng_targets(r, values, ends, **named)
         close(y, peng_loop(r, values, bool(ends), **named))
 

@@ -266,7 +266,7 @@ def test_a_segments_priority_is_its_mean_absolute_error_when_last_trained_on() -
     sampler = segments(np.random.default_rng(0), batch_size=4, exponent=1.0)
     # All three are drawn and trained on to their start; 12, 6 and 20 in minibatches of 4, where
     # the short one of the second is filled from the tail of a draw.
-    seen = set()
+    seen: set[int] = set()
     while len(seen) < 3:
         seen |= {place[1] for drawn, _ in train(sampler, played.replay, 5) for place in drawn}
     train(sampler, played.replay, 30)
@@ -296,7 +296,7 @@ def test_segments_are_drawn_in_proportion_to_their_priority() -> None:
 def test_weights_of_segments_are_relative_to_the_largest_of_all_stored() -> None:
     played, stored = one_stream(8, 8)
     sampler = segments(np.random.default_rng(0), exponent=1.0, weights=importance(1.0))
-    sizes, seen = {stored[0].start: 4.0, stored[1].start: 1.0}, set()
+    sizes, seen = {stored[0].start: 4.0, stored[1].start: 1.0}, set[int]()
     for minibatch in sampler.sample(played.replay, 60):
         start = int(minibatch.steps.min())
         if len(seen) == 2:

@@ -19,7 +19,7 @@ DEVICES = [
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
 def test_arrays_arrive_as_they_are_in_whatever_order_and_size(device: str, dtype: type) -> None:
     staging, rng = Staging(torch.device(device)), np.random.default_rng(0)
-    arrays = [
+    arrays: list[np.ndarray] = [
         rng.integers(100, size=size).astype(dtype)
         # Together several times the buffer; one larger than half of it.
         for size in [1, 7, 1000, HALF_BYTES // 4, 3, HALF_BYTES // 3, 33, 2 * HALF_BYTES] * 2

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 @pytest.mark.parametrize(
     "interpreted", [True, pytest.param(False, marks=needs_gpu)], ids=["interpreter", "gpu"]
 )
-def test_the_cases_of_the_kernel(interpreted):
+def test_the_cases_of_the_kernel(interpreted: bool) -> None:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
     }
@@ -52,7 +53,9 @@ def test_the_cases_of_the_kernel(interpreted):
 
 
 @needs_triton
-def test_the_kernel_compiles_for_gpus_without_one(tmp_path, monkeypatch):
+def test_the_kernel_compiles_for_gpus_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     import triton
     from triton.backends.compiler import GPUTarget
@@ -92,7 +95,7 @@ def test_the_kernel_compiles_for_gpus_without_one(tmp_path, monkeypatch):
 
 @given(padded(), unit, BETAS)
 @settings(max_examples=100, deadline=None)
-def test_scan_equals_loop(case, gamma, beta):
+def test_scan_equals_loop(case: Any, gamma: float, beta: float) -> None:
     problem, lengths = case
     beta = beta if isinstance(beta, float) else beta.clamp(min=1e-3)
     scan = backward_targets_scan(**problem, gamma=gamma, beta=beta, lengths=lengths)
@@ -101,7 +104,7 @@ def test_scan_equals_loop(case, gamma, beta):
 
 
 @pytest.mark.parametrize("beta", [1e-200, 0.3, 1.0])
-def test_scan_of_a_long_segment(beta):
+def test_scan_of_a_long_segment(beta: float) -> None:
     problem = random_problem(batch=(), steps=5000)
     scan = backward_targets_scan(**problem, gamma=1.0, beta=beta)
     torch.testing.assert_close(
@@ -109,7 +112,7 @@ def test_scan_of_a_long_segment(beta):
     )
 
 
-def test_padding_changes_no_bit_of_a_scan():
+def test_padding_changes_no_bit_of_a_scan() -> None:
     problem = random_problem()
     lengths = torch.tensor([1, 2, 5, 9])
     outside = torch.arange(9) >= lengths.unsqueeze(-1)
@@ -130,18 +133,18 @@ def test_padding_changes_no_bit_of_a_scan():
         assert torch.equal(scan[row, :n], alone)
 
 
-def find_kernel():
+def find_kernel() -> Any:
     """As if for the first time."""
     return _sweep_kernel.__wrapped__(torch.device("cpu"))
 
 
-def test_without_triton_there_is_no_kernel(monkeypatch):
+def test_without_triton_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ebu.sweep_kernel", None)
     assert find_kernel() is None
 
 
-def test_where_triton_cannot_build_a_warning_says_so(monkeypatch):
-    def no_compiler(*_, **__):
+def test_where_triton_cannot_build_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(*_: Any, **__: Any) -> Any:
         raise RuntimeError("Failed to find C compiler.\nPlease specify one.")
 
     monkeypatch.setitem(sys.modules, "ebu.sweep_kernel", SimpleNamespace(sweep=no_compiler))
@@ -154,10 +157,10 @@ def test_where_triton_cannot_build_a_warning_says_so(monkeypatch):
 @needs_gpu
 @pytest.mark.parametrize("steps", [1, 45, 2048, 32_768])
 @pytest.mark.parametrize("learners", [1, 3, 11])
-def test_kernel_scan_and_loop_agree_on_a_gpu(steps, learners):
+def test_kernel_scan_and_loop_agree_on_a_gpu(steps: int, learners: int) -> None:
     lead = () if learners == 1 else (learners,)
     problem = random_problem(lead, batch=(), steps=steps, num_actions=18)
-    beta = 0.5 if learners == 1 else torch.linspace(0.05, 1.0, learners, dtype=torch.float64)
+    beta: Any = 0.5 if learners == 1 else torch.linspace(0.05, 1.0, learners, dtype=torch.float64)
     loop = backward_targets_loop(**problem, gamma=0.99, beta=beta)
     there = {name: tensor.cuda() for name, tensor in problem.items()}
     beta = beta if learners == 1 else beta.cuda()
@@ -169,12 +172,12 @@ def test_kernel_scan_and_loop_agree_on_a_gpu(steps, learners):
 
 @needs_triton
 @needs_gpu
-def test_captured_in_a_cuda_graph_without_waiting_for_the_device():
+def test_captured_in_a_cuda_graph_without_waiting_for_the_device() -> None:
     device = torch.device("cuda")
     problem = {name: each.to(device) for name, each in random_problem(batch=(), steps=64).items()}
     lengths = torch.tensor(45, device=device)
 
-    def targets():
+    def targets() -> Any:
         return backward_targets(**problem, lengths=lengths, gamma=0.99, beta=0.5)
 
     stream = torch.cuda.Stream()

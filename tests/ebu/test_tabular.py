@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,9 @@ def value_iteration(mdp: Mdp, gamma: float) -> np.ndarray:
 
 
 @st.composite
-def mdps(draw, *, deterministic: bool, lowest_reward: float, max_states: int, max_actions: int):
+def mdps(
+    draw: st.DrawFn, *, deterministic: bool, lowest_reward: float, max_states: int, max_actions: int
+) -> Any:
     """An MDP of random outcomes, some of them the end, and rewards in [lowest_reward, 1]."""
     num_states = draw(st.integers(1, max_states))
     num_actions = draw(st.integers(1, max_actions))
@@ -129,7 +132,7 @@ EPISODE = Transitions(
 )
 
 
-def test_a_backward_sweep_of_the_chain_by_hand():
+def test_a_backward_sweep_of_the_chain_by_hand() -> None:
     tables = list(backward_sweep(np.zeros((4, 2)), EPISODE, gamma=0.5))
     changes = [
         (2, 1, 1.0),  # s3 → s4: the reward
@@ -146,13 +149,13 @@ def test_a_backward_sweep_of_the_chain_by_hand():
 
 
 @pytest.mark.parametrize("gamma", [0.1, 0.9, 0.999])
-def test_five_backward_updates_learn_the_optimal_path_of_the_chain(gamma):
+def test_five_backward_updates_learn_the_optimal_path_of_the_chain(gamma: float) -> None:
     tables = islice(backward_q_learning(np.zeros((4, 2)), EPISODE, gamma=gamma), 12)
     learnt = [bool((table[:3, 1] > table[:3, 0]).all()) for table in tables]
     assert learnt == [False] * 4 + [True] * 8
 
 
-def test_uniform_draws_may_teach_nothing():
+def test_uniform_draws_may_teach_nothing() -> None:
     # From the start to the end, the order in which it was played: one state learns in a pass.
     q = np.zeros((4, 2))
     for t in range(5):
@@ -160,7 +163,7 @@ def test_uniform_draws_may_teach_nothing():
     assert q.tolist() == [[0, 0], [0, 0], [0, 1], [0, 0]]
 
 
-def test_an_update_by_hand_with_a_step_size():
+def test_an_update_by_hand_with_a_step_size() -> None:
     q = np.array([[1.0, 2.0], [3.0, 8.0]])
     steps = Transitions(
         states=np.array([0, 0]),
@@ -177,11 +180,11 @@ def test_an_update_by_hand_with_a_step_size():
     assert td_errors(q, steps, gamma=0.5).tolist() == [3.0, -1.0]
 
 
-def test_a_full_step_leaves_nothing_of_the_old_value():
+def test_a_full_step_leaves_nothing_of_the_old_value() -> None:
     assert one_step_update(np.full((4, 2), 1e17), EPISODE, 4, gamma=0.5)[2, 1] == 1.0
 
 
-def test_a_sweep_takes_one_step_size_for_each_transition():
+def test_a_sweep_takes_one_step_size_for_each_transition() -> None:
     halved = list(backward_sweep(np.zeros((4, 2)), EPISODE, gamma=0.5, step_size=0.5))
     sizes = np.array([1.0, 0.0, 0.0, 1.0, 0.5])
     own = list(backward_sweep(np.zeros((4, 2)), EPISODE, gamma=0.5, step_size=sizes))
@@ -194,7 +197,9 @@ def test_a_sweep_takes_one_step_size_for_each_transition():
     mdps(deterministic=True, lowest_reward=-1.0, max_states=5, max_actions=3),
     st.sampled_from([(), (1,), (4,), (2, 3)]),
 )
-def test_runs_side_by_side_are_the_runs_alone(problem, shape):
+def test_runs_side_by_side_are_the_runs_alone(
+    problem: tuple[Mdp, np.random.Generator], shape: tuple[int, ...]
+) -> None:
     mdp, rng = problem
     episode = mdp.episode(rng)
     q = rng.normal(size=(*shape, *mdp.shape))
@@ -211,7 +216,9 @@ def test_runs_side_by_side_are_the_runs_alone(problem, shape):
 
 
 @given(mdps(deterministic=True, lowest_reward=-1.0, max_states=5, max_actions=3))
-def test_a_full_step_moves_the_value_by_the_td_error(problem):
+def test_a_full_step_moves_the_value_by_the_td_error(
+    problem: tuple[Mdp, np.random.Generator],
+) -> None:
     mdp, rng = problem
     episode = mdp.episode(rng)
     q = rng.normal(size=mdp.shape)
@@ -229,7 +236,9 @@ def test_a_full_step_moves_the_value_by_the_td_error(problem):
     mdps(deterministic=True, lowest_reward=0.0, max_states=5, max_actions=3),
     st.sampled_from([0.0, 0.5, 0.8]),
 )
-def test_backward_sweeps_reach_the_optimum_of_deterministic_mdps_exactly(problem, gamma):
+def test_backward_sweeps_reach_the_optimum_of_deterministic_mdps_exactly(
+    problem: tuple[Mdp, np.random.Generator], gamma: float
+) -> None:
     mdp, rng = problem
     episodes = all_visited(mdp, rng)
     rounds = rounds_of_sweeps(np.zeros(mdp.shape), episodes, gamma)
@@ -241,7 +250,9 @@ def test_backward_sweeps_reach_the_optimum_of_deterministic_mdps_exactly(problem
 @pytest.mark.parametrize("order", ["uniform", "current errors", "stored errors"])
 @settings(max_examples=15)
 @given(problem=mdps(deterministic=True, lowest_reward=0.0, max_states=3, max_actions=2))
-def test_drawn_updates_reach_the_same_optimum(order, problem):
+def test_drawn_updates_reach_the_same_optimum(
+    order: str, problem: tuple[Mdp, np.random.Generator]
+) -> None:
     mdp, rng = problem
     stored, gamma = joined(all_visited(mdp, rng)), 0.5
     q = np.zeros(mdp.shape)
@@ -260,7 +271,9 @@ def test_drawn_updates_reach_the_same_optimum(order, problem):
     mdps(deterministic=True, lowest_reward=-1.0, max_states=5, max_actions=3),
     st.sampled_from([0.0, 0.5, 0.8]),
 )
-def test_every_round_of_sweeps_shrinks_the_error_by_gamma(problem, gamma):
+def test_every_round_of_sweeps_shrinks_the_error_by_gamma(
+    problem: tuple[Mdp, np.random.Generator], gamma: float
+) -> None:
     mdp, rng = problem
     episodes = all_visited(mdp, rng)
     optimum = value_iteration(mdp, gamma)
@@ -289,14 +302,16 @@ def learnt_from_fresh_episodes(
 # below 0.3 % fail (95 % confidence), and the examples are always the same. Values reach 1 / 0.3.
 @settings(max_examples=15, derandomize=True)
 @given(mdps(deterministic=False, lowest_reward=0.0, max_states=3, max_actions=2))
-def test_backward_sweeps_reach_the_optimum_of_stochastic_mdps(problem):
+def test_backward_sweeps_reach_the_optimum_of_stochastic_mdps(
+    problem: tuple[Mdp, np.random.Generator],
+) -> None:
     mdp, rng = problem
     updates = 500 * mdp.shape[0] * mdp.shape[1]
     q = learnt_from_fresh_episodes(mdp, rng, gamma=0.7, updates=updates)
     assert np.abs(q - value_iteration(mdp, 0.7)).max() <= 0.2
 
 
-def test_value_iteration_by_hand():
+def test_value_iteration_by_hand() -> None:
     # In s1: action 0 stays and pays 1, or ends with probability ½ and pays 3; action 1 leads to
     # s2 for nothing. In s2 everything ends and pays 8.
     probabilities = np.array([[[0.5, 0, 0.5], [0, 1, 0]], [[0, 0, 1], [0, 0, 1]]])
@@ -313,7 +328,7 @@ def assert_frequencies(counts: np.ndarray, probabilities: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0, 1.0], [1.0, 2.0, 5.0], [1e-9, 3e-9, 2e-9]])
-def test_draws_are_in_proportion_to_the_weights(weights):
+def test_draws_are_in_proportion_to_the_weights(weights: list[float]) -> None:
     drawn = draw_in_proportion(np.tile(weights, (20_000, 1)), np.random.default_rng(1))
     counts = np.bincount(drawn, minlength=len(weights))
     if len(weights) == 1:
@@ -322,7 +337,7 @@ def test_draws_are_in_proportion_to_the_weights(weights):
         assert_frequencies(counts, np.array(weights))
 
 
-def test_no_weight_no_draw_and_every_run_has_its_own_weights():
+def test_no_weight_no_draw_and_every_run_has_its_own_weights() -> None:
     weights = np.array([[0.0, 1.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
     rng = np.random.default_rng(2)
     assert all((draw_in_proportion(weights, rng) == [1, 0, 2]).all() for _ in range(1_000))
@@ -356,10 +371,11 @@ def sets_after_two(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def in_sum_one(weights: np.ndarray) -> np.ndarray:
-    return weights / weights.sum(-1, keepdims=True)
+    shares: np.ndarray = weights / weights.sum(-1, keepdims=True)
+    return shares
 
 
-def test_uniform_draws_are_uniform_and_independent():
+def test_uniform_draws_are_uniform_and_independent() -> None:
     tables = uniform_q_learning(
         np.zeros((RUNS, 3, 1)), GAMES, gamma=0.9, rng=np.random.default_rng(3)
     )
@@ -369,7 +385,7 @@ def test_uniform_draws_are_uniform_and_independent():
 
 
 @pytest.mark.parametrize("current_errors", [False, True])
-def test_prioritized_draws_follow_the_td_errors(current_errors):
+def test_prioritized_draws_follow_the_td_errors(current_errors: bool) -> None:
     tables = prioritized_q_learning(
         np.zeros((RUNS, 3, 1)),
         GAMES,
@@ -395,7 +411,7 @@ def test_prioritized_draws_follow_the_td_errors(current_errors):
 
 
 @pytest.mark.parametrize("method", [uniform_q_learning, prioritized_q_learning])
-def test_draws_are_a_function_of_the_generator(method):
+def test_draws_are_a_function_of_the_generator(method: Any) -> None:
     options = {"current_errors": True} if method is prioritized_q_learning else {}
 
     def table(seed: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Backward targets: by hand, against the paper's table, against the loop, at the edges."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,16 +20,24 @@ from ebu.targets import (
 TOLERANCE = 1e-5
 
 
-def paper_table(rewards, next_values, actions, terminated, *, gamma, beta) -> np.ndarray:
+def paper_table(
+    rewards: Tensor,
+    next_values: Tensor,
+    actions: Tensor,
+    terminated: bool,
+    *,
+    gamma: float,
+    beta: float,
+) -> np.ndarray:
     """Algorithm 2 as printed: the table Q̃ of one episode is overwritten from the end."""
     table = next_values.double().numpy().copy()
-    rewards, actions = rewards.double().numpy(), actions.numpy()
-    y = np.zeros(len(rewards))
-    y[-1] = rewards[-1] if terminated else rewards[-1] + gamma * table[-1].max()
-    for k in reversed(range(len(rewards) - 1)):
-        taken = actions[k + 1]
+    r = rewards.double().numpy()
+    y = np.zeros(len(r))
+    y[-1] = r[-1] if terminated else r[-1] + gamma * table[-1].max()
+    for k in reversed(range(len(r) - 1)):
+        taken = int(actions[k + 1])
         table[k, taken] = beta * y[k + 1] + (1 - beta) * table[k, taken]
-        y[k] = rewards[k] + gamma * table[k].max()
+        y[k] = r[k] + gamma * table[k].max()
     return y
 
 
@@ -45,7 +54,7 @@ def assert_close(targets: Tensor, reference: Tensor | np.ndarray, inputs: float 
 
 
 @st.composite
-def problems(draw, max_steps=40):
+def problems(draw: st.DrawFn, max_steps: int = 40) -> Any:
     """One episode or a batch of them, with every kind of number."""
     batch = draw(st.sampled_from([(), (1,), (3,), (2, 2)]))
     steps, num_actions = draw(st.integers(1, max_steps)), draw(st.integers(1, 5))
@@ -72,7 +81,7 @@ def problems(draw, max_steps=40):
     }
 
 
-def largest_input(problem, beta) -> float:
+def largest_input(problem: dict[str, Any], beta: float) -> float:
     if bool((torch.as_tensor(beta) > 0.0).all()):
         return 0.0
     finite = [problem[name].nan_to_num(0.0, 0.0, 0.0) for name in ("rewards", "next_values")]
@@ -90,7 +99,7 @@ HAND = {
 }
 
 
-def test_by_hand_terminated():
+def test_by_hand_terminated() -> None:
     # y3 = 8
     # Q̃[2] = (½·8 + ½·4, 1) = (6, 1)  → y2 = 0 + ½·6 = 3
     # Q̃[1] = (0, ½·3 + ½·2) = (0, 2.5) → y1 = 1 + ½·2.5 = 2.25
@@ -98,13 +107,13 @@ def test_by_hand_terminated():
     assert y.tolist() == [2.25, 3.0, 8.0]
 
 
-def test_by_hand_truncated_bootstraps_from_the_last_state():
+def test_by_hand_truncated_bootstraps_from_the_last_state() -> None:
     # y3 = 8 + ½·10 = 13; Q̃[2] = (8.5, 1) → 4.25; Q̃[1] = (0, 3.125) → 1 + 1.5625
     y = backward_targets(**HAND, terminated=torch.tensor(False), gamma=0.5, beta=0.5)
     assert y.tolist() == [2.5625, 4.25, 13.0]
 
 
-def test_by_hand_full_propagation_stops_where_another_action_is_better():
+def test_by_hand_full_propagation_stops_where_another_action_is_better() -> None:
     # β = 1: y3 = 8; Q̃[2] = (8, 1) → 4; Q̃[1] = (0, 4) → 3
     y = backward_targets(**HAND, terminated=torch.tensor(True), gamma=0.5, beta=1.0)
     assert y.tolist() == [3.0, 4.0, 8.0]
@@ -114,7 +123,7 @@ def test_by_hand_full_propagation_stops_where_another_action_is_better():
     assert y.tolist() == [1.25, 0.5, -8.0]
 
 
-def test_with_one_action_and_full_propagation_targets_are_returns():
+def test_with_one_action_and_full_propagation_targets_are_returns() -> None:
     rewards = torch.tensor([1.0, 2.0, 4.0])
     y = backward_targets(
         rewards,
@@ -129,7 +138,7 @@ def test_with_one_action_and_full_propagation_targets_are_returns():
 
 @given(problems(), unit, unit)
 @settings(max_examples=300, deadline=None)
-def test_scan_equals_loop(problem, gamma, beta):
+def test_scan_equals_loop(problem: dict[str, Any], gamma: float, beta: float) -> None:
     scan = backward_targets(**problem, gamma=gamma, beta=beta)
     loop = backward_targets_loop(**problem, gamma=gamma, beta=beta)
     assert_close(scan, loop, largest_input(problem, beta))
@@ -137,7 +146,7 @@ def test_scan_equals_loop(problem, gamma, beta):
 
 @given(problems(), unit, unit)
 @settings(max_examples=150, deadline=None)
-def test_scan_equals_the_papers_table(problem, gamma, beta):
+def test_scan_equals_the_papers_table(problem: dict[str, Any], gamma: float, beta: float) -> None:
     scan = backward_targets(**problem, gamma=gamma, beta=beta)
     steps, num_actions = problem["next_values"].shape[-2:]
     rows = zip(
@@ -155,7 +164,7 @@ def test_scan_equals_the_papers_table(problem, gamma, beta):
 
 @given(problems(), unit)
 @settings(max_examples=100, deadline=None)
-def test_beta_zero_is_one_step_bit_for_bit(problem, gamma):
+def test_beta_zero_is_one_step_bit_for_bit(problem: dict[str, Any], gamma: float) -> None:
     ends = torch.zeros_like(problem["rewards"], dtype=torch.bool)
     ends[..., -1] = problem["terminated"]
     expected = one_step_targets(problem["rewards"], problem["next_values"], ends, gamma=gamma)
@@ -164,7 +173,7 @@ def test_beta_zero_is_one_step_bit_for_bit(problem, gamma):
     assert torch.equal(several[1], expected)
 
 
-def test_one_step_by_hand():
+def test_one_step_by_hand() -> None:
     y = one_step_targets(
         torch.tensor([1.0, 2.0]),
         torch.tensor([[3.0, 5.0], [math.nan, 7.0]]),
@@ -176,7 +185,7 @@ def test_one_step_by_hand():
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(("steps", "num_actions"), [(1, 4), (2, 1), (2049, 3), (30_000, 4)])
-def test_long_segments(steps, num_actions, beta):
+def test_long_segments(steps: int, num_actions: int, beta: float) -> None:
     rng = torch.Generator().manual_seed(steps)
     problem = {
         "rewards": torch.randn(steps, generator=rng),
@@ -189,7 +198,7 @@ def test_long_segments(steps, num_actions, beta):
         assert_close(scan, backward_targets_loop(**problem, gamma=gamma, beta=beta))
 
 
-def test_a_reward_reaches_the_first_of_30_000_steps():
+def test_a_reward_reaches_the_first_of_30_000_steps() -> None:
     steps = 30_000
     rewards = torch.zeros(steps)
     rewards[-1] = 1.0
@@ -205,7 +214,7 @@ def test_a_reward_reaches_the_first_of_30_000_steps():
 
 
 @pytest.mark.parametrize("value", [1e30, 3e38, -3e38, 1e-45])
-def test_extreme_values_give_no_nan(value):
+def test_extreme_values_give_no_nan(value: float) -> None:
     steps = 1500
     for num_actions in (1, 2):
         problem = {
@@ -221,7 +230,7 @@ def test_extreme_values_give_no_nan(value):
                 assert_close(scan, backward_targets_loop(**problem, gamma=gamma, beta=beta))
 
 
-def test_float64_inputs_beyond_float32_give_no_nan():
+def test_float64_inputs_beyond_float32_give_no_nan() -> None:
     rows = [[-1.7e308, -1.7e308], [1.7e308, -1.7e308], [0.0, 1.0], [1.7e308, 0.0]]
     values = torch.tensor(rows * 15, dtype=torch.float64)
     rewards = torch.tensor([1.7e308, -1.7e308, 0.0, 1.7e308] * 15, dtype=torch.float64)
@@ -234,7 +243,7 @@ def test_float64_inputs_beyond_float32_give_no_nan():
             assert not bool(y.isnan().any())
 
 
-def test_huge_rewards_that_cancel_are_rounded_as_in_the_loop():
+def test_huge_rewards_that_cancel_are_rounded_as_in_the_loop() -> None:
     steps = 50
     problem = {
         "rewards": torch.full((steps,), 1e30),
@@ -247,7 +256,7 @@ def test_huge_rewards_that_cancel_are_rounded_as_in_the_loop():
     assert_close(scan, backward_targets_loop(**problem, gamma=1.0, beta=0.5))
 
 
-def test_integer_rewards_and_half_precision_values():
+def test_integer_rewards_and_half_precision_values() -> None:
     problem = {
         "rewards": torch.tensor([1, 0, -2], dtype=torch.int32),
         "next_values": HAND["next_values"].half(),
@@ -261,7 +270,7 @@ def test_integer_rewards_and_half_precision_values():
 
 
 @st.composite
-def padded(draw):
+def padded(draw: st.DrawFn) -> Any:
     problem = draw(problems())
     batch, steps = problem["terminated"].shape, problem["rewards"].shape[-1]
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -274,7 +283,9 @@ BETAS = st.one_of(unit, st.lists(unit, min_size=1, max_size=4).map(torch.tensor)
 
 @given(padded(), unit, BETAS, st.sampled_from([0.0, math.nan, math.inf, -math.inf, 7.0]))
 @settings(max_examples=150, deadline=None)
-def test_padding_and_neighbours_change_no_bit(case, gamma, beta, filler):
+def test_padding_and_neighbours_change_no_bit(
+    case: Any, gamma: float, beta: float, filler: float
+) -> None:
     problem, lengths = case
     steps, num_actions = problem["next_values"].shape[-2:]
     batch = problem["terminated"].shape
@@ -304,13 +315,21 @@ def test_padding_and_neighbours_change_no_bit(case, gamma, beta, filler):
 
 @given(problems(), unit, st.lists(unit, min_size=1, max_size=5))
 @settings(max_examples=80, deadline=None)
-def test_k_betas_are_k_results_bit_for_bit(problem, gamma, betas):
+def test_k_betas_are_k_results_bit_for_bit(
+    problem: dict[str, Any], gamma: float, betas: Any
+) -> None:
     y = backward_targets(**problem, gamma=gamma, beta=torch.tensor(betas, dtype=torch.float64))
     alone = [backward_targets(**problem, gamma=gamma, beta=beta) for beta in betas]
     assert torch.equal(y, torch.stack(alone))
 
 
-def random_problem(values_lead=(), batch=(4,), steps=9, num_actions=3, seed=0):
+def random_problem(
+    values_lead: tuple[int, ...] = (),
+    batch: tuple[int, ...] = (4,),
+    steps: int = 9,
+    num_actions: int = 3,
+    seed: int = 0,
+) -> Any:
     rng = torch.Generator().manual_seed(seed)
     return {
         "rewards": torch.randn(*batch, steps, generator=rng),
@@ -321,7 +340,7 @@ def random_problem(values_lead=(), batch=(4,), steps=9, num_actions=3, seed=0):
 
 
 @pytest.mark.parametrize("batch", [(), (4,), (2, 2), (3,)])
-def test_each_learner_has_its_own_values(batch):
+def test_each_learner_has_its_own_values(batch: tuple[int, ...]) -> None:
     betas = torch.tensor([0.0, 0.375, 1.0])
     problem = random_problem((3,), batch)
     y = backward_targets(**problem, gamma=0.9, beta=betas)
@@ -332,7 +351,7 @@ def test_each_learner_has_its_own_values(batch):
     assert torch.equal(same[1], y[1])
 
 
-def test_beta_with_axes_broadcasts_against_the_batch():
+def test_beta_with_axes_broadcasts_against_the_batch() -> None:
     problem = random_problem(batch=(4,))
     betas = torch.tensor([[0.1], [0.9], [0.0]], dtype=torch.float64)
     y = backward_targets(**problem, gamma=0.9, beta=betas)
@@ -346,7 +365,7 @@ def test_beta_with_axes_broadcasts_against_the_batch():
         assert torch.equal(y[k], backward_targets(**row, gamma=0.9, beta=float(betas[k])))
 
 
-def test_share_of_steps_that_follow_the_propagated_value():
+def test_share_of_steps_that_follow_the_propagated_value() -> None:
     # From the hand-computed case: step 2 follows (6 ≥ 1), step 1 follows (2.5 ≥ 0).
     ends = torch.tensor(True)
     y = backward_targets(**HAND, terminated=ends, gamma=0.5, beta=0.5)
@@ -361,7 +380,7 @@ def test_share_of_steps_that_follow_the_propagated_value():
     assert float(propagated_share(y, one["next_values"], one["actions"], beta=1.0)) == 0.0
 
 
-def test_share_ignores_padding_and_keeps_batch_axes():
+def test_share_ignores_padding_and_keeps_batch_axes() -> None:
     problem = random_problem((2,), (4,))
     lengths = torch.tensor([1, 2, 5, 9])
     beta = torch.tensor([0.2, 0.8])
@@ -399,7 +418,7 @@ def test_share_ignores_padding_and_keeps_batch_axes():
         ({"terminated": torch.tensor(True)}, "terminated"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(change, message):
+def test_what_does_not_fit_is_refused_in_one_line(change: Any, message: str) -> None:
     arguments = {**random_problem(), "gamma": 0.9, "beta": 0.5, **change}
     for function in (backward_targets, backward_targets_loop):
         with pytest.raises(ValueError, match=message) as error:
@@ -407,7 +426,7 @@ def test_what_does_not_fit_is_refused_in_one_line(change, message):
         assert "\n" not in str(error.value)
 
 
-def test_targets_carry_no_gradient():
+def test_targets_carry_no_gradient() -> None:
     problem = random_problem()
     problem["next_values"].requires_grad_()
     assert not backward_targets(**problem, gamma=0.9, beta=0.5).requires_grad
