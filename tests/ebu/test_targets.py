@@ -13,6 +13,7 @@ from torch import Tensor
 from ebu.targets import (
     backward_targets,
     backward_targets_loop,
+    double_backward_targets,
     one_step_targets,
     propagated_share,
 )
@@ -430,3 +431,78 @@ def test_targets_carry_no_gradient() -> None:
     problem = random_problem()
     problem["next_values"].requires_grad_()
     assert not backward_targets(**problem, gamma=0.9, beta=0.5).requires_grad
+
+
+def double_table(
+    rewards: Tensor,
+    online: Tensor,
+    target: Tensor,
+    actions: Tensor,
+    terminated: bool,
+    *,
+    gamma: float,
+    beta: float,
+) -> np.ndarray:
+    """Algorithm 2 with two tables: the online one chooses, the target one values."""
+    choosing, valuing = online.double().numpy().copy(), target.double().numpy().copy()
+    y = np.zeros(len(rewards))
+    for k in reversed(range(len(rewards))):
+        if k < len(rewards) - 1:
+            taken = int(actions[k + 1])
+            for table in (choosing, valuing):
+                table[k, taken] = beta * y[k + 1] + (1 - beta) * table[k, taken]
+        elif terminated:
+            y[k] = float(rewards[k])
+            continue
+        y[k] = float(rewards[k]) + gamma * valuing[k, choosing[k].argmax()]
+    return y
+
+
+@given(st.integers(0, 10_000), st.integers(1, 30), st.integers(1, 5), unit, unit)
+@settings(max_examples=150, deadline=None)
+def test_double_equals_two_tables(
+    seed: int, steps: int, num_actions: int, gamma: float, beta: float
+) -> None:
+    problem = random_problem(batch=(), steps=steps, num_actions=num_actions, seed=seed)
+    online = torch.randn(steps, num_actions, generator=torch.Generator().manual_seed(seed))
+    target, terminated = problem.pop("next_values"), problem.pop("terminated")
+    reference = double_table(
+        problem["rewards"],
+        online,
+        target,
+        problem["actions"],
+        bool(terminated),
+        gamma=gamma,
+        beta=beta,
+    )
+    y = double_backward_targets(
+        problem["rewards"],
+        online,
+        target,
+        problem["actions"],
+        terminated,
+        gamma=gamma,
+        beta=beta,
+    )
+    assert_close(y, reference)
+
+
+def test_double_with_one_network_is_not_double() -> None:
+    problem = random_problem(batch=(3,), steps=12)
+    values = problem.pop("next_values")
+    lengths = torch.tensor([1, 7, 12])
+    betas = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
+    y = double_backward_targets(
+        problem["rewards"],
+        values,
+        values,
+        problem["actions"],
+        problem["terminated"],
+        gamma=0.9,
+        beta=betas,
+        lengths=lengths,
+    )
+    plain = backward_targets(**problem, next_values=values, gamma=0.9, beta=betas, lengths=lengths)
+    torch.testing.assert_close(y, plain)
+    assert not bool(y[..., 0, 1:].any())
+    assert not bool(y[..., 1, 7:].any())
