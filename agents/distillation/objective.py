@@ -76,7 +76,7 @@ class Objective(nn.Module):
         self.outputs = outputs
         self.generator = generator
         self.layers = frozenset(layer for name in self.weights for layer in LOSSES[name].layers)
-        """Layers beside the outputs that a minibatch must hold of both networks."""
+        """Layers besides the outputs that a minibatch must hold of both networks."""
         for name in self.weights:
             for layer in LOSSES[name].layers:
                 if layer not in student_widths or layer not in teacher_widths:

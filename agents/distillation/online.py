@@ -56,7 +56,7 @@ class Students:
     | config | the run's config.json: {"settings": …, "environment": …} |
     | seed | of the run |
 
-    Raises `UsageError`, one line, for a name that stands for no network here.
+    Raises `UsageError`, one line, for an unknown name.
     """
 
     def __init__(

@@ -78,7 +78,7 @@ class Loss(NamedTuple):
     | field | meaning |
     | --- | --- |
     | outputs | the only kind of student outputs that it suits; None: either |
-    | layers | layers beside the outputs that it compares |
+    | layers | layers besides the outputs that it compares |
     """
 
     outputs: "Outputs | None" = None
@@ -439,7 +439,7 @@ def read_energy(how: str) -> float:
     except ValueError:
         share = math.nan
     if not 0 < share <= 1:
-        raise UsageError(f"ranks '{how}': the energy kept lies above 0 and is at most 1")
+        raise UsageError(f"ranks '{how}': the share of the energy lies above 0 and is at most 1")
     return share
 
 

@@ -281,6 +281,7 @@ class Trainer:
         state = {
             "updates": self.updates,
             "seconds": self.seconds,
+            # The key of the first version, so that its trainings can be resumed.
             "taught": dict(self._modules.state_dict()),
             "optimizer": averages_of(self._optimizer, self._modules),
             "rng": self._rng.bit_generator.state,

@@ -50,23 +50,23 @@ def command(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
 # --- one command ----------------------------------------------------------------------------
 
 
-def test_the_exit_code_says_whether_enough_is_kept(
+def test_the_exit_code_says_whether_enough_is_retained(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outcome = distilled(teacher, tmp_path)
-    kept = 0.4
-    monkeypatch.setattr(distill, "retention", lambda *_: kept)
+    retained = 0.4
+    monkeypatch.setattr(distill, "retention", lambda *_: retained)
     codes = {}
     for least in (0.3, 0.5):
         config = config_of(teacher, tmp_path, "--min-retention", least)
         codes[least] = distill.verdict(*outcome._replace(config=config))
     assert codes == {0.3: 0, 0.5: 1}
-    # Where the teacher itself gains nothing, nothing is kept.
+    # Where the teacher itself gains nothing, nothing is retained.
     monkeypatch.setattr(distill, "retention", lambda *_: None)
     assert distill.verdict(*outcome._replace(config=config)) == 1
 
 
-def test_methods_as_baselines_are_taught_beside_the_main_one(teacher: Path, tmp_path: Path) -> None:
+def test_methods_as_baselines_are_trained_too(teacher: Path, tmp_path: Path) -> None:
     methods = ("hard", "regression", "kl+hint=0.1", "kl+distance=1")
     flags = ("--seeds", 1, "--baselines", *methods, "--baseline-seeds", 2)
     outcome = distilled(teacher, tmp_path, *flags)

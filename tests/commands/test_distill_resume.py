@@ -209,7 +209,7 @@ def test_a_distillation_that_recorded_typed_paths_alone_is_continued(
     assert contents(tmp_path / "out") == contents(whole)
 
 
-def test_with_more_games_all_is_scored_again_and_nothing_taught(
+def test_with_more_games_all_is_scored_again_and_nothing_trained(
     exported: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"

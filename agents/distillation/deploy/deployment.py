@@ -61,7 +61,7 @@ class Latency(TypedDict):
 
 
 class ParityRecord(TypedDict):
-    """The float32 file beside torch, see `export.Parity`, and the largest difference allowed."""
+    """How the float32 file compares with torch, see `onnx_policy.Parity`, and the tolerance."""
 
     states: int
     largest_difference: float

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +32,15 @@ from ebu.run.directory import differences
 from ebu.run.progress import progress_bar
 
 RECORD = "kegnet.json"
-"""What `generate` measured, a `GeneratedRecord`, in its directory."""
+"""Measurements of `generate`, in its directory.
+
+| key | meaning |
+| --- | --- |
+| temperature | τ of the generators, in units of the teacher's outputs |
+| actions | shares of the states in which each action is the teacher's best |
+| generators | of each the terms of its loss, means over the last tenth of its updates; wanted: |
+| | share of its states in which the teacher's best action is the label |
+"""
 NOISE_STATES = 512
 """States of noise on which the generators' temperature is measured."""
 _TERMS = ("label_divergence", "decoder_error", "diversity")
@@ -42,17 +50,17 @@ _DOUBLINGS = 3
 
 @dataclass(frozen=True)
 class KegNetConfig:
-    """The generators and their training. What names no source is this project's own choice.
+    """The generators and their training; values without a source are this project's own choice.
 
     The authors take 20,000 updates of 256 images for each of their generators, on a GPU.
     """
 
     generators: int = 5
-    """Generators, each with a decoder of its own, that make equal parts of the states (authors)."""
+    """Generators, each with its own decoder, for equal parts of the states (authors)."""
     updates: int = 150
     """Gradient steps on each generator: about five minutes for all on one core of a CPU."""
     batch_size: int = 64
-    """States made for a step."""
+    """States generated for a step."""
     learning_rate: float = 2e-3
     """Step size of Adam; the authors' are 1e-4 to 1e-2, by the data set."""
     codes: int = 10
@@ -71,7 +79,7 @@ class Generator(nn.Module):
     """G(y, z): labels (B, A) and noise (B, Z), float32, to stacks (B, stack, H, W) in [0, 255].
 
     A linear layer to maps of an eighth of the sides, then transposed convolutions that double them,
-    behind batch normalisation (Radford et al. 2016, DCGAN). A stack's frames are channels.
+    after batch normalisation (Radford et al. 2016, DCGAN). A stack's frames are channels.
     """
 
     def __init__(
@@ -101,7 +109,7 @@ class Generator(nn.Module):
 
 
 def decoder(config: KegNetConfig, teacher: TrainedAgent, generator: torch.Generator) -> nn.Module:
-    """D: stacks (B, stack, H, W) in [0, 1] to the noise (B, Z) that they were made of."""
+    """D: stacks (B, stack, H, W) in [0, 1] to the noise (B, Z) they were generated from."""
     stack, frame_shape = _shape(teacher)
     network = nn.Sequential(
         nn.Flatten(),
@@ -112,24 +120,6 @@ def decoder(config: KegNetConfig, teacher: TrainedAgent, generator: torch.Genera
     )
     _initialise(network, generator)
     return network
-
-
-class GeneratedRecord(TypedDict):
-    """What was generated.
-
-    | key | meaning |
-    | --- | --- |
-    | temperature | τ of the generators, in units of the teacher's outputs |
-    | actions | shares of the states in which each action is the teacher's best |
-    | generators | of each label_divergence, decoder_error, diversity: terms of its loss, means |
-    | | over the last tenth of its updates; wanted: share of its states, as bytes, in which the |
-    | | teacher's best action is the label |
-    """
-
-    temperature: float
-    states: int
-    actions: list[float]
-    generators: list[dict[str, float]]
 
 
 def make_states(pipeline: Pipeline, source: str) -> Dataset:
@@ -174,10 +164,9 @@ def generate(
     | | resumes with the first unfinished generator, and generates the same states |
     | should_stop | asked before every update and every batch of states |
 
-    Raises `Stopped` if told to stop; `UsageError` for a teacher that sees no images, too few
-    states, more than memory holds, and a directory with other generators; `EbuError` where the
-    teacher's outputs give no temperature, a loss is no longer a number, a file is damaged or the
-    disk is full.
+    Raises `Stopped` if told to stop; `UsageError` for too few states, more than memory holds, and a
+    directory with other generators; `EbuError` where the teacher's outputs give no temperature, a
+    loss is no longer a number, a file is damaged or the disk is full.
     """
     config = config or KegNetConfig()
     _check(teacher, config, count)
@@ -196,8 +185,8 @@ def generate(
                 int(np.random.default_rng(stream).integers(2**63))
             )
             generator = Generator(config, teacher, draws).to(teacher.device)
-            kept = directory / f"generator-{number}"
-            means = _load(kept, generator, source)
+            saved = directory / f"generator-{number}"
+            means = _load(saved, generator, source)
             if means is None:
                 means = _train(
                     generator,
@@ -208,7 +197,7 @@ def generate(
                     should_stop,
                     lambda updates, done=done: progress(done + updates),  # type: ignore[misc]
                 )
-                _save(kept, generator, means, source)
+                _save(saved, generator, means, source)
             progress(done + config.updates)
             generators.append(generator.eval())
             records.append(means)
@@ -217,7 +206,7 @@ def generate(
     best = states.outputs.argmax(dim=1)
     for number, record in enumerate(records):
         record["wanted"] = float((best == states.actions)[makers == number].double().mean())
-    result: GeneratedRecord = {
+    result = {
         "temperature": temperature,
         "states": count,
         "actions": (torch.bincount(best, minlength=states.num_actions) / count).tolist(),
@@ -225,20 +214,6 @@ def generate(
     }
     write_record(directory / RECORD, result)
     return states
-
-
-def label_divergence(labels: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-    """KL(y ‖ softmax(Q_T(x) / τ)) of generated states x: they shall look like their label.
-
-    Yoo et al. 2019, "Knowledge Extraction with No Observable Data" (KegNet). labels: (B, A) float,
-    one-hot or any distributions over the actions.
-    """
-    return divergence(labels, teacher / temperature)
-
-
-def decoder_error(codes: Tensor, decoded: Tensor) -> Tensor:
-    """Mean squared error of the noise z that a decoder finds in what was made of it (KegNet)."""
-    return functional.mse_loss(decoded, codes)
 
 
 def diversity(codes: Tensor, samples: Tensor) -> Tensor:
@@ -263,11 +238,6 @@ def _shape(teacher: TrainedAgent) -> tuple[int, tuple[int, ...]]:
 
 def _check(teacher: TrainedAgent, config: KegNetConfig, count: int) -> None:
     stack, frame_shape = _shape(teacher)
-    if len(frame_shape) != 2:
-        raise UsageError(
-            "KegNet's generators make images, and this teacher sees flat observations: collect "
-            "states in play"
-        )
     fewest = max(2, config.generators)
     if count < fewest:
         raise UsageError(f"--states {count}: KegNet's generators make at least {fewest}")
@@ -346,14 +316,14 @@ def terms_of(
 
     | argument | shape | meaning |
     | --- | --- | --- |
-    | labels, codes | (B, A), (B, Z) | y and z |
-    | shares | (B, stack, H, W) | the states x made of them, pixels in [0, 1] |
-    | outputs, decoded | (B, A), (B, Z) | what the teacher and the decoder make of x |
+    | labels, codes | (B, A), (B, Z) | y, one-hot or any distributions, and z |
+    | shares | (B, stack, H, W) | the states x generated from them, pixels in [0, 1] |
+    | outputs, decoded | (B, A), (B, Z) | of the teacher and the decoder for x |
     """
     return torch.stack(
         [
-            label_divergence(labels, outputs, temperature=temperature),
-            decoder_error(codes, decoded),
+            divergence(labels, outputs / temperature),
+            functional.mse_loss(decoded, codes),
             diversity(codes, shares),
         ]
     )
@@ -369,7 +339,7 @@ def _make(
     should_stop: Callable[[], bool],
     progress: Callable[[int], None],
 ) -> tuple[Dataset, Tensor]:
-    """States made in equal parts, and which generator made each: (count,) int64."""
+    """Generate states in equal parts; also returns the generator of each: (count,) int64."""
     stack, frame_shape = _shape(teacher)
     frames = unfilled((count * stack, *frame_shape), torch.uint8, torch.device("cpu"))
     stacks = frames.view(count, stack, *frame_shape)
@@ -406,7 +376,7 @@ def _save(
 
 
 def _load(directory: Path, generator: Generator, source: dict[str, Any]) -> dict[str, float] | None:
-    """Give a generator what was trained before, and return its means; None where nothing was."""
+    """Load a trained generator and return its means; None where there is none."""
     checkpoint = load_latest(directory)
     if checkpoint is None:
         return None

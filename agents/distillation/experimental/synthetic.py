@@ -83,7 +83,7 @@ def mixed(
     episodes, made = [], 0
     while made < count:
         one, other = (
-            _stretch(real, int(train[index]), min(RUN, count - made))
+            _frames_from(real, int(train[index]), min(RUN, count - made))
             for index in rng.integers(len(train), size=2)
         )
         shorter = min(len(one), len(other))
@@ -93,7 +93,7 @@ def mixed(
     return _dataset(episodes, real.stack, label, rng)
 
 
-def _stretch(states: Dataset, index: int, length: int) -> Tensor:
+def _frames_from(states: Dataset, index: int, length: int) -> Tensor:
     """The frames of at most `length` consecutive states from `index` on, context first."""
     indices = torch.arange(index, min(index + length, len(states)), device=states.device)
     newest, episode = states.newest[indices], states.episode_of(indices)

@@ -62,9 +62,9 @@ def draw(rows: Sequence[Row]) -> Figure:
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The Pareto front of points (cost, retention), cheapest first."""
     found: list[tuple[float, float]] = []
-    for cost, kept in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not found or kept > found[-1][1]:
-            found.append((cost, kept))
+    for cost, retained in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not found or retained > found[-1][1]:
+            found.append((cost, retained))
     return found
 
 
@@ -80,7 +80,7 @@ def _draw(
     panel.set_xlabel(COSTS[cost])
     panel.grid(alpha=0.3)
     points = []
-    beside = _side_by_side(panel, [row for row in rows if row[cost] is not None])
+    offsets = _offsets(panel, [row for row in rows if row[cost] is not None])
     labelled: dict[tuple[str, bool], tuple[float, float]] = {}
     for row in rows:
         height = _height(row, relative)
@@ -95,7 +95,7 @@ def _draw(
             continue
         colour = "black" if method is None else colours[method]
         large = row["chosen"] or method is None
-        place = beside[row["name"], method]
+        place = offsets[row["name"], method]
         if large and (interval := _interval(row, relative)) is not None:
             panel.plot([at, at], interval, color=colour, linewidth=1, alpha=0.6, transform=place)
             panel.update_datalim([(at, end) for end in interval])
@@ -119,12 +119,12 @@ def _draw(
             if key not in labelled or height > labelled[key][1]:
                 labelled[key] = (at, height)
     panel.plot(*zip(*front(points), strict=True), color="grey", linewidth=1, zorder=0)
-    most = max(Counter(name for name, _ in beside).values())
+    most = max(Counter(name for name, _ in offsets).values())
     panel.margins(x=0.2 + METHOD_POINTS * most / 2 / (72 * PANEL_INCHES[0]), y=0.1)
     _label(panel, [(name, point) for (name, _), point in labelled.items()])
 
 
-def _side_by_side(panel: Axes, rows: Sequence[Row]) -> dict[tuple[str, str | None], Transform]:
+def _offsets(panel: Axes, rows: Sequence[Row]) -> dict[tuple[str, str | None], Transform]:
     """The offset of each student and method, next to the student's other methods."""
     methods: dict[str, list[str | None]] = {}
     for row in rows:
@@ -178,8 +178,8 @@ def _height(row: Row, relative: bool) -> float:
 def _interval(row: Row, relative: bool) -> list[float] | None:
     if not relative:
         return row["evaluation"]["interval_95"]
-    kept = row["retention_95"]
-    return None if kept is None else [100 * end for end in kept]
+    retained = row["retention_95"]
+    return None if retained is None else [100 * end for end in retained]
 
 
 def _legend(rows: Sequence[Row], colours: dict[str, str]) -> list[Line2D]:

@@ -1,4 +1,4 @@
-"""Where states come from: play, replay memories, made-up frames."""
+"""Sources of states: play, replay memories, synthetic frames."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -250,7 +250,7 @@ def test_a_replay_memory_too_large_for_this_machine_is_refused(
     assert not isinstance(failure.value, UsageError)
 
 
-# --- made-up states -------------------------------------------------------------------------
+# --- synthetic states -----------------------------------------------------------------------
 
 
 def mean_pixels(stacks: Tensor) -> Tensor:

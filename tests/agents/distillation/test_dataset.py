@@ -28,7 +28,7 @@ from tests.made_up import same
 def set_of(
     *lengths: int, context: int = 0, stack: int = 3, seed: int = 0, shape: tuple[int, ...] = (2, 2)
 ) -> Dataset:
-    """Episodes of so many states, each behind `context` frames; frames count from 1."""
+    """Episodes of these numbers of states, each after `context` frames; frames count from 1."""
     draw = torch.Generator().manual_seed(seed)
     frames_of = [context + length for length in lengths]
     starts = (np.cumsum(frames_of) - frames_of).tolist()

@@ -144,7 +144,7 @@ def test_a_file_that_computes_something_else_is_refused_and_not_written(
 
 
 class Answers:
-    """An agent, or a file's player, whose outputs are these, row after row."""
+    """A policy with these outputs, row after row."""
 
     def __init__(self, rows: Sequence[Sequence[float]], kind: Callable[[Any], Any]) -> None:
         self._rows, self._kind = iter(rows), kind
@@ -289,8 +289,8 @@ def test_a_file_plays_with_the_draws_of_its_agent(agent: TrainedAgent, content: 
     policy, stacks = OnnxPolicy(content), STATES.stacks(EVERY[:50])
     forced = np.arange(50) < 5
     played = [
-        player.choose(stacks, epsilon=0.3, rng=np.random.default_rng(4), forced_random=forced)
-        for player in (agent, policy)
+        each.choose(stacks, epsilon=0.3, rng=np.random.default_rng(4), forced_random=forced)
+        for each in (agent, policy)
     ]
     for one, other in zip(*played, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -265,17 +265,15 @@ def test_adversarial_losses_by_hand() -> None:
 
 
 def test_the_terms_of_a_generator_by_hand() -> None:
-    # One-hot labels have no entropy: the divergence is −log M(x)[y].
     labels = torch.eye(2)
-    teacher = torch.tensor([[math.log(3), 0.0], [math.log(3), 0.0]])
-    expected = -(math.log(3 / 4) + math.log(1 / 4)) / 2
-    loss = kegnet.label_divergence(labels, teacher, temperature=1.0)
-    assert loss.item() == pytest.approx(expected)
-    codes = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
-    assert kegnet.decoder_error(codes, torch.zeros(2, 2)).item() == 1.0
-    # d(z) = 2, d(x) = 3 in two of the four pairs: a mean of 3.
-    samples = torch.tensor([[[1.0, 2.0]], [[4.0, 5.0]]])
-    assert kegnet.diversity(codes, samples).item() == pytest.approx(math.exp(-3))
+    codes, decoded = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([[0.0, 1.0], [2.0, 1.0]])
+    shares = torch.tensor([0.25, 0.75]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
+    # At τ = 2 the teacher gives its first action 3/4 in either state.
+    outputs = torch.tensor([[2 * math.log(3), 0.0], [2 * math.log(3), 0.0]])
+    terms = kegnet.terms_of(labels, codes, shares, outputs, decoded, temperature=2.0)
+    divergence = -(math.log(3 / 4) + math.log(1 / 4)) / 2
+    # d(z) = 2 and d(x) = 1/2 in two of the four pairs.
+    assert terms.tolist() == pytest.approx([divergence, 0.5, math.exp(-0.5)])
 
 
 # --- temperature ----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Students that learn while their teacher trains: from whom, from what, and that nobody notices."""
+"""Online distillation: its teacher, its updates, and that training itself is unchanged."""
 
 import functools
 import json
@@ -103,7 +103,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trainer]
     return finished
 
 
-# --- nobody notices, and nothing is lost ----------------------------------------------------
+# --- training is unchanged, and resumed to the bit ------------------------------------------
 
 
 @pytest.mark.parametrize("agent", ["ebu", "adaptive_ebu"])
@@ -208,11 +208,11 @@ def test_updates_are_adams_on_the_divergence_from_the_teacher(tmp_path: Path) ->
     for update in range(3):
         places = run.replay.draw_transitions(rng, online.BATCH_SIZE)
         states = run.replay.read(*places).states
-        taught = agent.learner.values(states)
-        gap = median_gap(taught)
+        labels = agent.learner.values(states)
+        gap = median_gap(labels)
         temperature = gap if update == 0 else 0.99 * temperature + 0.01 * gap
         adam.zero_grad()
-        policy_divergence(taught, student(states), temperature=temperature).backward()
+        policy_divergence(labels, student(states), temperature=temperature).backward()
         adam.step()
     state = students.state_dict()
     assert state["temperature"] == pytest.approx(temperature)
@@ -254,8 +254,8 @@ def test_a_teacher_to_which_all_actions_are_alike_teaches_nothing(tmp_path: Path
 
 
 def _weights(students: Students) -> list[Tensor]:
-    pupils = students.state_dict()["pupils"].values()
-    return [weight for pupil in pupils for weight in pupil["student"].values()]
+    states = students.state_dict()["pupils"].values()
+    return [weight for state in states for weight in state["student"].values()]
 
 
 # --- what is written ------------------------------------------------------------------------

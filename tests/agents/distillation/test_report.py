@@ -1,4 +1,4 @@
-"""The report of a distillation, from made-up records: its figures, its words, its picture."""
+"""The report of a distillation from given records: its figures, text and picture."""
 
 import json
 from pathlib import Path
@@ -268,7 +268,7 @@ def test_what_is_a_baseline(tmp_path: Path, methods: list[str], baselines: list[
     report = recorded(tmp_path, students=students, exports=None)
     kinds = {row["method"]: row["kind"] for row in report["rows"] if row["method"]}
     assert kinds == {m: "baseline" if m in baselines else "student" for m in methods}
-    # What others are compared with comes behind them.
+    # Baselines come last.
     found = [row["kind"] for row in report["rows"] if row["method"]]
     assert found == sorted(found, reverse=True)
 
@@ -339,11 +339,11 @@ def test_negative_scores_have_no_raw_ratio(tmp_path: Path) -> None:
     assert row["retention"] == pytest.approx((-12 + 62 / 3) / (-10 + 62 / 3))
 
 
-def test_students_chosen_on_made_up_states_are_warned_of(tmp_path: Path) -> None:
+def test_students_chosen_on_synthetic_states_are_warned_of(tmp_path: Path) -> None:
     counts: Any = {"train": 980, "held_out": 20, "rounds": 1, "source": "kegnet"}
     report = recorded(tmp_path, teacher=teacher_record(states=counts))
-    made_up, experimental = report["warnings"]
-    assert "synthetic (kegnet), the held-out ones too: seeds are chosen on them" in made_up
+    synthetic, experimental = report["warnings"]
+    assert "synthetic (kegnet), the held-out ones too: seeds are chosen on them" in synthetic
     assert experimental.startswith("Experimental: states from KegNet's generators")
     assert "States, from kegnet: 980 to train on, 20" in text_of(report)
 
@@ -450,9 +450,9 @@ def test_nothing_of_the_picture_is_cut(
 def test_the_front_is_what_nothing_as_cheap_is_as_good_as(points: list[tuple[int, int]]) -> None:
     found = front(points)
     expected = {
-        (cost, kept)
-        for cost, kept in points
-        if not any(c <= cost and k >= kept and (c, k) != (cost, kept) for c, k in points)
+        (cost, retained)
+        for cost, retained in points
+        if not any(c <= cost and k >= retained and (c, k) != (cost, retained) for c, k in points)
     }
     assert found == sorted(expected)
 

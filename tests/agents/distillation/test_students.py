@@ -259,7 +259,7 @@ def test_a_saved_student_acts_as_before(tmp_path: Path, name: str) -> None:
     assert probabilities.tolist() == [1.0] * 12
 
 
-def test_its_configuration_is_what_it_plays_under_and_how_it_was_taught(tmp_path: Path) -> None:
+def test_its_configuration_is_what_it_plays_under_and_how_it_was_distilled(tmp_path: Path) -> None:
     save(tmp_path, build("net3", 4, generator=rng_of(2)))
     assert read_config(tmp_path) == {
         "settings": {

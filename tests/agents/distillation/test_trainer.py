@@ -32,7 +32,7 @@ def network(name: str, seed: int) -> Student:
 
 
 def supervision_of(weights: dict[str, float] = KL, **changes: Any) -> Supervision:
-    """Made-up frames, labelled by a network."""
+    """Random frames, labelled by a network."""
     teacher = teacher_of(1, num_actions=ACTIONS)
     states = set_of(*[6] * 10, shape=(SIDE, SIDE))
     frames = torch.randint(256, states.frames.shape, generator=torch.Generator().manual_seed(2))
@@ -122,11 +122,11 @@ def test_what_is_measured_on_held_out_states(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = supervision_of().dataset
-    taught = torch.tensor([[0.0, 1.0, 3.0, 2.0], [5.0, 1.0, 1.0, 4.5], [2.0, 0.0, 0.0, 0.0]])
+    labels = torch.tensor([[0.0, 1.0, 3.0, 2.0], [5.0, 1.0, 1.0, 4.5], [2.0, 0.0, 0.0, 0.0]])
     # The teacher's action, then one that costs 0.5, then one that costs 2.
     outputs = torch.tensor([[0.0, 0.0, 9.0, 0.0], [0.0, 0.0, 0.0, 9.0], [0.0, 9.0, 0.0, 0.0]])
     rows = torch.arange(len(states)) % 3
-    supervision = supervision_of(dataset=replace(states, outputs=taught[rows]))
+    supervision = supervision_of(dataset=replace(states, outputs=labels[rows]))
     training = trainer_in(tmp_path, supervision=supervision)
     monkeypatch.setattr("agents.distillation.trainer.HELD_OUT_BATCH", 4)
     parts = iter(states.held_out.split(4))
@@ -135,7 +135,7 @@ def test_what_is_measured_on_held_out_states(
     held_out = training.measure()
     assert held_out["agreement"] == pytest.approx(1 / 3)
     assert held_out["regret"] == pytest.approx((0 + 0.5 + 2) / 3)
-    expected = losses.policy_divergence(taught, outputs, temperature=0.5).item()
+    expected = losses.policy_divergence(labels, outputs, temperature=0.5).item()
     assert held_out["loss"] == pytest.approx(expected)
 
 
@@ -143,8 +143,8 @@ def test_the_held_out_loss_is_the_main_one_alone_and_the_same_when_asked_again(
     tmp_path: Path,
 ) -> None:
     alone = trainer_in(tmp_path / "alone", {"noisy": 1.0})
-    beside = trainer_in(tmp_path / "beside", {"noisy": 1.0, "attention": 3.0})
-    assert alone.measure() == alone.measure() == beside.measure()
+    added = trainer_in(tmp_path / "added", {"noisy": 1.0, "attention": 3.0})
+    assert alone.measure() == alone.measure() == added.measure()
 
 
 def test_losses_on_layers_train_the_student(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_finished_training_is_found_finished(tmp_path: Path) -> None:
     again = trainer_in(tmp_path)
     assert (again.updates, again.seconds) == (CONFIG.updates, first.seconds)
     assert again.run(progress=lambda updates: pytest.fail("it was finished"))
-    # What was logged behind the checkpoint is logged again.
+    # What was logged after the checkpoint is logged again.
     assert "score/mean" not in scalars(tmp_path)
     again.log_score(7.0)
     assert scalars(tmp_path)["score/mean"] == [(CONFIG.updates, 7.0)]
