@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from agents import load_agent
 from agents.distillation.deploy.export import onnx_bytes
 from agents.distillation.deploy.onnx_policy import OnnxPolicy
 from agents.trained import TrainedAgent
@@ -111,7 +112,7 @@ def test_an_agent_sees_the_stacks_that_it_is_evaluated_on(
     monkeypatch.setattr(TrainedAgent, "act", act)
     score = play_agent.play(str(run_dir), seed=SEED)
 
-    seen, agent = [], play_agent.load_agent(run_dir)
+    seen, agent = [], load_agent(run_dir)
 
     def choose(stacks: torch.Tensor, **options: Any) -> Any:
         seen.append(stacks[0].clone())

@@ -1,5 +1,6 @@
 """How a run is timed, and in which rhythm Stable-Baselines3 learns beside it."""
 
+import time
 from collections.abc import Callable
 from typing import cast
 
@@ -42,7 +43,7 @@ def test_a_window_begins_with_enough_updates_and_ends_after_its_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = iter([100.0, 120.0])
-    monkeypatch.setattr(runs.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     stopwatch = runs.Stopwatch(conditions())
     stages = {"acting": 1.0, "learning": 4.0, "storing": 2.0, "target_passes": 3.0}
     later = {"acting": 3.0, "sending": 1.0, "learning": 12.0, "storing": 2.0, "target_passes": 8.0}
@@ -96,7 +97,7 @@ def test_an_evaluation_is_timed_by_its_steps(monkeypatch: pytest.MonkeyPatch) ->
                 clock[0] += 2 if self.evaluations == 2 else 50
             clock[0] += 1
 
-    monkeypatch.setattr(runs.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     played = Played()
     figures = runs.time_evaluation(cast(Trainer, played))
     assert played.evaluations == 2

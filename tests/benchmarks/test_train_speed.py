@@ -1,5 +1,6 @@
 """The summary of rounds that were made up."""
 
+import time
 from typing import Any
 
 import pytest
@@ -105,7 +106,7 @@ def test_rounds_end_in_time(
         clock[0] += 15
         return limits.Limits({}, 1.0, 1.0, FLOPS)
 
-    monkeypatch.setattr(train_speed.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(train_speed, "in_process", take_15_seconds)
     monkeypatch.setattr(train_speed, "measure", lambda *_: Window(1.0, 4, 1))
     settings = train_speed.Settings(agents=("ebu",), minutes=minutes)

@@ -249,15 +249,16 @@ def test_it_plays_in_the_precision_of_the_run(
             f"{TRAINED['bfloat16']}".split()
         )
     )
+    agent: Any = trainer.agent
     try:
         generator = torch.Generator().manual_seed(0)
         stacks = torch.randint(256, (64, 4, 84, 84), generator=generator, dtype=torch.uint8)
         rng = np.random.default_rng
         np.testing.assert_array_equal(
             acts[0](stacks, epsilon=0.0, rng=rng(0))[0],
-            trainer.agent.play(stacks, epsilon=0.0, rng=rng(0))[0],
+            agent.play(stacks, epsilon=0.0, rng=rng(0))[0],
         )
-        assert torch.equal(acts[0].__self__.values(stacks), trainer.agent.learner.values(stacks))
+        assert torch.equal(acts[0].__self__.values(stacks), agent.learner.values(stacks))
     finally:
         trainer.close()
     assert run(config_for(runs("breakout"), episodes=1))["precision"] == "float32"

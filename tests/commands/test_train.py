@@ -182,7 +182,7 @@ def test_whether_a_lost_life_ends_a_segment_can_be_chosen(
     tmp_path: Path, args: list[str], ends: bool
 ) -> None:
     trainer = build(tmp_path, *[f"--life-loss-ends-segment={value}" for value in args])
-    assert trainer.config.life_loss_ends_segment is ends
+    assert trainer.life_loss_ends_segment is ends
     trainer.close()
 
 

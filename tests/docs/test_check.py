@@ -8,7 +8,9 @@ import pytest
 from docs import check, stand_ins
 from docs.check import PageError, Result
 
-TABLE = {"play.py": {"--frames": 1_000, "--games": "pong", "--grow": 10}}
+TABLE: dict[str, dict[str, int | str]] = {
+    "play.py": {"--frames": 1_000, "--games": "pong", "--grow": 10}
+}
 
 
 def typed(page: str, examples: Path) -> list[tuple[int, str]]:

@@ -163,7 +163,7 @@ def test_kernel_scan_and_loop_agree_on_a_gpu(steps: int, learners: int) -> None:
     beta: Any = 0.5 if learners == 1 else torch.linspace(0.05, 1.0, learners, dtype=torch.float64)
     loop = backward_targets_loop(**problem, gamma=0.99, beta=beta)
     there = {name: tensor.cuda() for name, tensor in problem.items()}
-    beta = beta if learners == 1 else beta.cuda()
+    beta = beta if isinstance(beta, float) else beta.cuda()
     kernel = backward_targets(**there, gamma=0.99, beta=beta)
     scan = backward_targets_scan(**there, gamma=0.99, beta=beta)
     assert_close(kernel.cpu(), loop)

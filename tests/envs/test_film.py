@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -21,10 +21,10 @@ from tests.envs.play import play as play_rows
 STICKY: dict[str, Any] = {"repeat_action_probability": 0.25, "full_action_space": True}
 
 
-class Lights(gymnasium.Env[np.ndarray, int]):
+class Lights(gymnasium.Env[np.ndarray, Any]):
     """A random light every step; the game ends when the light is the one that was guessed."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 15}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012
     action_space = spaces.Discrete(4, start=1)
     observation_space: spaces.Space[Any] = spaces.Box(0, 1, (2,), np.float32)
 
@@ -50,7 +50,7 @@ class Lights(gymnasium.Env[np.ndarray, int]):
 class GreyLights(Lights):
     """The light is seen, and not rendered."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata = {"render_modes": []}  # noqa: RUF012
     observation_space = spaces.Box(0, 255, (20, 30, 1), np.uint8)
 
     def _observation(self) -> np.ndarray:
@@ -60,14 +60,14 @@ class GreyLights(Lights):
 class DarkLights(Lights):
     """Numbers only."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata = {"render_modes": []}  # noqa: RUF012
 
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
     """The made-up environments, known to Gymnasium for the tests of this file."""
     for kind in (Lights, GreyLights, DarkLights):
-        gymnasium.register(f"{kind.__name__}-v0", kind)
+        gymnasium.register(f"{kind.__name__}-v0", cast(Any, kind))
     yield
     for kind in (Lights, GreyLights, DarkLights):
         del gymnasium.registry[f"{kind.__name__}-v0"]

@@ -14,7 +14,7 @@ from tests.envs.play import actions_for, play
 
 def test_cartpole_is_what_gymnasium_plays() -> None:
     env = GymnasiumVector("CartPole-v1", 2, seed=5)
-    assert (env.frame_shape, env.frame_dtype, env.num_actions) == ((4,), np.float32, 2)
+    assert (env.frame_shape, env.frame_dtype, env.num_actions) == ((4,), np.dtype(np.float32), 2)
     assert (env.stack, env.frames_per_step) == (1, 1)
     rows = [env.reset(), *play(env, actions_for(env, 120))]
     for j in range(2):
@@ -50,7 +50,7 @@ def first_frames(env_id: str) -> tuple[GymnasiumVector, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("env_id", ["TinyColour-v0", "TinyGrey-v0", "TinyGreyChannel-v0"])
 def test_images_become_grey_frames(env_id: str) -> None:
     env, frame, image = first_frames(env_id)
-    assert (env.frame_shape, env.frame_dtype, env.stack) == ((84, 84), np.uint8, 4)
+    assert (env.frame_shape, env.frame_dtype, env.stack) == ((84, 84), np.dtype(np.uint8), 4)
     assert frame.dtype == np.uint8
     np.testing.assert_array_equal(frame, grey_frame(image))
     if env_id == "TinyGrey-v0":
@@ -60,7 +60,7 @@ def test_images_become_grey_frames(env_id: str) -> None:
 @pytest.mark.parametrize(("env_id", "size"), [("TinyNumbers-v0", 6), ("TinyBytes-v0", 7)])
 def test_any_other_box_becomes_a_vector(env_id: str, size: int) -> None:
     env, frame, observation = first_frames(env_id)
-    assert (env.frame_shape, env.frame_dtype, env.stack) == ((size,), np.float32, 1)
+    assert (env.frame_shape, env.frame_dtype, env.stack) == ((size,), np.dtype(np.float32), 1)
     np.testing.assert_array_equal(frame, observation.astype(np.float32).reshape(-1))
 
 

@@ -100,7 +100,7 @@ def test_a_state_continues_bit_for_bit_in_a_new_process(
 
 
 def test_a_state_at_the_time_limit_continues(elsewhere: ProcessPoolExecutor) -> None:
-    options = {"seed": 3, "num_threads": 1, "max_frames_per_game": 100, **STICKY}
+    options: dict[str, Any] = {"seed": 3, "num_threads": 1, "max_frames_per_game": 100, **STICKY}
     construction = ("atari", "freeway", 2, options)
     env = make(*construction)
     actions = actions_for(env, 90)
@@ -112,7 +112,7 @@ def test_a_state_at_the_time_limit_continues(elsewhere: ProcessPoolExecutor) -> 
 
 
 def test_taking_states_changes_nothing_and_so_does_the_number_of_threads() -> None:
-    options = {"seed": 3, "reseed_every_frames": 4 * 3 * 60, **STICKY}
+    options: dict[str, Any] = {"seed": 3, "reseed_every_frames": 4 * 3 * 60, **STICKY}
     saved = AtariVector("breakout", 3, num_threads=1, **options)
     actions = actions_for(saved, 200)
     steps, states = play_and_save(saved, actions)

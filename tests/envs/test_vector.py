@@ -206,7 +206,7 @@ def test_a_journal_holds_the_actions_since_each_seeded_reset(
                 own.append(action)
         mask = np.array([bool(bits >> j & 1) for j in range(num_envs)])
         journal.record_seeding(mask)
-        for j in np.flatnonzero(mask):
+        for j in np.flatnonzero(mask).tolist():
             model[j] = []
             seedings[j] += 1
     loaded = Journal(num_envs)

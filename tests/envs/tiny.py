@@ -1,6 +1,6 @@
 """Small Gymnasium environments, registered when this module is imported."""
 
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -67,7 +67,7 @@ def _numbers(*shape: int, dtype: Any = np.float32) -> spaces.Box:
 
 def _register(name: str, space: spaces.Space[Any], limit: int | None = None, **kwargs: Any) -> None:
     gymnasium.register(
-        f"{name}-v0", Tiny, max_episode_steps=limit, kwargs={"space": space, **kwargs}
+        f"{name}-v0", cast(Any, Tiny), max_episode_steps=limit, kwargs={"space": space, **kwargs}
     )
 
 
@@ -84,4 +84,4 @@ _register("TinyContinuous", _numbers(2), actions=spaces.Box(-1, 1, (2,)))
 _register("TinyDict", spaces.Dict({"a": _numbers(2)}))
 _register("TinyManyActions", _numbers(2), actions=spaces.Discrete(257))  # a byte holds 256
 _register("Tetris", _numbers(2))  # called like an Atari game
-gymnasium.register("TinyNeedsALibrary-v0", NeedsALibrary)
+gymnasium.register("TinyNeedsALibrary-v0", cast(Any, NeedsALibrary))

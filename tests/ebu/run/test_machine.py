@@ -47,7 +47,7 @@ def test_a_new_run_takes_what_the_machine_has(here: Any) -> None:
 
 
 @pytest.mark.parametrize("started", [AUTO, ("cpu", 4, "float32")])
-def test_a_larger_machine_keeps_what_was_recorded(started: Any, here: Any) -> None:
+def test_a_larger_machine_keeps_what_was_recorded(started: tuple[str, int, str], here: Any) -> None:
     here(4)
     before = config_of(choose_machine(*started, None))
     here(16, cuda=True, bfloat16=True)
