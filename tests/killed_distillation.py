@@ -9,6 +9,7 @@ were killed. All start as forks of this process, which has imported everything a
 import os
 import signal
 import sys
+from typing import Any
 
 import ebu.commands.distilling.run  # noqa: F401
 from ebu.commands import distill
@@ -21,12 +22,12 @@ def killed(step: int) -> bool:
     if child == 0:
         real, left = os.fsync, step
 
-        def fsync(descriptor: int) -> None:
+        def fsync(fd: Any) -> None:
             nonlocal left
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-            real(descriptor)
+            real(fd)
 
         os.fsync = fsync
         run_command(distill.main)

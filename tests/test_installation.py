@@ -95,6 +95,7 @@ except SystemExit as exit_:
         ("evaluate", ["run", "--episodes", "0"]),
         ("study", ["--games", "pong", "--seeds", "0"]),
         ("report", []),
+        ("distill", ["run", "--states", "0"]),
     ],
 )
 def test_help_and_errors_in_settings_load_nothing_heavy(name: str, bad: list[str]) -> None:

@@ -2,12 +2,11 @@
 
 import contextlib
 import io
-import math
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import Any, NoReturn, TypeVar
 
@@ -143,36 +142,6 @@ def _one_line(box: str, prog: str) -> str:
     # Of a flag that may be left empty: why the other kind of value does not fit is no news.
     text = re.sub(r"no type matching .*- <class '(?:int|float)'>: ", "", text)
     return re.sub(r"[0-9][0-9 ]{79,}", lambda digits: f"{digits[0][:36]}...", text)
-
-
-def positive(flags: Mapping[str, float]) -> None:
-    """Raise `UsageError` unless each of these values, by their flags, is above 0 and finite."""
-    for flag, value in flags.items():
-        _require(value > 0 and math.isfinite(value), f"{flag} must be positive, not {value}")
-
-
-def not_negative(flags: Mapping[str, float]) -> None:
-    """Raise `UsageError` unless each of these values, by their flags, is 0 or more and finite."""
-    for flag, value in flags.items():
-        _require(value >= 0, f"{flag} must not be negative, but is {value}")
-        _require(math.isfinite(value), f"{flag} must be finite, but is {value}")
-
-
-def shares(flags: Mapping[str, float]) -> None:
-    """Raise `UsageError` unless each of these values, by their flags, lies in [0, 1]."""
-    for flag, value in flags.items():
-        _require(0 <= value <= 1, f"{flag} must lie between 0 and 1, but is {value}")
-
-
-def at_most(flags: Mapping[str, tuple[float, float]]) -> None:
-    """Raise `UsageError` unless each value, by its flag and with its largest, is not above it."""
-    for flag, (value, most) in flags.items():
-        _require(value <= most, f"{flag} must be at most {most:,}, but is {value:,}")
-
-
-def _require(holds: bool, complaint: str) -> None:
-    if not holds:
-        raise UsageError(complaint)
 
 
 def all_cores() -> int:

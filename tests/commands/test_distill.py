@@ -171,7 +171,7 @@ def test_a_students_network_trained_on_games_alone(
     assert record["states"] == 160
     assert record["held_out"]["states"] == outcome.teacher["states"]["held_out"]
     for key in ("games", "epsilon", "protocol", "seed"):
-        assert record["evaluation"][key] == outcome.teacher["evaluation"][key]  # type: ignore[literal-required]
+        assert record["evaluation"][key] == outcome.teacher["evaluation"][key]
     # As the teacher was trained, but for what is the run's own.
     own = read_config(tmp_path / "students" / name)["settings"]
     teachers = read_config(teacher)["settings"]

@@ -246,7 +246,7 @@ def test_a_full_disk_is_one_line_and_costs_nothing_finished(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
-    failures = []
+    failures: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         while len(failures) < 20:

@@ -72,7 +72,7 @@ def test_weights_of_low_rank_lose_nothing_at_that_rank_and_much_below() -> None:
     teacher = teacher_of()
     rng = torch.Generator().manual_seed(3)
     conv2, conv3, dense = (
-        teacher.network.get_submodule(path).weight for path in ("0.2", "0.4", "1.0")
+        teacher.network.get_parameter(f"{path}.weight") for path in ("0.2", "0.4", "1.0")
     )
 
     def low(outer: int, inner: int, *shape: int) -> Tensor:

@@ -142,7 +142,12 @@ def test_a_student_can_be_trained_on_generated_states(
         frame_shape=(SIDE, SIDE),
         generator=torch.Generator().manual_seed(2),
     )
-    small = {"updates": 300, "batch_size": 32, "learning_rate": 3e-3, "log_every_updates": 300}
+    small: dict[str, Any] = {
+        "updates": 300,
+        "batch_size": 32,
+        "learning_rate": 3e-3,
+        "log_every_updates": 300,
+    }
     config = config_with(**small)
     gap = median_gap(states.outputs[states.train])
     supervision = Supervision(teacher_of(), states, {"kl": 1.0}, config, gap)

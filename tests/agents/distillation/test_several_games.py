@@ -17,10 +17,9 @@ from agents.distillation.students import Student, build, save_student
 from agents.distillation.trainer import PROGRESS, Supervision
 from agents.trained import load_agent
 from ebu.errors import UsageError
-from tests.agents.distillation.small_pipelines import config_with, pipeline_in, teacher_of
+from tests.agents.distillation.small_pipelines import SIDE, config_with, pipeline_in, teacher_of
 from tests.agents.distillation.test_trainer import (
     CONFIG,
-    SIDE,
     assert_killed_training_ends_with_the_same_bits,
     supervision_of,
 )

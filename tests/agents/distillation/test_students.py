@@ -114,7 +114,7 @@ def test_the_published_sizes(name: str, parameters: int, operations: int) -> Non
 @pytest.mark.parametrize("frame_shape", [(36, 36), (37, 90), (85, 84)])
 def test_the_count_is_that_of_the_published_convolutions(frame_shape: tuple[int, int]) -> None:
     student = build("6-5-4/7", 3, frame_shape=frame_shape, stack=2, generator=rng_of(0))
-    plain = nn.Sequential(nn.Conv2d(2, 6, 8, 4), nn.Conv2d(6, 5, 4, 2), nn.Conv2d(5, 4, 3))
+    plain = [nn.Conv2d(2, 6, 8, 4), nn.Conv2d(6, 5, 4, 2), nn.Conv2d(5, 4, 3)]
     expected, images = 7 * 3, torch.zeros(1, 2, *frame_shape)
     for layer in plain:
         images = layer(images)
