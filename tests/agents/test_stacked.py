@@ -472,7 +472,7 @@ class Operations(TorchDispatchMode):
     """Names of the operations that are carried out."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
 
     def __torch_dispatch__(

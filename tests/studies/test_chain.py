@@ -27,8 +27,11 @@ RUNS, UPDATES = 4_000, 50
 ERROR_RATE = 1e-6
 
 
+Chains = dict[int, dict[str, Curve]]
+
+
 @pytest.fixture(scope="module")
-def chains() -> dict[int, dict[str, Curve]]:
+def chains() -> Chains:
     settings = Settings(out=Path("unused"), runs=RUNS, updates=UPDATES, seed=1)
     return {num_states: measure(settings, num_states) for num_states in CHAINS}
 
@@ -57,7 +60,7 @@ def assert_binomial(curve: Curve, exact: np.ndarray) -> None:
         assert pvalue > ERROR_RATE / len(exact)
 
 
-def test_the_stored_episode_has_one_wrong_turn():
+def test_the_stored_episode_has_one_wrong_turn() -> None:
     assert visited(4) == "s1 s2 s3 s2 s3 s4"
     assert visited(5) == "s1 s2 s3 s2 s3 s4 s5"
     episode = stored_episode(4)
@@ -67,7 +70,9 @@ def test_the_stored_episode_has_one_wrong_turn():
 
 
 @pytest.mark.parametrize(("num_states", "updates"), [(4, 5), (5, 6)])
-def test_backward_sweeps_learn_with_the_last_update_of_the_first_sweep(chains, num_states, updates):
+def test_backward_sweeps_learn_with_the_last_update_of_the_first_sweep(
+    chains: Chains, num_states: int, updates: int
+) -> None:
     curve = chains[num_states]["backward"]
     assert curve.probability.tolist() == [0.0] * updates + [1.0] * (UPDATES + 1 - updates)
     low, high = curve.interval
@@ -75,12 +80,14 @@ def test_backward_sweeps_learn_with_the_last_update_of_the_first_sweep(chains, n
 
 
 @pytest.mark.parametrize("num_states", CHAINS)
-def test_uniform_draws_follow_the_exact_curve(chains, num_states):
+def test_uniform_draws_follow_the_exact_curve(chains: Chains, num_states: int) -> None:
     assert_binomial(chains[num_states]["uniform"], exact_uniform(num_states))
 
 
 @pytest.mark.parametrize("num_states", CHAINS)
-def test_with_current_errors_the_wrong_turn_costs_half_of_the_runs_an_update(chains, num_states):
+def test_with_current_errors_the_wrong_turn_costs_half_of_the_runs_an_update(
+    chains: Chains, num_states: int
+) -> None:
     # In order from the goal; the last step ties with the wrong turn. The floor of the priorities
     # lets two to four runs in a thousand draw something else on the way.
     probability = chains[num_states]["prioritized, current errors"].probability
@@ -91,7 +98,7 @@ def test_with_current_errors_the_wrong_turn_costs_half_of_the_runs_an_update(cha
     assert probability[shortest + 1] > 0.99
 
 
-def test_intervals_are_those_of_clopper_and_pearson():
+def test_intervals_are_those_of_clopper_and_pearson() -> None:
     learnt = np.array([0, 1, 37, 99, 100])
     ends = Curve(learnt, runs=100, drawn=True).interval
     for count, low, high in zip(learnt, *ends, strict=True):
@@ -99,7 +106,7 @@ def test_intervals_are_those_of_clopper_and_pearson():
         assert (low, high) == pytest.approx(tuple(expected), abs=1e-9)
 
 
-def test_updates_needed_by_hand():
+def test_updates_needed_by_hand() -> None:
     curve = Curve(np.array([0, 45, 55, 80, 100]), runs=100, drawn=True)
     # 45 of 100: [0.35, 0.55]; 55: [0.45, 0.65]; 80: [0.71, 0.87]
     assert curve.updates_needed(0.5) == (2, 1, 3)
@@ -110,7 +117,7 @@ def test_updates_needed_by_hand():
     assert lines[-1] == "| 5 | uniform | 2 [1, 3] | 4 [4, 4] | 4 |"
 
 
-def test_the_data_are_a_function_of_the_settings():
+def test_the_data_are_a_function_of_the_settings() -> None:
     def measured(seed: int) -> str:
         settings = Settings(out=Path("unused"), runs=20, updates=8, seed=seed)
         chains = {num_states: measure(settings, num_states) for num_states in CHAINS}
@@ -119,7 +126,7 @@ def test_the_data_are_a_function_of_the_settings():
     assert measured(0) == measured(0) != measured(1)
 
 
-def test_the_script_writes_data_picture_and_table(tmp_path):
+def test_the_script_writes_data_picture_and_table(tmp_path: Path) -> None:
     out = tmp_path / "new" / "chain"
     command = [sys.executable, "-W", "error", "-m", "studies.chain"]
     done = subprocess.run(
@@ -136,7 +143,9 @@ def test_the_script_writes_data_picture_and_table(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [["--runs", "0"], ["--updates", "0"], ["--seed", "-1"]])
-def test_what_cannot_be_measured_is_refused(monkeypatch, tmp_path, flags):
+def test_what_cannot_be_measured_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: list[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["chain", "--out", str(tmp_path), *flags])
     with pytest.raises(UsageError, match=f"{flags[0]} must"):
         main()
