@@ -1,7 +1,6 @@
 """What a run asks of a machine, counted by hand."""
 
 import pytest
-import torch
 
 from benchmarks import limits
 
@@ -39,21 +38,3 @@ def test_limits_of_stages_by_hand() -> None:
     )
     assert known.frames_per_second("float32", 0.5) == pytest.approx(1e6 / 6.375)
     assert known.frames_per_second("bfloat16", 0.5) == pytest.approx(2e6 / 6.375)
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_rates_are_those_of_what_was_done(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    monkeypatch.setitem(limits.MATRIX_SIDE, "cpu", 10)
-    monkeypatch.setattr(limits, "COPIED_BYTES", 1_000)
-    calls: list[torch.dtype] = []
-
-    def half_a_second(call: object, *_: object) -> list[float]:
-        assert callable(call)
-        calls.append(call().dtype)
-        return [0.5, 0.25]
-
-    monkeypatch.setattr(limits, "times", half_a_second)
-    assert limits.matrix_rate(cpu, precision) == {"min": 4_000, "median": 6_000, "max": 8_000}
-    assert limits.copy_rate(cpu) == 4_000
-    assert calls == [getattr(torch, precision), torch.uint8]
