@@ -34,6 +34,7 @@ __all__ = [
     "UnknownGameError",
     "VectorEnvironment",
     "VectorStep",
+    "check_game",
     "is_atari",
     "make_vector",
     "random_and_human",
@@ -66,7 +67,7 @@ def make_vector(
             max_frames_per_game=protocol.train_max_frames if training else protocol.eval_max_frames,
             num_threads=num_threads,
         )
-    _check_registered(game)
+    check_game(game)
     try:
         return GymnasiumVector(game, num_envs, seed=seed)
     except (gymnasium.error.Error, ImportError) as error:
@@ -83,7 +84,10 @@ def random_and_human(game: str, human_table: str) -> tuple[float | None, float |
     return (None, None) if scores is None else (scores.random, scores.human(human_table))
 
 
-def _check_registered(game: str) -> None:
+def check_game(game: str) -> None:
+    """Raise UnknownGameError, with the nearest names, for what `make_vector` cannot find."""
+    if is_atari(game):
+        return
     module, colon, env_id = game.rpartition(":")
     if colon:
         try:

@@ -92,6 +92,7 @@ except SystemExit as exit_:
     ("name", "bad"),
     [
         ("train", ["--beta", "2"]),
+        ("train", ["--game", "pogn"]),
         ("evaluate", ["run", "--episodes", "0"]),
         ("study", ["--games", "pong", "--seeds", "0"]),
         ("report", []),

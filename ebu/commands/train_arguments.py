@@ -21,6 +21,7 @@ from ebu.run.cli import parse
 from ebu.run.directory import AUTOMATIC, CONFIG, automatic_settings, read_config
 from ebu.run.hints import program_name
 from ebu.run.settings import flat, one_of
+from envs import UnknownGameError, check_game
 from envs.games import list_games
 
 
@@ -176,6 +177,10 @@ def _value_of(flag: str, args: Sequence[str]) -> str | None:
 
 
 def _check(config: TrainConfig) -> None:
+    try:
+        check_game(config.game)
+    except UnknownGameError as error:
+        raise UsageError(f"--game: {error}") from None
     config.method.check()
     students = config.distill or ()
     for flag, names in (("--network", (config.learner.network,)), ("--distill", students)):

@@ -199,12 +199,11 @@ def open_output(
     may_change |= TYPED_PATHS if paths.keys() <= recorded.keys() else paths.keys()
     if recorded.get("games", 0) is None:
         may_change |= {"games"}
-    try:
-        lock = open_run_directory(
-            config.out, description, may_change=may_change, may_grow=config.may_grow
-        )
-    except EbuError as error:
-        # The directory's flag has another name here.
-        raise type(error)(str(error).replace("--run-dir", "--out")) from error
-    with lock:
+    with open_run_directory(
+        config.out,
+        description,
+        may_change=may_change,
+        may_grow=config.may_grow,
+        flag="--out",
+    ):
         yield
