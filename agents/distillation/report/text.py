@@ -5,10 +5,16 @@ DIR/report.json    the same as JSON
 DIR/pareto.png     score retention against inference cost
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from agents.distillation.deploy.deployment import ExportRecord, Latency
+from agents.distillation.deploy.deployment import (
+    ExportRecord,
+    Latencies,
+    Latency,
+    ParityRecord,
+)
 from agents.distillation.records import (
     REPORT,
     MemberRecord,
@@ -24,6 +30,7 @@ from ebu.run.files import write_whole
 
 DATA, PICTURE = "report.json", "pareto.png"
 NONE = "–"
+ItemT = TypeVar("ItemT")
 HOW_TO_READ = """\
 *Retained* is (score − random) / (teacher − random) of mean scores: 0 % is random play, 100 % the
 teacher. Its 95 % interval is Fieller's over the games of all three; over seeds, in the table of
@@ -94,39 +101,28 @@ def _setting(teacher: TeacherRecord) -> str:
 def _members(members: Sequence[MemberRecord]) -> str:
     """The members of an ensemble of teachers."""
     return _table(
-        ["member of the ensemble", "frames", "τ", "median gap"],
-        [
-            [
-                f"`{member['member']}`",
-                f"{member['frames']:,}",
-                f"{member['temperature']:.4g}",
-                f"{member['gap']:.4g}",
-            ]
-            for member in members
-        ],
+        members,
+        ("member of the ensemble", lambda member: f"`{member['member']}`"),
+        ("frames", lambda member: f"{member['frames']:,}"),
+        ("τ", lambda member: f"{member['temperature']:.4g}"),
+        ("median gap", lambda member: f"{member['gap']:.4g}"),
     )
 
 
 def _scores(rows: Sequence[Row]) -> str:
-    header = ["policy", "method", "seed", "score, 95 %", "retained, 95 %", "raw ratio"]
-    header += ["agreement", "regret", "held-out loss", "above the floor"]
+    above = {None: NONE, True: "yes", False: "no"}
     return _table(
-        header,
-        [
-            [
-                _policy(row),
-                _cell(row["method"]),
-                _cell(row["seed"]),
-                _score(row["evaluation"]),
-                _retained(row["retention"], row["retention_95"]),
-                _figure(row["raw_ratio"], "{:.3f}"),
-                _figure(row["agreement"], "{:.1%}"),
-                _figure(row["regret"], "{:.4g}"),
-                _figure(row["held_out_loss"], "{:.4g}"),
-                {None: NONE, True: "yes", False: "no"}[row["above_floor"]],
-            ]
-            for row in rows
-        ],
+        rows,
+        ("policy", _policy),
+        ("method", lambda row: _cell(row["method"])),
+        ("seed", lambda row: _cell(row["seed"])),
+        ("score, 95 %", lambda row: _score(row["evaluation"])),
+        ("retained, 95 %", lambda row: _retained(row["retention"], row["retention_95"])),
+        ("raw ratio", lambda row: _figure(row["raw_ratio"], "{:.3f}")),
+        ("agreement", lambda row: _figure(row["agreement"], "{:.1%}")),
+        ("regret", lambda row: _figure(row["regret"], "{:.4g}")),
+        ("held-out loss", lambda row: _figure(row["held_out_loss"], "{:.4g}")),
+        ("above the floor", lambda row: above[row["above_floor"]]),
     )
 
 
@@ -138,96 +134,84 @@ def _policy(row: Row) -> str:
 
 
 def _methods(methods: Sequence[MethodRow]) -> str:
-    header = ["student", "method", "seeds", "chosen", "score", "retained, 95 % over seeds"]
-    header += ["agreement", "regret", "held-out loss"]
     return _table(
-        header,
-        [
-            [
-                _code(row["name"]),
-                row["method"],
-                ", ".join(map(str, row["seeds"])),
-                str(row["chosen_seed"]),
-                f"{row['score']:,.2f}",
-                _retained(row["retention"], row["retention_95"]),
-                _figure(row["agreement"], "{:.1%}"),
-                _figure(row["regret"], "{:.4g}"),
-                _figure(row["held_out_loss"], "{:.4g}"),
-            ]
-            for row in methods
-        ],
+        methods,
+        ("student", lambda row: _code(row["name"])),
+        ("method", lambda row: row["method"]),
+        ("seeds", lambda row: ", ".join(map(str, row["seeds"]))),
+        ("chosen", lambda row: str(row["chosen_seed"])),
+        ("score", lambda row: f"{row['score']:,.2f}"),
+        ("retained, 95 % over seeds", lambda r: _retained(r["retention"], r["retention_95"])),
+        ("agreement", lambda row: f"{row['agreement']:.1%}"),
+        ("regret", lambda row: f"{row['regret']:.4g}"),
+        ("held-out loss", lambda row: f"{row['held_out_loss']:.4g}"),
     )
 
 
 def _sizes(rows: Sequence[Row]) -> str:
     """Each network once: its size does not depend on method and seed."""
     known = [row for row in rows if row["parameters"] is not None and row["kind"] != "int8"]
-    teacher = known[0]
-    sizes = {(row["name"], row["parameters"], row["multiply_adds"]): row for row in known}
+    order = [(row["name"], row["parameters"] or 0, row["multiply_adds"] or 0) for row in known]
+    _, parameters, multiply_adds = order[0]
     return _table(
-        ["network", "parameters", "of the teacher's", "multiply-adds", "of the teacher's"],
-        [
-            [
-                _code(name),
-                f"{parameters:,}",
-                _of(parameters, teacher["parameters"]),
-                f"{multiply_adds:,}",
-                _of(multiply_adds, teacher["multiply_adds"]),
-            ]
-            for name, parameters, multiply_adds in sizes
-            if parameters is not None and multiply_adds is not None
-        ],
+        list(dict.fromkeys(order)),
+        ("network", lambda size: _code(size[0])),
+        ("parameters", lambda size: f"{size[1]:,}"),
+        ("of the teacher's", lambda size: _of(size[1], parameters)),
+        ("multiply-adds", lambda size: f"{size[2]:,}"),
+        ("of the teacher's", lambda size: _of(size[2], multiply_adds)),
     )
 
 
 def _latencies(exports: dict[str, ExportRecord]) -> str:
-    teacher = exports.get(TEACHER)
-    header = ["agent", "torch p50 / p99, µs", "onnxruntime", "int8"]
-    if teacher is not None:
-        header += ["onnxruntime p50 / teacher's", "int8 p50 / teacher's onnxruntime"]
-    rows = []
-    for name, export in exports.items():
-        taken = export["latency"]
-        row = [_code(name), *(_taken(taken[kind]) for kind in ("torch", "onnxruntime", "int8"))]
-        if teacher is not None:
-            whole = teacher["latency"]["onnxruntime"]["p50_us"]
-            row += [_of(taken["onnxruntime"]["p50_us"], whole), _of(taken["int8"]["p50_us"], whole)]
-        rows.append(row)
-    return _table(header, rows)
+    columns: list[tuple[str, Callable[[tuple[str, Latencies]], str]]] = [
+        ("agent", lambda each: _code(each[0])),
+        ("torch p50 / p99, µs", lambda each: _percentiles(each[1]["torch"])),
+        ("onnxruntime", lambda each: _percentiles(each[1]["onnxruntime"])),
+        ("int8", lambda each: _percentiles(each[1]["int8"])),
+    ]
+    if TEACHER in exports:
+        whole = exports[TEACHER]["latency"]["onnxruntime"]["p50_us"]
+        columns += [
+            (
+                "onnxruntime p50 / teacher's",
+                lambda each: _of(each[1]["onnxruntime"]["p50_us"], whole),
+            ),
+            (
+                "int8 p50 / teacher's onnxruntime",
+                lambda each: _of(each[1]["int8"]["p50_us"], whole),
+            ),
+        ]
+    return _table([(name, export["latency"]) for name, export in exports.items()], *columns)
 
 
 def _machine(exports: dict[str, ExportRecord]) -> str:
-    taken = next(iter(exports.values()))["latency"]
-    return f"Hardware: {taken['hardware']}; {taken['calls']:,} calls of each."
+    latency = next(iter(exports.values()))["latency"]
+    return f"Hardware: {latency['hardware']}; {latency['calls']:,} calls of each."
 
 
 def _files(exports: dict[str, ExportRecord]) -> str:
-    header = ["file", "bytes", "int8 bytes", "times smaller", "states compared", "difference"]
-    header += ["actions as torch's", "int8 agreement", "int8 calibrated on"]
-    rows = []
-    for export in exports.values():
-        parity, int8 = export["parity"], export["int8"]
-        rows.append(
-            [
-                _code(export["onnx"]),
-                f"{export['bytes']:,}",
-                f"{int8['bytes']:,}",
-                f"{export['bytes'] / int8['bytes']:.2f}",
-                f"{parity['states']:,}",
-                f"{parity['largest_difference']:.1e} (≤ {parity['tolerance']:g})",
-                f"{parity['agreement']:.2%}",
-                f"{int8['agreement']:.1%} of {int8['states']:,}",
-                f"{int8['calibrated_on']:,}",
-            ]
-        )
-    return _table(header, rows)
+    return _table(
+        list(exports.values()),
+        ("file", lambda export: _code(export["onnx"])),
+        ("bytes", lambda export: f"{export['bytes']:,}"),
+        ("int8 bytes", lambda export: f"{export['int8']['bytes']:,}"),
+        ("times smaller", lambda export: f"{export['bytes'] / export['int8']['bytes']:.2f}"),
+        ("states compared", lambda export: f"{export['parity']['states']:,}"),
+        ("difference", lambda export: _difference(export["parity"])),
+        ("actions as torch's", lambda export: f"{export['parity']['agreement']:.2%}"),
+        ("int8 agreement", lambda e: f"{e['int8']['agreement']:.1%} of {e['int8']['states']:,}"),
+        ("int8 calibrated on", lambda export: f"{export['int8']['calibrated_on']:,}"),
+    )
 
 
 # --- cells ----------------------------------------------------------------------------------
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
+def _table(items: Sequence[ItemT], *columns: tuple[str, Callable[[ItemT], str]]) -> str:
+    """A table from columns: each a header, and the cell of an item."""
+    lines = [[header for header, _ in columns], ["---"] * len(columns)]
+    lines += [[cell(item) for _, cell in columns] for item in items]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -261,5 +245,9 @@ def _of(part: float, whole: float | None) -> str:
     return f"{part / whole:.1%}" if whole else NONE
 
 
-def _taken(latency: Latency) -> str:
+def _difference(parity: ParityRecord) -> str:
+    return f"{parity['largest_difference']:.1e} (≤ {parity['tolerance']:g})"
+
+
+def _percentiles(latency: Latency) -> str:
     return f"{latency['p50_us']:,.0f} / {latency['p99_us']:,.0f}"
