@@ -67,8 +67,8 @@ COLLECTORS = "collectors"
 ResultT = TypeVar("ResultT")
 
 
-def finished(result: ResultT | None) -> ResultT:
-    """A result; raises `Stopped` for None, that of a part that was told to stop."""
+def require_finished(result: ResultT | None) -> ResultT:
+    """The result itself; raises `Stopped` for None, the result of what was told to stop."""
     if result is None:
         raise Stopped
     return result
@@ -102,7 +102,7 @@ class Pipeline:
     | teacher, teacher_dir | the agent, on the device that computes, and its run directory |
     | evaluator | plays the same games for everything that is scored |
     | life_loss_ends_value | see `collect` |
-    | should_stop | asked all the time; once it says yes, every method raises `Stopped` |
+    | should_stop | asked in play and training; once it says yes, every method raises `Stopped` |
     """
 
     config: DistillConfig
@@ -123,7 +123,9 @@ class Pipeline:
         """Play the games of a score. epsilon: another share of random actions."""
         evaluator = self.evaluator if epsilon is None else replace(self.evaluator, epsilon=epsilon)
         with progress_bar(f"{name}: games", evaluator.episodes, "games") as progress:
-            played = finished(evaluator.play(act, should_stop=self.should_stop, progress=progress))
+            played = require_finished(
+                evaluator.play(act, should_stop=self.should_stop, progress=progress)
+            )
         summary = evaluator.summarise(played)
         return {
             "mean": summary["mean"],
@@ -255,7 +257,7 @@ class Pipeline:
                 contextlib.closing(env),
                 progress_bar(f"round {number}: states", count, "states") as progress,
             ):
-                return finished(
+                return require_finished(
                     collect(
                         env,
                         self.teacher.outputs_of,

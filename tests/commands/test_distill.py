@@ -23,23 +23,9 @@ from ebu.commands.trainer import build_trainer
 from ebu.errors import UsageError
 from ebu.run.cli import parse
 from ebu.run.directory import read_config
-from tests.distillations import FLAGS, NUMBERS, config_of, distilled, train, train_teacher
+from tests.distillations import FLAGS, NUMBERS, config_of, distilled, train
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on pictures, not to be changed."""
-    return train_teacher(tmp_path_factory.mktemp("teachers") / "pictures")
-
-
-@pytest.fixture(scope="module")
-def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A distillation that was never stopped."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    distilled(teacher, out)
-    return out
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:

@@ -18,23 +18,9 @@ from agents.distillation.settings import Stopped
 from agents.distillation.trainer import Trainer
 from ebu import evaluation
 from ebu.errors import EbuError, UsageError
-from tests.distillations import FLAGS, contents, distilled, scalars, train_teacher
+from tests.distillations import FLAGS, contents, distilled, scalars
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on pictures, not to be changed."""
-    return train_teacher(tmp_path_factory.mktemp("teachers") / "pictures")
-
-
-@pytest.fixture(scope="module")
-def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A distillation that was never stopped."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    distilled(teacher, out)
-    return out
 
 
 @pytest.fixture(scope="module")

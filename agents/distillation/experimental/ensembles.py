@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from agents.agent import policy_weights
 from agents.distillation import losses
 from agents.distillation.collect import collect
-from agents.distillation.pipeline import Pipeline, finished, rng_of
+from agents.distillation.pipeline import Pipeline, require_finished, rng_of
 from agents.distillation.records import (
     ENSEMBLE_FILE,
     EnsembleRecord,
@@ -182,7 +182,7 @@ def _probe(pipeline: Pipeline, number: int, member: Teacher) -> MemberRecord:
             should_stop=pipeline.should_stop,
             progress=progress,
         )
-    outputs = finished(states).outputs
+    outputs = require_finished(states).outputs
     found = temperature_of(pipeline.config.temperature, outputs, kind=agent.outputs)
     return {
         "member": member.name,
