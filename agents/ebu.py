@@ -6,7 +6,7 @@ from torch import Tensor
 from agents.learner import Learner
 from agents.segment_target import SegmentTarget
 from agents.settings import AdaptiveEbuConfig, EbuConfig
-from ebu.replay import Batch
+from ebu.batch import Batch
 from ebu.stopwatch import Stopwatch
 from ebu.targets import backward_targets, double_backward_targets, propagated_share
 

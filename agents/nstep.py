@@ -5,7 +5,8 @@ from torch import Tensor
 
 from agents.settings import TransitionConfig
 from agents.target import Target
-from ebu.replay import Batch, EpisodicReplay
+from ebu.batch import Batch
+from ebu.replay import EpisodicReplay
 from ebu.returns import double_targets, n_step_targets
 from ebu.sampling import Minibatch
 from ebu.targets import one_step_targets

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from agents.settings import OptimalityTighteningConfig
 from agents.target import Target
-from ebu.replay import Batch, EpisodicReplay
+from ebu.batch import Batch
+from ebu.replay import EpisodicReplay
 from ebu.returns import optimality_bounds, tightened_targets
 from ebu.sampling import Minibatch
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from agents.segment_target import SegmentTarget
 from agents.settings import QLambdaConfig
-from ebu.replay import Batch
+from ebu.batch import Batch
 from ebu.returns import peng_targets
 
 

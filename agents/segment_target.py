@@ -12,7 +12,8 @@ from agents.graphs import capture
 from agents.learner import Learner
 from agents.settings import SegmentConfig
 from agents.target import Target
-from ebu.replay import Batch, EpisodicReplay
+from ebu.batch import Batch
+from ebu.replay import EpisodicReplay
 from ebu.sampling import Minibatch
 from ebu.segments import Segment
 from ebu.staging import Staging

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from agents.learner import Learner
 from agents.settings import AgentConfig
-from ebu.replay import Batch, EpisodicReplay
+from ebu.batch import Batch
+from ebu.replay import EpisodicReplay
 from ebu.sampling import Minibatch
 from ebu.stopwatch import Stopwatch
 

@@ -18,7 +18,8 @@ import torch
 from benchmarks.measurement import BenchmarkSettings
 from ebu.run.progress import Progress
 from ebu.run.settings import Device, NotNegative, Positive, PositiveFloat
-from ebu.training import Mark, Trainer
+from ebu.stopwatch import Mark
+from ebu.training import Trainer
 
 FRAMES_PER_STEP = 4
 BATCH_SIZE = 32

@@ -17,7 +17,7 @@ from benchmarks.runs import (
     Window,
 )
 from ebu.errors import UsageError
-from ebu.training import Mark
+from ebu.stopwatch import Mark
 
 
 def sb3_schedule(num_envs: int, updates_per_step: float) -> tuple[int, int]:

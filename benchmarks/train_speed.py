@@ -62,7 +62,7 @@ from ebu.commands.presets import DEFAULT
 from ebu.errors import EbuError, UsageError
 from ebu.run.cli import all_cores, run_command
 from ebu.run.settings import Positive
-from ebu.training import evaluation_schedule
+from ebu.schedules import evaluation_schedule
 from envs.protocols import PROTOCOLS
 
 COLUMNS = ("acting", "sending", "learning", *PARTS_OF_LEARNING, "emulator_wait", "storing", "rest")

@@ -3,32 +3,19 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ebu.frames import FrameStack, torch_dtype
-from ebu.interfaces import VectorEnvironment
+from ebu.interfaces import Act, VectorEnvironment
 from ebu.statistics import human_normalised, mean_interval
 
 MOST_ENVIRONMENTS = 16
 # Far from the children 0, 1, … of a training seed: an evaluation never plays training games.
 EVALUATION_STREAM = int.from_bytes(b"eval")
-
-
-class Act(Protocol):
-    """`Agent.act`: actions (N,) int64 and their probabilities (N,) for stacks of N environments."""
-
-    def __call__(
-        self,
-        stacks: Tensor,
-        *,
-        epsilon: float,
-        rng: np.random.Generator,
-        forced_random: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @dataclass(frozen=True)

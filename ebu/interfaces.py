@@ -1,8 +1,11 @@
-"""What the method asks of an environment; `envs` satisfies it without importing it."""
+"""What the method asks of environments and agents, which satisfy it without importing it."""
 
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
+
+from ebu.replay import EpisodicReplay
 
 
 class VectorStep(Protocol):
@@ -53,3 +56,70 @@ class VectorEnvironment(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
     def close(self) -> None: ...
+
+
+class Act(Protocol):
+    """A policy: chooses an action for each of N environments, greedily but for ε.
+
+    | argument | shape, dtype | meaning |
+    | --- | --- | --- |
+    | stacks | (N, stack, *frame_shape) | what the environments show |
+    | epsilon | | share of random actions |
+    | forced_random | (N,) bool | rows drawn at random whatever epsilon; none if absent |
+
+    Returns actions (N,) int64 and the probabilities (N,) float32 with which each was chosen.
+    """
+
+    def __call__(
+        self,
+        stacks: Tensor,
+        *,
+        epsilon: float,
+        rng: np.random.Generator,
+        forced_random: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class LearningAgent(Protocol):
+    """What the training loop asks of an agent."""
+
+    last_values: Tensor
+    """Action values (N, A) that `act` last chose from."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall time spent on parts of learning."""
+        ...
+
+    @property
+    def needs_segments(self) -> bool:
+        """Whether it learns from whole segments; other agents learn from single transitions."""
+        ...
+
+    @property
+    def act(self) -> Act:
+        """Choose actions in the games that are learned from."""
+        ...
+
+    def observe(self, step: VectorStep) -> None: ...
+    def learn(self, replay: EpisodicReplay, updates: int) -> None: ...
+    def metrics(self) -> dict[str, float]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Distiller(Protocol):
+    """Trains other networks on what the agent learns from; the agent never depends on it."""
+
+    def learn(self, replay: EpisodicReplay, updates: int) -> None:
+        """Train after the agent has made `updates` more updates."""
+
+    def set_teacher(self) -> None:
+        """Make the agent as it is now the teacher: its evaluation is the best so far."""
+
+    def metrics(self) -> dict[str, float]: ...
+    def save(self, frames: int) -> None:
+        """Write the trained networks: a checkpoint was just written."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...

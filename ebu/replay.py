@@ -1,7 +1,6 @@
 """A replay memory of whole episodes in which every frame is stored once."""
 
 import math
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,78 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebu.batch import ACTION, PROBABILITY, REWARD, TERMINATED, Batch
 from ebu.errors import EbuError, UsageError
 from ebu.memory import refuse_oversized_replay, unfilled
 from ebu.replay_files import read_frames, write_frames
 from ebu.segments import Segment, SegmentTable
 from ebu.staging import Staging
 
-# Columns of a slot besides its frame, float32 each: every action is exact in float32.
-_ACTION, _REWARD, _TERMINATED, _PROBABILITY = range(4)
 _DEVICE_BYTES_PER_SLOT = 4 * 4
 # A byte on the host says how many earlier frames a slot's state holds (its context), and with
 # this bit set that a transition starts there.
 _TRANSITION = np.uint8(128)
 _CONTEXT = np.uint8(127)
 _HOST_BYTES_PER_SLOT = 1 + SegmentTable.BYTES_PER_SLOT
-
-
-class Batch:
-    """Transitions of a replay memory, each part gathered on the device when it is asked for.
-
-    | part | shape, dtype |
-    | --- | --- |
-    | states, next_states | (B, stack, *frame_shape) of the replay's dtype |
-    | actions | (B,) int64 |
-    | rewards | (B,) float32, raw or clipped to [-1, 1] as `EpisodicReplay.batch` was told |
-    | terminated | (B,) bool: the value ends with the transition |
-    | probabilities | (B,) float32: of the actions, when they were chosen |
-    """
-
-    def __init__(
-        self, frames: Tensor, slots: Tensor, located: Tensor, clip_rewards: bool = False
-    ) -> None:
-        self._frames = frames
-        self._slots = slots
-        self._located = located
-        self._clip_rewards = clip_rewards
-
-    @cached_property
-    def states(self) -> Tensor:
-        return self._stacks(self._located[:, 1:-1])
-
-    @cached_property
-    def next_states(self) -> Tensor:
-        return self._stacks(self._located[:, 2:])
-
-    def at(self, located: Tensor) -> "Batch":
-        """Other transitions of the same memory, at these places."""
-        return Batch(self._frames, self._slots, located, self._clip_rewards)
-
-    def _stacks(self, rows: Tensor) -> Tensor:
-        gathered = self._frames.index_select(0, rows.reshape(-1))
-        return gathered.view(*rows.shape, *self._frames.shape[1:])
-
-    @cached_property
-    def _columns(self) -> Tensor:
-        return self._slots.index_select(0, self._located[:, 0])
-
-    @property
-    def actions(self) -> Tensor:
-        return self._columns[:, _ACTION].long()
-
-    @property
-    def rewards(self) -> Tensor:
-        rewards = self._columns[:, _REWARD]
-        return rewards.clamp(-1, 1) if self._clip_rewards else rewards
-
-    @property
-    def terminated(self) -> Tensor:
-        return self._columns[:, _TERMINATED] != 0
-
-    @property
-    def probabilities(self) -> Tensor:
-        return self._columns[:, _PROBABILITY]
 
 
 class EpisodicReplay:
@@ -260,10 +200,10 @@ class EpisodicReplay:
         before |= played * _TRANSITION
         self._num_transitions += int(np.count_nonzero(played))
         columns = self._newest_columns
-        columns[:, _ACTION] = actions
-        columns[:, _REWARD] = rewards
-        columns[:, _TERMINATED] = terminated
-        columns[:, _PROBABILITY] = probabilities
+        columns[:, ACTION] = actions
+        columns[:, REWARD] = rewards
+        columns[:, TERMINATED] = terminated
+        columns[:, PROBABILITY] = probabilities
         rows = slice(previous * streams, (previous + 1) * streams)
         self._staging.upload(columns, out=self._slots[rows])
         self._close_segments(step, terminated, truncated, started)

@@ -1,9 +1,13 @@
 """When a run explores, updates, logs, evaluates and saves; nothing depends on its length."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from ebu.run.settings import Bounds, NotNegative, Positive, PositiveFloat, Share
+
+EARLY_LINES = (1_000, 2_000, 5_000)
+"""Frames at which lines of metrics are written, in addition to the interval."""
 
 
 @dataclass(frozen=True)
@@ -45,3 +49,29 @@ def epsilon_at(config: ExplorationConfig, learning_steps: int) -> float:
     """Epsilon after `learning_steps` agent steps with updates: it does not fall before learning."""
     fraction = min(1.0, learning_steps / max(1, config.epsilon_decay_steps))
     return config.epsilon_start + fraction * (config.epsilon_end - config.epsilon_start)
+
+
+class Schedule:
+    """Something due at frame counts: those of `early`, then the multiples of `every`; 0: never."""
+
+    def __init__(self, every: int, early: Sequence[int] = ()) -> None:
+        self.every = every
+        self.early = early
+        self.done(0)
+
+    def due(self, frames: int) -> bool:
+        return self.every > 0 and frames >= self.next
+
+    def done(self, frames: int) -> None:
+        """Move on to the first point after `frames`."""
+        later = [point for point in self.early if point > frames]
+        if self.every > 0:
+            later.append((frames // self.every + 1) * self.every)
+        self.next = min(later, default=0)
+
+
+def evaluation_schedule(every: int | None) -> Schedule:
+    """Evaluations at this interval; None: ten in the first million frames, then one a million."""
+    if every is None:
+        return Schedule(1_000_000, range(100_000, 1_000_000, 100_000))
+    return Schedule(every)

@@ -1,184 +1,31 @@
 """The loop: act, learn, append; logs, evaluations and checkpoints in between."""
 
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ebu.interfaces import VectorEnvironment, VectorStep
+from ebu.game_statistics import GameStatistics
+from ebu.interfaces import Distiller, LearningAgent, VectorEnvironment, VectorStep
 from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import Checkpoint, save_checkpoint
 from ebu.run.directory import EVALUATIONS, METRICS
 from ebu.run.logs import Monitor, last_frames
 from ebu.run.profiling import Profile
 from ebu.run.progress import Progress
-from ebu.schedules import ExplorationConfig, LoopConfig, epsilon_at
-from ebu.stopwatch import Stopwatch
+from ebu.schedules import (
+    EARLY_LINES,
+    ExplorationConfig,
+    LoopConfig,
+    Schedule,
+    epsilon_at,
+    evaluation_schedule,
+)
+from ebu.stopwatch import Mark, Stopwatch
 from ebu.value_probes import ValueProbes
-
-EARLY_LINES = (1_000, 2_000, 5_000)
-"""Frames at which lines of metrics are written, in addition to the interval."""
-RECENT_GAMES = 100
-"""Games over which the recent return is averaged (Machado et al. 2018)."""
-
-
-class Agent(Protocol):
-    """What the loop asks of an agent."""
-
-    last_values: Tensor
-    """Action values (N, A) that `act` last chose from."""
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Wall time spent on parts of learning."""
-        ...
-
-    @property
-    def needs_segments(self) -> bool:
-        """Whether it learns from whole segments; other agents learn from single transitions."""
-        ...
-
-    def act(
-        self,
-        stacks: Tensor,
-        *,
-        epsilon: float,
-        rng: np.random.Generator,
-        forced_random: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]: ...
-    def observe(self, step: VectorStep) -> None: ...
-    def learn(self, replay: EpisodicReplay, updates: int) -> None: ...
-    def metrics(self) -> dict[str, float]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class Distiller(Protocol):
-    """Trains other networks on what the agent learns from; the agent never depends on it."""
-
-    def learn(self, replay: EpisodicReplay, updates: int) -> None:
-        """Train after the agent has made `updates` more updates."""
-
-    def set_teacher(self) -> None:
-        """Make the agent as it is now the teacher: its evaluation is the best so far."""
-
-    def metrics(self) -> dict[str, float]: ...
-    def save(self, frames: int) -> None:
-        """Write the trained networks: a checkpoint was just written."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class Mark(NamedTuple):
-    """A point of a run, and the seconds that each stage had taken until then."""
-
-    clock: float
-    frames: int
-    updates: int
-    stages: dict[str, float]
-
-    def speeds_until(self, later: "Mark") -> dict[str, float]:
-        """Speeds, and the share of each stage, between this mark and a later one.
-
-        `target_passes` and `targets` are parts of `learning`; `training_frames_per_second` leaves
-        evaluations and checkpoints out.
-        """
-        seconds = later.clock - self.clock
-        stages = {name: end - self.stages.get(name, 0.0) for name, end in later.stages.items()}
-        paused = stages.get("evaluation", 0.0) + stages.get("checkpoints", 0.0)
-        frames = later.frames - self.frames
-        return {
-            "speed/frames_per_second": frames / seconds,
-            "speed/training_frames_per_second": frames / (seconds - paused),
-            "speed/updates_per_second": (later.updates - self.updates) / seconds,
-            **{f"speed/share_{name}": part / seconds for name, part in stages.items()},
-        }
-
-
-class Schedule:
-    """Something due at frame counts: those of `early`, then the multiples of `every`; 0: never."""
-
-    def __init__(self, every: int, early: Sequence[int] = ()) -> None:
-        self.every = every
-        self.early = early
-        self.done(0)
-
-    def due(self, frames: int) -> bool:
-        return self.every > 0 and frames >= self.next
-
-    def done(self, frames: int) -> None:
-        """Move on to the first point after `frames`."""
-        later = [point for point in self.early if point > frames]
-        if self.every > 0:
-            later.append((frames // self.every + 1) * self.every)
-        self.next = min(later, default=0)
-
-
-def evaluation_schedule(every: int | None) -> Schedule:
-    """Evaluations at this interval; None: ten in the first million frames, then one a million."""
-    if every is None:
-        return Schedule(1_000_000, range(100_000, 1_000_000, 100_000))
-    return Schedule(every)
-
-
-class Games:
-    """Returns and lengths of the games in N environments, as they are played and as they end."""
-
-    def __init__(self, num_envs: int) -> None:
-        self.steps = np.zeros(num_envs, dtype=np.int64)
-        self._returns = np.zeros(num_envs)
-        self._clipped = np.zeros(num_envs)
-        self._finished: list[list[float]] = []
-        self.recent: deque[float] = deque(maxlen=RECENT_GAMES)
-
-    def add(self, step: VectorStep) -> None:
-        """Count one step of every environment."""
-        played = ~step.started
-        self.steps[step.started] = 0
-        self.steps += played
-        self._returns += step.rewards
-        self._clipped += np.clip(step.rewards, -1, 1)
-        for j in np.flatnonzero(step.terminated | step.truncated):
-            row = [float(self._returns[j]), float(self._clipped[j]), float(self.steps[j])]
-            self._finished.append(row)
-            self.recent.append(row[0])
-            self._returns[j] = self._clipped[j] = 0
-
-    def metrics(self, frames_per_step: int) -> dict[str, float]:
-        """Means over the games that ended since the last call; nothing if none did."""
-        if not self._finished:
-            return {}
-        returns, clipped, steps = np.mean(self._finished, axis=0)
-        games = len(self._finished)
-        self._finished = []
-        return {
-            "train/episode_return": float(returns),
-            "train/episode_return_clipped": float(clipped),
-            "train/episode_length_frames": float(steps) * frames_per_step,
-            "train/games": float(games),
-            "train/return_last_100_games": float(np.mean(self.recent)),
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "steps": self.steps,
-            "returns": self._returns,
-            "clipped": self._clipped,
-            "finished": self._finished,
-            "recent": list(self.recent),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.steps = state["steps"]
-        self._returns, self._clipped = state["returns"], state["clipped"]
-        self._finished = state["finished"]
-        self.recent = deque(state["recent"], maxlen=RECENT_GAMES)
 
 
 class Trainer:
@@ -208,7 +55,7 @@ class Trainer:
         life_loss_ends_segment: bool,
         env: VectorEnvironment,
         replay: EpisodicReplay,
-        agent: Agent,
+        agent: LearningAgent,
         exploration: ExplorationConfig,
         rng: np.random.Generator,
         monitor: Monitor,
@@ -241,7 +88,7 @@ class Trainer:
         self._next_cut = config.learning_starts
         self._best: float | None = None
         self._started = False
-        self._games = Games(env.num_envs)
+        self._games = GameStatistics(env.num_envs)
         self._probes = ValueProbes(env.num_envs, gamma=gamma, clip_rewards=clip_rewards)
         self._log_schedule = Schedule(config.log_every_frames, EARLY_LINES)
         self._eval_schedule = evaluation_schedule(config.eval_every_frames)

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from agents import AGENTS, LearnerConfig, build_agent, build_learner
-from ebu.interfaces import VectorStep
+from ebu.interfaces import Distiller, VectorStep
 from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import load_latest
 from ebu.run.logs import Monitor, cut_logs
 from ebu.schedules import ExplorationConfig, LoopConfig
-from ebu.training import Distiller, Trainer
+from ebu.training import Trainer
 from tests.made_up import CPU, NUM_ACTIONS, MadeUpGames, empty_replay, random_games
 
 STEP_FRAMES = MadeUpGames.frames_per_step

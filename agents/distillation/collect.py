@@ -11,9 +11,8 @@ from torch import Tensor
 from agents.agent import epsilon_greedy
 from agents.distillation.dataset import Dataset, hold_out
 from ebu.errors import EbuError, UsageError
-from ebu.evaluation import Act
 from ebu.frames import FrameStack, torch_dtype
-from ebu.interfaces import VectorEnvironment
+from ebu.interfaces import Act, VectorEnvironment
 from ebu.memory import unfilled
 from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import load_latest

@@ -54,7 +54,8 @@ from agents.distillation.teachers import (
 )
 from agents.distillation.trainer import PROGRESS, Supervision, Trainer, generator_from
 from agents.trained import TrainedAgent, load_agent
-from ebu.evaluation import Act, Evaluator, random_play
+from ebu.evaluation import Evaluator, random_play
+from ebu.interfaces import Act
 from ebu.run.directory import CONFIG
 from ebu.run.progress import progress_bar, say
 

@@ -25,8 +25,7 @@ from agents.distillation.records import Constant, Score
 from agents.distillation.settings import DistillConfig, load_experimental, read_temperature
 from agents.trained import Outputs, TrainedAgent, load_agent
 from ebu.errors import EbuError, UsageError
-from ebu.evaluation import Act
-from ebu.interfaces import VectorEnvironment
+from ebu.interfaces import Act, VectorEnvironment
 
 ENSEMBLE = "ensemble"
 """An ensemble's entry in its settings: its `run_dir` and `network` in words."""

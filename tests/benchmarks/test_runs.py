@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks import runs, sb3, train_speed
 from ebu.errors import EbuError, UsageError
-from ebu.training import Mark, Trainer
+from ebu.stopwatch import Mark
+from ebu.training import Trainer
 
 
 def conditions(**changes: float) -> runs.Conditions:

@@ -12,9 +12,8 @@ import torch
 
 from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import load_latest
-from ebu.schedules import ExplorationConfig, epsilon_at
+from ebu.schedules import ExplorationConfig, epsilon_at, evaluation_schedule
 from ebu.segments import Segment
-from ebu.training import evaluation_schedule
 from tests.made_up import Game, MadeUpGames, games_of, random_games, same
 from tests.made_up_runs import STEP_FRAMES, Onlooker, lines, real_run, trainer_in
 

@@ -41,7 +41,7 @@ from agents.distillation.records import (
 )
 from agents.distillation.settings import TEACHER, require_export
 from agents.trained import TrainedAgent, load_agent
-from ebu.evaluation import Act
+from ebu.interfaces import Act
 from ebu.run.files import write_whole
 from ebu.run.hardware import hardware
 from ebu.run.progress import say

@@ -21,7 +21,7 @@ from agents.distillation.deploy.onnx_policy import OnnxPolicy
 from agents.distillation.records import Score
 from agents.distillation.settings import Stopped
 from ebu.errors import EbuError
-from ebu.evaluation import Act
+from ebu.interfaces import Act
 from ebu.run.hardware import hardware
 from tests.agents.distillation.test_export import STATES, agent_of
 from tests.agents.distillation.test_report import score_of
