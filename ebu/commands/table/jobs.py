@@ -253,7 +253,7 @@ def run_tasks(
                     if worker.program == "evaluate.py":
                         say(f"{task.name}: {scored(task)}")
                     elif not signals:
-                        say(f"{task.name}: trained, is being scored")
+                        say(f"{task.name}: trained, now scoring")
                         running.append(Worker(task, "evaluate.py", task.evaluate, code))
                 elif not signals:
                     failed.append(task.name)
