@@ -49,6 +49,8 @@ A larger number becomes this value and a ten-thousandth of itself, so that a run
 grows. A missing flag is added. Of names the first is taken, and the value here for a set of games.
 """
 ONLY_IF_GIVEN = {("study.py", "--games"), ("distill.py", "--from-scratch")}
+# Results of a study that its page only lists, which are of the sizes that it names.
+COMMITTED = "docs/results/settings"
 SETS = ("paper49", "atari5", "all57")
 RUN_AS, SKIPPED = "run as: ", "skipped: "
 SERVER_SECONDS = 60
@@ -104,7 +106,8 @@ def run_python(args: list[str]) -> NoReturn:
     module = args[:1] == ["-m"] and args[1].startswith(("studies.", "benchmarks."))
     if module or (args and args[0].endswith(".py")):
         try:
-            args = ["-m"] * module + shorten(args[module:])
+            if COMMITTED not in args:
+                args = ["-m"] * module + shorten(args[module:])
         except LookupError as error:
             sys.exit(f"error: {error}")
         if "benchmarks.gpu" in args and not shutil.which("nvidia-smi"):
