@@ -31,7 +31,7 @@ SHORT: Table = {
         "--from-scratch": 2_000,
     },
     "studies.chain": {"--runs": 200},
-    "studies.maze": {"--steps": 500, "--mazes": 2},
+    "studies.maze": {"--steps": 500, "--mazes": 2, "--densities": 30},
     "benchmarks.train_speed": {"--window": 400, "--pairs": 1},
     "benchmarks.replay_speed": {"--replay-capacity": 20_000, "--repetitions": 20},
     "benchmarks.target_speed": {"--steps": 128, "--repetitions": 1},
