@@ -14,8 +14,6 @@ from agents.distillation.dataset import Dataset
 from agents.distillation.experimental.synthetic import RUN, SHIFT, mixed, noise, shift
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import save_checkpoint
-from envs import make_vector
-from envs.protocols import PAPER
 from tests.agents.distillation.test_dataset import equal, set_of
 from tests.made_up import (
     Game,
@@ -134,30 +132,6 @@ def test_progress_and_stopping() -> None:
     rng = np.random.default_rng(0)
     stopped = collect(env, table_values, count=10, rng=rng, should_stop=lambda: len(env.rows) > 6)
     assert stopped is None
-
-
-def test_a_real_game() -> None:
-    env = make_vector("breakout", 4, seed=0, protocol=PAPER, training=False, num_threads=1)
-    asked: list[Tensor] = []
-
-    def label(stacks: Tensor) -> Tensor:
-        asked.append(stacks.clone())
-        return stacks[:, :, 40:60].float().mean(dim=(2, 3))
-
-    try:
-        states = collect(env, label, count=300, rng=np.random.default_rng(0), epsilon=1.0)
-    finally:
-        env.close()
-    assert states is not None
-    assert states.frames.shape == (300, 84, 84)
-    assert states.frames.dtype == torch.uint8
-    assert len(states.episodes) >= 4
-    # Every set of four frames that the teacher was shown, but for those of games that were over.
-    shown = {stack.numpy().tobytes() for stacks in asked for stack in stacks}
-    found = {stack.numpy().tobytes() for stack in every_stack(states)}
-    assert found <= shown
-    assert len(found) > 100
-    assert torch.equal(states.outputs, label(every_stack(states)))
 
 
 # --- replay memories ------------------------------------------------------------------------

@@ -276,19 +276,6 @@ def test_what_is_a_baseline(tmp_path: Path, methods: list[str], baselines: list[
 # --- words ----------------------------------------------------------------------------------
 
 
-def test_every_player_stands_in_the_table_of_scores(tmp_path: Path) -> None:
-    report = recorded(tmp_path)
-    header, *rows = table(text_of(report), "Scores")
-    assert all(len(row) == len(header) for row in rows)
-    assert [row[0] for row in rows[:4]] == ["random play", "always action 3", "teacher", "net1"]
-    assert len(rows) == len(report["rows"]) == 3 + len(STUDENTS) + len(EXPORTS)
-    assert [
-        "**net2**, chosen", "kl", "0", "82.00 [77.03, 86.97]", "80.0% [75.9%, 84.2%]", "0.804",
-        "91.0%", "0.0123", "0.05", "yes",
-    ] in rows  # fmt: skip
-    assert rows[-1][:4] == ["net2, int8", "kl", "0", "80.00 [75.03, 84.97]"]
-
-
 def test_sizes_latencies_and_files_are_compared_with_the_teachers(tmp_path: Path) -> None:
     report = recorded(tmp_path)
     text = text_of(report)

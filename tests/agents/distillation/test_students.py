@@ -259,26 +259,6 @@ def test_a_saved_student_acts_as_before(tmp_path: Path, name: str) -> None:
     assert probabilities.tolist() == [1.0] * 12
 
 
-def test_its_configuration_is_what_it_plays_under_and_how_it_was_distilled(tmp_path: Path) -> None:
-    save(tmp_path, build("net3", 4, generator=rng_of(2)))
-    assert read_config(tmp_path) == {
-        "settings": {
-            "kl": 1.0,
-            "game": "breakout",
-            "protocol": "paper",
-            "epsilon_end": 0.1,
-            "random_start_actions": 30,
-            "agent": "student",
-            "network": "net3",
-            "outputs": "logits",
-            "seed": 5,
-            "teacher": "runs/breakout",
-        },
-        "environment": teacher_of().config["environment"],
-    }
-    assert load_agent(tmp_path).frames == 1_000_000
-
-
 def test_it_is_scored_and_filmed_like_any_agent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
