@@ -131,14 +131,6 @@ def test_rewards_are_raw() -> None:
     assert rewards <= {5.0 * k for k in range(80)}
 
 
-def test_without_no_ops_and_sticky_actions_every_game_is_the_same() -> None:
-    env = make("breakout", 3)
-    env.reset()
-    for step in play(env, np.repeat(actions_for(env, 300)[:, :1], 3, axis=1)):
-        assert (step.frames == step.frames[0]).all()
-        assert (step.rewards == step.rewards[0]).all()
-
-
 def test_sticky_actions_differ_by_environment_and_seed() -> None:
     seen = []
     for seed in (1, 1, 2):

@@ -107,15 +107,6 @@ def test_a_game_over_at_the_time_limit_is_terminated_also_after_a_reset() -> Non
         assert not step.started[0]
 
 
-def test_no_game_is_cut_by_reseeding() -> None:
-    env = GymnasiumVector("TinyEndless-v0", 2, seed=5, reseed_every_frames=2 * 10)
-    env.reset()
-    steps = play(env, actions_for(env, 40))
-    # Games of 6 steps and the row of the next start; every second start is a seeded one.
-    assert [t for t, step in enumerate(steps) if step.truncated.all()] == [5, 12, 19, 26, 33]
-    assert env.state_dict()["journal"]["seedings"].tolist() == [3, 3]
-
-
 @pytest.mark.parametrize(
     ("env_id", "message"),
     [

@@ -148,21 +148,6 @@ def test_a_state_before_the_first_reset() -> None:
     assert_same([first], [env.reset()])
 
 
-def test_the_journal_costs_one_byte_for_each_action_and_stays_short() -> None:
-    env = AtariVector("breakout", 2, seed=3, num_threads=1, reseed_every_frames=2 * 4 * 100)
-    env.reset()
-    longest_game = 0
-    age = np.zeros(2, dtype=int)
-    for row in actions_for(env, 800):
-        env.send(row)
-        age = np.where(env.recv().started, 0, age + 1)
-        longest_game = max(longest_game, int(age.max()))
-    actions = env.state_dict()["journal"]["actions"]
-    assert actions.dtype == np.uint8
-    # A journal ends with the first game to end after 100 steps.
-    assert len(actions) <= 100 + longest_game + 1
-
-
 @pytest.mark.parametrize(
     "change",
     [
