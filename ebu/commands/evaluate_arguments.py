@@ -1,4 +1,4 @@
-"""The flags of evaluate.py, and what can be said against them before anything is loaded."""
+"""Parse and check the flags of evaluate.py, before torch is loaded."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The flags of train.py: to a checked configuration, and back."""
+"""Parse and check the flags of train.py, and write settings as flags, without loading torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from envs.games import list_games
 
 @dataclass(frozen=True)
 class Arguments:
-    """What train.py is told."""
+    """The flags of train.py."""
 
     resume: Path | None = None
     """Run directory to train further. Its config.json holds every setting; --frames may grow, and
@@ -115,7 +115,7 @@ def flags_of_run(run_dir: Path) -> list[str]:
         differing = [*(f"no {name}" for name in sorted(missing)), *sorted(unknown)]
         raise UsageError(
             f"--resume {run_dir}: it was started by a version with other settings "
-            f"({', '.join(differing)} in its {CONFIG}): continue it with that version, or start a "
+            f"({', '.join(differing)} in its {CONFIG}): resume it with that version, or start a "
             "new run"
         )
     automatic = {name: AUTOMATIC[name] for name in automatic_settings(config)}

@@ -1,4 +1,4 @@
-"""From dataclasses to flags, from errors to one clear line."""
+"""Turn dataclasses into flags, and errors into one line and an exit code."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""A run's directory: what it was started with, and that only one process trains in it."""
+"""Run directories: their settings, and the lock that keeps other processes out."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ def directory_name(game: str) -> str:
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
-    """What a run was started with: {"settings": …, "environment": …, "automatic": […]}.
+    """Read a run's config.json: {"settings": …, "environment": …, "automatic": […]}.
 
     `automatic` names the settings that the program chose; earlier versions did not write it.
 
@@ -54,12 +54,12 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 
 
 def read_earlier_config(run_dir: Path) -> dict[str, Any] | None:
-    """What a run to be resumed was started with; None where no run is. Raises as `read_config`."""
+    """Read the config.json of a run to resume; None without one. Raises as `read_config`."""
     return read_config(run_dir) if os.path.isfile(run_dir / CONFIG) else None
 
 
 def automatic_settings(config: Mapping[str, Any]) -> list[str]:
-    """Which settings were automatic when the run of this config.json started."""
+    """Settings that were automatic when the run of this config.json started."""
     return list(config.get("automatic", _BEFORE_RECORDED))
 
 
@@ -76,7 +76,7 @@ def open_run_directory(
     may_grow: frozenset[str],
     flag: str = "--run-dir",
 ) -> IO[str]:
-    """Create a run's directory, or check that it can be continued with these settings.
+    """Create a run directory, or check that it can be resumed with these settings.
 
     | argument | meaning |
     | --- | --- |
@@ -158,7 +158,7 @@ def differences(
     may_change: Collection[str] = (),
     may_grow: Collection[str] = (),
 ) -> list[str]:
-    """What is no longer as it was, in the order of the names: "beta was 0.5, is 0.7".
+    """List what differs, in the order of the names: "beta was 0.5, is 0.7".
 
     `before` is as it was read from JSON. What may grow must be an integer.
     """

@@ -1,4 +1,4 @@
-"""Commands that messages name: they work when they are pasted into the same shell."""
+"""Commands that messages name; they work when pasted into the same shell."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The logs of a run: JSON lines and TensorBoard.
+"""Write the logs of a run: JSON lines and TensorBoard.
 
 `metrics.jsonl` and `evaluations.jsonl` hold no clock values: they are functions of the run. What
 depends on the machine goes to TensorBoard alone.

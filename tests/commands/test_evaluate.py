@@ -63,7 +63,6 @@ TRAINED = {
     "machado": "--game breakout --frames 80 --protocol machado --epsilon-end 0.07",
     "cartpole": "--game CartPole-v1 --frames 200 --eval-every-frames 100 --eval-episodes 2",
     "bfloat16": "--game breakout --frames 400 --precision bfloat16",
-    "colour": "--game tests.envs.tiny:TinyColour-v0 --frames 60",
 }
 
 
@@ -290,16 +289,6 @@ def test_the_first_actions_of_a_game_are_random_as_in_training(
     assert options["epsilon"] == 0.05
 
 
-def test_the_seed_decides_the_games(runs: Callable[[str], Path]) -> None:
-    def games(seed: int) -> list[list[float]]:
-        record = run(config_for(runs("breakout"), random=True, seed=seed, num_envs=1))
-        return [record["lengths_frames"], record["returns"]]
-
-    first, again, other = games(0), games(0), games(1)
-    assert first == again
-    assert first != other
-
-
 def test_an_evaluation_never_plays_the_games_of_training(
     runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -398,14 +387,6 @@ def test_the_film_is_of_the_best_game(runs: Callable[[str], Path], tmp_path: Pat
             shown += gif.info["duration"] // 70
         assert shown == -(-pictures // 2)
         assert gif.size == (160, 210)
-
-
-def test_observations_are_the_film_where_nothing_is_rendered(
-    runs: Callable[[str], Path], tmp_path: Path
-) -> None:
-    run(config_for(runs("colour"), episodes=2, video=tmp_path / "best.gif"))
-    with Image.open(tmp_path / "best.gif") as gif:
-        assert gif.size == (50, 40)
 
 
 def test_the_window_follows_the_game(
@@ -515,11 +496,6 @@ def test_a_run_killed_before_its_first_checkpoint_has_no_weights(copied: Path) -
     shutil.rmtree(copied / "checkpoints")
     with pytest.raises(EbuError, match="no final weights yet"):
         run(config_for(copied))
-
-
-def test_a_run_without_evaluations_has_no_best_weights(runs: Callable[[str], Path]) -> None:
-    with pytest.raises(EbuError, match="no best weights yet"):
-        run(config_for(runs("machado"), weights="best"))
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(

@@ -148,15 +148,6 @@ def test_a_resumed_run_has_the_curves_of_one_that_was_not_stopped(
         assert str(points(one, tag)) == str(points(other, tag)), tag
 
 
-def test_no_value_takes_the_place_of_the_frames(tmp_path: Path) -> None:
-    monitor = Monitor(tmp_path)
-    with pytest.raises(ValueError, match="'frames'"):
-        monitor.evaluation(4, {"frames": 18_000})
-    with pytest.raises(ValueError, match="'frames'"):
-        monitor.scalars(4, {"frames": 18_000})
-    monitor.close()
-
-
 @pytest.mark.parametrize("shape", [(5, 84, 84), (5, 210, 160, 3)])
 def test_animation(tmp_path: Path, shape: tuple[int, ...]) -> None:
     images = np.zeros(shape, dtype=np.uint8)
@@ -247,13 +238,6 @@ def test_a_log_that_lost_something_is_reported(tmp_path: Path) -> None:
     ]
     # The half line is gone: the next one stands for itself.
     assert (tmp_path / "metrics.jsonl").read_text() == '{"frames":4,"a":1.0}\n'
-
-
-def test_logs_that_cannot_be_cut(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(EbuError, match="cannot cut the logs") as caught:
-        cut_logs(tmp_path, {})
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("clock", [[10**18] * 4, [4 * 10**18, 3 * 10**18, 2 * 10**18, 10**18]])
