@@ -52,7 +52,7 @@ class Agent:
     | --- | --- |
     | learner | Q-network, loss and optimizer |
     | sampler | which stored transitions come next |
-    | target | what their values are moved to |
+    | target | what their values are trained towards |
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Agent:
         )
 
     def acting_values(self, stacks: Tensor) -> Tensor:
-        """Action values (N, A) float32 to act on in the games that are learned from."""
+        """Action values (N, A) float32 to act on in training."""
         return self._values(stacks)
 
     def play(
@@ -123,12 +123,12 @@ class Agent:
         rng: np.random.Generator,
         forced_random: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `act`, with the weights of `policy_weights`, in games that it does not learn from."""
+        """As `act`, with the weights of `policy_weights`, in evaluation games."""
         values = self._playing_values(stacks.to(self.learner.device))
         return epsilon_greedy(values, epsilon=epsilon, rng=rng, forced_random=forced_random)
 
     def observe(self, step: VectorStep) -> None:
-        """Take note of a step of the games that are learned from, or of their reset."""
+        """Observe a step of the training environments, or their reset."""
 
     def learn(self, replay: EpisodicReplay, updates: int) -> None:
         """Take `updates` gradient steps on what the replay memory holds."""

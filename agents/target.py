@@ -1,4 +1,4 @@
-"""The seam between a minibatch and what its values are moved to."""
+"""The seam between a minibatch and what its values are trained towards."""
 
 from abc import ABC, abstractmethod
 from typing import Any, Generic, TypeVar
@@ -17,7 +17,7 @@ ConfigT_co = TypeVar("ConfigT_co", bound=AgentConfig, covariant=True)
 
 
 class Target(ABC, Generic[ConfigT_co]):
-    """Where the values Q(s, a) of a minibatch are moved to.
+    """What the values Q(s, a) of a minibatch are trained towards.
 
     An update calls `prepare`, on the host, and then itself, a function of tensors that becomes part
     of a CUDA graph on a GPU: (B,) float32 targets of a batch and of what was prepared.

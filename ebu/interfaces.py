@@ -98,7 +98,7 @@ class LearningAgent(Protocol):
 
     @property
     def act(self) -> Act:
-        """Choose actions in the games that are learned from."""
+        """Choose actions in training."""
         ...
 
     def observe(self, step: VectorStep) -> None: ...

@@ -52,7 +52,7 @@ def epsilon_at(config: ExplorationConfig, learning_steps: int) -> float:
 
 
 class Schedule:
-    """Something due at frame counts: those of `early`, then the multiples of `every`; 0: never."""
+    """Frame counts at which something is due: `early`, then multiples of `every`; 0 turns it off."""
 
     def __init__(self, every: int, early: Sequence[int] = ()) -> None:
         self.every = every

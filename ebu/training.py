@@ -1,4 +1,4 @@
-"""The loop: act, learn, append; logs, evaluations and checkpoints in between."""
+"""The training loop: act, learn, store; log, evaluate and checkpoint when due."""
 
 import time
 from collections.abc import Callable
@@ -42,8 +42,8 @@ class Trainer:
     | lock | the run directory's open lock file, held until `close` |
     | distiller | trains other networks alongside; the run is the same without it |
 
-    Everything that changes during a run is in `state_dict`, the frames of the replay memory
-    excepted, which a checkpoint holds as files of their own.
+    `state_dict` holds everything that changes during a run except the frames of the replay memory,
+    which a checkpoint stores in separate files.
     """
 
     def __init__(
@@ -107,8 +107,8 @@ class Trainer:
     def run(self, until_frames: int, progress: Progress | None = None) -> bool:
         """Train until `until_frames` frames have been played or `stop_requested` is set.
 
-        Saves a checkpoint on the way whenever the clock says so, and at the end. Returns whether
-        the run got there.
+        Saves a checkpoint every `checkpoint_minutes` and at the end. Returns whether the run
+        reached `until_frames`.
         """
         if not self._started:
             self._receive(self.env.reset(), None, None)
@@ -138,7 +138,7 @@ class Trainer:
         return self.finished(until_frames)
 
     def finished(self, until_frames: int) -> bool:
-        """Whether all is played, and evaluated, up to `until_frames`."""
+        """Whether everything up to `until_frames` is played and evaluated."""
         return self.frames >= until_frames and not self._eval_schedule.due(self.frames)
 
     def _step(self) -> None:
