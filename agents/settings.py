@@ -1,8 +1,8 @@
 """The agents by name, and the settings of each: a table of choices that imports no torch.
 
 An agent is a choice of which transitions come next (the sampler), what their values are trained
-towards (the target), a loss and a network. A row of `AGENTS` names the settings; the type of the settings
-decides the target (`agents.registry`), and flags change any of them.
+towards (the target), a loss and a network. A row of `AGENTS` names the settings; the type of the
+settings decides the target (`agents.registry`), and flags change any of them.
 """
 
 from dataclasses import dataclass

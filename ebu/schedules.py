@@ -52,7 +52,7 @@ def epsilon_at(config: ExplorationConfig, learning_steps: int) -> float:
 
 
 class Schedule:
-    """Frame counts at which something is due: `early`, then multiples of `every`; 0 turns it off."""
+    """Frame counts at which something is due: `early`, then multiples of `every`; 0: none."""
 
     def __init__(self, every: int, early: Sequence[int] = ()) -> None:
         self.every = every
