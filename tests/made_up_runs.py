@@ -124,10 +124,15 @@ def trainer_in(
 
 
 def real_run(run_dir: Path, agent: str, precision: str = "float32", **options: Any) -> Trainer:
-    """A small run of a real agent: games of all endings, a ring that wraps, ends in mid-segment."""
-    name, _, mix = agent.partition("-mix-")
+    """A small run of an agent, such as "ebu+double-mix-4".
+
+    Games end in every way, the ring wraps, and the run ends in the middle of a segment.
+    """
+    row, _, mix = agent.partition("-mix-")
+    name, *flags = row.split("+")
     mixed: dict[str, Any] = {"mix_segments": int(mix)} if mix else {}
-    method = replace(AGENTS[name], batch_size=8, **mixed, **SMALL.get(name, {}))
+    switched_on: dict[str, Any] = dict.fromkeys(flags, True)
+    method = replace(AGENTS[name], batch_size=8, **mixed, **switched_on, **SMALL.get(name, {}))
     learner = build_learner(
         method,
         LearnerConfig(target_sync_updates=20, learning_rate=1e-3),

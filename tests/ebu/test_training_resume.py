@@ -102,6 +102,9 @@ COMPARED = [
     "retrace",
     "q_lambda-mix-2",
     "optimality_tightening",
+    "nstep+prioritized+double",
+    "ebu+prioritized+double-mix-2",
+    "retrace+prioritized",
 ]
 PARTS = [
     *(
