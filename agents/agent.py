@@ -30,7 +30,7 @@ def epsilon_greedy(
     | argument | shape | meaning |
     | --- | --- | --- |
     | values | (N, A) | action values |
-    | forced_random | (N,) bool | rows drawn at random whatever epsilon; none if absent |
+    | forced_random | (N,) bool | forced random regardless of epsilon; default: none |
 
     Returns actions (N,) int64 and the probabilities (N,) float32 with which each was chosen.
     """
@@ -46,13 +46,13 @@ def epsilon_greedy(
 
 
 class Agent:
-    """A sampler, a target and a learner: one update joins the three.
+    """An agent combines a sampler, a target and a learner.
 
     | argument | meaning |
     | --- | --- |
     | learner | Q-network, loss and optimizer |
-    | sampler | which stored transitions come next |
-    | target | what their values are trained towards |
+    | sampler | draws minibatches from the replay memory |
+    | target | computes what their values are trained towards |
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Agent:
         rng: np.random.Generator,
         forced_random: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `act`, with the weights of `policy_weights`, in evaluation games."""
+        """As `act`, with the evaluation weights: averaged ones, or the best learner's."""
         values = self._playing_values(stacks.to(self.learner.device))
         return epsilon_greedy(values, epsilon=epsilon, rng=rng, forced_random=forced_random)
 
@@ -144,8 +144,8 @@ class Agent:
             )
             self.learner.count_update()
             if self.sampler.wants_errors:
-                self.sampler.train_on(replay, minibatch, errors)
-            # Slots are written in lockstep, one agent step in each stream.
+                self.sampler.update_priorities(replay, minibatch, errors)
+            # A step of the replay memory holds one agent step of each stream.
             age = replay.num_steps - float(minibatch.steps.mean())
             self._ages += age * replay.num_streams
             self._updates_since_line += 1
@@ -160,12 +160,12 @@ class Agent:
         weights: Tensor | None = None,
         **prepared: Tensor,
     ) -> Tensor:
-        """One gradient step on the device; returns target - Q(s, a) before it, (B,) float32."""
+        """One gradient step on the device; returns target - Q(s, a) before it, (B,) or (K, B)."""
         batch = self.target.batch(replay, located)
         targets = self.target(batch, **prepared)
         with record_function("update"):
             loss, values = self.learner.update(batch.states, batch.actions, targets, weights)
-            # Means also over learners, where there are several.
+            # With several learners, averaged over them too.
             self._averages.add(loss.mean(), values.mean(), values.max(), targets.mean())
         return targets - values
 
@@ -197,9 +197,9 @@ class Agent:
 
 
 def policy_weights(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights of the network that plays, by their names in it, from an agent's `state_dict`.
+    """Weights used for evaluation, by their names in the network, from an agent's `state_dict`.
 
-    The averaged ones if there are any; of several learners those of the best.
+    Averaged weights if there are any, otherwise the online ones; of several learners the best's.
     """
     learner = state["learner"]
     weights: dict[str, Tensor] = learner.get("average", learner["online"])

@@ -2,7 +2,7 @@
 
 An agent is a choice of which transitions come next (the sampler), what their values are trained
 towards (the target), a loss and a network. A row of `AGENTS` names the settings; the type of the
-settings decides the target (`agents.registry`), and flags change any of them.
+settings decides the target (`agents.registry`), and flags change the choices that they have.
 """
 
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class TransitionConfig(AgentConfig):
     n_step: Annotated[int, Bounds(1, 1_000)] = 1
     """Rewards in a target; fewer where the game ends before."""
     double: bool = False
-    """The online network chooses the next action, the target network values it."""
+    """The online network chooses the next action, the target network evaluates it."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class EbuConfig(SegmentConfig):
     beta: Share = 0.5
     """Diffusion factor: the share of the propagated value in a backward target."""
     double: bool = False
-    """The online network chooses the next action, the target network values it."""
+    """The online network chooses the next action, the target network evaluates it."""
 
 
 @dataclass(frozen=True)

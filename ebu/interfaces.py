@@ -65,7 +65,7 @@ class Act(Protocol):
     | --- | --- | --- |
     | stacks | (N, stack, *frame_shape) | what the environments show |
     | epsilon | | share of random actions |
-    | forced_random | (N,) bool | rows drawn at random whatever epsilon; none if absent |
+    | forced_random | (N,) bool | forced random regardless of epsilon; default: none |
 
     Returns actions (N,) int64 and the probabilities (N,) float32 with which each was chosen.
     """

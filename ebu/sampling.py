@@ -3,9 +3,9 @@
 | sampler | minibatches |
 | --- | --- |
 | TransitionSampler | transitions, uniformly |
-| PrioritizedTransitions | transitions in proportion to their last error |
+| PrioritizedTransitions | transitions in proportion to their last error^alpha |
 | SegmentSampler | whole segments, uniformly, each from its end to its start |
-| PrioritizedSegments | the same, segments in proportion to their last mean error |
+| PrioritizedSegments | the same, segments in proportion to their last mean error^alpha |
 
 A sampler owns its random generator and saves it: `state_dict` restores every later draw.
 """
@@ -36,7 +36,7 @@ class Draw:
     | segment | what is trained on: a stored segment, or the tail of one |
     | left | transitions not yet trained on: the first `left` of the segment |
     | targets | (…, T) float32, once the agent has computed them |
-    | chance | the smallest priority of a stored segment relative to this one's, when drawn |
+    | priority_ratio | smallest priority of all stored segments / this one's, when drawn |
     | start | first step of the stored segment |
     | error | sum of the absolute errors of the transitions trained on |
     """
@@ -45,12 +45,12 @@ class Draw:
     left: int
     start: int
     targets: Tensor | None = None
-    chance: float = 1.0
+    priority_ratio: float = 1.0
     error: float = 0.0
 
 
 class Piece(NamedTuple):
-    """Consecutive transitions of a draw in a minibatch: `size` of them from index `first` on."""
+    """Consecutive transitions of a draw in a minibatch: `first` to `first + size - 1`."""
 
     draw: Draw
     first: int
@@ -80,19 +80,19 @@ class Importance:
         self.exponent = exponent
         self.updates = updates
 
-    def weights(self, chances: np.ndarray, updates: int) -> np.ndarray:
-        """Weights (B,) float32 of draws, the largest of which is 1.
+    def weights(self, ratios: np.ndarray, updates: int) -> np.ndarray:
+        """Weights (B,) float32 of draws, normalised by the largest weight of the candidates.
 
         | argument | meaning |
         | --- | --- |
-        | chances | (B,): the smallest priority among the candidates over that of each draw |
+        | ratios | (B,): smallest priority of the candidates / priority of the draw |
         | updates | updates so far: they decide how far β has risen |
 
-        n and the sum of the priorities cancel.
+        With the normalisation, n and the sum of all priorities cancel.
         """
         share = min(1.0, updates / self.updates)
         beta = self.exponent + (1.0 - self.exponent) * share
-        return (chances**beta).astype(np.float32)
+        return (ratios**beta).astype(np.float32)
 
 
 class Sampler(ABC):
@@ -101,7 +101,7 @@ class Sampler(ABC):
     needs_segments: bool = False
     """Whether it draws whole segments; other samplers draw single transitions."""
     wants_errors: bool = False
-    """Whether `train_on` is to be called; reading the errors waits for the device."""
+    """Whether `update_priorities` is to be called; reading the errors waits for the device."""
 
     def __init__(self, rng: np.random.Generator, batch_size: int) -> None:
         self.rng = rng
@@ -119,10 +119,10 @@ class Sampler(ABC):
     def draw(self, replay: EpisodicReplay) -> Minibatch:
         """The next minibatch."""
 
-    def train_on(  # noqa: B027
+    def update_priorities(  # noqa: B027
         self, replay: EpisodicReplay, minibatch: Minibatch, errors: Tensor
     ) -> None:
-        """Take note of the errors (B,) or (K, B) of a minibatch before its update."""
+        """Update priorities from the errors (B,) or (K, B), computed before the gradient step."""
 
     def metrics(self) -> dict[str, float]:
         """What the logs show."""
@@ -158,8 +158,8 @@ class TransitionSampler(Sampler):
 class PrioritizedTransitions(Sampler):
     """Transitions drawn in proportion to |error|^alpha (Schaul, Quan, Antonoglou, Silver 2016).
 
-    A transition enters with the largest priority so far. The tree has a leaf for each place of the
-    replay memory, 0 where no transition can be drawn.
+    New transitions get the largest priority so far. The tree has one leaf per place of the replay
+    memory, 0 where no transition can be drawn.
     """
 
     wants_errors = True
@@ -178,11 +178,13 @@ class PrioritizedTransitions(Sampler):
     def draw(self, replay: EpisodicReplay) -> Minibatch:
         tree = self._enter(replay)
         places = tree.draw(self.rng, self.batch_size)
-        chances = tree[places]
-        weights = self.importance.weights(chances.min() / chances, self.updates)
+        priorities = tree[places]
+        weights = self.importance.weights(priorities.min() / priorities, self.updates)
         return Minibatch(*replay.newest_at(places), weights)
 
-    def train_on(self, replay: EpisodicReplay, minibatch: Minibatch, errors: Tensor) -> None:
+    def update_priorities(
+        self, replay: EpisodicReplay, minibatch: Minibatch, errors: Tensor
+    ) -> None:
         assert self._tree is not None
         priorities = absolute_errors(errors) + SMALLEST_PRIORITY
         places = replay.places(minibatch.steps, minibatch.streams)
@@ -231,10 +233,10 @@ class SegmentSampler(Sampler):
     """Whole segments drawn uniformly, each trained on from its end to its start.
 
     Lee, Choi, Chung 2019, Algorithm 2. With `mix_segments` 1 a minibatch holds consecutive
-    transitions of one segment; the short one at a segment's start is filled from the tail of a
-    second draw, which then is dropped, as in the original. With M > 1 it holds batch_size / M
-    consecutive transitions of each of M segments, and a segment that is used up is replaced by the
-    next draw.
+    transitions of one segment; when fewer remain than it needs, the rest comes from the tails of
+    further draws, whose remainders are discarded, as in the original. With M > 1 it holds
+    batch_size / M consecutive transitions of each of M segments, and a segment that is used up is
+    replaced by the next draw.
     """
 
     needs_segments = True
@@ -283,15 +285,15 @@ class SegmentSampler(Sampler):
 
         The targets of a segment's tail depend on nothing before it.
         """
-        segment, chance = self.draw_segment(replay)
+        segment, ratio = self.draw_segment(replay)
         start = segment.start
         if tail is not None and tail < segment.length:
             skipped = segment.length - tail
             segment = Segment(segment.stream, start + skipped, tail, segment.terminated)
-        return Draw(segment, segment.length, start, chance=chance)
+        return Draw(segment, segment.length, start, priority_ratio=ratio)
 
     def draw_segment(self, replay: EpisodicReplay) -> tuple[Segment, float]:
-        """The next segment, and its `Draw.chance`."""
+        """The next segment, and its `Draw.priority_ratio`."""
         return replay.draw_segment(self.rng), 1.0
 
     def weights(self, pieces: tuple[Piece, ...]) -> np.ndarray | None:
@@ -311,7 +313,7 @@ class SegmentSampler(Sampler):
                 "segment": [list(draw.segment) for draw in draws],
                 "left": [draw.left for draw in draws],
                 "start": [draw.start for draw in draws],
-                "chance": [draw.chance for draw in draws],
+                "priority_ratio": [draw.priority_ratio for draw in draws],
                 "error": [draw.error for draw in draws],
                 "targets": {str(i): draw.targets for i, draw in enumerate(draws)},
             },
@@ -328,7 +330,7 @@ class SegmentSampler(Sampler):
                 draws["left"][i],
                 draws["start"][i],
                 draws["targets"][str(i)],
-                draws["chance"][i],
+                draws["priority_ratio"][i],
                 draws["error"][i],
             )
 
@@ -337,7 +339,7 @@ class SegmentSampler(Sampler):
 class _Priorities:
     """A priority for each place of the memory, of the segment that starts there.
 
-    Places are used again: a priority counts only for the segment with the recorded start.
+    Places are reused: a priority counts only for the segment with the recorded start.
     """
 
     values: np.ndarray = field(default_factory=lambda: np.empty(0))
@@ -353,8 +355,8 @@ class PrioritizedSegments(SegmentSampler):
     """Segments drawn in proportion to their priority^alpha, trained on as in `SegmentSampler`.
 
     A segment's priority is the mean absolute error of its transitions when it was last trained on;
-    one that was not yet has the largest priority so far. Losses have importance weights relative
-    to the largest of all stored segments, since a minibatch may hold a single segment.
+    one that was not trained on yet has the largest priority so far. Importance weights are
+    normalised by the largest weight of all stored segments: a minibatch may hold only one.
     """
 
     wants_errors = True
@@ -389,11 +391,13 @@ class PrioritizedSegments(SegmentSampler):
         return replay.segment(index), float(priorities.min() / priorities[index])
 
     def weights(self, pieces: tuple[Piece, ...]) -> np.ndarray:
-        chances = np.array([piece.draw.chance for piece in pieces])
+        ratios = np.array([piece.draw.priority_ratio for piece in pieces])
         sizes = [piece.size for piece in pieces]
-        return self.importance.weights(chances, self.updates).repeat(sizes)
+        return self.importance.weights(ratios, self.updates).repeat(sizes)
 
-    def train_on(self, replay: EpisodicReplay, minibatch: Minibatch, errors: Tensor) -> None:
+    def update_priorities(
+        self, replay: EpisodicReplay, minibatch: Minibatch, errors: Tensor
+    ) -> None:
         sizes = absolute_errors(errors)
         parts = np.split(sizes, np.cumsum([piece.size for piece in minibatch.pieces])[:-1])
         for (draw, first, _), part in zip(minibatch.pieces, parts, strict=True):

@@ -33,7 +33,7 @@ class Trainer:
 
     | argument | meaning |
     | --- | --- |
-    | gamma, clip_rewards | as the agent learns with them, for what is logged of its values |
+    | gamma, clip_rewards | the agent's own settings, for the logged value estimates |
     | life_loss_ends_segment | whether a lost life becomes terminal, as a game's end is |
     | rng | draws the exploration |
     | evaluate | called with (frames, should_stop); returns the record with its "mean", or None if |
@@ -82,9 +82,9 @@ class Trainer:
 
         self.agent_steps = 0
         self.updates = 0
-        # Agent steps for which updates are made: those missed before learning are not made up.
+        # Agent steps that count towards updates: none before learning starts.
         self._learning_steps = 0
-        # Agent steps at which segments in progress are cut if most transitions lie in them.
+        # Next agent step at which open segments may be cut: see `_segment_ends`.
         self._next_cut = config.learning_starts
         self._best: float | None = None
         self._started = False
@@ -108,7 +108,7 @@ class Trainer:
         """Train until `until_frames` frames have been played or `stop_requested` is set.
 
         Saves a checkpoint every `checkpoint_minutes` and at the end. Returns whether the run
-        reached `until_frames`.
+        reached `until_frames` and no evaluation is due.
         """
         if not self._started:
             self._receive(self.env.reset(), None, None)
@@ -142,7 +142,7 @@ class Trainer:
         return self.frames >= until_frames and not self._eval_schedule.due(self.frames)
 
     def _step(self) -> None:
-        """One step of every environment; the learner works while the emulators do."""
+        """Step every environment; with `overlap` the learner works while the emulators do."""
         with self._stopwatch.time("acting"):
             actions, probabilities = self.agent.act(
                 self.replay.newest_states(),
@@ -206,9 +206,9 @@ class Trainer:
     def _segment_ends(self, step: VectorStep) -> tuple[np.ndarray, np.ndarray]:
         """Where segments end, (N,) bool each: terminated, and truncated.
 
-        Agents that need segments cannot learn from those in progress, and games can be long. So
-        when learning starts, and whenever twice as much has been played, all segments in progress
-        are cut as truncated if they hold more transitions than the stored ones.
+        Agents that need segments learn from finished ones only. When learning starts, and each time
+        the number of agent steps has doubled, all open segments are truncated if they hold more
+        transitions than the finished ones.
         """
         terminated = step.terminated
         if self.life_loss_ends_segment:
@@ -269,11 +269,11 @@ class Trainer:
         return record
 
     def finish(self, progress: Progress | None = None) -> bool:
-        """Write what a run's end adds to its logs: a last line, and an evaluation of its end.
+        """Log a last line and a final evaluation.
 
-        Comes after `run` and its checkpoint, so a resumed run cuts both off, and changes neither
-        `best/` nor the distilled networks. The trainer cannot train afterwards. Returns whether all
-        of it was written, False if told to stop before the evaluation's end.
+        They follow the last checkpoint, so resuming removes them, and change neither `best/` nor
+        the distilled networks. The trainer cannot train afterwards. Returns whether everything was
+        written, False if told to stop before the evaluation's end.
         """
         if last_frames(self.run_dir / METRICS) != self.frames:
             self._log()
@@ -303,7 +303,7 @@ class Trainer:
         self.replay.read_frames(checkpoint.directory)
 
     def close(self) -> None:
-        """Close the environments and the logs and let the run directory go."""
+        """Close the environments and the logs, and release the lock of the run directory."""
         self.env.close()
         self.monitor.close()
         self._lock.close()
@@ -312,7 +312,7 @@ class Trainer:
         return f"frames-{self.frames:012d}"
 
     def now(self) -> "Mark":
-        """How far the run is, and where its time went."""
+        """Progress and time per stage so far."""
         stages = self._stopwatch.seconds | self.agent.seconds
         return Mark(time.perf_counter(), self.frames, self.updates, stages)
 

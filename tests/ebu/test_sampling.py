@@ -71,7 +71,7 @@ def train(
         states = states_of(replay, minibatch)
         assert minibatch.weights is not None
         drawn.append((places(states), minibatch.weights.copy()))
-        sampler.train_on(replay, minibatch, error_at(states))
+        sampler.update_priorities(replay, minibatch, error_at(states))
     return drawn
 
 
@@ -244,7 +244,7 @@ def test_values_that_are_no_numbers_are_an_error() -> None:
     before = leaves(sampler)
     minibatch = sampler.draw(played.replay)
     with pytest.raises(EbuError, match="--learning-rate"):
-        sampler.train_on(played.replay, minibatch, torch.full((8,), torch.nan))
+        sampler.update_priorities(played.replay, minibatch, torch.full((8,), torch.nan))
     assert np.array_equal(leaves(sampler), before)
 
 
@@ -289,7 +289,7 @@ def test_segments_are_drawn_in_proportion_to_their_priority() -> None:
         number = [segment.start for segment in stored].index(int(minibatch.steps.min()))
         if sampler.updates >= 1_000:  # all have been trained on
             counts[number] += 1
-        sampler.train_on(played.replay, minibatch, torch.full((8,), wanted[number]))
+        sampler.update_priorities(played.replay, minibatch, torch.full((8,), wanted[number]))
     assert scipy.stats.chisquare(counts, counts.sum() * wanted / 10).pvalue > ERROR_RATE
 
 
@@ -301,7 +301,7 @@ def test_weights_of_segments_are_relative_to_the_largest_of_all_stored() -> None
         start = int(minibatch.steps.min())
         if len(seen) == 2:
             assert minibatch.weights == pytest.approx(np.full(8, 1.0 / sizes[start]), rel=1e-5)
-        sampler.train_on(played.replay, minibatch, torch.full((8,), -sizes[start]))
+        sampler.update_priorities(played.replay, minibatch, torch.full((8,), -sizes[start]))
         seen.add(start)
 
 
@@ -310,9 +310,9 @@ def test_a_new_segment_enters_with_the_largest_priority() -> None:
     played.play(9)
     sampler = segments(np.random.default_rng(0), exponent=1.0)
     for minibatch in sampler.sample(played.replay, 1):
-        sampler.train_on(played.replay, minibatch, torch.full((8,), 3.0))
+        sampler.update_priorities(played.replay, minibatch, torch.full((8,), 3.0))
     for minibatch in sampler.sample(played.replay, 1):
-        sampler.train_on(played.replay, minibatch, torch.full((8,), 1.0))
+        sampler.update_priorities(played.replay, minibatch, torch.full((8,), 1.0))
     played.play(9)
     starts = [sampler.draw_segment(played.replay)[0].start for _ in range(4_000)]
     counts = [starts.count(0), starts.count(9)]
@@ -324,7 +324,7 @@ def test_a_place_that_is_used_again_has_no_priority_of_its_old_segment() -> None
     sampler = segments(np.random.default_rng(0), exponent=1.0)
     played.play(30)
     for minibatch in sampler.sample(played.replay, 20):
-        sampler.train_on(played.replay, minibatch, torch.full((8,), 0.1))
+        sampler.update_priorities(played.replay, minibatch, torch.full((8,), 0.1))
     played.play(80)  # every segment is another one now
     chances = {sampler.draw_segment(played.replay)[1] for _ in range(200)}
     assert chances == {1.0}
