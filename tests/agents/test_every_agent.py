@@ -129,7 +129,7 @@ def test_targets_by_hand(
 
 
 @every_combination
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     longest=st.integers(1, 50),

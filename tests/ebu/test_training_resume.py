@@ -177,7 +177,7 @@ def test_saving_before_every_step_changes_nothing(
     def save_and_count() -> Path:
         nonlocal in_mid_segment
         saved.append(always.frames)
-        in_mid_segment += bool(always.agent.state_dict()["draws"]["lane"])
+        in_mid_segment += bool(always.agent.state_dict()["sampler"]["draws"]["index"])
         return save()
 
     always.save = save_and_count  # type: ignore[method-assign]
