@@ -161,7 +161,7 @@ def test_a_killed_run_ends_as_one_that_was_never_killed(
         assert "Traceback" not in ended.stderr
         if moment != "never" and (killed / "checkpoints").is_dir():
             state = newest(killed).state["agent"]
-            resumed_inside_a_draw += agent == "ebu" and bool(state["draws"]["lane"])
+            resumed_inside_a_draw += agent == "ebu" and bool(state["sampler"]["draws"]["index"])
     assert resumed_inside_a_draw >= (2 if agent == "ebu" else 0)
 
     one, other = newest(whole), newest(killed)
