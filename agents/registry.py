@@ -27,7 +27,7 @@ from agents.settings import (
 from agents.stacked import StackedLearner
 from agents.target import Target
 from ebu.sampling import (
-    Importance,
+    Priorities,
     PrioritizedSegments,
     PrioritizedTransitions,
     Sampler,
@@ -49,14 +49,16 @@ TARGETS: dict[type[AgentConfig], type[Target[Any]]] = {
 
 def build_sampler(config: AgentConfig, rng: np.random.Generator) -> Sampler:
     """The sampler that the settings name; it draws from `rng`."""
-    importance = Importance(config.importance_exponent, config.importance_updates)
-    size, exponent = config.batch_size, config.priority_exponent
+    size = config.batch_size
+    priorities = Priorities(
+        config.priority_exponent, config.importance_exponent, config.importance_updates
+    )
     if isinstance(config, SegmentConfig):
         if config.prioritized:
-            return PrioritizedSegments(rng, size, config.mix_segments, exponent, importance)
+            return PrioritizedSegments(rng, size, config.mix_segments, priorities)
         return SegmentSampler(rng, size, config.mix_segments)
     if config.prioritized:
-        return PrioritizedTransitions(rng, size, exponent, importance)
+        return PrioritizedTransitions(rng, size, priorities)
     return TransitionSampler(rng, size)
 
 

@@ -12,7 +12,7 @@ A sampler owns its random generator and saves it: `state_dict` restores every la
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,26 +73,43 @@ class Minibatch(NamedTuple):
     pieces: tuple[Piece, ...] = ()
 
 
-class Importance:
-    """Importance weights (Schaul et al. 2016): (n P)^-β, with β rising to 1 over the updates."""
+class Priorities:
+    """What priorities mean for draws and for the weights of losses (Schaul et al. 2016).
 
-    def __init__(self, exponent: float, updates: int) -> None:
+    | argument | meaning |
+    | --- | --- |
+    | exponent | alpha: a draw's chance is proportional to its priority^alpha |
+    | importance_exponent | beta at the start: weights are (n P)^-beta |
+    | importance_updates | updates over which beta rises to 1 |
+
+    `largest` is the largest priority so far: what was not trained on yet has it.
+    """
+
+    def __init__(
+        self, exponent: float, importance_exponent: float, importance_updates: int
+    ) -> None:
         self.exponent = exponent
-        self.updates = updates
+        self.importance_exponent = importance_exponent
+        self.importance_updates = importance_updates
+        self.largest = 1.0
+        self.updates = 0
 
-    def weights(self, ratios: np.ndarray, updates: int) -> np.ndarray:
+    def weights(self, ratios: np.ndarray) -> np.ndarray:
         """Weights (B,) float32 of draws, normalised by the largest weight of the candidates.
 
-        | argument | meaning |
-        | --- | --- |
-        | ratios | (B,): smallest priority of the candidates / priority of the draw |
-        | updates | updates so far: they decide how far β has risen |
-
-        With the normalisation, n and the sum of all priorities cancel.
+        ratios (B,): smallest priority^alpha of the candidates over that of the draw. With the
+        normalisation, n and the sum of all priorities cancel.
         """
-        share = min(1.0, updates / self.updates)
-        beta = self.exponent + (1.0 - self.exponent) * share
+        share = min(1.0, self.updates / self.importance_updates)
+        beta = self.importance_exponent + (1.0 - self.importance_exponent) * share
         return (ratios**beta).astype(np.float32)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"largest": self.largest, "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.largest = state["largest"]
+        self.updates = state["updates"]
 
 
 class Sampler(ABC):
@@ -164,22 +181,17 @@ class PrioritizedTransitions(Sampler):
 
     wants_errors = True
 
-    def __init__(
-        self, rng: np.random.Generator, batch_size: int, exponent: float, importance: Importance
-    ) -> None:
+    def __init__(self, rng: np.random.Generator, batch_size: int, priorities: Priorities) -> None:
         super().__init__(rng, batch_size)
-        self.exponent = exponent
-        self.importance = importance
-        self.updates = 0
+        self.priorities = priorities
         self._tree: SumTree | None = None  # as large as the memory it first draws from
-        self._largest = 1.0
         self._entered = 0  # transitions of all steps before this one are in the tree
 
     def draw(self, replay: EpisodicReplay) -> Minibatch:
         tree = self._enter(replay)
         places = tree.draw(self.rng, self.batch_size)
-        priorities = tree[places]
-        weights = self.importance.weights(priorities.min() / priorities, self.updates)
+        leaves = tree[places]
+        weights = self.priorities.weights(leaves.min() / leaves)
         return Minibatch(*replay.newest_at(places), weights)
 
     def update_priorities(
@@ -188,9 +200,9 @@ class PrioritizedTransitions(Sampler):
         assert self._tree is not None
         priorities = absolute_errors(errors) + SMALLEST_PRIORITY
         places = replay.places(minibatch.steps, minibatch.streams)
-        self._tree.set(places, priorities**self.exponent)
-        self._largest = max(self._largest, float(priorities.max()))
-        self.updates += 1
+        self._tree.set(places, priorities**self.priorities.exponent)
+        self.priorities.largest = max(self.priorities.largest, float(priorities.max()))
+        self.priorities.updates += 1
 
     def _enter(self, replay: EpisodicReplay) -> SumTree:
         """Bring the tree up to what the memory holds now."""
@@ -199,7 +211,7 @@ class PrioritizedTransitions(Sampler):
         tree = self._tree
         if self._entered < replay.num_steps - 1:
             places, steps, stored = replay.changed_since(self._entered)
-            largest = self._largest**self.exponent
+            largest = self.priorities.largest**self.priorities.exponent
             values = np.where(steps < self._entered, tree[places], largest)
             tree.set(places, np.where(stored, values, 0.0))
             self._entered = replay.num_steps - 1
@@ -211,10 +223,9 @@ class PrioritizedTransitions(Sampler):
         leaves = np.empty(0) if self._tree is None else self._tree.leaves
         return {
             **super().state_dict(),
+            **self.priorities.state_dict(),
             "leaves": leaves.copy(),
-            "largest": self._largest,
             "entered": self._entered,
-            "updates": self.updates,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -224,9 +235,8 @@ class PrioritizedTransitions(Sampler):
         if len(leaves):
             self._tree = SumTree(len(leaves))
             self._tree.set(np.arange(len(leaves)), leaves)
-        self._largest = state["largest"]
+        self.priorities.load_state_dict(state)
         self._entered = state["entered"]
-        self.updates = state["updates"]
 
 
 class SegmentSampler(Sampler):
@@ -335,22 +345,6 @@ class SegmentSampler(Sampler):
             )
 
 
-@dataclass
-class _Priorities:
-    """A priority for each place of the memory, of the segment that starts there.
-
-    Places are reused: a priority counts only for the segment with the recorded start.
-    """
-
-    values: np.ndarray = field(default_factory=lambda: np.empty(0))
-    starts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-
-    def grow(self, num_places: int) -> None:
-        if not len(self.values):
-            self.values = np.zeros(num_places)
-            self.starts = np.full(num_places, -1)
-
-
 class PrioritizedSegments(SegmentSampler):
     """Segments drawn in proportion to their priority^alpha, trained on as in `SegmentSampler`.
 
@@ -366,25 +360,26 @@ class PrioritizedSegments(SegmentSampler):
         rng: np.random.Generator,
         batch_size: int,
         mix_segments: int,
-        exponent: float,
-        importance: Importance,
+        priorities: Priorities,
     ) -> None:
         super().__init__(rng, batch_size, mix_segments)
-        self.exponent = exponent
-        self.importance = importance
-        self.updates = 0
-        self._largest = 1.0
-        self._priorities = _Priorities()
+        self.priorities = priorities
+        # By place, as large as the memory it first draws from. Places are reused: a priority counts
+        # only for the segment with the recorded first step.
+        self._last = np.empty(0)
+        self._starts = np.empty(0, np.int64)
 
     def draw_segment(self, replay: EpisodicReplay) -> tuple[Segment, float]:
         streams, starts = replay.segment_starts()
         if not len(starts):
             raise ValueError("no segment is stored yet")
-        self._priorities.grow(replay.num_places)
+        if not len(self._last):
+            self._last = np.zeros(replay.num_places)
+            self._starts = np.full(replay.num_places, -1)
         places = replay.places(starts, streams)
-        known = self._priorities.starts[places] == starts
-        priorities = np.where(known, self._priorities.values[places], self._largest)
-        priorities **= self.exponent
+        known = self._starts[places] == starts
+        priorities = np.where(known, self._last[places], self.priorities.largest)
+        priorities **= self.priorities.exponent
         total = priorities.cumsum()
         index = int(np.searchsorted(total, self.rng.random() * total[-1], side="right"))
         index = min(index, len(total) - 1)
@@ -393,7 +388,7 @@ class PrioritizedSegments(SegmentSampler):
     def weights(self, pieces: tuple[Piece, ...]) -> np.ndarray:
         ratios = np.array([piece.draw.priority_ratio for piece in pieces])
         sizes = [piece.size for piece in pieces]
-        return self.importance.weights(ratios, self.updates).repeat(sizes)
+        return self.priorities.weights(ratios).repeat(sizes)
 
     def update_priorities(
         self, replay: EpisodicReplay, minibatch: Minibatch, errors: Tensor
@@ -405,22 +400,20 @@ class PrioritizedSegments(SegmentSampler):
             if first == 0:
                 priority = draw.error / draw.segment.length + SMALLEST_PRIORITY
                 place = replay.places(np.array([draw.start]), np.array([draw.segment.stream]))
-                self._priorities.values[place] = priority
-                self._priorities.starts[place] = draw.start
-                self._largest = max(self._largest, priority)
-        self.updates += 1
+                self._last[place] = priority
+                self._starts[place] = draw.start
+                self.priorities.largest = max(self.priorities.largest, priority)
+        self.priorities.updates += 1
 
     def state_dict(self) -> dict[str, Any]:
         return {
             **super().state_dict(),
-            "priorities": self._priorities.values.copy(),
-            "priority_starts": self._priorities.starts.copy(),
-            "largest": self._largest,
-            "updates": self.updates,
+            **self.priorities.state_dict(),
+            "priorities": self._last.copy(),
+            "priority_starts": self._starts.copy(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._priorities = _Priorities(state["priorities"], state["priority_starts"])
-        self._largest = state["largest"]
-        self.updates = state["updates"]
+        self.priorities.load_state_dict(state)
+        self._last, self._starts = state["priorities"], state["priority_starts"]

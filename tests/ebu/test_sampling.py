@@ -14,8 +14,8 @@ from ebu.errors import EbuError
 from ebu.replay import EpisodicReplay
 from ebu.sampling import (
     SMALLEST_PRIORITY,
-    Importance,
     Minibatch,
+    Priorities,
     PrioritizedSegments,
     PrioritizedTransitions,
     TransitionSampler,
@@ -37,15 +37,17 @@ ERROR_RATE = 1e-6
 ALPHA = 0.6
 
 
-def importance(exponent: float = 0.4, updates: int = 40_000) -> Importance:
-    return Importance(exponent, updates)
+def priorities_with(
+    exponent: float = ALPHA, importance_exponent: float = 0.4, updates: int = 40_000
+) -> Priorities:
+    return Priorities(exponent, importance_exponent, updates)
 
 
 def prioritized(
-    batch_size: int = 8, exponent: float = ALPHA, weights: Importance | None = None, seed: int = 0
+    batch_size: int = 8, priorities: Priorities | None = None, seed: int = 0
 ) -> PrioritizedTransitions:
     rng = np.random.default_rng(seed)
-    return PrioritizedTransitions(rng, batch_size, exponent, weights or importance())
+    return PrioritizedTransitions(rng, batch_size, priorities or priorities_with())
 
 
 def error_at(states: Tensor) -> Tensor:
@@ -155,7 +157,7 @@ def test_weighted_draws_are_unbiased() -> None:
     """With beta 1 a weighted mean over draws estimates the plain mean over what is stored."""
     played = Played(MadeUpGames(2, random_games(3, 30)), capacity=400)
     played.play(60)
-    sampler = prioritized(exponent=0.3, weights=importance(1.0))
+    sampler = prioritized(priorities=priorities_with(0.3, 1.0))
     drawn = trained_often(sampler, played)
     tree, count = leaves(sampler), played.replay.num_transitions
     quantity = {place: float(place[2] % 5) for place in played.seen}
@@ -174,7 +176,7 @@ def test_weighted_draws_are_unbiased() -> None:
 def test_weights_by_hand_as_beta_rises() -> None:
     played = Played(MadeUpGames(1, games_of([50])), capacity=100)
     played.play(4)
-    sampler = prioritized(batch_size=4, weights=importance(0.4, 3))
+    sampler = prioritized(batch_size=4, priorities=priorities_with(updates=3))
     for beta in (0.4, 0.6, 0.8, 1.0, 1.0):
         before = leaves(sampler)
         ((drawn, weights),) = train(sampler, played.replay, 1)
@@ -186,7 +188,7 @@ def test_weights_by_hand_as_beta_rises() -> None:
 def test_without_exponent_draws_are_uniform_and_weights_one() -> None:
     played = Played(MadeUpGames(2, random_games(1, 20)), capacity=400)
     played.play(40)
-    drawn = train(prioritized(exponent=0.0), played.replay, 600)
+    drawn = train(prioritized(priorities=priorities_with(0.0)), played.replay, 600)
     counts = counts_of((minibatch for minibatch, _ in drawn), played.seen)
     assert scipy.stats.chisquare([*counts.values()]).pvalue > ERROR_RATE
     assert all((weights == 1).all() for _, weights in drawn)
@@ -255,15 +257,14 @@ def segments(
     rng: np.random.Generator,
     batch_size: int = 8,
     mix: int = 1,
-    exponent: float = ALPHA,
-    weights: Importance | None = None,
+    priorities: Priorities | None = None,
 ) -> PrioritizedSegments:
-    return PrioritizedSegments(rng, batch_size, mix, exponent, weights or importance())
+    return PrioritizedSegments(rng, batch_size, mix, priorities or priorities_with())
 
 
 def test_a_segments_priority_is_its_mean_absolute_error_when_last_trained_on() -> None:
     played, stored = one_stream(12, 6, 20)
-    sampler = segments(np.random.default_rng(0), batch_size=4, exponent=1.0)
+    sampler = segments(np.random.default_rng(0), batch_size=4, priorities=priorities_with(1.0))
     # All three are drawn and trained on to their start; 12, 6 and 20 in minibatches of 4, where
     # the short one of the second is filled from the tail of a draw.
     seen: set[int] = set()
@@ -282,12 +283,12 @@ def test_a_segments_priority_is_its_mean_absolute_error_when_last_trained_on() -
 
 def test_segments_are_drawn_in_proportion_to_their_priority() -> None:
     played, stored = one_stream(8, 8, 8, 8)
-    sampler = segments(np.random.default_rng(0), exponent=1.0)
+    sampler = segments(np.random.default_rng(0), priorities=priorities_with(1.0))
     wanted = np.array([4.0, 1.0, 2.0, 3.0])
     counts = np.zeros(4)
     for minibatch in sampler.sample(played.replay, 4_000):
         number = [segment.start for segment in stored].index(int(minibatch.steps.min()))
-        if sampler.updates >= 1_000:  # all have been trained on
+        if sampler.priorities.updates >= 1_000:  # all have been trained on
             counts[number] += 1
         sampler.update_priorities(played.replay, minibatch, torch.full((8,), wanted[number]))
     assert scipy.stats.chisquare(counts, counts.sum() * wanted / 10).pvalue > ERROR_RATE
@@ -295,7 +296,7 @@ def test_segments_are_drawn_in_proportion_to_their_priority() -> None:
 
 def test_weights_of_segments_are_relative_to_the_largest_of_all_stored() -> None:
     played, stored = one_stream(8, 8)
-    sampler = segments(np.random.default_rng(0), exponent=1.0, weights=importance(1.0))
+    sampler = segments(np.random.default_rng(0), priorities=priorities_with(1.0, 1.0))
     sizes, seen = {stored[0].start: 4.0, stored[1].start: 1.0}, set[int]()
     for minibatch in sampler.sample(played.replay, 60):
         start = int(minibatch.steps.min())
@@ -308,7 +309,7 @@ def test_weights_of_segments_are_relative_to_the_largest_of_all_stored() -> None
 def test_a_new_segment_enters_with_the_largest_priority() -> None:
     played = Played(MadeUpGames(1, lambda env, game: Game(8)), capacity=400)
     played.play(9)
-    sampler = segments(np.random.default_rng(0), exponent=1.0)
+    sampler = segments(np.random.default_rng(0), priorities=priorities_with(1.0))
     for minibatch in sampler.sample(played.replay, 1):
         sampler.update_priorities(played.replay, minibatch, torch.full((8,), 3.0))
     for minibatch in sampler.sample(played.replay, 1):
@@ -321,7 +322,7 @@ def test_a_new_segment_enters_with_the_largest_priority() -> None:
 
 def test_a_place_that_is_used_again_has_no_priority_of_its_old_segment() -> None:
     played = Played(MadeUpGames(1, lambda env, game: Game(7)), capacity=40)
-    sampler = segments(np.random.default_rng(0), exponent=1.0)
+    sampler = segments(np.random.default_rng(0), priorities=priorities_with(1.0))
     played.play(30)
     for minibatch in sampler.sample(played.replay, 20):
         sampler.update_priorities(played.replay, minibatch, torch.full((8,), 0.1))
