@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from agents.agent import Agent, epsilon_greedy
+from agents.agent import Agent
 from agents.graphs import capture
 from agents.settings import AdaptiveEbuConfig, AgentConfig
 from agents.stacked import StackedLearner
@@ -129,18 +129,9 @@ class AdaptiveEbu(Agent):
     def acting_values(self, stacks: Tensor) -> Tensor:
         return self._values_of(self._on_device(self.acting.players), stacks)
 
-    def play(
-        self,
-        stacks: Tensor,
-        *,
-        epsilon: float,
-        rng: np.random.Generator,
-        forced_random: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """As `act`, with the best learner in every environment."""
-        best = np.full(len(stacks), self.best)
-        values = self._values_of(self._on_device(best), stacks.to(self.learner.device))
-        return epsilon_greedy(values, epsilon=epsilon, rng=rng, forced_random=forced_random)
+    def evaluation_values(self, stacks: Tensor) -> Tensor:
+        """Action values (N, A) float32 of the best learner."""
+        return self._values_of(self._on_device(np.full(len(stacks), self.best)), stacks)
 
     def observe(self, step: VectorStep) -> None:
         self.acting.add(step)

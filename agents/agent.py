@@ -115,6 +115,10 @@ class Agent:
         """Action values (N, A) float32 to act on in training."""
         return self._values(stacks)
 
+    def evaluation_values(self, stacks: Tensor) -> Tensor:
+        """Action values (N, A) float32 to act on in evaluation."""
+        return self._playing_values(stacks)
+
     def play(
         self,
         stacks: Tensor,
@@ -124,7 +128,7 @@ class Agent:
         forced_random: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `act`, with the evaluation weights: averaged ones, or the best learner's."""
-        values = self._playing_values(stacks.to(self.learner.device))
+        values = self.evaluation_values(stacks.to(self.learner.device))
         return epsilon_greedy(values, epsilon=epsilon, rng=rng, forced_random=forced_random)
 
     def observe(self, step: VectorStep) -> None:
