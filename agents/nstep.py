@@ -7,7 +7,7 @@ from agents.settings import TransitionConfig
 from agents.target import Target
 from ebu.batch import Batch
 from ebu.replay import EpisodicReplay
-from ebu.returns import double_targets, n_step_targets
+from ebu.returns import chosen_values, double_targets, n_step_targets
 from ebu.sampling import Minibatch
 from ebu.targets import one_step_targets
 
@@ -42,8 +42,7 @@ class NStepTarget(Target[TransitionConfig]):
         with self.stopwatch.time("target_passes"):
             values = self.learner.target_values(last.next_states)
             if self.config.double:
-                chosen = self.learner.values(last.next_states).argmax(-1, keepdim=True)
-                values = values.gather(-1, chosen)
+                values = chosen_values(self.learner.values(last.next_states), values)
         with self.stopwatch.time("targets"):
             return n_step_targets(
                 window.rewards.view(joined.shape),

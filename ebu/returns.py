@@ -20,6 +20,12 @@ from ebu.targets import one_step_targets
 
 
 @torch.no_grad()
+def chosen_values(online_values: Tensor, target_values: Tensor) -> Tensor:
+    """Q̂(s, argmax_a Q(s, a)) (…, 1) of action values (…, A): one network chooses, one values."""
+    return target_values.gather(-1, online_values.argmax(-1, keepdim=True))
+
+
+@torch.no_grad()
 def double_targets(
     rewards: Tensor,
     online_next_values: Tensor,
@@ -34,8 +40,8 @@ def double_targets(
     the online network chooses the action, the target network says what it is worth.
     rewards, terminated (B,), values (B, A) → (B,).
     """
-    chosen = online_next_values.argmax(-1, keepdim=True)
-    return one_step_targets(rewards, target_next_values.gather(-1, chosen), terminated, gamma=gamma)
+    values = chosen_values(online_next_values, target_next_values)
+    return one_step_targets(rewards, values, terminated, gamma=gamma)
 
 
 @torch.no_grad()

@@ -129,35 +129,39 @@ def double_backward_targets(
     O = Q̂ they are `backward_targets`, up to rounding; where β is 0 they are `double_targets` of
     `ebu.returns`. The recursion runs over steps, so on a GPU it takes T rounds of small kernels.
     """
-    arguments = (actions, terminated, gamma, beta, lengths)
-    online = checked(rewards, online_next_values, *arguments)
-    problem = checked(rewards, target_next_values, *arguments)
+    if online_next_values.shape != target_next_values.shape:
+        raise ValueError(
+            f"online_next_values {tuple(online_next_values.shape)} must have the shape of "
+            f"target_next_values {tuple(target_next_values.shape)}"
+        )
+    problem = checked(rewards, target_next_values, actions, terminated, gamma, beta, lengths)
     lead, steps = problem.lead, problem.rewards.shape[-1]
-    o, q = online.next_values.double(), problem.next_values.double()
+    o, q = online_next_values.double(), problem.next_values.double()
     taken = problem.next_actions().expand(o.shape[:-1]).unsqueeze(-1)
-    others = o.scatter(-1, taken, -torch.inf)
-    chosen_by_o, chosen = others.max(-1, keepdim=True)
-    best = q.gather(-1, o.argmax(-1, keepdim=True))
+    m, chosen = o.scatter(-1, taken, -torch.inf).max(-1, keepdim=True)
 
     def column(values: Tensor) -> Tensor:
         return values.squeeze(-1).expand(*lead, steps)
 
-    m, m_value, end_value = map(column, (chosen_by_o, q.gather(-1, chosen), best))
-    o_taken, q_taken = column(o.gather(-1, taken)), column(q.gather(-1, taken))
     r = problem.rewards.double().expand(*lead, steps)
-    ends = problem.terminated.bool().expand(lead)
     b = torch.as_tensor(problem.beta, dtype=torch.float64, device=r.device)
+    share = b.unsqueeze(-1)
+    best = column(q.gather(-1, o.argmax(-1, keepdim=True)))
+    # With β = 0 the taken action is one among all.
+    other = torch.where(share > 0.0, column(q.gather(-1, chosen)), best)
+    m = column(m)
+    online_part = (1.0 - share) * column(o.gather(-1, taken))
+    target_part = (1.0 - share) * column(q.gather(-1, taken))
     last, valid = (mask.expand(*lead, steps) for mask in problem.last_and_valid())
+    end = best.masked_fill(problem.terminated.bool().expand(lead).unsqueeze(-1), 0.0)
     y = torch.zeros(lead, dtype=torch.float64, device=r.device)
     targets = []
     for k in reversed(range(steps)):
-        follows = (b * y + (1.0 - b) * o_taken[..., k] >= m[..., k]) & (b > 0.0)
-        # With β = 0 the taken action is one among all.
-        other = torch.where(b > 0.0, m_value[..., k], end_value[..., k])
-        backward = torch.where(follows, b * y + (1.0 - b) * q_taken[..., k], other)
-        end = torch.where(ends, 0.0, end_value[..., k])
-        y = r[..., k] + gamma * torch.where(last[..., k], end, backward)
-        y = torch.where(valid[..., k], y, 0.0)
+        propagated = b * y
+        follows = (propagated + online_part[..., k] >= m[..., k]) & (b > 0.0)
+        backward = torch.where(follows, propagated + target_part[..., k], other[..., k])
+        y = r[..., k] + gamma * torch.where(last[..., k], end[..., k], backward)
+        y = y.masked_fill(~valid[..., k], 0.0)
         targets.append(y)
     return torch.stack(targets[::-1], dim=-1).float()
 
