@@ -29,7 +29,7 @@ def write_run(
     evaluated_in_training: float | None = None,
     **settings: Any,
 ) -> Path:
-    """A run that has played so many frames; without `score` evaluate.py has not scored it."""
+    """A run that has played `played` frames; without `score` evaluate.py has not scored it."""
     run_dir = root / (name or f"{game}-{agent}-seed{seed}")
     run_dir.mkdir(parents=True)
     own = {**SETTINGS, "game": game, "agent": agent, "seed": seed, **settings}

@@ -47,6 +47,19 @@ def train(run_dir: Path, flags: str) -> Path:
     return run_dir
 
 
+def options_of_play(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The named arguments of `evaluate`, filled in when it is called."""
+    options: dict[str, Any] = {}
+    real = evaluation.evaluate
+
+    def noticing(*args: Any, **given: Any) -> Any:
+        options.update(given)
+        return real(*args, **given)
+
+    monkeypatch.setattr(evaluation, "evaluate", noticing)
+    return options
+
+
 @pytest.fixture(scope="module", autouse=True)
 def short_protocols() -> Any:
     """The protocols as they are, but for the length of a game."""
@@ -205,14 +218,7 @@ def test_a_run_directory_that_cannot_be_written_still_has_its_score_shown(
 def test_epsilon_is_played_recorded_and_set_apart_from_the_protocol(
     runs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {}
-    real = evaluation.evaluate
-
-    def noticing(*args: Any, **given: Any) -> Any:
-        options.update(given)
-        return real(*args, **given)
-
-    monkeypatch.setattr(evaluation, "evaluate", noticing)
+    options = options_of_play(monkeypatch)
     record = run(config_for(runs("breakout"), epsilon=0.01))
     assert options["epsilon"] == record["epsilon"] == 0.01
     assert record["protocol_epsilon"] == 0.05
@@ -276,14 +282,7 @@ def test_machado_is_a_separate_evaluation_with_the_final_epsilon(
 def test_the_first_actions_of_a_game_are_random_as_in_training(
     runs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {}
-    real = evaluation.evaluate
-
-    def noticing(*args: Any, **given: Any) -> Any:
-        options.update(given)
-        return real(*args, **given)
-
-    monkeypatch.setattr(evaluation, "evaluate", noticing)
+    options = options_of_play(monkeypatch)
     run(config_for(runs("breakout"), episodes=1))
     assert options["random_start_actions"] == 4
     assert options["epsilon"] == 0.05

@@ -95,7 +95,7 @@ class Player:
 
 
 def play(env: Scripted, episodes: int, **options: Any) -> Evaluation:
-    """Evaluate a random player; an evaluation that nobody stops."""
+    """Evaluate a random player; an evaluation that is never stopped."""
     rng = np.random.default_rng(0)
     played = evaluate(
         options.pop("act", Player()), env, episodes=episodes, epsilon=0.1, rng=rng, **options

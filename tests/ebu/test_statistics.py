@@ -177,7 +177,7 @@ def test_the_bootstrap_draws_seeds_anew_and_keeps_every_game() -> None:
     "statistic", [interquartile_mean, lambda s: float(s.mean())], ids=["iqm", "mean"]
 )
 def test_the_bootstrap_covers_as_often_as_it_says(statistic: Any) -> None:
-    # Five games, 20 seeds. With so many seeds percentile intervals cover a little less than they
+    # Five games, 20 seeds. With 20 seeds percentile intervals cover a little less than they
     # promise (resampling n values loses 1/n of their variance): about 94 %, of 200 repetitions
     # less than 88.5 % or more than 98.5 % about once in 400 times.
     levels = np.array([0.2, 0.8, 1.0, 1.1, 3.0])[:, None]

@@ -212,7 +212,7 @@ def test_a_journal_holds_the_actions_since_each_seeded_reset(
     loaded = Journal(num_envs)
     loaded.load_state_dict(journal.state_dict())
     assert loaded.state_dict()["actions"].dtype == np.uint8
-    assert len(loaded.actions) == max(map(len, model))  # nothing is kept that nobody needs
+    assert len(loaded.actions) == max(map(len, model))  # nothing superfluous is stored
     for either in (journal, loaded):
         assert either.seedings.tolist() == seedings
         assert either.lengths.tolist() == [len(own) for own in model]

@@ -114,7 +114,7 @@ def vbmf_rank(matrix: np.ndarray) -> int:
             + np.sum(kept - taus + np.log((taus + 1) / kept) + ratio * np.log1p(taus / ratio))
         )
 
-    # At most so many components can be told from noise; what is left bounds its variance below.
+    # The most components that can be told from noise; the rest bounds its variance from below.
     most = min(math.ceil(low / (1 + ratio)) - 1, low - 1)
     upper = squares.sum() / (low * high)
     lower = min(upper, max(squares[most] / (high * threshold), squares[most:].mean() / high))

@@ -1,4 +1,4 @@
-"""Progress on a terminal, in a file, and where nobody reads it."""
+"""Progress on a terminal, in a file, and after standard error was closed."""
 
 import io
 import sys
@@ -112,7 +112,7 @@ def test_a_run_that_ends_a_little_past_its_total_is_whole(
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_nobody_reads_the_progress(
+def test_standard_error_was_closed(
     monkeypatch: pytest.MonkeyPatch, clock: Clock, terminal: bool
 ) -> None:
     screen = Screen(terminal)
