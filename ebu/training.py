@@ -15,7 +15,7 @@ from ebu.run.checkpoint import Checkpoint, save_checkpoint
 from ebu.run.directory import EVALUATIONS, METRICS
 from ebu.run.logs import Monitor, last_frames
 from ebu.run.profiling import Profile
-from ebu.run.progress import Progress
+from ebu.run.progress import Progress, say
 from ebu.schedules import (
     EARLY_LINES,
     ExplorationConfig,
@@ -263,9 +263,7 @@ class Trainer:
         if record is not None:
             self.monitor.evaluation(self.frames, record)
             if progress is not None:
-                progress.write(
-                    f"{self.frames:,} frames: mean {record['mean']:.2f} of {record['games']} games"
-                )
+                say(f"{self.frames:,} frames: mean {record['mean']:.2f} of {record['games']} games")
         return record
 
     def finish(self, progress: Progress | None = None) -> bool:

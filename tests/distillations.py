@@ -56,11 +56,7 @@ def contents(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(out.rglob("*")):
         name = str(path.relative_to(out))
-        if path.suffix == ".json" and path.name in (
-            "result.json",
-            "report.json",
-            "teacher.json",
-        ):
+        if path.suffix == ".json" and path.name in ("result.json", "report.json", "teacher.json"):
             found[name] = _without_seconds(json.loads(path.read_text()))
         elif path.name in ("state.safetensors", "frames.zst") and "training" not in path.parts:
             found[name] = path.read_bytes()

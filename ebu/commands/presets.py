@@ -8,15 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from agents.settings import AGENTS, AgentConfig, EbuConfig, LearnerConfig
-from ebu.run.settings import (
-    Bounds,
-    Device,
-    NotNegative,
-    OneOf,
-    Positive,
-    Threads,
-    flat,
-)
+from ebu.run.settings import Bounds, Device, NotNegative, OneOf, Positive, Threads, flat
 from ebu.schedules import ExplorationConfig, LoopConfig
 from envs import is_atari
 from envs.protocols import PROTOCOLS
@@ -90,10 +82,7 @@ PAPER = replace(
         target_sync_updates=10_000,
     ),
     exploration=replace(
-        DEFAULT.exploration,
-        epsilon_end=0.1,
-        epsilon_decay_steps=1_000_000,
-        random_start_actions=4,
+        DEFAULT.exploration, epsilon_end=0.1, epsilon_decay_steps=1_000_000, random_start_actions=4
     ),
     loop=replace(DEFAULT.loop, learning_starts=50_000, eval_every_frames=250_000, eval_episodes=30),
 )

@@ -108,8 +108,7 @@ def collect(config: StudyConfig, planned: Sequence[PlannedRun]) -> None:
                 say(f"{run_dir}: not collected, it has no score after all its frames")
                 continue
             differing, run = min(
-                ((run.differences_of(found), run) for run in planned),
-                key=lambda pair: len(pair[0]),
+                ((run.differences_of(found), run) for run in planned), key=lambda pair: len(pair[0])
             )
             if differing:
                 say(f"{run_dir}: not collected, not planned: {'; '.join(differing)} in {run.name}")

@@ -151,13 +151,20 @@ def all_cores() -> int:
     return os.cpu_count() or 1
 
 
-def stop_on_signals(stop: Callable[[int], None]) -> None:
+def stop_on_signals(stop: Callable[[int], None], *, hangup: bool = False) -> None:
     """Call `stop` at the first SIGINT or SIGTERM, with its number; a second ends the process.
 
     The first is answered at once with a line on standard error: what stops is being saved, and the
-    second loses what was not saved yet.
+    second loses what was not saved yet. `hangup`: at SIGHUP too, and leave signals alone that nohup
+    or the shell's & have set to be ignored.
     """
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hangup:
+        numbers = [
+            number
+            for number in (signal.SIGHUP, *numbers)
+            if signal.getsignal(number) != signal.SIG_IGN
+        ]
 
     def first(number: int, _: object) -> None:
         for each in numbers:

@@ -33,39 +33,83 @@ def say(line: str) -> None:
     """Print a line on standard error; on a terminal it appears above the bars."""
     # stderr was closed: keep working.
     with contextlib.suppress(OSError, ValueError):
-        tqdm.write(line, file=sys.stderr)
-        sys.stderr.flush()
+        if sys.stderr is not None:
+            tqdm.write(line, file=sys.stderr)
+            sys.stderr.flush()
 
 
-class Progress:
-    """How far a run is: one live line on a terminal, elsewhere a plain line now and then."""
+class StatusLine:
+    """A line on standard error: live on a terminal, elsewhere printed now and then."""
+
+    def __init__(
+        self,
+        total: int | None,
+        initial: int = 0,
+        *,
+        live_seconds: float = LIVE_SECONDS,
+        plain_seconds: float = PLAIN_SECONDS,
+        leave: bool = True,
+    ) -> None:
+        """`leave`: whether the live line stays when it is closed."""
+        self.is_live = sys.stderr is not None and sys.stderr.isatty()
+        self._seconds = live_seconds if self.is_live else plain_seconds
+        self._total = total
+        self._shown_at = time.monotonic()
+        self._bar: tqdm[Any] | None = None
+        if self.is_live:
+            self._bar = tqdm(
+                total=total,
+                initial=initial,
+                bar_format="{percentage:3.0f}% |{bar}| {desc}" if total else "{desc}",
+                dynamic_ncols=True,
+                file=sys.stderr,
+                leave=leave,
+            )
+
+    def is_due(self) -> bool:
+        """Whether it is time to show it again."""
+        return time.monotonic() - self._shown_at >= self._seconds
+
+    def show(self, done: int, text: str) -> None:
+        """Show that `done` of all is done, and a text."""
+        self._shown_at = time.monotonic()
+        if not self.is_live:
+            say(text)
+        elif self._bar is not None:
+            # A run may end a step past its total, and tqdm shows more than all as nothing.
+            self._bar.n = done if self._total is None else min(done, self._total)
+            try:
+                self._bar.set_description_str(text)
+            except (OSError, ValueError):
+                # stderr was closed: keep working.
+                self._bar = None
+
+    def close(self) -> None:
+        """End the live line."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class Progress(StatusLine):
+    """How far a training run is, how fast, and how well it plays."""
 
     RATE_SECONDS = 30.0
     PAUSE_SECONDS = 10.0
 
     def __init__(self, total: int | None, *, initial: int = 0) -> None:
         """total: frames of the whole run, None if it has no end; initial: frames played before."""
-        self._total = total
-        self._frames = initial
+        super().__init__(total, initial)
+        self._frames = self._shown_frames = initial
         self._return: float | None = None
         self._epsilon = 1.0
-        now = time.monotonic()
-        self._updated_at = now
-        self._recent = deque([(now, initial)])  # moments and frames of the last RATE_SECONDS
-        self._shown_at = now
-        self._shown_frames = initial
-        self._stream = sys.stderr
-        self._letter = "ε" if "utf" in (getattr(self._stream, "encoding", "") or "") else "eps"
-        self._bar: tqdm[Any] | None = None
-        if self._stream is not None and self._stream.isatty():
-            self._bar = tqdm(
-                total=total,
-                initial=initial,
-                desc=self._line(now),
-                bar_format="{percentage:3.0f}% |{bar}| {desc}" if total else "{desc}",
-                dynamic_ncols=True,
-                file=self._stream,
-            )
+        self._updated_at = time.monotonic()
+        # Moments and frames of the last RATE_SECONDS.
+        self._recent = deque([(self._updated_at, initial)])
+        encoding = getattr(sys.stderr, "encoding", "") or ""
+        self._letter = "ε" if "utf" in encoding else "eps"
+        if self.is_live:
+            self._show()
 
     def update(self, frames: int, *, episode_return: float | None, epsilon: float) -> None:
         """frames: played so far. episode_return: mean of the last games, None before any."""
@@ -80,55 +124,29 @@ class Progress:
             self._recent.append((now, frames))
             while len(self._recent) > 2 and self._recent[1][0] <= now - self.RATE_SECONDS:
                 self._recent.popleft()
-        if now - self._shown_at >= (PLAIN_SECONDS if self._bar is None else LIVE_SECONDS):
-            self._show(now)
-
-    def write(self, line: str) -> None:
-        """Print a line; on a terminal it appears above the bar."""
-        if self._stream is None:
-            return
-        try:
-            if self._bar is not None:
-                self._bar.write(line, file=self._stream)
-            else:
-                print(line, file=self._stream, flush=True)
-        except (OSError, ValueError):
-            # stderr was closed: keep training.
-            self._stream = self._bar = None
+        if self.is_due():
+            self._show()
 
     def close(self) -> None:
         """Show the last state and end the line."""
-        if self._bar is not None or self._frames != self._shown_frames:
-            self._show(time.monotonic())
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        if self.is_live or self._frames != self._shown_frames:
+            self._show()
+        super().close()
 
-    def _show(self, now: float) -> None:
-        self._shown_at, self._shown_frames = now, self._frames
-        if self._bar is None:
-            self.write(self._line(now))
-            return
-        # A run may end a step past its total, and tqdm shows more than all as nothing.
-        self._bar.n = self._frames if self._total is None else min(self._frames, self._total)
-        try:
-            self._bar.set_description_str(self._line(now))
-        except (OSError, ValueError):
-            self._stream = self._bar = None
-
-    def _line(self, now: float) -> str:
+    def _show(self) -> None:
+        self._shown_frames = self._frames
+        now = time.monotonic()
         since, before = self._recent[0]
         rate = (self._frames - before) / (now - since) if now > since else 0.0
-        parts = [
-            _count(self._frames) + (f"/{_count(self._total)}" if self._total else "") + " frames"
-        ]
+        of_all = f"/{_count(self._total)}" if self._total else ""
+        parts = [f"{_count(self._frames)}{of_all} frames"]
         parts.append(f"{_count(round(rate))}/s" if rate else "-/s")
         if self._total and rate:
             left = max(0, self._total - self._frames) / rate
             parts.append(f"{tqdm.format_interval(left)} left")
         parts.append(f"return {'-' if self._return is None else _score(self._return)}")
         parts.append(f"{self._letter} {self._epsilon:.3g}")
-        return ", ".join(parts)
+        self.show(self._frames, ", ".join(parts))
 
 
 def _count(number: int) -> str:

@@ -13,16 +13,8 @@ from ebu.commands import report
 from ebu.commands.reporting.aggregates import aggregates, game_rows, profiles, statistics_of
 from ebu.commands.reporting.comparison import Comparison, compare
 from ebu.commands.reporting.pictures import mean_curve
-from ebu.commands.reporting.published import (
-    PUBLISHED_49,
-    REFERENCE_AGENTS,
-    normalised,
-)
-from ebu.commands.reporting.runs import (
-    find_run_directories,
-    learning_curve,
-    read_run,
-)
+from ebu.commands.reporting.published import PUBLISHED_49, REFERENCE_AGENTS, normalised
+from ebu.commands.reporting.runs import find_run_directories, learning_curve, read_run
 from ebu.commands.reporting.scores import write_evaluation
 from ebu.errors import EbuError, UsageError
 from envs.games import PAPER49

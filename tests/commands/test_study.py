@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,21 @@ from envs.games import ATARI5, PAPER49
 from tests.run_directories import FRAMES, as_recorded, evaluation, write_run
 
 ROOT = Path(__file__).parents[2]
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CODE = {"ebu_version": "0.1", "commit": "abc"}
 # What Python 3.12 says of a fork beside other threads, which pytest and this file have.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+
+
+@pytest.fixture(autouse=True)
+def usual_signals() -> Iterator[None]:
+    """Signals as in a terminal, and afterwards what they were."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def run_study(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
@@ -242,10 +254,7 @@ def test_a_damaged_run_is_named_and_left_out_of_the_table(
 def test_two_studies_do_not_fill_one_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with (
-        study.locked(tmp_path),
-        pytest.raises(UsageError, match="another study is filling"),
-    ):
+    with study.locked(tmp_path), pytest.raises(UsageError, match="another study is filling"):
         run_study(monkeypatch, "--games", "pong", "--out", tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
@@ -324,7 +333,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
     assert "fine: 12 points" in said
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_lets_every_process_save(number: int, tmp_path: Path) -> None:
     tasks = [obedient(tmp_path, name) for name in "abc"]
 
@@ -334,15 +343,12 @@ def test_a_signal_lets_every_process_save(number: int, tmp_path: Path) -> None:
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    # Not ignored, as it is in a process of the shell's background.
-    before = signal.signal(number, signal.SIG_DFL)
     failed, received = run_tasks(tasks, 2, code=CODE, scored=lambda task: "")
     thread.join()
     assert (failed, received) == ([], number)
     assert {path.name for path in tmp_path.glob("*.saved")} == {"a.saved", "b.saved"}
     assert not (tmp_path / "c.started").exists()
     assert read_processes(tasks[0].run_dir)[0]["exit_code"] == 128 + signal.SIGTERM
-    assert signal.signal(number, before) == signal.SIG_DFL
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of a death")

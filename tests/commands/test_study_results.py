@@ -279,11 +279,7 @@ def test_auto_is_settled_once_for_the_whole_table(
 @pytest.mark.parametrize("results", [False, True])
 @pytest.mark.parametrize("was", ["float32", "bfloat16"])
 def test_a_table_goes_on_in_its_precision_or_asks(
-    was: str,
-    results: bool,
-    machine: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    was: str, results: bool, machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args, runs = study_in(tmp_path, "--precision", "auto", seeds=2)
     write_planned(runs[0], 1.0 if results else None, precision=was)

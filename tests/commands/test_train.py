@@ -87,9 +87,7 @@ def test_a_run_on_a_real_game_makes_what_the_readme_says(tmp_path: Path) -> None
     assert (run_dir / "evaluations.jsonl").read_bytes() == evaluations
 
 
-def test_a_profile_shows_the_stages_and_changes_nothing(
-    tmp_path: Path,
-) -> None:
+def test_a_profile_shows_the_stages_and_changes_nothing(tmp_path: Path) -> None:
     run(tmp_path / "without")
     run(tmp_path / "with", "--profile")
     trace = json.loads((tmp_path / "with" / "profile" / "steps.pt.trace.json").read_text())

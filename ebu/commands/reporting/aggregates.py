@@ -7,12 +7,7 @@ from functools import partial
 import numpy as np
 
 from ebu.commands.reporting.comparison import Group
-from ebu.commands.reporting.published import (
-    HUMAN_TABLES,
-    REFERENCE_AGENTS,
-    normalised,
-    relative,
-)
+from ebu.commands.reporting.published import HUMAN_TABLES, REFERENCE_AGENTS, normalised, relative
 from ebu.commands.reporting.runs import Run
 from ebu.statistics import (
     even_out,

@@ -158,9 +158,7 @@ def _method(run: Run) -> tuple[str, str]:
     return run.agent, settings_digest(run.settings)
 
 
-def _names(
-    runs: Sequence[Run],
-) -> tuple[dict[tuple[str, str], str], dict[str, dict[str, Any]]]:
+def _names(runs: Sequence[Run]) -> tuple[dict[tuple[str, str], str], dict[str, dict[str, Any]]]:
     """A name for each method, and the settings that tell those of one agent apart.
 
     A name has what is not as in most methods of the agent: the base of variants has none.

@@ -22,10 +22,7 @@ DPI = 110
 
 
 def write_pictures(
-    comparison: Comparison,
-    groups: Sequence[Statistics],
-    curves: Mapping[Path, Curve],
-    out: Path,
+    comparison: Comparison, groups: Sequence[Statistics], curves: Mapping[Path, Curve], out: Path
 ) -> dict[str, str]:
     """Write all pictures; file names by training protocol (curves) and by group (profiles)."""
     pictures: dict[str, str] = {}
@@ -98,9 +95,7 @@ def _draw_panel(panel: Axes, methods: dict[str, list[Curve]], colours: dict[str,
     panel.set_ylim(limits)
 
 
-def mean_curve(
-    curves: Sequence[Curve],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def mean_curve(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Frames, mean, and its 95 % interval's low and high end, (T,) each, over two or more seeds.
 
     Curves (frames, returns) are interpolated linearly between the last of their beginnings and

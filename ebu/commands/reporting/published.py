@@ -115,13 +115,7 @@ PUBLISHED_49 = (
     _from_curves("QR-DQN", 272.9, 76.3),
     _from_curves("IQN", 274.8, 88.6),
     PublishedAggregate(
-        "Fast Rainbow",
-        10_000_000,
-        None,
-        205.7,
-        None,
-        "as in its source",
-        "Schmidt, Schmied (2021)",
+        "Fast Rainbow", 10_000_000, None, 205.7, None, "as in its source", "Schmidt, Schmied (2021)"
     ),
 )
 """As collected in the literature, each under its own protocol; not made here."""

@@ -4,7 +4,7 @@
     metrics.jsonl        the lines of metrics, evenly thinned where there are many
     evaluations.jsonl    evaluations in training
     evaluation.json      the final score, with the return of every game
-    provenance.json      see `Provenance`
+    provenance.json      see `provenance_of`
 
 `report.py` and the results table read such a directory as they read a run directory.
 """
@@ -49,7 +49,7 @@ def write_result(
         raise EbuError(f"{run_dir} has no final score: score it with: {command}")
     provenance = provenance_of(run_dir)
     for key, value in (code or {}).items():
-        provenance[key] = provenance[key] or value  # type: ignore[literal-required]
+        provenance[key] = provenance[key] or value
     if provenance["train_seconds"] is None:
         provenance["train_seconds"] = _logged_seconds(run_dir)
     name = result_dir.name

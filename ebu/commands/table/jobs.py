@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,11 +20,9 @@ from ebu.commands.table.provenance import append_process
 from ebu.errors import EbuError
 from ebu.run.cli import stop_on_signals
 from ebu.run.directory import METRICS, is_locked
-from ebu.run.progress import say
+from ebu.run.progress import StatusLine, say
 
 POLL_SECONDS = 0.2
-# Seconds between two updates of the live line, and, without a terminal, between two plain ones.
-LIVE_SECONDS, PLAIN_SECONDS = 2.0, 60.0
 # Loaded before any fork: a forked child may load nothing.
 _LIBC = ctypes.CDLL(None)
 # prctl: the signal a process gets when its parent dies.
@@ -64,48 +62,30 @@ class Task:
         return 0
 
 
-class ProgressLine:
-    """Shows how far all runs are: live on a terminal, elsewhere a plain line now and then."""
+class StudyProgress(StatusLine):
+    """How far all runs are, in one line."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._frames = {task.name: task.played_frames() for task in tasks}
-        self._total = sum(task.frames for task in tasks)
+        self._all = sum(task.frames for task in tasks)
         self._began, self._before = time.monotonic(), sum(self._frames.values())
-        self._shown_at = self._began
-        self._live = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=self._total,
-            disable=not self._live,
-            bar_format="{percentage:3.0f}% |{bar}| {desc}",
-            dynamic_ncols=True,
-            leave=False,
-        )
+        super().__init__(self._all, live_seconds=2.0, plain_seconds=60.0, leave=False)
 
-    def show(self, running: Sequence[Task], waiting: int) -> None:
+    def update(self, running: Sequence[Task], waiting: int) -> None:
         """Show it, if it is time."""
-        now = time.monotonic()
-        if now - self._shown_at < (LIVE_SECONDS if self._live else PLAIN_SECONDS):
+        if not self.is_due():
             return
-        self._shown_at = now
         self._frames |= {task.name: task.played_frames() for task in running}
         played = sum(self._frames.values())
-        rate = (played - self._before) / (now - self._began)
-        left = tqdm.format_interval((self._total - played) / rate) if rate > 0 else "?"
+        rate = (played - self._before) / (time.monotonic() - self._began)
+        left = tqdm.format_interval((self._all - played) / rate) if rate > 0 else "?"
+        share = "" if self.is_live else f"{played / self._all:.0%} of {len(self._frames)} runs, "
         parts = [f"{task.name} {self._frames[task.name] / task.frames:.0%}" for task in running]
-        line = f"{left} left, {waiting} waiting, {', '.join(parts)}"
-        if self._live:
-            self._bar.n = played
-            self._bar.set_description_str(line)
-        else:
-            say(f"{played / self._total:.0%} of {len(self._frames)} runs, {line}")
+        self.show(played, f"{share}{left} left, {waiting} waiting, {', '.join(parts)}")
 
     def finish(self, task: Task) -> None:
         """Count all frames of a run."""
         self._frames[task.name] = task.frames
-
-    def close(self) -> None:
-        """Remove the live line."""
-        self._bar.close()
 
 
 class Worker:
@@ -177,30 +157,8 @@ def _end_with_the_study() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-@contextlib.contextmanager
-def _received_signals() -> Iterator[list[int]]:
-    """The signal to stop, once one has come; other handlers are back afterwards."""
-    received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-    stop_on_signals(received.append)
-    stop = signal.getsignal(signal.SIGTERM)
-    for number, handler in before.items():
-        # What nohup and the shell's & have set to be ignored stays ignored.
-        signal.signal(number, handler if handler == signal.SIG_IGN else stop)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def run_tasks(
-    tasks: Sequence[Task],
-    at_a_time: int,
-    *,
-    code: dict[str, str],
-    scored: Callable[[Task], str],
+    tasks: Sequence[Task], at_a_time: int, *, code: dict[str, str], scored: Callable[[Task], str]
 ) -> tuple[list[str], int | None]:
     """Train and score every run, `at_a_time` of them at once.
 
@@ -213,13 +171,12 @@ def run_tasks(
     the work before its end, if one did. Raises `EbuError` where a file of the study cannot be
     written; no process is left behind then.
     """
-    progress = ProgressLine(tasks)
+    progress = StudyProgress(tasks)
     waiting, running, failed, busy = deque(tasks), list[Worker](), list[str](), set[str]()
-    with contextlib.ExitStack() as cleaning:
-        cleaning.callback(progress.close)
-        cleaning.callback(_end, running)
-        signals = cleaning.enter_context(_received_signals())
-        stopping = False
+    signals: list[int] = []
+    stop_on_signals(signals.append, hangup=True)
+    stopping = False
+    try:
         while waiting or running:
             if signals and not stopping:
                 stopping = True
@@ -239,8 +196,7 @@ def run_tasks(
                     continue
                 played = task.played_frames()
                 how = f"resumes at {played / task.frames:.0%}" if played else "starts"
-                how = how if played < task.frames else "has played all its frames"
-                say(f"{task.name}: {how}")
+                say(f"{task.name}: {how if played < task.frames else 'has played all its frames'}")
                 running.append(Worker(task, "train.py", task.train, code))
             for worker in running.copy():
                 exit_code = worker.poll()
@@ -258,14 +214,13 @@ def run_tasks(
                 elif not signals:
                     failed.append(task.name)
                     say(f"{task.name}: {worker.failure(exit_code)}")
-            progress.show([worker.task for worker in running], len(waiting))
+            progress.update([worker.task for worker in running], len(waiting))
             time.sleep(POLL_SECONDS)
+    finally:
+        # Nothing runs any more unless the study itself has failed.
+        for worker in running:
+            worker.stop()
+        for worker in running:
+            worker.wait()
+        progress.close()
     return failed, signals[0] if signals else None
-
-
-def _end(running: list[Worker]) -> None:
-    """End what still runs when the study itself fails."""
-    for worker in running:
-        worker.stop()
-    for worker in running:
-        worker.wait()

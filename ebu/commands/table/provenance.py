@@ -6,7 +6,7 @@ import os
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any
 
 from ebu.errors import EbuError
 from ebu.run.files import writing
@@ -18,20 +18,7 @@ PROVENANCE = "provenance.json"
 _UNKNOWN = {"program": "", "ebu_version": "", "commit": "", "hardware": ""}
 
 
-class Provenance(TypedDict):
-    """Which code and which machine a run comes from.
-
-    | field | meaning |
-    | --- | --- |
-    | ebu_version, commit | of the code, each once, in the order in which they trained the run |
-    | hardware | processor, its cores, and the graphics card |
-    | train_seconds | wall time of all training processes; None if nothing recorded it |
-    """
-
-    ebu_version: str
-    commit: str
-    hardware: str
-    train_seconds: float | None
+_KEYS = ("ebu_version", "commit", "hardware", "train_seconds")
 
 
 def code_version() -> dict[str, str]:
@@ -83,13 +70,20 @@ def _processes_file(run_dir: Path) -> Path:
     return run_dir.with_name(f"{run_dir.name}.processes.jsonl")
 
 
-def provenance_of(run_dir: Path) -> Provenance:
-    """What is known of where a run, or a committed result, comes from."""
+def provenance_of(run_dir: Path) -> dict[str, Any]:
+    """What is known of where a run, or a committed result, comes from.
+
+    | key | meaning |
+    | --- | --- |
+    | ebu_version, commit | of the code, each once, in the order in which they trained the run |
+    | hardware | processor, its cores, and the graphics card |
+    | train_seconds | wall time of all training processes; None if nothing recorded it |
+    """
     path = run_dir / PROVENANCE
     if path.is_file():
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            return cast(Provenance, {key: record[key] for key in Provenance.__annotations__})
+            return {key: record[key] for key in _KEYS}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EbuError(f"{path} cannot be read ({error!r}): restore it") from error
     processes = read_processes(run_dir)

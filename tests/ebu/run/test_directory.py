@@ -194,9 +194,7 @@ def test_a_configuration_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert read_config(tmp_path) == config_of()
 
 
-def test_a_directory_another_process_trains_in_is_refused_until_it_has_gone(
-    tmp_path: Path,
-) -> None:
+def test_a_directory_another_process_trains_in_is_refused_until_it_has_gone(tmp_path: Path) -> None:
     start_and_leave(tmp_path)
     hold = (
         "import fcntl, sys\n"
