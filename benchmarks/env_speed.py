@@ -9,14 +9,11 @@ no-ops:
 | --- | --- |
 | ours | `envs.AtariVector`: newest frames; lives, ends and a journal of the actions kept |
 | native | ale-py's `AtariVectorEnv`, set up in the same way |
-| native_stacks | the same with its stacks of 4 frames |
-| sync | gymnasium's `SyncVectorEnv` of `AtariPreprocessing` and `FrameStackObservation` |
-| async | gymnasium's `AsyncVectorEnv` of the same, a process for each environment |
+| sync, async | gymnasium's `SyncVectorEnv`, `AsyncVectorEnv` of its preprocessing and stacking |
 | emulator | one bare `ALEInterface` on one core, actions repeated 4 times, no picture taken |
 
-Each round steps all of them, one after the other, because the speed of a machine drifts, and a
-ratio is taken within a round. Frames are emulator frames, 4 to an agent step. A vector environment
-starts the game after one that ended in a step of its own, which counts like any other.
+Rounds are interleaved, and a ratio is taken within a round. Frames are emulator frames, 4 to an
+agent step.
 
 The results file holds `rounds` (frames per second of each) and, as `min`, `median` and `max` over
 them, `frames_per_second` of each and `ratio`, ours over each of the others.
@@ -28,7 +25,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import ale_py
 import gymnasium
@@ -38,13 +35,12 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
 from benchmarks.measurement import (
-    BenchmarkSettings,
-    atari_game,
+    GameSettings,
+    interleave,
     markdown,
     ranged,
     require_installed,
     run_benchmark,
-    say,
     spread,
 )
 from ebu.errors import UsageError
@@ -55,19 +51,17 @@ from envs.atari import FRAME_SKIP
 
 MAX_FRAMES_PER_GAME = 108_000
 
-Peer = Literal["native", "native_stacks", "sync", "async", "emulator"]
+Peer = Literal["native", "sync", "async", "emulator"]
 # Takes the actions of one vector step, (N,) int64.
 Step = Callable[[np.ndarray], object]
 
 
 @dataclass(frozen=True)
-class Settings(BenchmarkSettings):
+class Settings(GameSettings):
     """What is measured."""
 
     against: tuple[Peer, ...] = get_args(Peer)
     """What ours is compared with; sync and async need OpenCV."""
-    game: str = "pong"
-    """An Atari game."""
     num_envs: Positive = 16
     """Environments of each."""
     threads: Threads = 0
@@ -76,6 +70,15 @@ class Settings(BenchmarkSettings):
     """Vector steps of each in a round."""
     rounds: Positive = 5
     """Rounds; each measures everything once."""
+
+    def checked(self) -> Self:
+        """With the game's id and the number of cores."""
+        if {"sync", "async"} & set(self.against):
+            require_installed("cv2", "OpenCV, for --against sync and async,")
+        cores = all_cores()
+        if self.threads > cores:
+            raise UsageError(f"--threads {self.threads}: there are {cores} cores here")
+        return replace(super().checked(), threads=self.threads or cores)
 
 
 def ours(settings: Settings, closing: ExitStack) -> Step:
@@ -97,14 +100,14 @@ def ours(settings: Settings, closing: ExitStack) -> Step:
     return step
 
 
-def native(settings: Settings, closing: ExitStack, stack: int = 1) -> Step:
+def native(settings: Settings, closing: ExitStack) -> Step:
     """ale-py's vector environment alone."""
     env = AtariVectorEnv(
         settings.game,
         settings.num_envs,
         num_threads=min(settings.threads, settings.num_envs),
         max_num_frames_per_episode=MAX_FRAMES_PER_GAME,
-        stack_num=stack,
+        stack_num=1,
         noop_max=0,
         reward_clipping=False,
         use_fire_reset=False,
@@ -133,7 +136,7 @@ def wrapped(settings: Settings, closing: ExitStack, mode: str) -> Step:
     return env.step
 
 
-def bare_emulator(game: str, seed: int) -> ale_py.ALEInterface:
+def bare_emulator(game: str, seed: int = 0) -> ale_py.ALEInterface:
     """An emulator with nothing around it, at the start of a game."""
     # It announces itself and each game otherwise.
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
@@ -145,6 +148,11 @@ def bare_emulator(game: str, seed: int) -> ale_py.ALEInterface:
     assert rom is not None  # canonical_game knows only installed games
     bare.loadROM(rom)
     return bare
+
+
+def num_actions(game: str) -> int:
+    """The number of actions that a game has."""
+    return len(bare_emulator(game).getMinimalActionSet())
 
 
 def emulator(settings: Settings, closing: ExitStack) -> Step:
@@ -167,7 +175,6 @@ CONTENDERS: dict[str, Callable[[Settings, ExitStack], Step]] = {
     "async": partial(wrapped, mode="async"),
     "ours": ours,
     "native": native,
-    "native_stacks": partial(native, stack=4),
     "sync": partial(wrapped, mode="sync"),
     "emulator": emulator,
 }
@@ -177,32 +184,30 @@ def measure(settings: Settings) -> dict[str, Any]:
     """The figures of all rounds."""
     # Processes and threads that are started from here on inherit it.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.threads])
-    rng = np.random.default_rng(settings.seed)
-    num_actions = len(bare_emulator(settings.game, settings.seed).getMinimalActionSet())
-    rounds: list[dict[str, float]] = []
+    size = (settings.rounds, settings.steps, settings.num_envs)
+    actions = np.random.default_rng(settings.seed).integers(num_actions(settings.game), size=size)
     with ExitStack() as closing:
-        steppers = {
+        steps = {
             name: make(settings, closing)
             for name, make in CONTENDERS.items()
-            if name == "ours" or name in settings.against
+            if name in ("ours", *settings.against)
         }
-        for number in range(settings.rounds + 1):
-            # The first one is not timed: processes start, caches fill.
-            steps = settings.steps if number else min(settings.steps, 20)
-            actions = rng.integers(num_actions, size=(steps, settings.num_envs))
-            speeds = {name: time_steps(step, actions) for name, step in steppers.items()}
-            if number:
-                rounds.append(speeds)
-                listed = ", ".join(f"{name} {speed:,.0f}" for name, speed in speeds.items())
-                say(f"round {number}/{settings.rounds}, frames/s: {listed}")
+        for step in steps.values():  # processes start, caches fill
+            time_steps(step, actions[0, :20])
+        tasks = {name: partial(time_round, step, actions) for name, step in steps.items()}
+        rounds = interleave(tasks, settings.rounds)
     return {
         "rounds": rounds,
-        "frames_per_second": {name: spread([each[name] for each in rounds]) for name in steppers},
+        "frames_per_second": {name: spread(each[name] for each in rounds) for name in steps},
         "ratio": {
-            name: spread([each["ours"] / each[name] for each in rounds])
-            for name in settings.against
+            name: spread(each["ours"] / each[name] for each in rounds) for name in settings.against
         },
     }
+
+
+def time_round(step: Step, actions: np.ndarray, number: int) -> float:
+    """Emulator frames per second of one round of (rounds, T, N) actions."""
+    return time_steps(step, actions[number])
 
 
 def time_steps(step: Step, actions: np.ndarray) -> float:
@@ -223,28 +228,7 @@ def table(figures: Mapping[str, Any]) -> str:
     return markdown(("environments", "frames/s, median (min-max)", "ours over it"), rows)
 
 
-def check(settings: Settings) -> Settings:
-    """Settings with the game's id and the number of cores. Raises `UsageError`."""
-    game = atari_game(settings.game)
-    if {"sync", "async"} & set(settings.against):
-        require_installed("cv2", "OpenCV, for --against sync and async,")
-    cores = all_cores()
-    if settings.threads > cores:
-        raise UsageError(f"--threads {settings.threads}: there are {cores} cores here")
-    return replace(settings, game=game, threads=settings.threads or cores)
-
-
-def main() -> None:
-    """Measure, print the table and write the file."""
-    run_benchmark(
-        Settings,
-        measure,
-        table,
-        description="Frames per second of our Atari environments and of others.",
-        check=check,
-        packages=("opencv-python-headless",),
-    )
-
+main = partial(run_benchmark, Settings, measure, table, packages=("opencv-python-headless",))
 
 if __name__ == "__main__":
     run_command(main)

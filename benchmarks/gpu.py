@@ -33,11 +33,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import util
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.measurement import BenchmarkSettings, parse_settings, say, state, write_json
+from benchmarks.measurement import BenchmarkSettings, describe, parse_settings, say, write_json
 from ebu.commands.presets import DEFAULT
 from ebu.errors import EbuError, UsageError
 from ebu.run.cli import all_cores, run_command
@@ -53,8 +53,6 @@ MARGIN = 5
 class Settings(BenchmarkSettings):
     """What is measured."""
 
-    device: Literal["cuda", "cpu"] = "cuda"
-    """cuda; cpu tries every part out, at sizes that tell nothing."""
     num_envs: Positive = 64
     """Environments of ours."""
     threads: Threads = 0
@@ -83,9 +81,9 @@ class Part(NamedTuple):
 
 def parts_of(settings: Settings) -> list[Part]:
     """Everything to be measured, in order."""
-    peers = "native native_stacks emulator" + (" sync async" if util.find_spec("cv2") else "")
+    peers = "native emulator" + (" sync async" if util.find_spec("cv2") else "")
     seed = f"--seed {settings.seed}"
-    every = f"{seed} --device {settings.device}"
+    every = f"{seed} --device cuda"
     envs = f"--num-envs {settings.num_envs}"
     cores = f"{envs} --threads {settings.threads}"
     both = "--precisions float32 bfloat16"
@@ -109,26 +107,6 @@ def parts_of(settings: Settings) -> list[Part]:
         Part("breakout at 1 updates per step", 50, f"{train} {breakout} {each}", True),
         Part("pong at 0.25 updates per step", 95, f"{train} {both} {fourth} --evaluate", True),
         Part("breakout at 0.25 updates per step", 50, f"{train} {breakout} {fourth}", True),
-    ]
-
-
-def small_parts(settings: Settings) -> list[Part]:
-    """Each benchmark once, at sizes that take seconds."""
-    seed = f"--seed {settings.seed}"
-    every = f"{seed} --device cpu"
-    few = f"--num-envs {settings.num_envs} --threads {settings.threads}"
-    tiny = "--steps 100 --repetitions 1 --learners 1 2 --precisions float32"
-    train = (
-        f"train_speed {every} {few} --game breakout --agents dqn --updates-per-step 1 --window 40 "
-        "--warmup-updates 2 --learning-starts 100 --replay-capacity 2000 --pairs 1"
-    )
-    return [
-        Part("targets", 20, f"target_speed {every} --steps 8 --learners 1 --repetitions 1"),
-        Part("replay", 20, f"replay_speed {every} {few} --replay-capacity 900 --repetitions 1"),
-        Part("environments", 20, f"env_speed {seed} {few} --against native --steps 5 --rounds 1"),
-        Part("parity", 20, f"parity {every} {few} --steps 100 --updates 2"),
-        Part("pieces", 20, f"update_speed {every} {few} {tiny}"),
-        Part("breakout at 1 updates per step", 40, train, True),
     ]
 
 
@@ -215,16 +193,12 @@ def run_parts(parts: Sequence[Part], context: dict[str, Any], minutes: float, pa
 
 def main() -> None:
     """Run all parts, print the tables and write both files."""
-    settings = parse_settings(Settings, "All that a machine with a GPU can show, in one file.")
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            "there is no CUDA device here; --device cpu tries every part out, at sizes that tell "
-            "nothing"
-        )
+    settings = parse_settings(Settings)
+    if not torch.cuda.is_available():
+        raise UsageError("there is no CUDA device here; each benchmark alone runs on the CPU, too")
     settings = replace(settings, threads=settings.threads or all_cores())
-    parts = parts_of(settings) if settings.device == "cuda" else small_parts(settings)
     path = settings.json or Path("gpu.json")
-    print(run_parts(parts, state(settings), settings.minutes, path))
+    print(run_parts(parts_of(settings), describe(settings), settings.minutes, path))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """What a training run asks of a machine, and the rates at which the machine could do it.
 
-The rates are those of the best case of each kind of work: a large matrix product, a bare emulator
-on every core, a large copy to where the replay memory lies. The arithmetic of a run is counted on
-the network itself: a gradient step, a target pass over as many states, and acting. Reading and
-writing the weights, the operations between matrix products and every launch cost nothing here, so
-a run cannot reach these limits; how near it comes tells what is left.
+The rates are best cases: a large matrix product, a bare emulator on every core, a large copy to the
+replay memory's device. The arithmetic of a run is counted on the network. Memory traffic, pointwise
+operations and launches cost nothing here, so a run cannot reach these limits.
 """
 
 from contextlib import ExitStack
@@ -21,9 +19,8 @@ from benchmarks.measurement import spread, times
 from benchmarks.runs import BATCH_SIZE, FRAMES_PER_STEP, Conditions
 from ebu.run.machine import device_named, prepare_torch
 from envs import AtariVector
-from envs.games import canonical_game
 
-# Rows and columns of the matrices, by kind of device: some tenths of a second at most.
+# Rows and columns of the matrices: some tenths of a second at most.
 MATRIX_SIDE = {"cpu": 1_536, "cuda": 8_192}
 COPIED_BYTES = 64 << 20
 EMULATED_STEPS = 1_000
@@ -33,7 +30,7 @@ MILLION = 1_000_000
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations, additions and multiplications counted apart.
+    """Floating-point operations, additions and multiplications counted separately.
 
     | field | meaning |
     | --- | --- |
@@ -66,20 +63,18 @@ class Limits:
     ) -> dict[str, float]:
         """The least that each stage of a run could take, by the fastest product measured.
 
-        `target_passes` is a part of `learning`. `emulator_wait` is what the emulators take on
-        these cores, all of which a run can hide behind learning.
+        `target_passes` is a part of `learning`; a run can hide all of `emulator_wait` behind it.
         """
         agent_steps = MILLION / FRAMES_PER_STEP
         rate = self.matrix[precision]["max"]
         per_update = self.flops.update + BATCH_SIZE * self.flops.state
         updates = agent_steps * updates_per_step
-        frame_bytes = float(np.prod(AtariVector.frame_shape))
         return {
             "acting": agent_steps * self.flops.state / rate,
             "learning": updates * per_update / rate,
             "target_passes": updates * BATCH_SIZE * self.flops.state / rate,
             "emulator_wait": MILLION / (self.emulator * cores),
-            "storing": agent_steps * frame_bytes / self.copy,
+            "storing": agent_steps * float(np.prod(AtariVector.frame_shape)) / self.copy,
         }
 
     def frames_per_second(self, precision: str, updates_per_step: float) -> float:
@@ -89,15 +84,14 @@ class Limits:
 
 
 def measure_limits(conditions: Conditions, precisions: tuple[str, ...]) -> Limits:
-    """Measure all rates; to be called in a process of its own."""
+    """Measure all rates, in a process that does nothing else."""
     device = device_named(conditions.device)
     prepare_torch(device, conditions.threads)
-    game = canonical_game(conditions.game)
     return Limits(
         matrix={precision: matrix_rate(device, precision) for precision in precisions},
-        emulator=emulator_rate(game),
+        emulator=emulator_rate(conditions.game),
         copy=copy_rate(device),
-        flops=count_flops(game),
+        flops=count_flops(conditions.game),
     )
 
 
@@ -107,15 +101,14 @@ def matrix_rate(device: torch.device, precision: str) -> dict[str, float]:
     matrix = torch.randn(side, side, device=device, dtype=getattr(torch, precision))
     product = torch.empty_like(matrix)
     seconds = times(lambda: torch.mm(matrix, matrix, out=product), REPETITIONS, device)
-    return spread([2 * side**3 / each for each in seconds])
+    return spread(2 * side**3 / each for each in seconds)
 
 
 def emulator_rate(game: str) -> float:
     """Frames per second of one bare emulator under random actions."""
-    rng = np.random.default_rng(0)
     step = env_speed.emulator(env_speed.Settings(game=game), ExitStack())
-    num_actions = len(env_speed.bare_emulator(game, 0).getMinimalActionSet())
-    actions = rng.integers(num_actions, size=(EMULATED_STEPS, 1))
+    num_actions = env_speed.num_actions(game)
+    actions = np.random.default_rng(0).integers(num_actions, size=(EMULATED_STEPS, 1))
     env_speed.time_steps(step, actions[:100])
     return env_speed.time_steps(step, actions)
 
@@ -129,12 +122,11 @@ def copy_rate(device: torch.device) -> float:
 
 def count_flops(game: str) -> Flops:
     """Count what the network of this game computes."""
-    num_actions = len(env_speed.bare_emulator(game, 0).getMinimalActionSet())
     learner = Learner(
         LearnerConfig(),
         stack=AtariVector.stack,
         frame_shape=AtariVector.frame_shape,
-        num_actions=num_actions,
+        num_actions=env_speed.num_actions(game),
         device=torch.device("cpu"),
         precision="float32",
         rng=np.random.default_rng(0),

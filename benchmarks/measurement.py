@@ -1,7 +1,7 @@
-"""What the benchmarks share: how a time is taken, what is stated with it, where it goes.
+"""How the benchmarks take times, interleave rounds, report, and read their command line.
 
-A results file is one JSON object: `machine`, `versions` and `settings`, as they were before the
-measurement began, then the figures of the benchmark.
+A results file is one JSON object: `machine`, `versions` and `settings` as they were before the
+measurement, then the benchmark's figures.
 """
 
 import inspect
@@ -12,11 +12,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata, util
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from ebu.run.hardware import graphics_card, processor
 from ebu.run.settings import NotNegative
 from envs.games import canonical_game
 
-# Calls before the first one that is timed: caches, lazy initialisation, kernels being chosen.
+# Untimed calls first: caches, lazy initialisation, the choice of kernels.
 WARMUP_CALLS = 3
 
 
@@ -41,8 +41,28 @@ class BenchmarkSettings:
     json: Path | None = None
     """Write settings, machine and all figures to this file."""
 
+    def checked(self) -> Self:
+        """These settings, resolved. Raises `UsageError` for what cannot be measured."""
+        return self
+
+
+@dataclass(frozen=True)
+class GameSettings(BenchmarkSettings):
+    """Settings of a benchmark on a game."""
+
+    game: str = "pong"
+    """An Atari game."""
+
+    def checked(self) -> Self:
+        """With the game's id."""
+        try:
+            return replace(self, game=canonical_game(self.game))
+        except ValueError as error:
+            raise UsageError(f"--game: {error}") from error
+
 
 SettingsT = TypeVar("SettingsT", bound=BenchmarkSettings)
+ResultT = TypeVar("ResultT")
 
 
 def run_benchmark(
@@ -50,8 +70,6 @@ def run_benchmark(
     measure: Callable[[SettingsT], Mapping[str, Any]],
     table: Callable[[Mapping[str, Any]], str],
     *,
-    description: str,
-    check: Callable[[SettingsT], SettingsT] = lambda settings: settings,
     packages: Sequence[str] = (),
     conditions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
@@ -60,13 +78,11 @@ def run_benchmark(
     | argument | meaning |
     | --- | --- |
     | measure, table | settings → figures → Markdown |
-    | check | settings that are resolved; raises `UsageError` for what cannot be measured |
-    | packages | what ours is compared with; their versions are stated |
-    | conditions | stated with machine, versions and settings |
+    | packages | packages we compare with, whose versions are reported |
+    | conditions | reported with machine, versions and settings |
     """
-    settings = parse_settings(settings_type, description)
-    settings = check(settings)
-    context = {**state(settings, packages), **(conditions or {})}
+    settings = parse_settings(settings_type)
+    context = {**describe(settings, packages), **(conditions or {})}
     figures = measure(settings)
     for title, fields in context.items():
         print(f"{title}: " + ", ".join(f"{key} {value}" for key, value in fields.items()))
@@ -75,23 +91,28 @@ def run_benchmark(
         write_json(settings.json, {**context, **figures})
 
 
-def parse_settings(settings_type: type[SettingsT], description: str) -> SettingsT:
-    """Settings from the command line. Raises `UsageError`, also if --json cannot be written."""
-    module = Path(inspect.getfile(settings_type)).stem
+def parse_settings(settings_type: type[SettingsT]) -> SettingsT:
+    """Checked settings from the command line. Raises `UsageError`."""
+    module = sys.modules[settings_type.__module__]
     settings = parse(
-        settings_type, sys.argv[1:], prog=f"python -m benchmarks.{module}", description=description
+        settings_type,
+        sys.argv[1:],
+        prog=f"python -m benchmarks.{Path(inspect.getfile(settings_type)).stem}",
+        description=(module.__doc__ or "").partition("\n")[0],
     )
     if settings.json is not None:
         path, folder = settings.json, settings.json.absolute().parent
         if not folder.is_dir():
-            raise UsageError(f"--json {path}: there is no such folder to write to")
+            raise UsageError(f"--json {path}: the folder does not exist; create it first")
         if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-            raise UsageError(f"--json {path}: no file can be written there; choose another name")
-    return settings
+            raise UsageError(f"--json {path}: not a writable file; choose another name")
+    return settings.checked()
 
 
-def state(settings: BenchmarkSettings, packages: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
-    """The hardware, what else it is doing, the versions and the settings of a measurement."""
+def describe(
+    settings: BenchmarkSettings, packages: Iterable[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """The hardware and its load, the versions and the settings of a measurement."""
     machine = {
         "cpu": processor(),
         "cores": all_cores(),
@@ -122,29 +143,59 @@ def times(
     device: torch.device,
     arguments: Iterable[tuple[Any, ...]] | None = None,
 ) -> list[float]:
-    """Seconds of each of `repetitions` calls, the work they leave to the device included.
+    """Seconds of each of `repetitions` calls, their work on the device included.
 
-    arguments: those of each call, made outside of the time; one tuple for every call, the
-    `WARMUP_CALLS` untimed ones in front included.
+    arguments: one tuple for every call, the `WARMUP_CALLS` untimed ones included.
     """
     seconds = []
     for given in islice(arguments or repeat(()), WARMUP_CALLS + repetitions):
-        _finish(device)
+        _synchronize(device)
         started = time.perf_counter()
         call(*given)
-        _finish(device)
+        _synchronize(device)
         seconds.append(time.perf_counter() - started)
     return seconds[WARMUP_CALLS:]
 
 
-def _finish(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
+def interleave(
+    tasks: Mapping[str, Callable[[int], ResultT]], rounds: int, minutes: float | None = None
+) -> list[dict[str, ResultT]]:
+    """Results of rounds (A B C A B C ...) of tasks, which are given the round's number.
+
+    A machine's speed drifts: only measurements of one round are compared. With `minutes`, no round
+    but the first starts that would end later, were it as long as the longest before.
+    """
+    results: list[dict[str, ResultT]] = []
+    began = time.monotonic()
+    longest = 0.0
+    for number in range(rounds):
+        started = time.monotonic()
+        if results and minutes and started + longest > began + 60 * minutes:
+            say(f"no time for round {number + 1}")
+            break
+        results.append({})
+        for name, task in tasks.items():
+            say(f"round {number + 1}/{rounds}  {name}")
+            results[-1][name] = task(number)
+        longest = max(longest, time.monotonic() - started)
+    return results
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
     """Least, median and greatest of several measurements."""
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+    listed = list(values)
+    return {"min": min(listed), "median": statistics.median(listed), "max": max(listed)}
+
+
+def medians(tables: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each entry over tables with the same keys."""
+    listed = list(tables)
+    return {key: statistics.median([each[key] for each in listed]) for key in listed[0]}
 
 
 def median_and_p95(values: Sequence[float]) -> dict[str, float]:
@@ -165,19 +216,11 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def say(line: str) -> None:
-    """Tell how far the measurement is."""
+    """Report progress on stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
-def atari_game(name: str) -> str:
-    """The id of an Atari game. Raises `UsageError` if there is none of this name."""
-    try:
-        return canonical_game(name)
-    except ValueError as error:
-        raise UsageError(f"--game: {error}") from error
-
-
 def require_installed(module: str, name: str) -> None:
-    """`UsageError` if what we are compared with is not installed."""
+    """Raise `UsageError` if a package we compare with is not installed."""
     if util.find_spec(module) is None:
         raise UsageError(f"{name} is not installed: pip install -c constraints.txt -e '.[bench]'")

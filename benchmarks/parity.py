@@ -22,15 +22,16 @@ of `graphed` and of `again` after 1, 10, ... and all updates; `bitwise`, whether
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agents import Agent, Learner, build_agent
-from benchmarks.measurement import atari_game, markdown, run_benchmark, say
-from benchmarks.play import PlaySettings, network_arguments, random_play
+from benchmarks.measurement import markdown, run_benchmark, say
+from benchmarks.runs import PlaySettings, network_arguments, random_play
 from ebu.commands.presets import DEFAULT, for_agent
 from ebu.errors import UsageError
 from ebu.replay import EpisodicReplay
@@ -54,6 +55,12 @@ class Settings(PlaySettings):
     """Arithmetic of the networks."""
     updates: Positive = 1_000
     """Gradient steps of each."""
+
+    def checked(self) -> Self:
+        """With the game's id."""
+        if not (self.agents and self.precisions):
+            raise UsageError("nothing to compare: give --agents and --precisions")
+        return super().checked()
 
 
 def agents_of(name: str, precision: str, seed: int, trainer: Trainer) -> dict[str, Agent]:
@@ -165,23 +172,7 @@ def table(figures: Mapping[str, Any]) -> str:
     return markdown((*header, *after, f"eager again, after {counts[-1]}"), rows)
 
 
-def check(settings: Settings) -> Settings:
-    """Settings with the game's id. Raises `UsageError`."""
-    if not (settings.agents and settings.precisions):
-        raise UsageError("nothing to compare: give --agents and --precisions")
-    return replace(settings, game=atari_game(settings.game))
-
-
-def main() -> None:
-    """Compare, print the table and write the file."""
-    run_benchmark(
-        Settings,
-        measure,
-        table,
-        description="The weights of a graphed and of an eager agent after the same updates.",
-        check=check,
-    )
-
+main = partial(run_benchmark, Settings, measure, table)
 
 if __name__ == "__main__":
     run_command(main)

@@ -2,9 +2,8 @@
 
     python -m benchmarks.replay_speed --json replay.json
 
-A full memory of frames that were really played: `RECORDED_STEPS` vector steps of an Atari game
-under random actions, repeated. Where segments and games end is drawn, so that every game has
-segments. All parts are timed one call at a time on one process and, by default, one thread.
+A full memory of `RECORDED_STEPS` vector steps of an Atari game under random actions, repeated;
+where segments and games end is drawn. Parts are timed call by call, by default on one thread.
 
 The results file holds `microseconds` (`median` and `p95` of `append`, one vector step; `draw`, the
 indices of 32 transitions; `draw_states`, with the stacks they start from; `draw_states_and_next`,
@@ -20,7 +19,8 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,14 @@ import torch
 
 from benchmarks.measurement import (
     WARMUP_CALLS,
-    BenchmarkSettings,
-    atari_game,
+    GameSettings,
     markdown,
     median_and_p95,
     run_benchmark,
     say,
     times,
 )
+from benchmarks.runs import BATCH_SIZE
 from ebu.frames import torch_dtype
 from ebu.replay import EpisodicReplay
 from ebu.run.cli import run_command
@@ -45,19 +45,17 @@ from ebu.run.machine import device_named, prepare_torch
 from ebu.run.settings import Device, Positive
 from envs import AtariVector
 
-BATCH_SIZE = 32
 # 1.8 MB of each stream, more than the compression of checkpoints looks back.
 RECORDED_STEPS = 256
 # As in a game of five lives of a hundred agent steps each.
 STEPS_PER_SEGMENT = 100
 SEGMENTS_PER_GAME = 5
-FRAMES_PER_STEP = 4
 
 Row = tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
-class Settings(BenchmarkSettings):
+class Settings(GameSettings):
     """What is measured."""
 
     game: str = "breakout"
@@ -76,7 +74,7 @@ class Settings(BenchmarkSettings):
     """Also write and read all frames once, as a checkpoint does, in the temporary directory."""
 
 
-def recorded_frames(settings: Settings) -> np.ndarray:
+def record_frames(settings: Settings) -> np.ndarray:
     """(RECORDED_STEPS, N, 84, 84) uint8: N games under random actions."""
     env = AtariVector(settings.game, settings.num_envs, seed=settings.seed)
     rng = np.random.default_rng(settings.seed)
@@ -89,9 +87,9 @@ def recorded_frames(settings: Settings) -> np.ndarray:
     return frames
 
 
-def played(frames: np.ndarray, rng: np.random.Generator) -> Iterator[Row]:
+def rows_of(frames: np.ndarray, rng: np.random.Generator) -> Iterator[Row]:
     """The arguments of one append after the other, without end."""
-    num_envs: Positive = frames.shape[1]
+    num_envs: int = frames.shape[1]
     never = np.zeros(num_envs, dtype=bool)
     started = ~never
     step = 0
@@ -120,24 +118,21 @@ def time_parts(
 ) -> dict[str, dict[str, float]]:
     """Median and 95th percentile of each part, in microseconds."""
 
-    def draw() -> tuple[np.ndarray, np.ndarray]:
-        return replay.draw_transitions(rng, BATCH_SIZE)
+    def draw(*stacks: str) -> None:
+        places = replay.draw_transitions(rng, BATCH_SIZE)
+        if stacks:
+            batch = replay.read(*places)
+            for name in stacks:
+                getattr(batch, name)
 
-    def draw_states() -> None:
-        _ = replay.read(*draw()).states
-
-    def draw_states_and_next() -> None:
-        batch = replay.read(*draw())
-        _ = batch.states, batch.next_states
-
-    parts: dict[str, Callable[[], object]] = {
-        "draw": draw,
-        "draw_states": draw_states,
-        "draw_states_and_next": draw_states_and_next,
-        "draw_segment": lambda: replay.draw_segment(rng),
-    }
     next_rows = list(islice(rows, WARMUP_CALLS + repetitions))
     seconds = {"append": times(replay.append, repetitions, replay.device, next_rows)}
+    parts: dict[str, Callable[[], object]] = {
+        "draw": draw,
+        "draw_states": partial(draw, "states"),
+        "draw_states_and_next": partial(draw, "states", "next_states"),
+        "draw_segment": partial(replay.draw_segment, rng),
+    }
     for name, part in parts.items():
         say(f"timing {name}")
         seconds[name] = times(part, repetitions, replay.device)
@@ -157,18 +152,16 @@ def time_checkpoint(replay: EpisodicReplay) -> dict[str, Any]:
         replay.read_frames(directory)
         read = time.perf_counter()
         size = sum(file.stat().st_size for file in directory.iterdir())
-    return {
-        "seconds": {"write_frames": written - started, "read_frames": read - written},
-        "bytes": size,
-    }
+    seconds = {"write_frames": written - started, "read_frames": read - written}
+    return {"seconds": seconds, "bytes": size}
 
 
 def measure(settings: Settings) -> dict[str, Any]:
     """All figures. Raises `UsageError` if the memory does not fit."""
     device = device_named(settings.device)
     prepare_torch(device, settings.threads)
-    say(f"playing {RECORDED_STEPS * settings.num_envs * FRAMES_PER_STEP:,} frames")
-    frames = recorded_frames(settings)
+    say("playing")
+    frames = record_frames(settings)
     resident_before = peak_resident()
     replay = EpisodicReplay(
         capacity=settings.replay_capacity,
@@ -179,7 +172,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         device=device,
     )
     rng = np.random.default_rng(settings.seed)
-    rows = played(frames, rng)
+    rows = rows_of(frames, rng)
     say(f"filling a memory of {settings.replay_capacity:,} transitions")
     started = time.perf_counter()
     # One step more than the memory holds, so that every append overwrites.
@@ -207,35 +200,24 @@ def table(figures: Mapping[str, Any]) -> str:
         (part.replace("_", " "), f"{value['median']:.1f}", f"{value['p95']:.1f}")
         for part, value in figures["microseconds"].items()
     ]
-    memory = figures["memory"]
+    memory, written = figures["memory"], figures.get("checkpoint")
     lines = [
         markdown(("part", "median, µs", "95th percentile, µs"), rows),
         f"\n{memory['transitions']:,} transitions and {memory['segments']:,} segments, "
-        f"filled in {memory['fill_seconds']:.1f} s; peak resident memory of the process "
-        f"{memory['peak_resident'] / 1e9:.2f} GB, "
-        f"{memory['resident_before'] / 1e9:.2f} GB of them before the memory was made",
+        f"filled in {memory['fill_seconds']:.1f} s; peak resident memory "
+        f"{memory['peak_resident'] / 1e9:.2f} GB, {memory['resident_before'] / 1e9:.2f} GB before",
     ]
     if "peak_device" in memory:
         lines.append(f"peak memory on the device {memory['peak_device'] / 1e9:.2f} GB")
-    if "checkpoint" in figures:
-        seconds, size = figures["checkpoint"]["seconds"], figures["checkpoint"]["bytes"]
+    if written:
         lines.append(
-            f"all frames written in {seconds['write_frames']:.1f} s, read back in "
-            f"{seconds['read_frames']:.1f} s, {size / 1e6:.1f} MB on disk"
+            f"all frames written in {written['seconds']['write_frames']:.1f} s, read back in "
+            f"{written['seconds']['read_frames']:.1f} s, {written['bytes'] / 1e6:.1f} MB on disk"
         )
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure, print the table and write the file."""
-    run_benchmark(
-        Settings,
-        measure,
-        table,
-        description="What appending to the replay memory and drawing from it cost.",
-        check=lambda settings: replace(settings, game=atari_game(settings.game)),
-    )
-
+main = partial(run_benchmark, Settings, measure, table)
 
 if __name__ == "__main__":
     run_command(main)

@@ -1,23 +1,24 @@
-"""Whole training runs of ours, each timed from within, in a process of its own.
+"""Training runs for benchmarks: timed windows of whole runs, and random play to learn from.
 
-A run plays until `warmup_updates` gradient steps are done; the clock then runs for `window` agent
-steps. Both sides get the Nature network, minibatches of 32 and the same gradient steps per agent
-step, without evaluations and checkpoints.
+A timed run plays until `warmup_updates` gradient steps are done; the clock then runs for `window`
+agent steps. All runs have the Nature network, minibatches of 32 and the same gradient steps per
+agent step, without evaluations and checkpoints.
 """
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import torch
 
-from benchmarks.measurement import BenchmarkSettings
+from benchmarks.measurement import GameSettings
 from ebu.run.progress import Progress
-from ebu.run.settings import Device, NotNegative, Positive, PositiveFloat
+from ebu.run.settings import Bounds, Device, NotNegative, Positive, PositiveFloat
 from ebu.stopwatch import Mark
 from ebu.training import Trainer
 
@@ -26,7 +27,6 @@ BATCH_SIZE = 32
 # Most of a run is played near this ε, and only greedy actions need the network.
 EPSILON = 0.1
 NEVER = 10**9
-# What the stages of our loop are made of; `target_passes` and `targets` are parts of `learning`.
 STAGES = ("acting", "sending", "learning", "emulator_wait", "storing")
 PARTS_OF_LEARNING = ("target_passes", "targets")
 
@@ -34,11 +34,9 @@ ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
-class Conditions(BenchmarkSettings):
+class Conditions(GameSettings):
     """What all runs that are compared have in common."""
 
-    game: str = "pong"
-    """An Atari game."""
     updates_per_step: PositiveFloat = 0.25
     """Gradient steps per agent step."""
     threads: Positive = 2
@@ -59,7 +57,7 @@ class Conditions(BenchmarkSettings):
 
 @dataclass(frozen=True)
 class Contender:
-    """One kind of run: a trainer, with what it computes in and how many games it plays.
+    """One kind of run: a trainer, its arithmetic and its number of environments.
 
     | field | meaning |
     | --- | --- |
@@ -102,7 +100,7 @@ class Window:
     evaluation: dict[str, float] = field(default_factory=dict)
 
 
-class Stopwatch:
+class WindowClock:
     """Marks where the timed window of a run begins and where it ends."""
 
     def __init__(self, conditions: Conditions) -> None:
@@ -135,68 +133,62 @@ class Stopwatch:
         return Window(seconds, frames, updates, stages, evaluation)
 
 
-def open_run(run_dir: str, **settings: Any) -> Trainer:
-    """A run of train.py with these settings, without evaluations and checkpoints on its way."""
+@contextmanager
+def open_run(**settings: Any) -> Iterator[Trainer]:
+    """A run of train.py with these settings, without evaluations and checkpoints."""
     from ebu.commands.train_arguments import parse_arguments
     from ebu.commands.trainer import build_trainer
 
-    arguments = ["--run-dir", run_dir, "--eval-every-frames", "0"]
-    arguments += ["--checkpoint-minutes", str(NEVER)]
-    for name, value in settings.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            arguments += [f"--{flag}", str(value)]
-    return build_trainer(parse_arguments(arguments))
+    with tempfile.TemporaryDirectory() as run_dir:
+        arguments = ["--run-dir", run_dir, "--eval-every-frames", "0"]
+        arguments += ["--checkpoint-minutes", str(NEVER)]
+        for name, value in settings.items():
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                arguments.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                arguments += [f"--{flag}", str(value)]
+        trainer = build_trainer(parse_arguments(arguments))
+        try:
+            yield trainer
+        finally:
+            trainer.close()
 
 
 def time_ours(contender: Contender, conditions: Conditions, seed: int) -> Window:
     """Time a run of train.py from within."""
-    with tempfile.TemporaryDirectory() as run_dir:
-        trainer = open_run(
-            run_dir,
-            game=conditions.game,
-            agent=contender.trainer,
-            frames=NEVER,
-            seed=seed,
-            num_envs=contender.num_envs,
-            network="nature",
-            batch_size=BATCH_SIZE,
-            updates_per_step=conditions.updates_per_step,
-            learning_starts=conditions.learning_starts,
-            replay_capacity=conditions.replay_capacity,
-            epsilon_start=EPSILON,
-            epsilon_end=EPSILON,
-            device=conditions.device,
-            precision=contender.precision,
-            deterministic=contender.deterministic,
-            threads=conditions.threads,
-        )
-        stopwatch = Stopwatch(conditions)
+    shared = ("game", "updates_per_step", "learning_starts", "replay_capacity", "device", "threads")
+    with open_run(
+        agent=contender.trainer,
+        frames=NEVER,
+        seed=seed,
+        num_envs=contender.num_envs,
+        network="nature",
+        batch_size=BATCH_SIZE,
+        epsilon_start=EPSILON,
+        epsilon_end=EPSILON,
+        precision=contender.precision,
+        deterministic=contender.deterministic,
+        **{name: getattr(conditions, name) for name in shared},
+    ) as trainer:
+        clock = WindowClock(conditions)
 
         class Watch:
             """Takes the progress bar's place, which is updated after every vector step."""
 
             def update(self, *_: Any, **__: Any) -> None:
-                if stopwatch.look(trainer.now()):
+                if clock.look(trainer.now()):
                     trainer.stop_requested = True
 
         trainer.run(NEVER, cast(Progress, Watch()))
-        evaluation = time_evaluation(trainer) if conditions.evaluate else {}
-        trainer.close()
-        return stopwatch.window(evaluation)
+        return clock.window(time_evaluation(trainer) if conditions.evaluate else {})
 
 
 def time_evaluation(trainer: Trainer) -> dict[str, float]:
     """Play the games of an evaluation in training twice, and time the second time.
 
-    The first captures graphs, which is done once in a run. Returns seconds:
-
-    | key | meaning |
-    | --- | --- |
-    | vector_step | of one step of all games side by side |
-    | besides | of the rest: environments are made, the beginning of the best game is filmed |
+    The first captures graphs, once in a run. Returns seconds: `vector_step`, of one step of all
+    games in parallel; `besides`, of the rest: making environments, filming the best game.
     """
     for _ in range(2):
         looks: list[float] = []
@@ -217,3 +209,51 @@ def in_process(task: Callable[..., ResultT], *arguments: Any) -> ResultT:
     """Call a function in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(task, *arguments).result()
+
+
+@dataclass(frozen=True)
+class PlaySettings(GameSettings):
+    """Random play that fills a replay memory to learn from."""
+
+    num_envs: Positive = 16
+    """Environments that play."""
+    steps: Annotated[int, Bounds(least=100)] = 1_200
+    """Vector steps of play in the memory; a game of Pong is over in a thousand."""
+    threads: Positive = 2
+    """Threads of torch."""
+    device: Device = "auto"
+    """auto, cpu or cuda."""
+    deterministic: bool = False
+    """On a GPU, take only operations that give the same bits every time."""
+
+
+@contextmanager
+def random_play(settings: PlaySettings) -> Iterator[Trainer]:
+    """A run that has played at random and learnt nothing.
+
+    Its replay memory holds all steps, and at least one segment of each environment.
+    """
+    transitions = settings.steps * settings.num_envs
+    frames = transitions * FRAMES_PER_STEP
+    flags = ("game", "num_envs", "seed", "threads", "device", "deterministic")
+    with open_run(
+        frames=frames,
+        learning_starts=NEVER,
+        # A quarter of a ring, after which a segment is cut, is less than was played.
+        replay_capacity=3 * transitions,
+        epsilon_start=1,
+        epsilon_end=1,
+        **{name: getattr(settings, name) for name in flags},
+    ) as trainer:
+        trainer.run(frames)
+        yield trainer
+
+
+def network_arguments(trainer: Trainer) -> dict[str, Any]:
+    """Arguments of a learner that fit the environments and the device of a run."""
+    return {
+        "stack": trainer.env.stack,
+        "frame_shape": trainer.env.frame_shape,
+        "num_actions": trainer.env.num_actions,
+        "device": trainer.replay.device,
+    }

@@ -13,8 +13,8 @@ from benchmarks.runs import (
     NEVER,
     Conditions,
     Contender,
-    Stopwatch,
     Window,
+    WindowClock,
 )
 from ebu.errors import UsageError
 from ebu.stopwatch import Mark
@@ -78,12 +78,12 @@ def time_sb3(contender: Contender, conditions: Conditions, seed: int) -> Window:
         device=conditions.device,
         seed=seed,
     )
-    stopwatch = Stopwatch(conditions)
+    clock = WindowClock(conditions)
 
     def watch(_: dict[str, Any], __: dict[str, Any]) -> bool:
         frames = model.num_timesteps * FRAMES_PER_STEP
-        return not stopwatch.look(Mark(time.perf_counter(), frames, model._n_updates, {}))
+        return not clock.look(Mark(time.perf_counter(), frames, model._n_updates, {}))
 
     model.learn(NEVER, callback=watch, log_interval=NEVER)
     environment.close()
-    return stopwatch.window({})
+    return clock.window({})

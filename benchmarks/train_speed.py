@@ -2,11 +2,9 @@
 
     python -m benchmarks.train_speed --against sb3 --threads 2 --json speed.json
 
-Every measurement is a run of its own in a fresh process: environments, acting, replay memory,
-target passes and gradient steps, with the Nature network, minibatches of 32 and the same gradient
-steps per agent step on either side; see `runs`. Runs are interleaved (A B C A B C ...), because
-the speed of a machine drifts, and a ratio is taken within a round. Evaluations and checkpoints are
-switched off; our logs are on. Frames are emulator frames, 4 to an agent step.
+Every measurement is a run in a fresh process: environments, acting, replay memory, target passes
+and gradient steps; see `runs`. Rounds are interleaved, and a ratio is taken within a round.
+Evaluations and checkpoints are off; our logs are on. Frames are emulator frames, 4 an agent step.
 
 Each round begins with the machine's rates, see `limits`: the share that a run reaches of the frames
 per second that its arithmetic alone would allow. Seconds of a stage are those of the process that
@@ -22,24 +20,23 @@ The results file holds `rounds` (of each run `seconds`, `frames`, `updates`, and
 | stages | of ours: median `shares` and `seconds_per_million_frames`; `target_passes` and |
 | | `targets` are parts of `learning` |
 | limits | of each precision: `frames_per_second`, `seconds_per_million_frames` of each stage |
-| ratio | of ours: frames/s over those of SB3's fastest in the same round, the median |
-| ratios | the same as `min`, `median`, `max` |
+| ratios | of ours: frames/s over those of SB3's fastest in the same round |
 | deterministic | of ours: frames/s with --deterministic over those without it |
 | evaluation | of ours: `seconds` of the longest evaluation of the default preset, its `share` |
 | | of a run at this speed, and the run's `frames_per_second` with it |
 """
 
 import os
-import statistics
-import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal, Self
 
 from benchmarks.limits import Limits, measure_limits
 from benchmarks.measurement import (
-    atari_game,
+    interleave,
     markdown,
+    medians,
     ranged,
     require_installed,
     run_benchmark,
@@ -66,6 +63,15 @@ from ebu.schedules import evaluation_schedule
 from envs.protocols import PROTOCOLS
 
 COLUMNS = ("acting", "sending", "learning", *PARTS_OF_LEARNING, "emulator_wait", "storing", "rest")
+RATES = "the machine's rates"
+SCHEDULE = {
+    "network": "nature",
+    "batch_size": BATCH_SIZE,
+    "frames_per_agent_step": FRAMES_PER_STEP,
+    "epsilon": EPSILON,
+    "evaluations": "off",
+    "checkpoints": "off",
+}
 
 
 @dataclass(frozen=True)
@@ -89,25 +95,34 @@ class Settings(Conditions):
     minutes: float | None = None
     """Start no round that would end later than this many minutes after the first."""
 
+    def checked(self) -> Self:
+        """With the game's id."""
+        if not self.ours + self.theirs:
+            raise UsageError("nothing to measure: give --agents and --precisions, --against or all")
+        for peer in self.theirs:
+            sb3_schedule(peer.num_envs, self.updates_per_step)
+        if self.against:
+            require_installed("stable_baselines3", "Stable-Baselines3")
+        return super().checked()
 
-def ours(settings: Settings) -> list[Contender]:
-    """Our runs of one round, in order."""
-    return [
-        Contender(agent, settings.num_envs, precision, deterministic)
-        for precision in settings.precisions
-        for agent in settings.agents
-        for deterministic in ([False, True] if settings.deterministic else [False])
-    ]
+    @property
+    def ours(self) -> list[Contender]:
+        """Our runs of one round, in order."""
+        return [
+            Contender(agent, self.num_envs, precision, deterministic)
+            for precision in self.precisions
+            for agent in self.agents
+            for deterministic in ([False, True] if self.deterministic else [False])
+        ]
 
-
-def theirs(settings: Settings) -> list[Contender]:
-    """SB3's runs of one round, in order."""
-    listed = []
-    for num_envs in settings.sb3_envs if settings.against == "sb3" else ():
-        listed.append(Contender("sb3", num_envs))
-        if num_envs > 1:
-            listed.append(Contender("sb3", num_envs, processes=True))
-    return listed
+    @property
+    def theirs(self) -> list[Contender]:
+        """SB3's runs of one round, in order."""
+        return [
+            Contender("sb3", num_envs, processes=processes)
+            for num_envs in (self.sb3_envs if self.against else ())
+            for processes in ([False, True] if num_envs > 1 else [False])
+        ]
 
 
 @dataclass(frozen=True)
@@ -122,13 +137,13 @@ class Round:
         return self.windows[name].frames / self.windows[name].seconds
 
 
-def measure(contender: Contender, conditions: Conditions, seed: int) -> Window:
-    """Measure one run in a process of its own.
+def time_run(contender: Contender, conditions: Conditions, number: int) -> Window:
+    """Time one run of a round in a process of its own.
 
     Raises `EbuError` if the run did not make its gradient steps: its speed would mean nothing.
     """
     task = time_sb3 if contender.trainer == "sb3" else time_ours
-    window = in_process(task, contender, conditions, seed)
+    window = in_process(task, contender, conditions, conditions.seed + number)
     per_step = conditions.updates_per_step
     expected = window.frames / FRAMES_PER_STEP * per_step
     if abs(window.updates - expected) > 0.01 * expected + contender.num_envs * max(1.0, per_step):
@@ -136,29 +151,19 @@ def measure(contender: Contender, conditions: Conditions, seed: int) -> Window:
             f"{contender.name} made {window.updates} gradient steps in {window.frames} frames "
             f"where {expected:.0f} are due: the figures would not compare"
         )
+    say(f"{contender.name}: {window.frames / window.seconds:,.0f} frames/s")
     return window
 
 
 def play_rounds(settings: Settings) -> list[Round]:
     """Measure everything, round by round."""
-    rounds: list[Round] = []
-    began = time.monotonic()
-    longest = 0.0
-    for number in range(settings.pairs):
-        started = time.monotonic()
-        if rounds and settings.minutes and started + longest > began + 60 * settings.minutes:
-            say(f"no time for round {number + 1}")
-            break
-        say(f"round {number + 1}/{settings.pairs}  the machine's rates")
-        windows: dict[str, Window] = {}
-        rounds.append(Round(in_process(measure_limits, settings, settings.precisions), windows))
-        for contender in ours(settings) + theirs(settings):
-            name = contender.name
-            windows[name] = measure(contender, settings, settings.seed + number)
-            speed = rounds[-1].speed(name)
-            say(f"round {number + 1}/{settings.pairs}  {name}: {speed:,.0f} frames/s")
-        longest = max(longest, time.monotonic() - started)
-    return rounds
+    tasks: dict[str, Callable[[int], Any]] = {
+        RATES: lambda _: in_process(measure_limits, settings, settings.precisions)
+    }
+    for each in settings.ours + settings.theirs:
+        tasks[each.name] = partial(time_run, each, settings)
+    rounds = interleave(tasks, settings.pairs, settings.minutes)
+    return [Round(measured.pop(RATES), measured) for measured in rounds]
 
 
 def summarise(rounds: list[Round], settings: Settings) -> dict[str, Any]:
@@ -168,9 +173,9 @@ def summarise(rounds: list[Round], settings: Settings) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "speeds": {
             name: {
-                "frames_per_second": spread([each.speed(name) for each in rounds]),
+                "frames_per_second": spread(each.speed(name) for each in rounds),
                 "updates_per_second": spread(
-                    [each.windows[name].updates / each.windows[name].seconds for each in rounds]
+                    each.windows[name].updates / each.windows[name].seconds for each in rounds
                 ),
             }
             for name in rounds[0].windows
@@ -179,7 +184,7 @@ def summarise(rounds: list[Round], settings: Settings) -> dict[str, Any]:
         "limits": {
             precision: {
                 "frames_per_second": spread(
-                    [each.limits.frames_per_second(precision, per_step) for each in rounds]
+                    each.limits.frames_per_second(precision, per_step) for each in rounds
                 ),
                 "seconds_per_million_frames": medians(
                     each.limits.seconds_per_million_frames(precision, per_step, cores)
@@ -192,49 +197,39 @@ def summarise(rounds: list[Round], settings: Settings) -> dict[str, Any]:
         "deterministic": {},
         "evaluation": {},
     }
-    for run in ours(settings):
-        name = run.name
-        figures["speeds"][name]["of_limit"] = spread(
-            [
-                each.speed(name) / each.limits.frames_per_second(run.precision, per_step)
-                for each in rounds
-            ]
+    for run in settings.ours:
+        name, speeds = run.name, figures["speeds"][run.name]
+        speeds["of_limit"] = spread(
+            each.speed(name) / each.limits.frames_per_second(run.precision, per_step)
+            for each in rounds
         )
         windows = [each.windows[name] for each in rounds]
         figures["stages"][name] = {
-            "shares": medians(per(window.stages, window.seconds) for window in windows),
+            "shares": medians(divide(window.stages, window.seconds) for window in windows),
             "seconds_per_million_frames": medians(
-                per(window.stages, window.frames / 1e6) for window in windows
+                divide(window.stages, window.frames / 1e6) for window in windows
             ),
         }
         if settings.evaluate:
             figures["evaluation"][name] = evaluation_share(
                 medians(window.evaluation for window in windows),
-                figures["speeds"][name]["frames_per_second"]["median"],
+                speeds["frames_per_second"]["median"],
             )
         # The first precision goes without saying.
         key = run.kind(settings.precisions[0])
-        peers = [peer.name for peer in theirs(settings)]
-        if peers:
+        if peers := [peer.name for peer in settings.theirs]:
             figures["ratios"][key] = spread(
-                [each.speed(name) / max(map(each.speed, peers)) for each in rounds]
+                each.speed(name) / max(map(each.speed, peers)) for each in rounds
             )
         if run.deterministic:
             usual = Contender(run.trainer, run.num_envs, run.precision).name
             figures["deterministic"][key.replace(" deterministic", "")] = spread(
-                [each.speed(name) / each.speed(usual) for each in rounds]
+                each.speed(name) / each.speed(usual) for each in rounds
             )
-    figures["ratio"] = {key: values["median"] for key, values in figures["ratios"].items()}
     return figures
 
 
-def medians(tables: Iterable[dict[str, float]]) -> dict[str, float]:
-    """The median of each entry over several tables that have the same ones."""
-    listed = list(tables)
-    return {key: statistics.median([each[key] for each in listed]) for key in listed[0]}
-
-
-def per(values: dict[str, float], unit: float) -> dict[str, float]:
+def divide(values: Mapping[str, float], unit: float) -> dict[str, float]:
     """Each value divided by a unit."""
     return {key: value / unit for key, value in values.items()}
 
@@ -249,11 +244,11 @@ def evaluation_share(seconds: dict[str, float], frames_per_second: float) -> dic
     vector_steps = PROTOCOLS[DEFAULT.protocol].eval_max_frames / FRAMES_PER_STEP
     evaluating = vector_steps * seconds["vector_step"] + seconds["besides"]
     frames = evaluation_schedule(DEFAULT.loop.eval_every_frames).next
-    training = frames / frames_per_second
+    whole = evaluating + frames / frames_per_second
     return {
         "seconds": evaluating,
-        "share": evaluating / (evaluating + training),
-        "frames_per_second": frames / (evaluating + training),
+        "share": evaluating / whole,
+        "frames_per_second": frames / whole,
     }
 
 
@@ -264,11 +259,6 @@ def table(figures: Mapping[str, Any]) -> str:
         frames, updates = speed["frames_per_second"], speed["updates_per_second"]["median"]
         share = f"{speed['of_limit']['median']:.1%}" if "of_limit" in speed else ""
         runs.append((name, ranged(frames, ",.0f"), f"{updates:,.1f}", share))
-    for precision, limit in figures["limits"].items():
-        reached = f"{limit['frames_per_second']['median']:,.0f}"
-        runs.append((f"limit of its arithmetic, {precision}", reached, "", "100%"))
-    header = ("run", "frames/s, median (min-max)", "updates/s", "of the limit")
-    lines = [markdown(header, runs)]
     stages = [
         (
             name,
@@ -282,11 +272,16 @@ def table(figures: Mapping[str, Any]) -> str:
         for name, stage in figures["stages"].items()
     ]
     for precision, limit in figures["limits"].items():
+        reached = f"{limit['frames_per_second']['median']:,.0f}"
+        runs.append((f"limit of its arithmetic, {precision}", reached, "", "100%"))
         seconds = limit["seconds_per_million_frames"]
         cells = (f"{seconds[column]:,.1f}" if column in seconds else "" for column in COLUMNS)
         stages.append((f"limit, {precision}", *cells))
-    lines.append("\nSeconds per million frames (share of the run):\n")
-    lines.append(markdown(("run", *(column.replace("_", " ") for column in COLUMNS)), stages))
+    lines = [
+        markdown(("run", "frames/s, median (min-max)", "updates/s", "of the limit"), runs),
+        "\nSeconds per million frames (share of the run):\n",
+        markdown(("run", *(column.replace("_", " ") for column in COLUMNS)), stages),
+    ]
     for key, ratio in figures["ratios"].items():
         lines.append(f"\nratio, {key} over SB3's fastest of the round: {ranged(ratio)}")
     for key, ratio in figures["deterministic"].items():
@@ -299,7 +294,7 @@ def table(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def measure_all(settings: Settings) -> dict[str, Any]:
+def measure(settings: Settings) -> dict[str, Any]:
     """Every measurement and the summary."""
     # Read by the libraries of the spawned processes when they load.
     os.environ["OMP_NUM_THREADS"] = str(settings.threads)
@@ -313,37 +308,14 @@ def measure_all(settings: Settings) -> dict[str, Any]:
     }
 
 
-def check(settings: Settings) -> Settings:
-    """Settings with the game's id. Raises `UsageError` for what cannot be measured."""
-    if not ours(settings) + theirs(settings):
-        raise UsageError("nothing to measure: give --agents and --precisions, --against or all")
-    for peer in theirs(settings):
-        sb3_schedule(peer.num_envs, settings.updates_per_step)
-    if settings.against:
-        require_installed("stable_baselines3", "Stable-Baselines3")
-    return replace(settings, game=atari_game(settings.game))
-
-
-def main() -> None:
-    """Measure, print the table and write the file."""
-    schedule = {
-        "network": "nature",
-        "batch_size": BATCH_SIZE,
-        "frames_per_agent_step": FRAMES_PER_STEP,
-        "epsilon": EPSILON,
-        "evaluations": "off",
-        "checkpoints": "off",
-    }
-    run_benchmark(
-        Settings,
-        measure_all,
-        table,
-        description="Frames per second of whole training runs, ours and others.",
-        check=check,
-        packages=("stable-baselines3", "opencv-python-headless"),
-        conditions={"schedule": schedule},
-    )
-
+main = partial(
+    run_benchmark,
+    Settings,
+    measure,
+    table,
+    packages=("stable-baselines3", "opencv-python-headless"),
+    conditions={"schedule": SCHEDULE},
+)
 
 if __name__ == "__main__":
     run_command(main)

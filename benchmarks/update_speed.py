@@ -24,10 +24,10 @@ What only a GPU has is null on the CPU.
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -38,15 +38,8 @@ from agents.graphs import capture
 from agents.segment_target import PASS_STATES
 from agents.stacked import StackedLearner
 from benchmarks.limits import Flops, copy_rate, count_flops, matrix_rate
-from benchmarks.measurement import (
-    atari_game,
-    markdown,
-    run_benchmark,
-    say,
-    times,
-)
-from benchmarks.play import PlaySettings, network_arguments, random_play
-from benchmarks.runs import BATCH_SIZE
+from benchmarks.measurement import markdown, run_benchmark, say, times
+from benchmarks.runs import BATCH_SIZE, PlaySettings, network_arguments, random_play
 from ebu.commands.presets import DEFAULT, for_agent
 from ebu.errors import UsageError
 from ebu.replay import EpisodicReplay
@@ -84,6 +77,12 @@ class Settings(PlaySettings):
     """Environments that are acted for."""
     repetitions: Positive = 100
     """Calls in a row."""
+
+    def checked(self) -> Self:
+        """With the game's id."""
+        if 1 not in self.learners[:1]:
+            raise UsageError("--learners must begin with 1, which the others are compared with")
+        return super().checked()
 
 
 class Piece(NamedTuple):
@@ -282,23 +281,7 @@ def table(figures: Mapping[str, Any]) -> str:
     return markdown(("precision", "K", "piece", *(title for title, _ in COLUMNS.values())), rows)
 
 
-def check(settings: Settings) -> Settings:
-    """Settings with the game's id. Raises `UsageError`."""
-    if 1 not in settings.learners[:1]:
-        raise UsageError("--learners must begin with 1, which the others are compared with")
-    return replace(settings, game=atari_game(settings.game))
-
-
-def main() -> None:
-    """Measure, print the table and write the file."""
-    run_benchmark(
-        Settings,
-        measure,
-        table,
-        description="What the pieces of learning and acting take, with their limits.",
-        check=check,
-    )
-
+main = partial(run_benchmark, Settings, measure, table)
 
 if __name__ == "__main__":
     run_command(main)

@@ -1,7 +1,8 @@
-"""What the benchmarks share, on hand-made figures."""
+"""Timing, interleaving and results files, on hand-made figures."""
 
 import json
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +10,6 @@ import pytest
 import torch
 
 from benchmarks import measurement
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -23,25 +22,28 @@ class Settings(measurement.BenchmarkSettings):
 def test_every_timed_call_gets_arguments_of_its_own() -> None:
     given: list[int] = []
     count = measurement.WARMUP_CALLS + 2
-    seconds = measurement.times(given.append, 2, CPU, ((number,) for number in range(count)))
+    arguments = ((number,) for number in range(count))
+    seconds = measurement.times(given.append, 2, torch.device("cpu"), arguments)
     assert given == list(range(count))
     assert len(seconds) == 2
     assert min(seconds) >= 0
 
 
-def test_calls_without_arguments_are_repeated() -> None:
-    calls: list[None] = []
-    seconds = measurement.times(lambda: calls.append(None), 5, CPU)
-    assert len(seconds) == 5
-    assert len(calls) == measurement.WARMUP_CALLS + 5
+@pytest.mark.parametrize(("minutes", "rounds"), [(None, 3), (1.0, 3), (0.5, 2), (0.1, 1)])
+def test_rounds_are_interleaved_and_end_in_time(
+    minutes: float | None, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds of 15 seconds: the third would end after 45."""
+    clock = [0.0]
 
+    def task(number: int) -> float:
+        clock[0] += 7.5
+        return number + clock[0]
 
-def test_summaries_of_several_measurements() -> None:
-    values = measurement.spread([3.0, 1.0, 8.0])
-    assert values == {"min": 1.0, "median": 3.0, "max": 8.0}
-    assert measurement.ranged(values) == "3.00 (1.00-8.00)"
-    # 95 of 100 equal intervals between 0 and 20.
-    assert measurement.median_and_p95(range(21)) == {"median": 10, "p95": 19.0}
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    results = measurement.interleave({"a": task, "b": task}, 3, minutes)
+    expected = [{"a": 7.5, "b": 15.0}, {"a": 23.5, "b": 31.0}, {"a": 39.5, "b": 47.0}]
+    assert results == expected[:rounds]
 
 
 def test_a_results_file_holds_the_conditions_and_the_figures(
@@ -51,17 +53,16 @@ def test_a_results_file_holds_the_conditions_and_the_figures(
     monkeypatch.setattr(sys, "argv", ["any", "--json", str(path), "--steps", "3"])
     measurement.run_benchmark(
         Settings,
-        lambda settings: {"seconds": [0.5]},
-        lambda figures: measurement.markdown(("part", "s"), [("draw", str(figures["seconds"]))]),
-        description="",
+        lambda settings: {"seconds": measurement.spread([3.0, 1.0, 8.0])},
+        lambda figures: measurement.markdown(
+            ("part", "s"), [("draw", measurement.ranged(figures["seconds"]))]
+        ),
         packages=("no-such-package",),
         conditions={"schedule": {"epsilon": 0.1}},
     )
     record = json.loads(path.read_text())
     assert list(record) == ["machine", "versions", "settings", "schedule", "seconds"]
     assert record["settings"] == {"seed": 0, "steps": [3]}
-    assert record["versions"]["torch"] == torch.__version__
     assert record["versions"]["no-such-package"] == "not installed"
-    assert record["machine"]["memory_bytes"] > 2**20
-    table = "\n\n| part | s |\n| --- | --- |\n| draw | [0.5] |\n"
+    table = "\n\n| part | s |\n| --- | --- |\n| draw | 3.00 (1.00-8.00) |\n"
     assert capsys.readouterr().out.endswith(f"schedule: epsilon 0.1{table}")

