@@ -102,19 +102,6 @@ def test_a_lost_life_is_no_new_game() -> None:
     assert rotation.scores() == {0: 5.0}
 
 
-def test_over_many_games_each_learner_plays_as_many() -> None:
-    env, rotation = MadeUpGames(4, random_games(3, 9)), ActingLearners(5)
-    rotation.add(env.reset())
-    started = np.bincount(rotation.players, minlength=5)
-    for _ in range(300):
-        env.send(np.zeros(4, np.int64))
-        row = env.recv()
-        rotation.add(row)
-        started += np.bincount(rotation.players[row.started], minlength=5)
-    assert started.sum() > 150
-    assert started.max() - started.min() <= 1
-
-
 # --- scores ---------------------------------------------------------------------------------
 
 
@@ -152,24 +139,6 @@ def test_the_mean_decides_and_not_the_sum_or_the_best_game() -> None:
     agent.observe(step([0, 0, 0], over=(0,)))
     assert agent.acting.scores() == {0: 17 / 4, 1: 3.0, 2: 16 / 3}
     assert agent.best == 2
-
-
-def test_who_has_finished_no_game_is_no_candidate() -> None:
-    agent = adaptive_of(copy_every_steps=1000)
-    agent.observe(reset(3))
-    agent.observe(step([5, -21, -20]))
-    assert agent.best == 0
-    agent.observe(step([0, 0, 0], over=(1,)))
-    assert agent.best == 1
-    agent.observe(step([0, 0, 0], started=(1,), over=(2,)))
-    assert agent.best == 2
-
-
-def test_of_equal_scores_the_first_learner_is_the_best() -> None:
-    agent = adaptive_of(copy_every_steps=1000)
-    agent.observe(reset(3))
-    agent.observe(step([0, 4, 4], over=(1, 2)))
-    assert agent.best == 1
 
 
 # --- copies ---------------------------------------------------------------------------------
@@ -404,14 +373,6 @@ def test_logs_tell_the_scores_the_best_and_the_last_copy() -> None:
     agent.observe(step([0, 0, 0], started=(1,)))
     copied = {"winner_beta": 0.5, "winner_score": 8, "copied_at_agent_step": 6, "copies": 1}
     assert of_adaptive(agent.metrics()) == {"best_beta": 0.5, **copied}
-
-
-def test_each_diffusion_factor_has_a_name_of_its_own_in_the_logs() -> None:
-    agent = adaptive_of(11)
-    agent.observe(reset(11))
-    agent.observe(step([0.0] * 11, over=tuple(range(11))))
-    scores = {f"score_beta_{beta}" for beta in ("0", *(f"0.{k}" for k in range(1, 10)), "1")}
-    assert of_adaptive(agent.metrics()).keys() == {*scores, "best_beta", "copies"}
 
 
 def test_a_run_copies_and_says_so(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.agent import epsilon_greedy
-from tests.made_up import NUM_ACTIONS, TableLearner, agent_of, table_values
+from tests.made_up import TableLearner, agent_of, table_values
 
 ROUNDS = 4_000
 # Fixed seeds make these tests repeatable; a right sampler would fail at one seed in a million.
@@ -87,20 +87,6 @@ def test_the_probability_of_the_chosen_action(
         assert probabilities[j] == pytest.approx(expected, abs=1e-6)
 
 
-def test_without_epsilon_only_forced_rows_are_random() -> None:
-    actions, probabilities = choices(VALUES, epsilon=0.0, forced=[True, False] * 2 + [False])
-    assert (actions[:, [1, 3, 4]] == np.array(GREEDY)[[1, 3, 4]]).all()
-    assert (probabilities[:, [1, 3, 4]] == 1).all()
-    assert (probabilities[:, [0, 2]] == 0.25).all()
-    assert set(actions[:, 0]) == set(actions[:, 2]) == {0, 1, 2, 3}
-
-
-def test_a_generator_in_the_same_state_chooses_the_same() -> None:
-    one, again = (choices(VALUES, epsilon=0.5, forced=[False] * 5, rounds=50) for _ in range(2))
-    assert np.array_equal(one[0], again[0])
-    assert np.array_equal(one[1], again[1])
-
-
 def test_an_agent_acts_on_its_online_values() -> None:
     stacks = torch.randint(1, 50, (40, 3, 3)).float()
     actions, probabilities = agent_of("dqn", TableLearner()).act(
@@ -118,15 +104,3 @@ def test_acting_draws_from_the_generator_it_is_given_and_from_no_other() -> None
     )
     assert np.array_equal(first, again)
     assert agent.state_dict() == before
-
-
-def test_rows_told_to_be_random_are() -> None:
-    agent, rng = agent_of("dqn", TableLearner()), np.random.default_rng(0)
-    forced = np.array([True, False])
-    rounds = [
-        agent.act(torch.ones(2, 3, 3), epsilon=0.0, rng=rng, forced_random=forced)[0]
-        for _ in range(200)
-    ]
-    actions = np.stack(rounds)
-    assert set(actions[:, 0]) == set(range(NUM_ACTIONS))
-    assert len(set(actions[:, 1])) == 1

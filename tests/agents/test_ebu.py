@@ -4,20 +4,17 @@ from collections.abc import Iterator
 from itertools import cycle
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents import Agent, Learner, LearnerConfig
+from agents import Agent
 from agents.segment_target import PASS_STATES, pass_sizes
 from agents.settings import EbuConfig
 from ebu.segments import Segment
 from tests.agents.oracles import ebu, targets_of
 from tests.made_up import (
-    CPU,
     GAMMA,
-    NUM_ACTIONS,
     Game,
     MadeUpGames,
     Played,
@@ -37,76 +34,35 @@ from tests.made_up import (
 # --- the order ------------------------------------------------------------------------------
 
 
-def test_a_segment_is_trained_from_its_end_to_its_start() -> None:
-    played, segments = one_stream(96, 64)
+@pytest.mark.parametrize(
+    ("lengths", "minibatches"),
+    [
+        # From its end to its start.
+        (
+            (96, 64),
+            [rows(1, 65, 96), rows(1, 33, 64), rows(1, 1, 32), rows(2, 33, 64), rows(2, 1, 32)],
+        ),
+        # A short last minibatch is filled from the tail of a draw that is then dropped.
+        ((38, 50, 40), [rows(1, 7, 38), rows(1, 1, 6) | rows(2, 25, 50), rows(3, 9, 40)]),
+        # As many draws fill it as it takes.
+        (
+            (33, 5, 10, 40, 64),
+            [
+                rows(1, 2, 33),
+                rows(1, 1, 1) | rows(2, 1, 5) | rows(3, 1, 10) | rows(4, 25, 40),
+                rows(5, 33, 64),
+                rows(5, 1, 32),
+            ],
+        ),
+    ],
+)
+def test_the_order_by_hand(
+    lengths: tuple[int, ...], minibatches: list[set[tuple[int, int]]]
+) -> None:
+    played, segments = one_stream(*lengths)
     draws_in_order(played.replay, segments)
     learner = TableLearner()
-    assert trained(learner, ebu_of(learner), played.replay, 5) == [
-        rows(1, 65, 96),
-        rows(1, 33, 64),
-        rows(1, 1, 32),
-        rows(2, 33, 64),
-        rows(2, 1, 32),
-    ]
-
-
-def test_a_short_last_minibatch_is_filled_from_the_tail_of_a_draw_that_is_let_go() -> None:
-    played, segments = one_stream(38, 50, 40)
-    draws_in_order(played.replay, segments)
-    learner = TableLearner()
-    assert trained(learner, ebu_of(learner), played.replay, 3) == [
-        rows(1, 7, 38),
-        rows(1, 1, 6) | rows(2, 25, 50),
-        rows(3, 9, 40),
-    ]
-
-
-def test_a_segment_shorter_than_a_minibatch_is_filled_as_well() -> None:
-    played, segments = one_stream(5, 60, 40)
-    draws_in_order(played.replay, segments)
-    learner = TableLearner()
-    assert trained(learner, ebu_of(learner), played.replay, 2) == [
-        rows(1, 1, 5) | rows(2, 34, 60),
-        rows(3, 9, 40),
-    ]
-
-
-def test_as_many_draws_fill_a_minibatch_as_it_takes() -> None:
-    played, segments = one_stream(33, 5, 10, 40, 64)
-    draws_in_order(played.replay, segments)
-    learner = TableLearner()
-    assert trained(learner, ebu_of(learner), played.replay, 4) == [
-        rows(1, 2, 33),
-        rows(1, 1, 1) | rows(2, 1, 5) | rows(3, 1, 10) | rows(4, 25, 40),
-        rows(5, 33, 64),
-        rows(5, 1, 32),
-    ]
-
-
-def test_a_filling_draw_that_just_suffices_is_used_up() -> None:
-    played, segments = one_stream(36, 28, 32, 32)
-    draws_in_order(played.replay, segments)
-    learner = TableLearner()
-    assert trained(learner, ebu_of(learner), played.replay, 4) == [
-        rows(1, 5, 36),
-        rows(1, 1, 4) | rows(2, 1, 28),
-        rows(3, 1, 32),
-        rows(4, 1, 32),
-    ]
-
-
-def test_every_transition_of_a_drawn_segment_is_trained_once() -> None:
-    played, (main, filler) = one_stream(71, 40)
-    draws_in_order(played.replay, cycle([main, filler]))
-    learner = TableLearner()
-    counts = dict.fromkeys(rows(1, 1, 71) | rows(2, 1, 40), 0)
-    rounds = 5
-    for minibatch in trained(learner, ebu_of(learner), played.replay, 3 * rounds):
-        for row in minibatch:
-            counts[row] += 1
-    tail = rows(2, 16, 40)  # 71 = 2 · 32 + 7, and 25 are missing
-    for row, count in counts.items():
-        assert count == (rounds if row[0] == 1 or row in tail else 0)
+    assert trained(learner, ebu_of(learner), played.replay, len(minibatches)) == minibatches
 
 
 @settings(max_examples=40, deadline=None)
@@ -188,18 +144,6 @@ def test_mixed_draws_are_trained_whole_whatever_their_lengths(lengths: list[int]
 # --- the targets ----------------------------------------------------------------------------
 
 
-def test_lost_lives_end_the_value_and_a_segment() -> None:
-    played = Played(MadeUpGames(1, lambda env, game: Game(50, life_losses=(20,))), capacity=400)
-    played.play(50)
-    assert played.replay.num_segments == 2
-    learner = TableLearner()
-    ebu_of(learner, beta=1.0).learn(played.replay, updates=20)
-    game, targets = played.transitions(1, 1), targets_by_row(learner.updates)
-    config = EbuConfig(gamma=GAMMA, beta=1.0)
-    expected = [*ebu(game[:20], config), *ebu(game[20:], config)]
-    assert [targets[1, step] for step in range(1, 51)] == pytest.approx(expected, abs=1e-5)
-
-
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("mix", [1, 4])
@@ -274,22 +218,6 @@ def test_targets_of_a_filling_tail_are_those_of_its_whole_segment() -> None:
     assert learner.passes == [40, 32, 64]
 
 
-def test_targets_of_a_filling_tail_with_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    learner = Learner(
-        LearnerConfig(),
-        stack=3,
-        frame_shape=(3,),
-        num_actions=NUM_ACTIONS,
-        device=CPU,
-        precision="float32",
-        rng=np.random.default_rng(0),
-    )
-    notes = TableLearner()
-    monkeypatch.setattr(learner, "update", notes.update)
-    filling, whole = filled_and_whole(learner, notes.updates)
-    assert filling == pytest.approx(whole, rel=1e-6)
-
-
 # --- draws whose frames are overwritten -----------------------------------------------------
 
 RING = 256  # Segments are cut at a quarter of it: 64 steps.
@@ -304,13 +232,6 @@ def half_trained_segment() -> tuple[Played, TableLearner, Agent]:
     draws_in_order(played.replay, [Segment(0, 0, 64, False), Segment(0, 192, 64, False)])
     assert trained(learner, agent, played.replay, 1) == [rows(1, 33, 64)]
     return played, learner, agent
-
-
-def test_a_draw_whose_frames_are_all_there_goes_on() -> None:
-    played, learner, agent = half_trained_segment()
-    played.play(RING - played.count)  # The ring is full, the first frame not yet overwritten.
-    assert trained(learner, agent, played.replay, 1) == [rows(1, 1, 32)]
-    assert agent.metrics()["replay/forfeited_draws"] == 0
 
 
 @pytest.mark.parametrize("overwritten", [1, 20, 150, 5 * RING])

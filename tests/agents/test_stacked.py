@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import agents.stacked
 from agents.graphs import Captured
 from agents.learner import Learner
-from agents.networks import build_network
 from agents.settings import LearnerConfig
 from agents.stacked import StackedLearner
 from tests.made_up import same, through_disk
@@ -139,6 +138,7 @@ def trained(learner: StackedLearner, updates: int, frame_shape: tuple[int, ...] 
         learner.count_update()
 
 
+@IN_ONE_PASS
 @NETWORKS
 @pytest.mark.parametrize(
     "config",
@@ -234,26 +234,6 @@ def first_update(learner: Learner, *batch: Tensor) -> tuple[Tensor, Tensor]:
 @IN_ONE_PASS
 @NETWORKS
 @FRAME_SHAPES
-def test_values_and_gradients_are_those_of_each_alone(
-    network: str, frame_shape: tuple[int, ...]
-) -> None:
-    settings: dict[str, Any] = {"network": network, "frame_shape": frame_shape}
-    for seed in range(3):
-        stacked = stacked_of(seed, **settings)
-        alone = separate_ones(stacked, **settings)
-        states, actions, targets = minibatch(seed, size=32, frame_shape=frame_shape)
-        values, gradients = first_update(stacked, states, actions, targets)
-        for k, learner in enumerate(alone):
-            value, gradient = first_update(learner, states, actions, targets[k])
-            torch.testing.assert_close(values[k], value, atol=1e-5, rtol=1e-5)
-            # As much as two units in a thousand, active in the one and not in the other.
-            error = torch.linalg.norm(gradients[k] - gradient) / torch.linalg.norm(gradient)
-            assert error < 2e-3
-
-
-@IN_ONE_PASS
-@NETWORKS
-@FRAME_SHAPES
 def test_in_bfloat16_they_differ_from_those_alone_by_its_rounding(
     network: str, frame_shape: tuple[int, ...]
 ) -> None:
@@ -302,41 +282,6 @@ def test_the_targets_of_one_do_not_reach_the_others_by_a_bit(
     assert not same(usual.online.weights_of(1), other.online.weights_of(1))
 
 
-def test_one_stacked_learner_is_a_learner() -> None:
-    frame_shape = (36, 36)
-    stacked = stacked_of(5, num_learners=1, frame_shape=frame_shape)
-    learner = learner_of(5, frame_shape=frame_shape)
-    assert same(stacked.online.weights_of(0), dict(learner.online.state_dict()))
-    settle(stacked)
-    (learner,) = separate_ones(stacked, frame_shape=frame_shape)
-    for update in range(20):
-        states, actions, targets = minibatch(update, num_learners=1, frame_shape=frame_shape)
-        loss, values = learner.update(states, actions, targets[0])
-        stacked_loss, stacked_values = stacked.update(states, actions, targets)
-        torch.testing.assert_close(stacked_loss[0], loss, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(stacked_values[0], values, atol=1e-5, rtol=1e-5)
-
-
-@NETWORKS
-@FRAME_SHAPES
-def test_the_weights_of_one_fit_a_network_of_its_own(
-    network: str, frame_shape: tuple[int, ...]
-) -> None:
-    stacked = stacked_of(network=network, frame_shape=frame_shape)
-    trained(stacked, 2, frame_shape)
-    one = build_network(
-        network,
-        stack=STACK,
-        frame_shape=frame_shape,
-        num_actions=NUM_ACTIONS,
-        generator=torch.Generator(),
-    )
-    states = states_of(0, 5, frame_shape)
-    for k in range(NUM_LEARNERS):
-        one.load_state_dict(stacked.online.weights_of(k))
-        torch.testing.assert_close(stacked.values(states)[k], one(states))
-
-
 def test_initial_weights_are_drawn_for_each_and_the_generator_decides_them() -> None:
     one, again, other = (stacked_of(seed) for seed in (5, 5, 6))
     assert same(one.state_dict(), again.state_dict())
@@ -383,20 +328,6 @@ def test_values_weights_and_gradients_are_float32_in_any_precision(precision: st
 
 
 @PRECISIONS
-@FRAME_SHAPES
-def test_an_update_sees_the_values_that_are_shown(
-    precision: str, frame_shape: tuple[int, ...]
-) -> None:
-    stacked = stacked_of(precision=precision, frame_shape=frame_shape)
-    states, actions, targets = minibatch(0, frame_shape=frame_shape)
-    shown = stacked.values(states)[:, torch.arange(len(actions)), actions]
-    _, values = stacked.update(states, actions, targets)
-    # In bfloat16 the one rounds with a bias, the other before it.
-    atol = 1e-5 if precision == "float32" else 0.1
-    torch.testing.assert_close(values, shown, atol=atol, rtol=0)
-
-
-@PRECISIONS
 def test_copied_networks_are_those_of_the_source_and_averages_stay(precision: str) -> None:
     frame_shape = (36, 36)
     stacked = stacked_of(precision=precision, frame_shape=frame_shape, target_sync_updates=2)
@@ -428,18 +359,6 @@ def _flat(state: dict[str, Any], path: str = "") -> dict[str, Tensor]:
         elif isinstance(value, Tensor):
             tensors[path + key] = value
     return tensors
-
-
-def test_the_target_networks_follow_together() -> None:
-    stacked = stacked_of(target_sync_updates=3)
-    states = states_of(0, 5, (6,))
-    for update in range(1, 8):
-        stacked.update(*minibatch(update))
-        stacked.count_update()
-        for online, target in zip(
-            stacked.values(states), stacked.target_values(states), strict=True
-        ):
-            assert torch.equal(online, target) == (update % 3 == 0)
 
 
 @OPTIMIZERS

@@ -1,6 +1,5 @@
 """load_agent: the agent a run has trained, from its directory."""
 
-import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -139,34 +138,6 @@ def test_of_several_learners_the_best_is_loaded(tmp_path: Path) -> None:
         assert all(map(np.array_equal, in_training, of_loaded))
 
 
-def test_what_is_known_about_it(tmp_path: Path) -> None:
-    run_dir = start_run(tmp_path / "run")
-    save(agent_of(1), 400, run_dir / "checkpoints")
-    trained = load_agent(str(run_dir))
-    assert trained.frames == 400
-    assert trained.num_actions == NUM_ACTIONS
-    assert trained.device == CPU
-    assert trained.outputs == "values"
-    assert trained.warnings == []
-    assert trained.config == json.loads((run_dir / "config.json").read_text())
-
-
-@pytest.mark.parametrize("epsilon", [0.0, 0.5])
-@pytest.mark.parametrize("forced", [None, np.arange(30) % 2 == 0])
-def test_it_chooses_as_the_agent_in_training(
-    tmp_path: Path, epsilon: float, forced: np.ndarray | None
-) -> None:
-    agent, run_dir = agent_of(1), start_run(tmp_path / "run")
-    save(agent, 400, run_dir / "checkpoints")
-    in_training, loaded = (
-        choose(stacks_of(30), epsilon=epsilon, rng=np.random.default_rng(5), forced_random=forced)
-        for choose in (agent.act, load_agent(run_dir).choose)
-    )
-    for expected, actual in zip(in_training, loaded, strict=True):
-        assert np.array_equal(expected, actual)
-        assert expected.dtype == actual.dtype
-
-
 def test_final_weights_are_the_newest_and_best_ones_lie_apart(tmp_path: Path) -> None:
     run_dir = start_run(tmp_path / "run")
     for seed, frames, directory in (
@@ -181,14 +152,6 @@ def test_final_weights_are_the_newest_and_best_ones_lie_apart(tmp_path: Path) ->
         assert trained.frames == frames
         assert torch.equal(trained.values(stacks), agent_of(seed).learner.values(stacks))
     assert load_agent(run_dir).frames == 800
-
-
-def test_its_weights_are_no_part_of_any_gradient(tmp_path: Path) -> None:
-    run_dir = start_run(tmp_path / "run")
-    save(agent_of(1), 400, run_dir / "checkpoints")
-    trained = load_agent(run_dir)
-    assert not any(weight.requires_grad for weight in trained.network.parameters())
-    assert not trained.values(stacks_of(1)).requires_grad
 
 
 def damage(checkpoint: Path) -> None:

@@ -1,7 +1,6 @@
 """The stacks an agent acts on."""
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,22 +34,6 @@ def started(*flags: int) -> np.ndarray:
     return np.array(flags, dtype=bool)
 
 
-def test_the_newest_frame_is_last_and_zeros_come_before_a_games_first() -> None:
-    frames = stack_of()
-    assert shown(frames.push(frame(1, 5), started(1, 1))) == [[0, 0, 1], [0, 0, 5]]
-    assert shown(frames.push(frame(2, 6), started(0, 0))) == [[0, 1, 2], [0, 5, 6]]
-    assert shown(frames.push(frame(3, 7), started(0, 0))) == [[1, 2, 3], [5, 6, 7]]
-    assert shown(frames.push(frame(4, 8), started(0, 1))) == [[2, 3, 4], [0, 0, 8]]
-    assert shown(frames.push(frame(5, 9), started(0, 0))) == [[3, 4, 5], [0, 8, 9]]
-    assert shown(frames.stacks) == [[3, 4, 5], [0, 8, 9]]
-
-
-def test_a_stack_of_one_is_the_newest_frame() -> None:
-    frames = stack_of(stack=1)
-    assert shown(frames.push(frame(1, 5), started(1, 1))) == [[1], [5]]
-    assert shown(frames.push(frame(2, 6), started(0, 1))) == [[2], [6]]
-
-
 @given(
     num_envs=st.integers(1, 4),
     stack=st.integers(1, 5),
@@ -68,20 +51,6 @@ def test_a_stack_holds_the_last_frames_of_its_game(
             games[j] = ([] if flags[j] else games[j]) + [newest[j]]
         expected = [([0.0] * stack + game)[-stack:] for game in games]
         assert shown(frames.push(frame(*newest), np.array(flags))) == expected
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-@pytest.mark.parametrize("frame_shape", [(84, 84), (6,)])
-def test_frames_of_any_shape_come_through_unchanged(
-    dtype: torch.dtype, frame_shape: tuple[int, ...]
-) -> None:
-    frames = stack_of(3, 4, frame_shape, dtype)
-    values = torch.randint(256, (3, *frame_shape)).to(dtype).numpy()
-    stacks = frames.push(values, started(1, 1, 1))
-    assert stacks.shape == (3, 4, *frame_shape)
-    assert stacks.dtype == dtype
-    assert np.array_equal(stacks[:, -1].numpy(), values)
-    assert not stacks[:, :-1].any()
 
 
 def test_a_frame_the_environment_writes_over_stays_as_it_was() -> None:

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import torch
-
-from ebu.memory import _control_groups, _kernel, available_bytes
+from ebu.memory import _control_groups, _kernel
 
 GB = 1 << 30
 
@@ -48,13 +46,3 @@ def test_the_first_version_of_control_groups(tmp_path: Path) -> None:
     write(directory / "memory.usage_in_bytes", str(2 * GB))
     write(directory / "memory.stat", "cache 1\ninactive_file 0\n")
     assert _control_groups(tmp_path) == [4 * GB]
-
-
-def test_without_control_groups_the_kernel_alone_speaks(tmp_path: Path) -> None:
-    assert _control_groups(tmp_path) == []
-
-
-def test_this_machine_has_memory() -> None:
-    available = available_bytes(torch.device("cpu"))
-    assert available is not None
-    assert available > 1 << 20

@@ -93,58 +93,6 @@ def test_two_games_by_hand() -> None:
     assert replay.read(steps, streams).terminated.tolist() == [True, True, False]
 
 
-def test_a_truncated_segment_keeps_its_true_last_frame() -> None:
-    replay = make_replay(100)
-    scripted(replay, "s..ts.")
-    assert stored_segments(replay) == [Segment(0, 0, 3, False)]
-    assert stacks(replay, [2], following=True) == [[1, 2, 3, 4]]
-    assert replay.read(np.array([2]), np.array([0])).terminated.tolist() == [False]
-
-
-def test_a_long_segment_is_cut_and_continues_in_the_next() -> None:
-    replay = make_replay(16)  # segments of at most 4
-    scripted(replay, "s" + "." * 9)
-    assert stored_segments(replay) == [Segment(0, 0, 4, False), Segment(0, 4, 4, False)]
-    assert stacks(replay, [3], following=True) == stacks(replay, [4]) == [[2, 3, 4, 5]]
-    assert replay.statistics()["cuts"] == 2
-
-
-def test_a_segment_leaves_before_its_context_is_overwritten() -> None:
-    replay = make_replay(16)
-    events = "s....l" + "." * 10
-    scripted(replay, events)
-    # The lost life's successor begins at step 5; its first stack reaches back to step 2.
-    assert Segment(0, 5, 4, False) in stored_segments(replay)
-    scripted_more = "." * 2
-    for n, last in enumerate(scripted_more):
-        replay = make_replay(16)
-        scripted(replay, events + scripted_more[:n] + last)
-        assert Segment(0, 5, 4, False) in stored_segments(replay)
-    replay = make_replay(16)
-    scripted(replay, events + "...")
-    assert Segment(0, 5, 4, False) not in stored_segments(replay)
-    assert not replay.is_stored(0, 5)
-    assert replay.is_stored(0, 6)
-
-
-@pytest.mark.parametrize(
-    ("events", "expected"),
-    [
-        ("slslsl", [Segment(0, 0, 1, True), Segment(0, 2, 1, True), Segment(0, 4, 1, True)]),
-        ("stst", [Segment(0, 0, 1, False), Segment(0, 2, 1, False)]),
-        ("sll.l", [Segment(0, 0, 1, True), Segment(0, 1, 1, True), Segment(0, 2, 2, True)]),
-        ("ss.l", [Segment(0, 1, 2, True)]),
-        ("s..s.l", [Segment(0, 0, 2, False), Segment(0, 3, 2, True)]),
-    ],
-    ids=["one-step games", "truncated at once", "lives in a row", "reset twice", "game left"],
-)
-def test_short_and_odd_games(events: Any, expected: Any) -> None:
-    replay = make_replay(50)
-    model = scripted(replay, events)
-    assert stored_segments(replay) == expected
-    assert_holds(replay, model)
-
-
 @st.composite
 def scenes(draw: st.DrawFn) -> Any:
     stack = draw(st.integers(1, 4))
@@ -220,15 +168,6 @@ def test_neighbours_by_hand() -> None:
     ]
 
 
-def test_neighbours_reach_no_further_than_what_is_stored() -> None:
-    replay = make_replay(10)
-    scripted(replay, "s" + "." * 14)
-    # Frames 5 to 14 are stored, and states hold four of them.
-    steps, joined = replay.neighbours(np.array([9]), np.array([0]), before=4, after=6)
-    assert joined[0].tolist() == [False, False, False, True, True] + [True] * 4 + [False] * 2
-    assert steps[0].tolist() == [9, 9, 9, 8, 9, 10, 11, 12, 13, 9, 9]
-
-
 @given(scenes(), st.integers(0, 6), st.integers(0, 6))
 @settings(max_examples=60, deadline=None)
 def test_neighbours_are_joined_by_what_the_model_holds(scene: Any, before: int, after: int) -> None:
@@ -291,52 +230,6 @@ def test_transitions_are_drawn_uniformly(chances: Any) -> None:
     assert scipy.stats.chisquare(list(counts.values())).pvalue > ERROR_RATE
 
 
-def test_draws_depend_on_appends_and_generator_alone() -> None:
-    first, _ = filled(300, 3, Chances(), seed=5)
-    second, _ = filled(300, 3, Chances(), seed=5)
-    for replay in (first, second):
-        replay.draw_transitions(np.random.default_rng(0), 10)
-    a, b = np.random.default_rng(6), np.random.default_rng(6)
-    for _ in range(50):
-        assert first.draw_segment(a) == second.draw_segment(b)
-        np.testing.assert_array_equal(first.draw_transitions(a, 8), second.draw_transitions(b, 8))
-
-
-def test_long_games_of_64_streams_fill_a_small_memory() -> None:
-    """Freeway: 2,050 steps without a life; a stream's ring holds 157."""
-    replay = make_replay(10_000, 64)
-    model = Model(replay)
-    rng = np.random.default_rng(7)
-    game_steps = 2_050
-    for step in range(3 * replay.ring_length):
-        # Streams are at different points of their games.
-        position = (step + 31 * np.arange(64)) % game_steps
-        started = (position == 0) | (step == 0)
-        row = Row(
-            rng.integers(256, size=(64, 2), dtype=np.uint8),
-            rng.integers(3, size=64),
-            np.zeros(64, np.float32),
-            (position == game_steps - 1) & ~started,
-            np.zeros(64, bool),
-            started,
-            np.ones(64, np.float32),
-        )
-        model.append(row)
-        replay.append(*row)
-        if step > replay.ring_length // 2:
-            assert replay.num_segments >= 64
-            segment = replay.draw_segment(rng)
-            pairs = [(segment.start + k, segment.stream) for k in range(segment.length)]
-            if step % 20 == 0:
-                assert_gathers(replay, model, pairs)
-    statistics = replay.statistics()
-    assert statistics["fill"] == 1.0
-    assert statistics["transitions"] > 0.95 * replay.capacity
-    # At most a quarter of each ring is still open and another is being overwritten.
-    assert statistics["segment_transitions"] >= 0.45 * replay.capacity
-    assert statistics["cuts"] > 0
-
-
 def test_what_is_not_stored_is_refused() -> None:
     replay = make_replay(10)
     with pytest.raises(ValueError, match="no segment"):
@@ -352,14 +245,6 @@ def test_what_is_not_stored_is_refused() -> None:
     assert not replay.is_stored(1, 10)
     assert not replay.is_stored(-1, 10)
     assert stacks(replay, [8]) == [[6, 7, 8, 9]]
-
-
-def test_games_that_never_hold_a_transition_leave_nothing_to_draw() -> None:
-    replay = make_replay(20)
-    scripted(replay, "s" * 50)
-    assert replay.num_transitions == 0
-    with pytest.raises(ValueError, match="no transition"):
-        replay.draw_transitions(np.random.default_rng(0), 1)
 
 
 def test_a_lone_transition_among_many_is_found() -> None:
@@ -393,11 +278,6 @@ def test_the_smallest_memory_holds_a_segment_and_a_smaller_one_is_refused() -> N
         for row in islice(rows, 5 * stack):
             replay.append(*row)
         assert replay.num_segments >= 1
-
-
-def test_a_million_atari_transitions_take_at_most_7300_megabytes() -> None:
-    needed = EpisodicReplay.required_bytes(1_000_000, 64, (84, 84), torch.uint8, 4)
-    assert 1_000_000 * 84 * 84 < needed <= 7.3e9
 
 
 def test_stated_bytes_are_those_allocated() -> None:

@@ -48,14 +48,6 @@ def test_double_by_hand() -> None:
     assert y.tolist() == [4.0, 7.0, 3.0]
 
 
-def test_double_is_one_step_where_both_networks_agree() -> None:
-    rng = torch.Generator().manual_seed(0)
-    rewards, values = torch.randn(64, generator=rng), torch.randn(64, 4, generator=rng)
-    ends = torch.rand(64, generator=rng) < 0.3
-    y = double_targets(rewards, values, values, ends, gamma=0.9)
-    assert torch.equal(y, one_step_targets(rewards, values, ends, gamma=0.9))
-
-
 WINDOWS = {
     "whole": ([True] * 3, [False] * 3, 1 + 2 / 2 + 4 / 4 + 16 / 8),
     "terminated at its end": ([True] * 3, [False, False, True], 1 + 2 / 2 + 4 / 4),
@@ -227,58 +219,6 @@ def test_retrace_equals_the_papers_sum(
     close(y, retrace_sum(r, values, actions, probabilities, bool(ends), **named))
 
 
-@given(seeds, st.integers(1, 30), unit)
-@settings(deadline=None)
-def test_without_traces_targets_are_one_step(seed: int, steps: int, gamma: float) -> None:
-    r, values, actions, probabilities, ends = segments(seed, steps)
-    terminated = torch.zeros(steps, dtype=torch.bool)
-    terminated[-1] = ends
-    expected = one_step_targets(r, values, terminated, gamma=gamma)
-    named: dict[str, Any] = {"gamma": gamma, "trace_lambda": 0.0}
-    close(peng_targets(r, values, ends, **named), expected)
-    y = retrace_targets(r, values, actions, probabilities, ends, target_epsilon=0.0, **named)
-    close(y, expected)
-
-
-def test_pengs_full_traces_are_returns() -> None:
-    r = torch.tensor([1.0, 2.0, 4.0])
-    values = torch.full((3, 2), 100.0)
-    y = peng_targets(r, values, torch.tensor(True), gamma=0.5, trace_lambda=1.0)
-    assert y.tolist() == [3.0, 4.0, 4.0]
-
-
-def test_greedy_retrace_goes_on_behind_greedy_steps_alone() -> None:
-    # Watkins' Q(λ): actions 1 and 1 are greedy in the first two next states, 0 in the third is not.
-    r = torch.tensor([1.0, 1.0, 1.0, 1.0])
-    values = torch.tensor([[0.0, 5.0], [0.0, 5.0], [0.0, 5.0], [0.0, 5.0]])
-    args = (r, values, torch.tensor([0, 1, 1, 0]), torch.full((4,), 0.9))
-    named: dict[str, Any] = {"gamma": 1.0, "trace_lambda": 1.0, "target_epsilon": 0.0}
-    y = retrace_targets(*args, torch.tensor(True), **named)
-    assert y.tolist() == [8.0, 7.0, 6.0, 1.0]
-
-
-def test_retrace_keeps_what_was_likelier_under_the_policy_and_trusts_rare_actions_less() -> None:
-    r, values = torch.tensor([0.0, 10.0]), torch.tensor([[2.0, 0.0], [0.0, 0.0]])
-    actions = torch.tensor([0, 0])
-    targets = [
-        float(
-            retrace_targets(
-                r,
-                values,
-                actions,
-                torch.tensor([1.0, probability]),
-                torch.tensor(True),
-                gamma=1.0,
-                trace_lambda=1.0,
-                target_epsilon=0.2,
-            )[0]
-        )
-        for probability in (0.3, 0.9, 1.0)
-    ]
-    # E = 0.9 · 2; the action has 0.9: the ratio is cut at 1, and below it where it was likelier.
-    assert targets == pytest.approx([1.8 + 8.0, 1.8 + 8.0, 1.8 + 0.9 * 8.0])
-
-
 @given(seeds, st.integers(1, 20), st.sampled_from([0.0, math.nan, math.inf, -7.0]))
 @settings(max_examples=100, deadline=None)
 def test_padding_and_neighbours_change_no_bit(seed: int, steps: int, filler: float) -> None:
@@ -339,38 +279,6 @@ def test_bounds_by_hand() -> None:
     # U: 2 (4 − 1) = 6 and 4 (6 − 3 − ½·1) = 10.
     assert bounds() == (3.0, 8.0, 6.0)
     assert bounds(bootstraps=[[2.0, 0.0, 8.0]], taken=[[4.0, 4.0]]) == (3.0, 7.0, 2.0)
-
-
-@pytest.mark.parametrize(
-    ("position", "expected"),
-    [
-        (0, (3.0, 8.0, 6.0)),  # the furthest step back is of another life
-        (1, (3.0, 8.0, OPEN)),
-        (2, (2.0, NOTHING, 6.0)),
-        (3, (3.0, 4.0, 6.0)),  # 2 + ½·4, the return
-        (4, (3.0, 8.0, 6.0)),  # 2 + ½·4 + ¼·8 = 6 beside 8
-    ],
-)
-def test_no_bound_crosses_the_end_of_a_value(
-    position: int, expected: tuple[float, float, float]
-) -> None:
-    terminated = [[k == position for k in range(5)]]
-    assert bounds(terminated=terminated) == expected
-
-
-@pytest.mark.parametrize(
-    ("joined", "expected"),
-    [
-        ([False, True, True, True, False], (3.0, 8.0, 6.0)),
-        ([False, False, True, True, True], (3.0, 8.0, OPEN)),
-        ([True, True, True, False, False], (3.0, NOTHING, 6.0)),
-        ([False, False, True, False, False], (3.0, NOTHING, OPEN)),
-    ],
-)
-def test_steps_that_are_not_there_bound_nothing(
-    joined: list[bool], expected: tuple[float, float, float]
-) -> None:
-    assert bounds(joined=[joined]) == expected
 
 
 @given(seeds, st.integers(1, 6), st.floats(0.1, 1.0))

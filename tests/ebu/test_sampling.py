@@ -185,15 +185,6 @@ def test_weights_by_hand_as_beta_rises() -> None:
         assert weights.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
 
 
-def test_without_exponent_draws_are_uniform_and_weights_one() -> None:
-    played = Played(MadeUpGames(2, random_games(1, 20)), capacity=400)
-    played.play(40)
-    drawn = train(prioritized(priorities=priorities_with(0.0)), played.replay, 600)
-    counts = counts_of((minibatch for minibatch, _ in drawn), played.seen)
-    assert scipy.stats.chisquare([*counts.values()]).pvalue > ERROR_RATE
-    assert all((weights == 1).all() for _, weights in drawn)
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10_000),

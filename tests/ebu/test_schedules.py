@@ -37,9 +37,3 @@ def test_it_moves_one_way_from_start_to_end(start: float, end: float, decay_step
     assert values[-1] == pytest.approx(end, abs=1e-12)
     direction = 1 if end >= start else -1
     assert all(direction * (after - before) >= -1e-12 for before, after in pairwise(values))
-
-
-def test_no_decay_is_a_step_at_the_first_update() -> None:
-    config = ExplorationConfig(epsilon_start=1.0, epsilon_end=0.1, epsilon_decay_steps=0)
-    assert epsilon_at(config, 0) == 1.0
-    assert epsilon_at(config, 1) == pytest.approx(0.1)

@@ -30,12 +30,6 @@ def test_sums_and_places_by_hand() -> None:
     assert tree.find(np.array([4.9, 5.0, 7.0])).tolist() == [0, 3, 4]
 
 
-def test_one_leaf_is_a_tree() -> None:
-    tree = tree_of([2.0])
-    assert tree.total == 2.0
-    assert tree.find(np.array([0.0, 1.9])).tolist() == [0, 0]
-
-
 @given(st.integers(1, 70), st.integers(0, 2**32 - 1), st.integers(1, 8))
 @settings(deadline=None)
 def test_a_tree_is_a_function_of_its_leaves_bit_for_bit(size: int, seed: int, changes: int) -> None:

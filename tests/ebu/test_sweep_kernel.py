@@ -103,36 +103,6 @@ def test_scan_equals_loop(case: Any, gamma: float, beta: float) -> None:
     assert_close(scan, loop, largest_input(problem, beta))
 
 
-@pytest.mark.parametrize("beta", [1e-200, 0.3, 1.0])
-def test_scan_of_a_long_segment(beta: float) -> None:
-    problem = random_problem(batch=(), steps=5000)
-    scan = backward_targets_scan(**problem, gamma=1.0, beta=beta)
-    torch.testing.assert_close(
-        scan, backward_targets(**problem, gamma=1.0, beta=beta), rtol=1.2e-7, atol=1e-8
-    )
-
-
-def test_padding_changes_no_bit_of_a_scan() -> None:
-    problem = random_problem()
-    lengths = torch.tensor([1, 2, 5, 9])
-    outside = torch.arange(9) >= lengths.unsqueeze(-1)
-    problem["rewards"][outside] = torch.nan
-    problem["next_values"][outside] = torch.nan
-    problem["actions"][outside] = -999
-    scan = backward_targets_scan(**problem, gamma=0.9, beta=0.5, lengths=lengths)
-    assert not bool(scan[outside].any())
-    for row, n in enumerate(lengths.tolist()):
-        alone = backward_targets_scan(
-            problem["rewards"][row, :n],
-            problem["next_values"][row, :n],
-            problem["actions"][row, :n],
-            problem["terminated"][row],
-            gamma=0.9,
-            beta=0.5,
-        )
-        assert torch.equal(scan[row, :n], alone)
-
-
 def find_kernel() -> Any:
     """As if for the first time."""
     return _sweep_kernel.__wrapped__(torch.device("cpu"))

@@ -15,7 +15,6 @@ from ebu.tabular import (
     PRIORITY_EXPONENT,
     PRIORITY_FLOOR,
     Transitions,
-    backward_q_learning,
     backward_sweep,
     draw_in_proportion,
     one_step_update,
@@ -148,21 +147,6 @@ def test_a_backward_sweep_of_the_chain_by_hand() -> None:
         assert (table == expected).all()
 
 
-@pytest.mark.parametrize("gamma", [0.1, 0.9, 0.999])
-def test_five_backward_updates_learn_the_optimal_path_of_the_chain(gamma: float) -> None:
-    tables = islice(backward_q_learning(np.zeros((4, 2)), EPISODE, gamma=gamma), 12)
-    learnt = [bool((table[:3, 1] > table[:3, 0]).all()) for table in tables]
-    assert learnt == [False] * 4 + [True] * 8
-
-
-def test_uniform_draws_may_teach_nothing() -> None:
-    # From the start to the end, the order in which it was played: one state learns in a pass.
-    q = np.zeros((4, 2))
-    for t in range(5):
-        q = one_step_update(q, EPISODE, t, gamma=0.5)
-    assert q.tolist() == [[0, 0], [0, 0], [0, 1], [0, 0]]
-
-
 def test_an_update_by_hand_with_a_step_size() -> None:
     q = np.array([[1.0, 2.0], [3.0, 8.0]])
     steps = Transitions(
@@ -178,10 +162,6 @@ def test_an_update_by_hand_with_a_step_size() -> None:
         assert updated.tolist() == [[1.0, value], [3.0, 8.0]]
     assert q.tolist() == [[1.0, 2.0], [3.0, 8.0]]
     assert td_errors(q, steps, gamma=0.5).tolist() == [3.0, -1.0]
-
-
-def test_a_full_step_leaves_nothing_of_the_old_value() -> None:
-    assert one_step_update(np.full((4, 2), 1e17), EPISODE, 4, gamma=0.5)[2, 1] == 1.0
 
 
 def test_a_sweep_takes_one_step_size_for_each_transition() -> None:
@@ -213,19 +193,6 @@ def test_runs_side_by_side_are_the_runs_alone(
         assert (updated[run] == alone).all()
         assert (errors[run] == td_errors(q[run], episode, gamma=0.9)).all()
         assert (swept[run] == last(backward_sweep(q[run], episode, gamma=0.9))).all()
-
-
-@given(mdps(deterministic=True, lowest_reward=-1.0, max_states=5, max_actions=3))
-def test_a_full_step_moves_the_value_by_the_td_error(
-    problem: tuple[Mdp, np.random.Generator],
-) -> None:
-    mdp, rng = problem
-    episode = mdp.episode(rng)
-    q = rng.normal(size=mdp.shape)
-    for t, error in enumerate(td_errors(q, episode, gamma=0.9)):
-        change = one_step_update(q, episode, t, gamma=0.9) - q
-        assert change.sum() == pytest.approx(error)
-        assert np.count_nonzero(change) <= 1
 
 
 # Targets grow with the values of the next states, also in floating point, and with rewards of no
@@ -309,16 +276,6 @@ def test_backward_sweeps_reach_the_optimum_of_stochastic_mdps(
     updates = 500 * mdp.shape[0] * mdp.shape[1]
     q = learnt_from_fresh_episodes(mdp, rng, gamma=0.7, updates=updates)
     assert np.abs(q - value_iteration(mdp, 0.7)).max() <= 0.2
-
-
-def test_value_iteration_by_hand() -> None:
-    # In s1: action 0 stays and pays 1, or ends with probability ½ and pays 3; action 1 leads to
-    # s2 for nothing. In s2 everything ends and pays 8.
-    probabilities = np.array([[[0.5, 0, 0.5], [0, 1, 0]], [[0, 0, 1], [0, 0, 1]]])
-    rewards = np.array([[[1, 0, 3], [0, 0, 0]], [[0, 0, 8], [0, 0, 8]]])
-    # v1 = max(½ · 1 + ½ · 3 + ½ · ½ v1, ½ · 8) = 4, by action 1; action 0: 2 + ¼ · 4 = 3
-    q = value_iteration(Mdp(probabilities, rewards), 0.5)
-    assert q.tolist() == [[3.0, 4.0], [8.0, 8.0]]
 
 
 def assert_frequencies(counts: np.ndarray, probabilities: np.ndarray) -> None:
@@ -408,16 +365,3 @@ def test_prioritized_draws_follow_the_td_errors(current_errors: bool) -> None:
         expected = np.append(np.delete(expected, twice), expected[twice].sum())
         counts = np.append(np.delete(counts, twice), counts[twice].sum())
     assert_frequencies(counts, expected)
-
-
-@pytest.mark.parametrize("method", [uniform_q_learning, prioritized_q_learning])
-def test_draws_are_a_function_of_the_generator(method: Any) -> None:
-    options = {"current_errors": True} if method is prioritized_q_learning else {}
-
-    def table(seed: int) -> np.ndarray:
-        rng = np.random.default_rng(seed)
-        tables = method(np.zeros((50, 4, 2)), EPISODE, gamma=0.9, rng=rng, **options)
-        return next(islice(tables, 2, None))
-
-    assert (table(5) == table(5)).all()
-    assert (table(5) != table(6)).any()

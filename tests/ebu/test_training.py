@@ -89,12 +89,6 @@ def stored_segments(replay: EpisodicReplay) -> list[Segment]:
     return [replay._table[index] for index in range(replay.num_segments)]
 
 
-def test_the_agents_learner_takes_the_steps_that_are_counted(tmp_path: Path) -> None:
-    trainer = real_run(tmp_path, "ebu")
-    trainer.run(STEP_FRAMES * 300)
-    assert trainer.updates == trainer.agent.learner.updates > 50  # type: ignore[attr-defined]
-
-
 # --- what it counts -------------------------------------------------------------------------
 
 
@@ -136,21 +130,6 @@ def test_returns_are_raw_and_clipped_and_lengths_are_frames(tmp_path: Path) -> N
         assert line["train/return_last_100_games"] == pytest.approx(np.mean(recent))
     assert len(lines(tmp_path)) == 6
     assert {game[3] for game in games} == {12, 16, 20}
-
-
-def test_the_lines_of_a_log_say_where_the_run_is(tmp_path: Path) -> None:
-    env = MadeUpGames(2, random_games(0, 9))
-    exploration = ExplorationConfig(epsilon_decay_steps=100)
-    options: dict[str, Any] = {"exploration": exploration, "learning_starts": 20}
-    trainer = trainer_in(tmp_path, env, Onlooker(), log_every_frames=100, **options)
-    trainer.run(600)
-    for line in lines(tmp_path):
-        agent_steps = line["frames"] // STEP_FRAMES
-        assert line["train/agent_steps"] == agent_steps
-        assert line["train/epsilon"] == epsilon_at(exploration, max(0, agent_steps - 20))
-        assert agent_steps - 20 - env.num_envs <= line["train/updates"] <= agent_steps - 20
-        assert 0 < line["replay/fill"] < 1
-        assert not any(name.startswith("speed/") for name in line)  # clocks differ
 
 
 @pytest.mark.parametrize("num_envs", [1, 7, 64])
@@ -292,12 +271,6 @@ def test_evaluations_come_at_fixed_frame_counts(
     assert found == [-(-point // stride) * stride for point in points]
 
 
-def test_the_first_lines_come_early(tmp_path: Path) -> None:
-    env = MadeUpGames(3, random_games(0, 9))
-    trainer_in(tmp_path, env, Onlooker(), log_every_frames=10_000).run(21_000)
-    assert [line["frames"] // 100 for line in lines(tmp_path)] == [10, 20, 50, 100, 200]
-
-
 def test_the_end_of_a_run_is_logged_and_evaluated_and_cut_off_when_it_is_resumed(
     tmp_path: Path,
 ) -> None:
@@ -327,16 +300,6 @@ def test_the_end_of_a_run_is_logged_and_evaluated_and_cut_off_when_it_is_resumed
     for log in ("metrics.jsonl", "evaluations.jsonl"):
         assert lines(tmp_path / "grown", log) == lines(tmp_path / "straight", log)
     assert same(grown.state_dict(), straight.state_dict())
-
-
-def test_an_end_at_an_evaluation_is_evaluated_once(tmp_path: Path) -> None:
-    judge = Judge(1, 2)
-    trainer = trainer_in(
-        tmp_path, MadeUpGames(1, games_of([9])), Onlooker(), evaluate=judge, eval_every_frames=200
-    )
-    assert trainer.run(400)
-    assert trainer.finish()
-    assert judge.asked == [200, 400]
 
 
 def test_a_run_stopped_in_its_evaluation_of_the_end_is_not_finished(tmp_path: Path) -> None:
@@ -383,22 +346,6 @@ def test_an_evaluation_that_was_stopped_is_repeated_when_the_run_goes_on(tmp_pat
     assert [record["frames"] for record in lines(tmp_path, "evaluations.jsonl")] == judge.asked
 
 
-def test_a_run_stopped_in_its_last_evaluation_is_not_done(tmp_path: Path) -> None:
-    env = MadeUpGames(1, games_of([9]))
-    trainer = trainer_in(tmp_path, env, Onlooker(), evaluate=Judge(), eval_every_frames=200)
-
-    def stop(frames: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
-        trainer.stop_requested = True
-        return None
-
-    trainer.evaluate = stop
-    assert not trainer.run(200)
-    trainer.stop_requested = False
-    trainer.evaluate = Judge(1)
-    assert trainer.run(200)
-    assert [record["frames"] for record in lines(tmp_path, "evaluations.jsonl")] == [200]
-
-
 def test_the_best_evaluated_weights_are_kept_over_a_resume(tmp_path: Path) -> None:
     def best() -> tuple[int, Any]:
         checkpoint = load_latest(tmp_path / "best", state_only=True)
@@ -421,12 +368,3 @@ def test_the_best_evaluated_weights_are_kept_over_a_resume(tmp_path: Path) -> No
     again.run(2400)
     assert best()[0] == again.frames
     assert len(list((tmp_path / "best").iterdir())) == 1
-
-
-def test_closing_lets_everything_go(tmp_path: Path) -> None:
-    env = MadeUpGames(1, games_of([5]))
-    trainer = trainer_in(tmp_path, env, Onlooker())
-    trainer.run(40)
-    trainer.close()
-    assert env.closed
-    assert trainer._lock.closed

@@ -198,15 +198,6 @@ def test_evaluations_take_nothing_from_the_runs_random_numbers(
     assert len(lines(straight().run_dir, "evaluations.jsonl")) == 2
 
 
-def test_a_run_is_a_function_of_its_seeds(tmp_path: Path) -> None:
-    one, again, other = (evaluated_run(tmp_path / name, "ebu") for name in ("1", "2", "3"))
-    other.rng = np.random.default_rng(6)
-    for run in (one, again, other):
-        run.run(END // 2)
-    assert_same_runs(one, again)
-    assert not same(one.state_dict()["agent"], other.state_dict()["agent"])
-
-
 @pytest.mark.parametrize("agent", ["ebu", "ebu-mix-4", "dqn"])
 def test_a_run_without_overlap_is_the_same_to_the_last_bit(
     tmp_path: Path, straight: Callable[..., Trainer], agent: str
