@@ -4,14 +4,12 @@
 
 Agents with the same weights and the same draws learn from one memory of frames that were played:
 `graphed`, as training does on a GPU; `eager`, without graphs; and `again`, without graphs too,
-which shows what a GPU's kernels alone leave to chance, since some add in any order. Two comparisons
-with `eager`:
+which shows what kernels that add in any order leave to chance. Two comparisons with `eager`:
 
-- in step: before every update `eager` takes over the weights and averages of `graphed`, so that
-  each update is compared by itself;
-- apart: no weights are copied. Differences in the last bit of a sum then grow with every update, as
-  those of any training do, so that only their absence tells something: with --deterministic all
-  bits must be equal. So they are on the CPU, where there are no graphs.
+- in step: before every update `eager` takes over the state of `graphed`, so that each update is
+  compared by itself;
+- apart: nothing is copied. Differences in the last bit grow with every update, so only their
+  absence tells something: with --deterministic, and on the CPU, all bits must be equal.
 
 The results file holds `tolerance` and `parity`, a list of one entry for each `agent` and
 `precision`. Differences are norms over all weights, relative to that of the weights: `in_step`, the
@@ -23,6 +21,7 @@ of `graphed` and of `again` after 1, 10, ... and all updates; `bitwise`, whether
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -67,12 +66,9 @@ def agents_of(name: str, precision: str, seed: int, trainer: Trainer) -> dict[st
     """The agents that are compared, alike but for their graphs."""
     agents: dict[str, Agent] = {}
     for way in ("eager", "again", "graphed"):
-        learner = Learner(
-            DEFAULT.learner,
-            **network_arguments(trainer),
-            precision=precision,
-            rng=np.random.default_rng(seed),
-        )
+        rng = np.random.default_rng(seed)
+        arguments = network_arguments(trainer)
+        learner = Learner(DEFAULT.learner, **arguments, precision=precision, rng=rng)
         config = replace(for_agent(DEFAULT, name).method, cuda_graphs=way == "graphed")
         agents[way] = build_agent(config, learner, np.random.default_rng(seed))
     return agents
@@ -122,22 +118,14 @@ def difference(agent: Agent, other: Agent) -> Tensor:
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """All figures."""
-    with random_play(settings) as trainer:
-        return {"tolerance": TOLERANCE, "parity": compare(settings, trainer)}
-
-
-def compare(settings: Settings, trainer: Trainer) -> list[dict[str, Any]]:
     """The figures of every agent and precision."""
     figures = []
-    for precision in settings.precisions:
-        for name in settings.agents:
-            say(f"{name}, {precision}: {settings.updates} updates in step")
-            agents = agents_of(name, precision, settings.seed, trainer)
+    with random_play(settings) as trainer:
+        for precision, name in product(settings.precisions, settings.agents):
+            say(f"{name}, {precision}: {settings.updates} updates in step, as many apart")
+            agents, others = (agents_of(name, precision, settings.seed, trainer) for _ in range(2))
             together = in_step(agents, trainer.replay, settings.updates)
-            say(f"{name}, {precision}: {settings.updates} updates apart")
-            agents = agents_of(name, precision, settings.seed, trainer)
-            alone = apart(agents, trainer.replay, settings.updates)
+            alone = apart(others, trainer.replay, settings.updates)
             figures.append(
                 {
                     "agent": name,
@@ -148,7 +136,7 @@ def compare(settings: Settings, trainer: Trainer) -> list[dict[str, Any]]:
                     "bitwise": max(together, *alone["graphed"].values()) == 0,
                 }
             )
-    return figures
+    return {"tolerance": TOLERANCE, "parity": figures}
 
 
 def table(figures: Mapping[str, Any]) -> str:

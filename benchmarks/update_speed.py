@@ -26,7 +26,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, product
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -234,35 +234,33 @@ def measure(settings: Settings) -> dict[str, Any]:
     with random_play(settings) as trainer:
         replay, arguments = trainer.replay, network_arguments(trainer)
         copied = copy_rate(replay.device)
-        for precision in settings.precisions:
-            matrix[precision] = matrix_rate(replay.device, precision)["max"]
-            arguments |= {"precision": precision, "rng": rng}
-            one: dict[str, float] = {}
-            for learners in settings.learners:
-                learner = (
-                    Learner(DEFAULT.learner, **arguments)
-                    if learners == 1
-                    else StackedLearner(DEFAULT.learner, num_learners=learners, **arguments)
+        for precision, learners in product(settings.precisions, settings.learners):
+            if precision not in matrix:
+                matrix[precision] = matrix_rate(replay.device, precision)["max"]
+                one: dict[str, float] = {}
+            options = {**arguments, "precision": precision, "rng": rng}
+            if learners == 1:
+                learner = Learner(DEFAULT.learner, **options)
+            else:
+                learner = StackedLearner(DEFAULT.learner, num_learners=learners, **options)
+            pieces = pieces_of(learner, replay, flops, rng)
+            if learners == 1:
+                pieces = chain(pieces, whole_updates(learner, replay, flops))
+            for piece in pieces:
+                say(f"{precision}, K={learners}: {piece.name}")
+                taken = time_piece(piece.call, settings.repetitions, replay.device)
+                one.setdefault(piece.name, taken["microseconds"])
+                figures.append(
+                    {
+                        "precision": precision,
+                        "learners": learners,
+                        "piece": piece.name,
+                        **taken,
+                        "arithmetic_microseconds": 1e6 * piece.flops / matrix[precision],
+                        "bus_microseconds": 1e6 * piece.bus_bytes / copied,
+                        "over_one": taken["microseconds"] / one[piece.name],
+                    }
                 )
-                pieces = chain(
-                    pieces_of(learner, replay, flops, rng),
-                    whole_updates(learner, replay, flops) if learners == 1 else (),
-                )
-                for piece in pieces:
-                    say(f"{precision}, K={learners}: {piece.name}")
-                    taken = time_piece(piece.call, settings.repetitions, replay.device)
-                    one.setdefault(piece.name, taken["microseconds"])
-                    figures.append(
-                        {
-                            "precision": precision,
-                            "learners": learners,
-                            "piece": piece.name,
-                            **taken,
-                            "arithmetic_microseconds": 1e6 * piece.flops / matrix[precision],
-                            "bus_microseconds": 1e6 * piece.bus_bytes / copied,
-                            "over_one": taken["microseconds"] / one[piece.name],
-                        }
-                    )
     return {"matrix": matrix, "copy": copied, "pieces": figures}
 
 

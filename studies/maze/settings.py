@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import gymnasium
 import numpy as np
 
 from ebu.errors import UsageError
+from ebu.run.settings import Bounds, NotNegative, Positive
 from envs.maze import load_digits
 
 SLIP_PROBABILITY = 0.2
@@ -20,15 +22,15 @@ class StudyConfig:
     """Directory for results, tables and picture; finished settings in it are not repeated."""
     full: bool = False
     """200,000 agent steps of every agent instead of 100,000."""
-    steps: int | None = None
+    steps: Positive | None = None
     """Another number of agent steps."""
-    mazes: int = 30
+    mazes: Annotated[int, Bounds(least=2)] = 30
     """Mazes for each density."""
-    densities: tuple[int, ...] = (20, 30, 40, 50)
+    densities: tuple[Annotated[int, Bounds(least=0, most=60)], ...] = (20, 30, 40, 50)
     """Densities of walls, in per cent."""
-    seed: int = 0
+    seed: NotNegative = 0
     """Seed of everything random but the mazes."""
-    processes: int = 2
+    processes: Positive = 2
     """Settings measured at a time, each in a process of one thread."""
 
 
@@ -58,21 +60,9 @@ def settings_of(config: StudyConfig) -> list[Setting]:
     """All settings of a study. Raises `UsageError` for what cannot be studied."""
     if config.full and config.steps is not None:
         raise UsageError("--full is --steps 200000: leave one of them out")
-    steps = config.steps if config.steps is not None else 200_000 if config.full else 100_000
-    for flag, value, least in (
-        ("--steps", steps, 1),
-        ("--mazes", config.mazes, 2),
-        ("--processes", config.processes, 1),
-        ("--seed", config.seed, 0),
-        ("number of --densities", len(config.densities), 1),
-    ):
-        if value < least:
-            raise UsageError(f"{flag} must be at least {least}, but is {value}")
-    for density in config.densities:
-        if not 0 <= density <= 60:
-            raise UsageError(f"--densities must lie between 0 and 60 per cent, not {density}")
-    if len(set(config.densities)) < len(config.densities):
-        raise UsageError("--densities names a density twice")
+    if len(set(config.densities)) < len(config.densities) or not config.densities:
+        raise UsageError("--densities needs at least one density, and none of them twice")
+    steps = config.steps or (200_000 if config.full else 100_000)
     try:
         load_digits()
     except gymnasium.error.DependencyNotInstalled as error:

@@ -47,9 +47,3 @@ def test_what_does_not_fit_is_refused() -> None:
     for action in (-1, 2, 0.5):
         with pytest.raises(gymnasium.error.InvalidAction, match=str(action)):
             env.step(action)  # type: ignore[arg-type]
-
-
-def test_it_shows_the_current_state_in_brackets() -> None:
-    env: gymnasium.Env[Any, Any] = gymnasium.make("ebu/Chain-v0", render_mode="ansi")
-    play(env, [RIGHT])
-    assert env.render() == " s1 [s2] s3  s4  s5 "

@@ -132,15 +132,6 @@ def test_a_film_has_a_picture_of_the_start_and_one_after_each_action() -> None:
     assert (env.state_dict()["journal"]["actions"] == before).all()
 
 
-@pytest.mark.parametrize(("game", "height"), [("pong", 210), ("air_raid", 250)])
-def test_a_film_can_be_left_early_or_show_the_first_frame_alone(game: str, height: int) -> None:
-    env = AtariVector(game, 1, seed=1, num_threads=1)
-    env.reset()
-    no_actions = np.empty(0, dtype=np.int64)
-    assert [picture.shape for picture in film(env, 0, no_actions, 0, 0)] == [(height, 160, 3)]
-    assert next(film(env, 0, np.zeros(50, dtype=np.int64), 0, 50)).shape == (height, 160, 3)
-
-
 @pytest.mark.parametrize(
     ("start", "stop", "words"), [(3, 50, "begins at 3"), (0, 30, "ends at 30")]
 )

@@ -88,15 +88,6 @@ def test_actions_may_begin_anywhere() -> None:
         env.send(np.array([5, 5, 5]))
 
 
-def test_the_time_limit_truncates() -> None:
-    env = GymnasiumVector("TinyEndless-v0", 2, seed=5)
-    env.reset()
-    steps = play(env, actions_for(env, 20))
-    assert [t for t, step in enumerate(steps) if step.truncated.all()] == [5, 12, 19]
-    assert [t for t, step in enumerate(steps) if step.started.all()] == [6, 13]
-    assert not any(step.terminated.any() for step in steps)
-
-
 def test_a_game_over_at_the_time_limit_is_terminated_also_after_a_reset() -> None:
     env = GymnasiumVector("TinyLast-v0", 1, seed=5)
     for _ in range(2):

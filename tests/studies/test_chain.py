@@ -11,14 +11,13 @@ import scipy.stats
 
 from ebu.errors import UsageError
 from studies.chain.__main__ import main
-from studies.chain.report import record, table, visited
+from studies.chain.report import record, table
 from studies.chain.study import (
     CHAINS,
     CONFIDENCE,
     Curve,
     Settings,
     measure,
-    stored_episode,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,15 +57,6 @@ def assert_binomial(curve: Curve, exact: np.ndarray) -> None:
     for learnt, probability in zip(curve.learnt, exact, strict=True):
         pvalue = scipy.stats.binomtest(int(learnt), curve.runs, float(probability)).pvalue
         assert pvalue > ERROR_RATE / len(exact)
-
-
-def test_the_stored_episode_has_one_wrong_turn() -> None:
-    assert visited(4) == "s1 s2 s3 s2 s3 s4"
-    assert visited(5) == "s1 s2 s3 s2 s3 s4 s5"
-    episode = stored_episode(4)
-    assert episode.actions.tolist() == [1, 1, 0, 1, 1]
-    assert episode.rewards.tolist() == [0, 0, 0, 0, 1]
-    assert episode.terminated.tolist() == [False] * 4 + [True]
 
 
 @pytest.mark.parametrize(("num_states", "updates"), [(4, 5), (5, 6)])
