@@ -159,8 +159,8 @@ def write(context: dict[str, Any], parts: dict[str, PartResult], path: Path) -> 
     """Write what there is to the results file and the tables; returns these."""
     lines = [f"# Benchmarks on {context['machine']['gpu'] or context['machine']['cpu']}\n"]
     for title, fields in context.items():
-        told = ", ".join(f"{key} {value}" for key, value in fields.items())
-        lines.append(f"{title}: {told}\n")
+        line = ", ".join(f"{key} {value}" for key, value in fields.items())
+        lines.append(f"{title}: {line}\n")
     for name, (entry, tables) in parts.items():
         lines.append(f"## {name}\n\n    {entry['command']}\n")
         lines.append(tables or f"failed: {entry['error']}\n")
@@ -183,8 +183,8 @@ def run_parts(parts: Sequence[Part], context: dict[str, Any], minutes: float, pa
         say(f"{number + 1}/{len(parts)}  {part.name}: at most {seconds:.0f} s")
         result = done[part.name] = run_part(part, seconds)
         text = write(context, done, path)
-        told = result.entry.get("error", f"done in {result.entry['seconds']:.0f} s")
-        say(f"{number + 1}/{len(parts)}  {part.name}: {told}")
+        line = result.entry.get("error", f"done in {result.entry['seconds']:.0f} s")
+        say(f"{number + 1}/{len(parts)}  {part.name}: {line}")
     failed = [name for name, result in done.items() if "error" in result.entry]
     if failed:
         raise EbuError(f"failed: {'; '.join(failed)}; all else is in {path}")

@@ -9,7 +9,7 @@ which shows what kernels that add in any order leave to chance. Two comparisons 
 - in step: before every update `eager` takes over the state of `graphed`, so that each update is
   compared by itself;
 - apart: nothing is copied. Differences in the last bit grow with every update, so only their
-  absence tells something: with --deterministic, and on the CPU, all bits must be equal.
+  absence says something: with --deterministic, and on the CPU, all bits must be equal.
 
 The results file holds `tolerance` and `parity`, a list of one entry for each `agent` and
 `precision`. Differences are norms over all weights, relative to that of the weights: `in_step`, the

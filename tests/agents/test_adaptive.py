@@ -1,4 +1,4 @@
-"""Adaptive EBU: who plays when, whose networks are copied when, and what each learner learns."""
+"""Adaptive EBU: which learner acts, whose weights are copied when, what each learner learns."""
 
 import contextlib
 import io
@@ -77,54 +77,45 @@ def states_of(count: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-# --- who plays ------------------------------------------------------------------------------
+# --- which learner acts ----------------------------------------------------------------------
 
 
 def test_a_game_that_starts_takes_the_next_learner() -> None:
-    rotation = ActingLearners(3)
-    rotation.add(reset(4))
-    assert rotation.players.tolist() == [0, 1, 2, 0]
-    rotation.add(step([0, 0, 0, 0], over=(2,)))
-    assert rotation.players.tolist() == [0, 1, 2, 0]
-    rotation.add(step([0, 0, 0, 0], started=(2,), cut=(0, 3)))
-    assert rotation.players.tolist() == [0, 1, 1, 0]
+    acting = ActingLearners(3)
+    acting.add(reset(4))
+    assert acting.players.tolist() == [0, 1, 2, 0]
+    acting.add(step([0, 0, 0, 0], over=(2,)))
+    assert acting.players.tolist() == [0, 1, 2, 0]
+    acting.add(step([0, 0, 0, 0], started=(2,), cut=(0, 3)))
+    assert acting.players.tolist() == [0, 1, 1, 0]
     # Of those that start at the same time the one with the lower index comes first.
-    rotation.add(step([0, 0, 0, 0], started=(0, 3)))
-    assert rotation.players.tolist() == [2, 1, 1, 0]
-
-
-def test_a_lost_life_is_no_new_game() -> None:
-    rotation = ActingLearners(3)
-    rotation.add(reset(2))
-    rotation.add(step([2, 0], life_lost=(0, 1)))
-    rotation.add(step([3, 0], over=(0,)))
-    assert rotation.players.tolist() == [0, 1]
-    assert rotation.scores() == {0: 5.0}
+    acting.add(step([0, 0, 0, 0], started=(0, 3)))
+    assert acting.players.tolist() == [2, 1, 1, 0]
 
 
 # --- scores ---------------------------------------------------------------------------------
 
 
 def test_scores_are_mean_returns_of_whole_games_in_raw_rewards() -> None:
-    rotation = ActingLearners(2)
-    rotation.add(reset(3))  # learners 0, 1, 0
-    rotation.add(step([10, -4, 1], over=(0,)))
-    assert rotation.scores() == {0: 10.0}
-    rotation.add(step([0, -4, 1], started=(0,), cut=(2,)))  # learner 1 in environment 0
-    assert rotation.scores() == {0: 6.0}
-    rotation.add(step([3, 0, 0], started=(2,), over=(0, 1)))
-    assert rotation.scores() == {0: 6.0, 1: -2.5}
-    assert rotation.agent_steps == 7
+    acting = ActingLearners(2)
+    acting.add(reset(3))  # learners 0, 1, 0
+    acting.add(step([10, -4, 1], over=(0,)))
+    assert acting.scores() == {0: 10.0}
+    acting.add(step([0, -4, 1], started=(0,), cut=(2,)))  # learner 1 in environment 0
+    assert acting.scores() == {0: 6.0}
+    acting.add(step([3, 0, 0], started=(2,), over=(0, 1)))
+    assert acting.scores() == {0: 6.0, 1: -2.5}
+    assert acting.agent_steps == 7
 
 
-def test_a_game_that_goes_on_when_scores_begin_anew_counts_whole_at_its_end() -> None:
-    rotation = ActingLearners(2)
-    rotation.add(reset(1))
-    rotation.add(step([5]))
-    rotation.forget_scores()
-    assert rotation.scores() == {}
-    rotation.add(step([1], over=(0,)))
-    assert rotation.scores() == {0: 6.0}
+def test_a_game_in_progress_when_scores_are_reset_counts_whole_at_its_end() -> None:
+    acting = ActingLearners(2)
+    acting.add(reset(1))
+    acting.add(step([5]))
+    acting.forget_scores()
+    assert acting.scores() == {}
+    acting.add(step([1], over=(0,)))
+    assert acting.scores() == {0: 6.0}
 
 
 def test_the_mean_decides_and_not_the_sum_or_the_best_game() -> None:
@@ -186,7 +177,7 @@ def test_at_the_interval_all_take_the_networks_of_the_best(precision: str) -> No
     assert not torch.equal(values[1], target_values[1])
 
 
-def test_scores_begin_anew_after_a_copy_and_intervals_too() -> None:
+def test_a_copy_resets_scores_and_the_interval() -> None:
     agent = adaptive_of(copy_every_steps=2)
     agent.observe(reset(1))
     agent.observe(step([1], over=(0,)))

@@ -103,7 +103,7 @@ def test_mixed_minibatches_hold_consecutive_transitions_of_each_segment() -> Non
     assert trained(learner, agent, played.replay, 5) == [
         rows(1, 13, 20) | rows(2, 9, 16) | rows(3, 33, 40) | rows(4, 17, 24),
         rows(1, 5, 12) | rows(2, 1, 8) | rows(3, 25, 32) | rows(4, 9, 16),
-        # What is used up is replaced by the next draw, which goes on where it got to.
+        # A draw that is used up is replaced by the next one, which continues where it was left.
         rows(1, 1, 4) | rows(5, 27, 30) | rows(6, 10, 17) | rows(3, 17, 24) | rows(4, 1, 8),
         rows(5, 19, 26) | rows(6, 2, 9) | rows(3, 9, 16) | rows(7, 1, 8),
         rows(5, 11, 18) | rows(6, 1, 1) | rows(8, 20, 26) | rows(3, 1, 8) | rows(9, 2, 9),

@@ -184,7 +184,7 @@ def test_bfloat16_is_near_float32_and_is_not_float32() -> None:
 @pytest.mark.parametrize("frame_shape", [(6,), (36, 36)], ids=["flat", "image"])
 @pytest.mark.parametrize("updates_before", [0, 5])
 @pytest.mark.parametrize("average_updates", [0, 4])
-def test_a_restored_learner_goes_on_bit_for_bit(
+def test_a_restored_learner_continues_bit_for_bit(
     tmp_path: Path,
     optimizer: str,
     precision: str,

@@ -315,56 +315,10 @@ def test_each_state_gets_the_values_of_its_learner(
     torch.testing.assert_close(values, expected, **ROUNDED[precision])
 
 
-@PRECISIONS
-def test_values_weights_and_gradients_are_float32_in_any_precision(precision: str) -> None:
-    frame_shape = (36, 36)
-    stacked = stacked_of(precision=precision, frame_shape=frame_shape)
-    batch = minibatch(0, frame_shape=frame_shape)
-    tensors = [*stacked.update(*batch), stacked.values(batch[0]), stacked.target_values(batch[0])]
-    assert not any(tensor.requires_grad for tensor in tensors)
-    tensors += [*stacked.online.parameters(), *stacked.target.parameters()]
-    tensors += [weight.grad for weight in stacked.online.parameters() if weight.grad is not None]
-    assert {tensor.dtype for tensor in tensors} == {torch.float32}
-
-
-@PRECISIONS
-def test_copied_networks_are_those_of_the_source_and_averages_stay(precision: str) -> None:
-    frame_shape = (36, 36)
-    stacked = stacked_of(precision=precision, frame_shape=frame_shape, target_sync_updates=2)
-    trained(stacked, 3, frame_shape)
-    before = {name: value.clone() for name, value in _flat(stacked.state_dict()).items()}
-    states = states_of(50, 5, frame_shape)
-    online, target = stacked.values(states)[1], stacked.target_values(states)[1]
-    stacked.copy_weights(1)
-    for name, value in _flat(stacked.state_dict()).items():
-        if name.startswith("optimizer"):
-            assert torch.equal(value, before[name])
-        else:
-            assert all(torch.equal(of_one, before[name][1]) for of_one in value)
-    for values, expected in (
-        (stacked.values(states), online),
-        (stacked.target_values(states), target),
-    ):
-        assert torch.equal(values[1], expected)
-        # In one pass the others lie elsewhere in a product, and may be summed in another order.
-        torch.testing.assert_close(values, expected.expand_as(values), **ROUNDED[precision])
-    assert not torch.allclose(online, target, **ROUNDED[precision])
-
-
-def _flat(state: dict[str, Any], path: str = "") -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if isinstance(value, dict):
-            tensors |= _flat(value, f"{path}{key}/")
-        elif isinstance(value, Tensor):
-            tensors[path + key] = value
-    return tensors
-
-
 @OPTIMIZERS
 @PRECISIONS
 @FRAME_SHAPES
-def test_restored_learners_go_on_bit_for_bit(
+def test_restored_learners_continue_bit_for_bit(
     tmp_path: Path, optimizer: str, precision: str, frame_shape: tuple[int, ...]
 ) -> None:
     settings: dict[str, Any] = {

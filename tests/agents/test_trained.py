@@ -200,10 +200,8 @@ def test_what_is_no_run_directory_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        "",
-        "[]",
         "{",
-        '{"settings": {}, "environment": []}',
+        "[]",
         '{"settings": {}, "environment": {}}',
         '{"settings": {"network": "nature"}, "environment": {"num_actions": 5}}',
     ],

@@ -60,7 +60,7 @@ def test_a_frame_the_environment_writes_over_stays_as_it_was() -> None:
     assert shown(frames.stacks) == [[0, 0, 1], [0, 0, 5]]
 
 
-def test_a_restored_stack_goes_on() -> None:
+def test_a_restored_stack_continues() -> None:
     frames, restored = stack_of(), stack_of()
     frames.push(frame(1, 5), started(1, 1))
     frames.push(frame(2, 6), started(0, 0))

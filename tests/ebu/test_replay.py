@@ -187,7 +187,7 @@ def test_neighbours_are_joined_by_what_the_model_holds(scene: Any, before: int, 
             expected = all((k, stream) in stored for k in way)
             assert joined[row, column] == expected
             assert around[row, column] == (step + offset if expected else step)
-    # Unstored steps are told apart, for whoever asks about many.
+    # Queried many at once, `stored` agrees with `is_stored`.
     every = np.arange(-1, replay.num_steps + 1)
     for stream in range(replay.num_streams):
         mask = replay.stored(every, np.full(len(every), stream))

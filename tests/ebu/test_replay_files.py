@@ -87,19 +87,19 @@ def test_saved_and_loaded_continues_like_one_never_saved(
     used_before: Any,
     seed: int,
 ) -> None:
-    kept = make_replay(stack=stack, frame_dtype=frame_dtype)
-    model = Model(kept)
+    original = make_replay(stack=stack, frame_dtype=frame_dtype)
+    model = Model(original)
     rng = np.random.default_rng(seed)
     rows = play(rng, 3, (2, 3), frame_dtype, Chances(left=0.05))
     for row in islice(rows, appends):
         model.append(row)
-        kept.append(*row)
+        original.append(*row)
 
     directory = tmp_path_factory.mktemp("frames")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ebu.replay_files, "_CHUNK_BYTES", chunk_bytes)
-        state = kept.state_dict()
-        kept.write_frames(directory)
+        state = original.state_dict()
+        original.write_frames(directory)
         # Loading into a memory that has been in use, as after a damaged checkpoint.
         settings_ = {"stack": stack, "frame_dtype": frame_dtype}
         loaded = filled(77, **settings_) if used_before else make_replay(**settings_)
@@ -109,17 +109,19 @@ def test_saved_and_loaded_continues_like_one_never_saved(
 
     for row in islice(rows, further):
         model.append(row)
-        for replay in (kept, loaded):
+        for replay in (original, loaded):
             replay.append(*row)
-        assert stored_segments(loaded) == stored_segments(kept)
-        if kept.num_transitions:
+        assert stored_segments(loaded) == stored_segments(original)
+        if original.num_transitions:
             number = int(rng.integers(2**31))
-            drawn = [r.draw_transitions(np.random.default_rng(number), 6) for r in (kept, loaded)]
+            drawn = [
+                r.draw_transitions(np.random.default_rng(number), 6) for r in (original, loaded)
+            ]
             np.testing.assert_array_equal(drawn[0], drawn[1])
             assert_gathers(loaded, model, list(zip(*drawn[1], strict=True)))
     assert_holds(loaded, model)
-    assert loaded.statistics() == kept.statistics()
-    assert_same_state(loaded.state_dict(), kept.state_dict())
+    assert loaded.statistics() == original.statistics()
+    assert_same_state(loaded.state_dict(), original.state_dict())
 
 
 def test_saving_changes_nothing(tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_saving_changes_nothing(tmp_path: Path) -> None:
     assert_same_state(one.state_dict(), other.state_dict())
 
 
-def test_a_standing_picture_takes_little_room(tmp_path: Path) -> None:
+def test_an_unchanging_picture_compresses_well(tmp_path: Path) -> None:
     """A picture of noise on which one object moves: nothing but repetition to find."""
     replay = make_replay(capacity=400, num_streams=2, frame_shape=(84, 84))
     picture = np.random.default_rng(0).integers(256, size=(84, 84), dtype=np.uint8)

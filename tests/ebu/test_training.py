@@ -317,7 +317,7 @@ def test_a_run_stopped_in_its_evaluation_of_the_end_is_not_finished(tmp_path: Pa
     assert [line["frames"] for line in lines(tmp_path, "evaluations.jsonl")] == [100]
 
 
-def test_an_evaluation_that_was_stopped_is_repeated_when_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_stopped_evaluation_is_repeated_on_resume(tmp_path: Path) -> None:
     env = MadeUpGames(1, games_of([9]))
     stopped = Judge()
     trainer = trainer_in(tmp_path, env, Onlooker(), evaluate=stopped, eval_every_frames=200)

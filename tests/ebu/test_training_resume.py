@@ -1,4 +1,4 @@
-"""A run in parts, killed, stopped or saved at any moment ends as one that went straight through."""
+"""A run in parts, killed, stopped or saved at any step ends as one run in one go."""
 
 import functools
 from collections.abc import Callable

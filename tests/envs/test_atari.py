@@ -58,21 +58,6 @@ def test_a_game_without_lives_reports_no_lost_life(game: str) -> None:
     assert sum(int(step.truncated[0]) for step in steps) == 2
 
 
-def test_a_reset_starts_games() -> None:
-    env = make("breakout", 3)
-    step = env.reset()
-    assert step.frames.shape == (3, *env.frame_shape) == (3, 84, 84)
-    assert step.frames.dtype == env.frame_dtype == np.uint8
-    assert step.rewards.dtype == np.float32
-    assert step.started.all()
-    for flags in (step.terminated, step.truncated, step.life_lost):
-        assert flags.dtype == step.started.dtype == bool
-        assert flags.shape == step.started.shape == step.rewards.shape == (3,)
-        assert not flags.any()
-    assert not step.rewards.any()
-    assert (env.stack, env.frames_per_step, env.num_actions) == (4, 4, 4)
-
-
 @pytest.mark.parametrize("sticky", [0.0, 0.25])
 def test_the_row_after_a_game_starts_the_next_and_ignores_its_action(sticky: float) -> None:
     env, other = (make("pong", 1, repeat_action_probability=sticky) for _ in range(2))

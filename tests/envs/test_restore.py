@@ -48,7 +48,7 @@ def play_and_save(
     return steps, states
 
 
-def telling_moments(steps: list[VectorStep], states: list[dict[str, Any]]) -> dict[str, int]:
+def critical_steps(steps: list[VectorStep], states: list[dict[str, Any]]) -> dict[str, int]:
     """The steps after which a restore could go wrong; the last of each kind but one."""
     seedings = [int(state["journal"]["seedings"].sum()) for state in states]
     kinds = {
@@ -58,11 +58,11 @@ def telling_moments(steps: list[VectorStep], states: list[dict[str, Any]]) -> di
         "just reseeded": [t for t in range(1, len(steps)) if seedings[t] > seedings[t - 1]],
         "before reseeding": [t - 1 for t in range(1, len(steps)) if seedings[t] > seedings[t - 1]],
     }
-    moments = {"at the reset": 0}
+    steps_of = {"at the reset": 0}
     for kind, candidates in kinds.items():
         assert len(candidates) >= 2, kind
-        moments[kind] = candidates[-2]
-    return moments
+        steps_of[kind] = candidates[-2]
+    return steps_of
 
 
 @pytest.mark.parametrize(
@@ -89,14 +89,14 @@ def test_a_state_continues_bit_for_bit_in_a_new_process(
     env = make(*construction)
     actions = actions_for(env, 400)
     steps, states = play_and_save(env, actions)
-    for moment, t in telling_moments(steps, states).items():
+    for when, t in critical_steps(steps, states).items():
         there = elsewhere.submit(
             continue_from, construction, states[t], actions[t : t + 150]
         ).result()
         try:
             assert_same(steps[t + 1 : t + 151], there)
         except AssertionError as error:
-            raise AssertionError(f"{moment}, step {t}: {error}") from None
+            raise AssertionError(f"{when}, step {t}: {error}") from None
 
 
 def test_a_state_at_the_time_limit_continues(elsewhere: ProcessPoolExecutor) -> None:

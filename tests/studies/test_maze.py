@@ -13,7 +13,7 @@ from ebu.errors import EbuError, UsageError
 from ebu.targets import backward_targets_loop
 from envs.maze import GOAL, ManyMazes, ManySteps, Maze, load_digits
 from studies.maze.__main__ import main
-from studies.maze.evaluation import best_length, evaluate
+from studies.maze.evaluation import best_length
 from studies.maze.learners import METHODS, MazeLearners, MazeLearningConfig, Memory
 from studies.maze.settings import Setting, StudyConfig, settings_of
 from studies.maze.study import made_with, measure, read_result, run_setting, run_settings
@@ -200,42 +200,7 @@ def test_the_best_policy_needs_the_shortest_path_or_what_slips_cost() -> None:
             assert best_length(maze, slip, epsilon) == pytest.approx(steps[0], rel=1e-6)
 
 
-class Walker:
-    """Stands for trained learners: knows the way in every maze, or always goes up."""
-
-    def __init__(self, mazes: list[Maze], epsilon: float, *, knows: bool) -> None:
-        self.epsilon = epsilon
-        digits = load_digits()
-        self.labels = np.repeat(np.arange(10), digits.number)
-        best = np.zeros((len(METHODS) * len(mazes), 100), dtype=int)
-        for i, maze in enumerate(mazes * len(METHODS)):
-            values = np.zeros(100)
-            for _ in range(100):
-                ahead = np.where(maze.next_cells == GOAL, 1.0, 0.9 * values[maze.next_cells])
-                values = ahead.max(axis=1)
-            best[i] = ahead.argmax(axis=1) if knows else 0
-        self.best = best
-
-    def greedy(self, images: np.ndarray) -> np.ndarray:
-        x, y = np.moveaxis(self.labels[images], -1, 0)
-        return np.take_along_axis(self.best, 10 * y + x, axis=1)
-
-
-def test_relative_lengths_of_those_who_know_the_way_and_of_those_who_never_arrive() -> None:
-    mazes = [Maze.draw(0.3, index) for index in range(2)]
-    setting = Setting(30, False, 0, 2, 0)
-    greedy, exploring = evaluate(Walker(mazes, 0.25, knows=True), mazes, setting)  # type: ignore[arg-type]
-    assert greedy == {method: [1.0, 1.0] for method in METHODS}
-    # The mean of ten games; its expectation is that of the best policy.
-    best = [best_length(maze, 0.0, 0.25) / maze.shortest_path for maze in mazes]
-    assert exploring["ebu-1"] == pytest.approx(best, rel=0.25)
-    assert exploring["ebu-1"] == exploring["one-step"]
-    greedy, _ = evaluate(Walker(mazes, 0.0, knows=False), mazes, setting)  # type: ignore[arg-type]
-    capped = [pytest.approx(1_000 / maze.shortest_path, rel=1e-4) for maze in mazes]
-    assert greedy == dict.fromkeys(METHODS, capped)
-
-
-def test_a_study_goes_on_and_ends_with_tables_and_a_picture(
+def test_a_study_resumes_and_ends_with_tables_and_a_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = StudyConfig(tmp_path, steps=STEPS, mazes=2, densities=(30,))
