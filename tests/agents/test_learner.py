@@ -91,15 +91,6 @@ def test_constant_gradients_leave_no_variance_below_zero() -> None:
     assert np.isfinite(moved).all()
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_settings_reach_the_optimizer(name: str) -> None:
-    learner = learner_of(optimizer=name, learning_rate=3e-3, optimizer_epsilon=0.02)
-    (group,) = learner.optimizer.param_groups
-    assert group["lr"] == 3e-3
-    assert group["epsilon" if name == "rmsprop" else "eps"] == 0.02
-    assert name != "rmsprop" or group["rho"] == 0.95
-
-
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

@@ -9,63 +9,29 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebu.evaluation import (
-    Evaluation,
-    evaluate,
-    summarise,
-)
+from ebu.evaluation import Evaluation, evaluate, summarise
 from envs import VectorStep
+from tests.made_up import Game, MadeUpGames, games_of
 
 
-class Scripted:
+class Scripted(MadeUpGames):
     """Games of given lengths in which every step earns 1, whatever is played.
 
-    The frame of a step is [number of the game, step in the game], counted from 1. Negative
-    lengths are games cut by the time limit. An environment repeats its last game for ever.
+    Negative lengths are games cut by the time limit. An environment repeats its last game for ever.
     """
 
-    num_actions, stack, frames_per_step = 3, 3, 4
-    frame_shape, frame_dtype = (2,), np.dtype(np.float32)
-
     def __init__(self, lengths: Sequence[Sequence[int]]) -> None:
-        self.lengths = lengths
-        self.num_envs = len(lengths)
+        games = [[Game(abs(length), length < 0) for length in row] for row in lengths]
+        super().__init__(len(lengths), games_of(*games))
         self.received: list[np.ndarray] = []
 
-    def reset(self) -> VectorStep:
-        self.game = np.zeros(self.num_envs, dtype=int)
-        self.step = np.full(self.num_envs, -1)
-        return self._row(np.ones(self.num_envs, dtype=bool))
-
-    def _length(self, j: int) -> int:
-        return self.lengths[j][min(int(self.game[j]), len(self.lengths[j]) - 1)]
-
-    def _row(self, started: np.ndarray) -> VectorStep:
-        self.step = np.where(started, 0, self.step + 1)
-        lengths = np.array([self._length(j) for j in range(self.num_envs)])
-        self.over = self.step == np.abs(lengths)
-        none = np.zeros(self.num_envs, dtype=bool)
-        frames = np.stack([self.game + 1, self.step + 1], axis=1).astype(np.float32)
-        rewards = (~started).astype(np.float32)
-        return VectorStep(
-            frames, rewards, self.over & (lengths > 0), self.over & (lengths < 0), none, started
-        )
-
     def send(self, actions: np.ndarray) -> None:
-        assert actions.shape == (self.num_envs,)
-        assert actions.dtype == np.int64
+        super().send(actions)
         self.received.append(actions)
 
     def recv(self) -> VectorStep:
-        self.game = self.game + self.over
-        return self._row(self.over.copy())
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
+        row = super().recv()
+        return row._replace(rewards=(~row.started).astype(np.float32))
 
 
 class Player:
@@ -155,7 +121,7 @@ def test_the_actions_of_each_game_are_found_among_all_that_were_sent() -> None:
 def test_stacks_hold_zeros_before_a_game_and_never_the_game_before() -> None:
     player = Player()
     play(Scripted([[2, 2]]), 2, act=player)
-    stacks = torch.cat(player.stacks)[:, :, 0]  # the game's number in each frame of the stack
+    stacks = torch.cat(player.stacks)[:, :, 1]  # the game's number in each frame of the stack
     assert stacks.tolist() == [[0, 0, 1], [0, 1, 1], [1, 1, 1], [0, 0, 2], [0, 2, 2]]
 
 
@@ -174,7 +140,7 @@ def test_environments_that_are_done_need_no_actions() -> None:
     play(env, 2, act=player)
     assert [len(stacks) for stacks in player.stacks] == [2, 2, 1, 1, 1]
     assert [actions[0] for actions in env.received[2:]] == [0, 0, 0]
-    assert player.stacks[-1][0, :, 1].tolist() == [3, 4, 5]
+    assert player.stacks[-1][0, :, 2].tolist() == [3, 4, 5]
 
 
 @pytest.mark.parametrize("steps", [0, 7])

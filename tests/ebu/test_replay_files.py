@@ -23,6 +23,7 @@ from tests.ebu.replay_model import (
     play,
     stored_segments,
 )
+from tests.made_up import same
 
 
 def make_replay(**changes: Any) -> EpisodicReplay:
@@ -49,22 +50,6 @@ def filled(appends: int, seed: int = 0, **changes: Any) -> EpisodicReplay:
     for row in islice(rows, appends):
         replay.append(*row)
     return replay
-
-
-def assert_same_state(one: Any, other: Any) -> None:
-    assert type(one) is type(other)
-    if isinstance(one, dict):
-        assert list(one) == list(other)
-        for key in one:
-            assert_same_state(one[key], other[key])
-    elif isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype
-        assert torch.equal(one, other)
-    elif isinstance(one, np.ndarray):
-        assert one.dtype == other.dtype
-        np.testing.assert_array_equal(one, other)
-    else:
-        assert one == other
 
 
 @given(
@@ -121,18 +106,18 @@ def test_saved_and_loaded_continues_like_one_never_saved(
             assert_gathers(loaded, model, list(zip(*drawn[1], strict=True)))
     assert_holds(loaded, model)
     assert loaded.statistics() == original.statistics()
-    assert_same_state(loaded.state_dict(), original.state_dict())
+    assert same(loaded.state_dict(), original.state_dict())
 
 
 def test_saving_changes_nothing(tmp_path: Path) -> None:
     one, other = filled(50), filled(50)
     one.state_dict()
     one.write_frames(tmp_path)
-    assert_same_state(one.state_dict(), other.state_dict())
+    assert same(one.state_dict(), other.state_dict())
     for row in islice(play(np.random.default_rng(1), 3, (2, 3), torch.uint8, Chances()), 20):
         one.append(*row)
         other.append(*row)
-    assert_same_state(one.state_dict(), other.state_dict())
+    assert same(one.state_dict(), other.state_dict())
 
 
 def test_an_unchanging_picture_compresses_well(tmp_path: Path) -> None:

@@ -190,19 +190,6 @@ def test_extreme_values_give_no_nan(value: float) -> None:
                 assert_close(scan, backward_targets_loop(**problem, gamma=gamma, beta=beta))
 
 
-def test_integer_rewards_and_half_precision_values() -> None:
-    problem = {
-        "rewards": torch.tensor([1, 0, -2], dtype=torch.int32),
-        "next_values": HAND["next_values"].half(),
-        "actions": HAND["actions"].int(),
-        "terminated": torch.tensor(True),
-    }
-    assert_close(
-        backward_targets(**problem, gamma=0.5, beta=0.5),
-        backward_targets_loop(**problem, gamma=0.5, beta=0.5),
-    )
-
-
 @st.composite
 def padded(draw: st.DrawFn) -> Any:
     problem = draw(problems())
