@@ -114,8 +114,8 @@ def run_python(args: list[str]) -> NoReturn:
             skip("there is no GPU here")
         if "kegnet" in args:
             skip("five minutes, and no flag for the updates of the generators")
-        if "sb3" in args and not _has_benchmarks():
-            skip("Stable-Baselines3 is not installed here")
+        if {"sb3", "benchmarks.env_speed"} & set(args) and not _has_benchmarks():
+            skip("Stable-Baselines3 and OpenCV are not installed here")
         if "--render" in args and "DISPLAY" not in os.environ:
             if not (shutil.which("xvfb-run") and util.find_spec("_tkinter")):
                 skip("there is no display here, or no xvfb-run and Tk to do without")
@@ -155,7 +155,7 @@ def run_tensorboard(args: list[str]) -> NoReturn:
 
 
 def _has_benchmarks() -> bool:
-    return util.find_spec("stable_baselines3") is not None
+    return all(map(util.find_spec, ("stable_baselines3", "cv2")))
 
 
 def skip(reason: str) -> NoReturn:
