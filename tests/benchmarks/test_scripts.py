@@ -30,6 +30,8 @@ SMALL = {
         "--window 40 --warmup-updates 2 --learning-starts 100 --replay-capacity 2000 --device cpu"
     ),
 }
+LONG = ("parity", "update_speed", "train_speed")
+"""Ten seconds and more of processor time each; their parts have quick tests."""
 HEADINGS = {
     "replay_speed": ("microseconds", "memory", "checkpoint"),
     "target_speed": ("targets",),
@@ -68,7 +70,7 @@ def numbers(figures: Any) -> Iterator[float]:
 
 @pytest.mark.parametrize(
     "script",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name == "update_speed")) for name in SMALL],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in SMALL],
 )
 def test_a_benchmark_measures_and_reports(script: str, tmp_path: Path) -> None:
     report = run_small(script, tmp_path)
