@@ -70,17 +70,13 @@ class Contender:
     deterministic: bool = False
     processes: bool = False
 
-    def kind(self, usual_precision: str = "float32") -> str:
-        """The trainer, and what is unusual about it."""
-        words = [self.trainer]
-        words += [self.precision] if self.precision != usual_precision else []
-        words += ["deterministic"] if self.deterministic else []
-        return " ".join(words)
-
     @property
     def name(self) -> str:
         """Its name in the table."""
-        return f"{self.kind()}, N={self.num_envs}" + (" in processes" if self.processes else "")
+        words = [self.trainer]
+        words += [self.precision] if self.precision != "float32" else []
+        words += ["deterministic"] if self.deterministic else []
+        return f"{' '.join(words)}, N={self.num_envs}" + " in processes" * self.processes
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,21 @@ The results file holds `rounds` (of each run `seconds`, `frames`, `updates`, and
 
 | key | meaning |
 | --- | --- |
-| speeds | `frames_per_second`, `updates_per_second`, `of_limit`: `min`, `median`, `max` |
-| stages | of ours: median `shares` and `seconds_per_million_frames`; `target_passes` and |
+| runs | of each run, over the rounds: |
+| · frames_per_second, updates_per_second | `min`, `median`, `max` |
+| · of_limit | of ours: frames/s over those that its arithmetic alone would allow |
+| · shares, seconds_per_million_frames | of ours: medians of each stage; `target_passes` and |
 | | `targets` are parts of `learning` |
-| limits | of each precision: `frames_per_second`, `seconds_per_million_frames` of each stage |
-| ratios | of ours: frames/s over those of SB3's fastest in the same round |
-| deterministic | of ours: frames/s with --deterministic over those without it |
-| evaluation | of ours: `seconds` of the longest evaluation of the default preset, its `share` |
+| · over_sb3, over_usual | of ours: frames/s over those of SB3's fastest in the same round; with |
+| | --deterministic over those without it |
+| · evaluation | of ours: `seconds` of the longest evaluation of the default preset, its `share` |
 | | of a run at this speed, and the run's `frames_per_second` with it |
+| limits | of each precision: `frames_per_second`, `seconds_per_million_frames` of each stage |
 """
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -170,63 +172,48 @@ def summarise(rounds: list[Round], settings: Settings) -> dict[str, Any]:
     """The figures over all rounds, as the head of this file lists them."""
     per_step = settings.updates_per_step
     cores = min(settings.threads, settings.num_envs, all_cores())
-    figures: dict[str, Any] = {
-        "speeds": {
-            name: {
-                "frames_per_second": spread(each.speed(name) for each in rounds),
-                "updates_per_second": spread(
-                    each.windows[name].updates / each.windows[name].seconds for each in rounds
-                ),
-            }
-            for name in rounds[0].windows
-        },
-        "stages": {},
-        "limits": {
-            precision: {
-                "frames_per_second": spread(
-                    each.limits.frames_per_second(precision, per_step) for each in rounds
-                ),
-                "seconds_per_million_frames": medians(
-                    each.limits.seconds_per_million_frames(precision, per_step, cores)
-                    for each in rounds
-                ),
-            }
-            for precision in settings.precisions
-        },
-        "ratios": {},
-        "deterministic": {},
-        "evaluation": {},
-    }
-    for run in settings.ours:
-        name, speeds = run.name, figures["speeds"][run.name]
-        speeds["of_limit"] = spread(
-            each.speed(name) / each.limits.frames_per_second(run.precision, per_step)
+    peers = [peer.name for peer in settings.theirs]
+    runs: dict[str, dict[str, Any]] = {}
+    for run in settings.ours + settings.theirs:
+        windows = [each.windows[run.name] for each in rounds]
+        runs[run.name] = figures = {
+            "frames_per_second": spread(each.speed(run.name) for each in rounds),
+            "updates_per_second": spread(each.updates / each.seconds for each in windows),
+        }
+        if run.name in peers:
+            continue
+        figures["of_limit"] = spread(
+            each.speed(run.name) / each.limits.frames_per_second(run.precision, per_step)
             for each in rounds
         )
-        windows = [each.windows[name] for each in rounds]
-        figures["stages"][name] = {
-            "shares": medians(divide(window.stages, window.seconds) for window in windows),
+        figures["shares"] = medians(divide(each.stages, each.seconds) for each in windows)
+        figures["seconds_per_million_frames"] = medians(
+            divide(each.stages, each.frames / 1e6) for each in windows
+        )
+        usual = [replace(run, deterministic=False).name] if run.deterministic else []
+        for key, others in (("over_sb3", peers), ("over_usual", usual)):
+            if others:
+                figures[key] = spread(
+                    each.speed(run.name) / max(map(each.speed, others)) for each in rounds
+                )
+        if settings.evaluate:
+            figures["evaluation"] = evaluation_share(
+                medians(each.evaluation for each in windows),
+                figures["frames_per_second"]["median"],
+            )
+    limits = {
+        precision: {
+            "frames_per_second": spread(
+                each.limits.frames_per_second(precision, per_step) for each in rounds
+            ),
             "seconds_per_million_frames": medians(
-                divide(window.stages, window.frames / 1e6) for window in windows
+                each.limits.seconds_per_million_frames(precision, per_step, cores)
+                for each in rounds
             ),
         }
-        if settings.evaluate:
-            figures["evaluation"][name] = evaluation_share(
-                medians(window.evaluation for window in windows),
-                speeds["frames_per_second"]["median"],
-            )
-        # The first precision goes without saying.
-        key = run.kind(settings.precisions[0])
-        if peers := [peer.name for peer in settings.theirs]:
-            figures["ratios"][key] = spread(
-                each.speed(name) / max(map(each.speed, peers)) for each in rounds
-            )
-        if run.deterministic:
-            usual = Contender(run.trainer, run.num_envs, run.precision).name
-            figures["deterministic"][key.replace(" deterministic", "")] = spread(
-                each.speed(name) / each.speed(usual) for each in rounds
-            )
-    return figures
+        for precision in settings.precisions
+    }
+    return {"runs": runs, "limits": limits}
 
 
 def divide(values: Mapping[str, float], unit: float) -> dict[str, float]:
@@ -254,44 +241,42 @@ def evaluation_share(seconds: dict[str, float], frames_per_second: float) -> dic
 
 def table(figures: Mapping[str, Any]) -> str:
     """The summary as Markdown tables."""
-    runs = []
-    for name, speed in figures["speeds"].items():
-        frames, updates = speed["frames_per_second"], speed["updates_per_second"]["median"]
-        share = f"{speed['of_limit']['median']:.1%}" if "of_limit" in speed else ""
-        runs.append((name, ranged(frames, ",.0f"), f"{updates:,.1f}", share))
-    stages = [
-        (
-            name,
-            *(
-                f"{stage['seconds_per_million_frames'][column]:,.1f} ({share:.0%})"
-                if (share := stage["shares"].get(column))
+    runs, stages, lines = [], [], []
+    for name, run in figures["runs"].items():
+        ratios = (ranged(run[key]) if key in run else "" for key in ("over_sb3", "over_usual"))
+        speeds = ranged(run["frames_per_second"], ",.0f"), run["updates_per_second"]["median"]
+        reached = f"{run['of_limit']['median']:.1%}" if "of_limit" in run else ""
+        runs.append((name, speeds[0], f"{speeds[1]:,.1f}", reached, *ratios))
+        if "shares" in run:
+            cells = (
+                f"{run['seconds_per_million_frames'][column]:,.1f} ({share:.0%})"
+                if (share := run["shares"].get(column))
                 else ""
                 for column in COLUMNS
-            ),
-        )
-        for name, stage in figures["stages"].items()
-    ]
+            )
+            stages.append((name, *cells))
+        if "evaluation" in run:
+            share = run["evaluation"]
+            lines.append(
+                f"\n{name}: the longest evaluation of the default preset takes "
+                f"{share['seconds']:.1f} s, {share['share']:.1%} of a run; with it "
+                f"{share['frames_per_second']:,.0f} frames/s"
+            )
     for precision, limit in figures["limits"].items():
-        reached = f"{limit['frames_per_second']['median']:,.0f}"
-        runs.append((f"limit of its arithmetic, {precision}", reached, "", "100%"))
+        speed = f"{limit['frames_per_second']['median']:,.0f}"
+        runs.append((f"limit of its arithmetic, {precision}", speed, "", "100%", "", ""))
         seconds = limit["seconds_per_million_frames"]
         cells = (f"{seconds[column]:,.1f}" if column in seconds else "" for column in COLUMNS)
         stages.append((f"limit, {precision}", *cells))
-    lines = [
-        markdown(("run", "frames/s, median (min-max)", "updates/s", "of the limit"), runs),
-        "\nSeconds per million frames (share of the run):\n",
-        markdown(("run", *(column.replace("_", " ") for column in COLUMNS)), stages),
-    ]
-    for key, ratio in figures["ratios"].items():
-        lines.append(f"\nratio, {key} over SB3's fastest of the round: {ranged(ratio)}")
-    for key, ratio in figures["deterministic"].items():
-        lines.append(f"\n{key} with --deterministic over without it: {ranged(ratio)}")
-    for name, each in figures["evaluation"].items():
-        lines.append(
-            f"\n{name}: the longest evaluation of the default preset takes {each['seconds']:.1f} s,"
-            f" {each['share']:.1%} of a run; with it {each['frames_per_second']:,.0f} frames/s"
+    header = ("run", "frames/s, median (min-max)", "updates/s", "of the limit")
+    return "\n".join(
+        (
+            markdown((*header, "over SB3's fastest", "over it without --deterministic"), runs),
+            "\nSeconds per million frames (share of the run):\n",
+            markdown(("run", *(column.replace("_", " ") for column in COLUMNS)), stages),
+            *lines,
         )
-    return "\n".join(lines)
+    )
 
 
 def measure(settings: Settings) -> dict[str, Any]:

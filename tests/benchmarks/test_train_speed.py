@@ -94,13 +94,12 @@ def summary(rounds: list[train_speed.Round], **changes: Any) -> dict[str, Any]:
 def test_speeds_and_their_share_of_the_limit() -> None:
     # An update every 16 frames: 16 frames a second for every GFLOP/s.
     figures = summary([made_up_round(1e9, plain=80), made_up_round(2e9, plain=80)])
-    speeds = figures["speeds"][PLAIN]
-    assert speeds["frames_per_second"]["median"] == 8
-    assert speeds["updates_per_second"]["median"] == 0.5
-    assert speeds["of_limit"] == pytest.approx({"min": 0.25, "median": 0.375, "max": 0.5})
-    stages = figures["stages"][PLAIN]
-    assert stages["shares"]["target_passes"] == 0.2
-    assert stages["seconds_per_million_frames"]["rest"] == pytest.approx(3 * 1e6 / 80)
+    run = figures["runs"][PLAIN]
+    assert run["frames_per_second"]["median"] == 8
+    assert run["updates_per_second"]["median"] == 0.5
+    assert run["of_limit"] == pytest.approx({"min": 0.25, "median": 0.375, "max": 0.5})
+    assert run["shares"]["target_passes"] == 0.2
+    assert run["seconds_per_million_frames"]["rest"] == pytest.approx(3 * 1e6 / 80)
     assert "| ebu, N=8 | 8 (8-8) | 0.5 | 37.5% |" in train_speed.table(figures)
 
 
@@ -111,20 +110,18 @@ def test_a_ratio_is_taken_within_a_round_over_the_fastest() -> None:
         made_up_round(1e9, plain=900, fast=600, one=100, two=200, processes=300),
     ]
     figures = summary(rounds, against="sb3", precisions=("float32", "bfloat16"))
-    assert figures["ratios"]["ebu"] == {"min": 1.5, "median": 2, "max": 3}
-    assert "ratio, ebu bfloat16 over SB3's fastest of the round: 4.00 (2.00-4.50)" in (
-        train_speed.table(figures)
-    )
+    assert figures["runs"][PLAIN]["over_sb3"] == {"min": 1.5, "median": 2, "max": 3}
+    assert figures["runs"][NAMES["fast"]]["over_sb3"] == {"min": 2, "median": 4, "max": 4.5}
 
 
 def test_the_cost_of_determinism_and_of_an_evaluation() -> None:
     rounds = [made_up_round(1e9, plain=100, exact=80), made_up_round(1e9, plain=200, exact=180)]
-    costs = summary(rounds, deterministic=True)["deterministic"]
-    assert costs == {"ebu": pytest.approx({"min": 0.8, "median": 0.85, "max": 0.9})}
+    run = summary(rounds, deterministic=True)["runs"][NAMES["exact"]]
+    assert run["over_usual"] == pytest.approx({"min": 0.8, "median": 0.85, "max": 0.9})
 
     figures = summary([made_up_round(1e9, plain=400_000)], evaluate=True)
     # 18,000 frames are 4,500 steps of 2 ms, and 1 s besides; 100,000 frames take 2.5 s.
-    assert figures["evaluation"][PLAIN] == pytest.approx(
+    assert figures["runs"][PLAIN]["evaluation"] == pytest.approx(
         {"seconds": 10.0, "share": 10 / 12.5, "frames_per_second": 1e5 / 12.5}
     )
 
