@@ -173,8 +173,7 @@ def test_bfloat16_is_near_float32_and_is_not_float32() -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("frame_shape", [(6,), (36, 36)], ids=["flat", "image"])
-@pytest.mark.parametrize("updates_before", [0, 5])
-@pytest.mark.parametrize("average_updates", [0, 4])
+@pytest.mark.parametrize(("updates_before", "average_updates"), [(0, 0), (5, 4)])
 def test_a_restored_learner_continues_bit_for_bit(
     tmp_path: Path,
     optimizer: str,

@@ -141,9 +141,9 @@ def test_every_form_of_beta(values_lead: tuple[int, ...]) -> None:
 
 
 @pytest.mark.usefixtures("short_blocks")
-@pytest.mark.parametrize("num_actions", [1, 2])
-@pytest.mark.parametrize("value", [3e38, -3e38])
-@pytest.mark.parametrize("beta", [1e-300, 1.0])
+@pytest.mark.parametrize(
+    ("num_actions", "value", "beta"), [(1, 3e38, 1.0), (2, -3e38, 1e-300), (2, 3e38, 1e-300)]
+)
 def test_extreme_values_give_no_nan(num_actions: int, value: float, beta: float) -> None:
     problem = {
         "rewards": torch.zeros(20),
@@ -156,8 +156,7 @@ def test_extreme_values_give_no_nan(num_actions: int, value: float, beta: float)
 
 
 @pytest.mark.usefixtures("short_blocks")
-@pytest.mark.parametrize("beta", [0.0, 0.5])
-@pytest.mark.parametrize("action", [0, 1])
+@pytest.mark.parametrize(("action", "beta"), [(0, 0.5), (1, 0.5), (1, 0.0)])
 def test_nan_is_not_hidden(action: int, beta: float) -> None:
     problem = random_problem(batch=(), steps=20, num_actions=2)
     problem["next_values"][10, action] = torch.nan

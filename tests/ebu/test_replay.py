@@ -149,25 +149,6 @@ def filled(
     return replay, model
 
 
-def test_neighbours_by_hand() -> None:
-    replay = make_replay(16)
-    # Steps 0 to 4 of a game that loses a life at 2; its last frame at 4; 5 to 8 of the next.
-    scripted(replay, "s.l.ts...")
-    streams = np.zeros(4, np.int64)
-    steps, joined = replay.neighbours(np.array([0, 2, 3, 7]), streams, before=2, after=1)
-    # A lost life parts nothing. A game's first and last frame do, and so does the newest step.
-    assert joined.tolist() == [
-        [False, False, True, True],
-        [True, True, True, True],
-        [True, True, True, False],
-        [True, True, True, False],
-    ]
-    assert steps.tolist() == [[0, 0, 0, 1], [0, 1, 2, 3], [1, 2, 3, 3], [5, 6, 7, 7]]
-    assert replay.neighbours(np.array([3]), np.array([0]), before=0, after=0)[1].tolist() == [
-        [True]
-    ]
-
-
 @given(scenes(), st.integers(0, 6), st.integers(0, 6))
 @settings(max_examples=60, deadline=None)
 def test_neighbours_are_joined_by_what_the_model_holds(scene: Any, before: int, after: int) -> None:

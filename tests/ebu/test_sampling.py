@@ -103,25 +103,6 @@ def test_transitions_are_drawn_uniformly_games_in_progress_included() -> None:
     assert scipy.stats.chisquare([*counts_of(drawn, played.seen).values()]).pvalue > ERROR_RATE
 
 
-def test_priorities_by_hand() -> None:
-    played = Played(MadeUpGames(1, games_of([50])), capacity=100)
-    played.play(3)
-    sampler = prioritized(batch_size=2)
-    ((drawn, _),) = train(sampler, played.replay, 1)
-    # Frames 1, 2 and 3 of the first game: (7 + 13 + 29 s) % 17 − 5, in eighths.
-    errors = [10 / 8, 5 / 8, 0]
-    trained = {place[2] - 1 for place in drawn}
-    expected = [priority(errors[k]) if k in trained else 1.0 for k in range(3)]
-    assert leaves(sampler)[:3].tolist() == pytest.approx(expected, rel=1e-6)
-    assert not leaves(sampler)[3:].any()
-    # What is played now enters with the largest so far, at least 1.
-    played.play(2)
-    sampler.draw(played.replay)
-    largest = max(1.0, *(priority(errors[k]) for k in trained))
-    assert leaves(sampler)[3:5].tolist() == pytest.approx([largest] * 2, rel=1e-6)
-    assert not leaves(sampler)[5:].any()
-
-
 def trained_often(
     sampler: PrioritizedTransitions, played: Played
 ) -> list[tuple[list[Place], np.ndarray]]:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from ebu.errors import EbuError, UsageError
-from ebu.targets import backward_targets_loop
 from envs.maze import GOAL, ManyMazes, ManySteps, Maze, load_digits
 from studies.maze.__main__ import main
 from studies.maze.evaluation import best_length
@@ -101,48 +100,6 @@ def test_an_episode_that_does_not_fit_is_continued(method: str, terminated: bool
         assert trained.sum() == 3 * size
         assert sorted(trained, reverse=True)[0] - min(trained) <= 1
         assert (np.diff(trained) >= 0).all()
-
-
-def test_targets_of_played_episodes_are_those_of_the_reference() -> None:
-    methods = ["one-step", "n-step", "ebu-0", "ebu-0.5", "ebu-0.75", "ebu-1"]
-    steps, count = 1_600, len(methods)
-    learners = learners_of(methods, list(range(count)), learning_starts=steps + 1, batch_size=90)
-    train(learners, [Maze.draw(0.2, index) for index in range(count)], list(range(count)), steps)
-    memory, gamma = learners._memory, learners.config.gamma
-    images = torch.from_numpy(memory.next_images[:steps]).long().transpose(0, 1)
-    with torch.no_grad():
-        next_values = learners.target(learners._images[images])
-    # By hand, episode by episode: a cut one bootstraps, and what has not ended is not drawn.
-    expected = torch.full((count, steps), torch.nan, dtype=torch.float64)
-    for i, name in enumerate(methods):
-        rewards = torch.from_numpy(memory.rewards[:steps, i])
-        actions = torch.from_numpy(memory.actions[:steps, i]).long()
-        terminated = torch.from_numpy(memory.terminated[:steps, i])
-        if name == "one-step":
-            expected[i] = rewards + gamma * next_values[i].amax(-1) * ~terminated
-            continue
-        assert len(memory._episodes[i]) > 1
-        for start, length in memory._episodes[i]:
-            episode = slice(start, start + length)
-            over = terminated[start + length - 1]
-            if name == "n-step":
-                value = float(next_values[i, episode][-1].max()) * (not over)
-                for step in reversed(range(start, start + length)):
-                    value = float(rewards[step]) + gamma * value
-                    expected[i, step] = value
-                continue
-            expected[i, episode] = backward_targets_loop(
-                rewards[episode],
-                next_values[i, episode],
-                actions[episode],
-                over,
-                gamma=gamma,
-                beta=METHODS[name].beta,
-            )
-    for _ in range(30):
-        drawn, targets = learners.draw_minibatches()
-        known = expected.gather(1, torch.from_numpy(drawn)).float()
-        torch.testing.assert_close(targets, known, rtol=1e-5, atol=1e-6)
 
 
 def test_learners_side_by_side_learn_what_each_learns_alone() -> None:
