@@ -6,12 +6,18 @@ net1, net2, net3                      the three sizes of Rusu et al. 2015 below 
 16-32-32/256                          any other widths: three convolutions, dense layer
 nature@tucker=16,32,32,32,svd=64      the second and third convolution in Tucker-2 form, ranks
                                       in, out, in, out; the first dense layer of rank 64
+
+A student may also be its teacher's own network: teacher, or teacher@half, teacher@energy=0.9,
+teacher@vbmf, teacher@tucker=…, whose ranks follow from the teacher's weights.
 """
 
+import importlib.util
+import math
 import re
 from dataclasses import dataclass, replace
 
 from ebu.errors import UsageError
+from ebu.run.hints import install_command
 from ebu.run.settings import did_you_mean
 
 KERNELS = (8, 4, 3)
@@ -46,6 +52,12 @@ ARCHITECTURES = {
     "net3": Architecture((16, 16, 16), 64),
 }
 """Networks that have a name of their own."""
+TEACHER = "teacher"
+"""As a student's name: the teacher's own architecture, or after an `@` its factorised network."""
+Ranks = tuple[tuple[int, int, int, int] | None, int | None]
+"""Of the convolutions (None: whole), and of the dense layer (None: whole)."""
+RankRule = str | float
+"""How a teacher's ranks are chosen: half, vbmf, or the share of the energy to keep."""
 
 _COUNT = r"([1-9]\d{0,3})"
 _WIDTHS = re.compile(rf"{_COUNT}-{_COUNT}-{_COUNT}/{_COUNT}")
@@ -77,7 +89,7 @@ def whole_architecture(name: str) -> Architecture | None:
     return Architecture((conv1, conv2, conv3), hidden)
 
 
-def parse_ranks(text: str) -> tuple[tuple[int, int, int, int] | None, int | None]:
+def parse_ranks(text: str) -> Ranks:
     """The ranks of `tucker=16,32,32,32,svd=64`, of which one half may be absent (None).
 
     Raises `UsageError` where the text names no ranks.
@@ -99,6 +111,52 @@ def ranks_name(tucker: tuple[int, int, int, int] | None, svd: int | None) -> str
     """What `parse_ranks` reads these ranks from; at least one of the two is given."""
     parts = [] if tucker is None else [f"tucker={','.join(map(str, tucker))}"]
     return ",".join(parts if svd is None else [*parts, f"svd={svd}"])
+
+
+def check_student(name: str) -> None:
+    """Raise `UsageError`, one line, for a name that stands for no student of any teacher."""
+    base, factorised, ranks = name.partition("@")
+    if base != TEACHER and whole_architecture(base) is None:
+        raise UsageError(
+            unknown(
+                "student",
+                name,
+                [*ARCHITECTURES, TEACHER],
+                "widths such as 16-32-32/256, or the teacher factorised: teacher@half, "
+                "teacher@energy=0.9, teacher@vbmf, teacher@tucker=16,32,32,32,svd=64",
+            )
+        )
+    if factorised:
+        read_ranks(ranks)
+
+
+def read_ranks(how: str) -> RankRule | Ranks:
+    """What a student's name says of its ranks: a rule, a share of the energy, or the ranks.
+
+    Raises `UsageError`, one line, for an unknown choice, or without tensorly.
+    """
+    found: RankRule | Ranks
+    if how in ("half", "vbmf"):
+        found = how
+    elif how.startswith("energy="):
+        try:
+            found = float(how.removeprefix("energy="))
+        except ValueError:
+            found = math.nan
+        if not 0 < found <= 1:
+            raise UsageError(
+                f"ranks '{how}': the share of the energy lies above 0 and is at most 1"
+            )
+    else:
+        try:
+            found = parse_ranks(how)
+        except UsageError as error:
+            raise UsageError(f"{error}; or choose half, energy=0.9 or vbmf") from None
+    if importlib.util.find_spec("tensorly") is None:
+        raise UsageError(
+            f"ranks '{how}': factorised students need tensorly: {install_command('factorize')}"
+        )
+    return found
 
 
 def unknown(kind: str, name: str, names: list[str], others: str) -> str:

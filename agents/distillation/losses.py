@@ -1,4 +1,4 @@
-"""Losses of distillation: how far a student is from its teacher, as functions of tensors.
+"""Losses of distillation, as functions of tensors, and the weighted sum that a student minimises.
 
 Shapes that all functions share; every result is a scalar, the mean over the batch:
 
@@ -11,11 +11,21 @@ Shapes that all functions share; every result is a scalar, the mean over the bat
 Gradients flow into the student alone, as the teacher's tensors carry none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+
+from agents.distillation.settings import (
+    CONVOLUTIONS,
+    LOSSES,
+    DistillConfig,
+    check_weights,
+    load_experimental,
+)
+from agents.trained import Outputs
 
 MOST_TRIPLET_ROWS = 64
 """Rows of a batch that `relational_angle` uses: its cost grows with their cube."""
@@ -65,15 +75,6 @@ def hinton(
     """
     soft = policy_divergence(teacher, student / temperature, temperature=temperature)
     return soft_weight * temperature**2 * soft + (1 - soft_weight) * hard
-
-
-def ensemble(members: Tensor, temperatures: Tensor) -> Tensor:
-    """Mean of the members' policies softmax(Q_k / τ_k): probabilities (B, A).
-
-    members: (K, B, A), temperatures: (K,). Never a mean of raw values, which are of different
-    scales: a member with large values would decide alone (Rusu et al. 2015; Hinton et al. 2015).
-    """
-    return torch.softmax(members / temperatures[:, None, None], dim=2).mean(dim=0)
 
 
 def mutual(peers: Tensor, student: Tensor) -> Tensor:
@@ -127,7 +128,7 @@ def taken_values(student: Tensor, actions: Tensor, targets: Tensor) -> Tensor:
     """Huber(Q_S(s, a) − y), mean over the states whose target is known: the hard term of values.
 
     actions: (B,) int64; targets: (B,) float32, NaN where unknown, for instance the backward targets
-    of Lee et al. 2019, Algorithm 2 (`states.hard_targets`).
+    of Lee et al. 2019, Algorithm 2 (`dataset.hard_targets`).
     """
     values = student.gather(1, actions[:, None]).squeeze(1)
     known = ~targets.isnan()
@@ -199,3 +200,158 @@ def _cosines(features: Tensor) -> Tensor:
     flat = features.flatten(1)
     edges = functional.normalize(flat[None] - flat[:, None], dim=2)
     return edges @ edges.mT
+
+
+# --- the weighted sum -----------------------------------------------------------------------
+
+
+class Minibatch(NamedTuple):
+    """The inputs of the losses of one minibatch.
+
+    | field | shape | meaning |
+    | --- | --- | --- |
+    | student, teacher | by name | "outputs" (B, A), and what `Objective.layers` names of conv1, |
+    | | | conv2, conv3 (B, C, H, W) and hidden (B, D): for instance `Features._asdict()` |
+    | actions | (B,) int64 | actions taken, for the hard term of students of values |
+    | targets | (B,) float32 | targets of their values; NaN: unknown; None: no loss needs them |
+    | peers | (K, B, A) | logits of the other students in mutual learning |
+    """
+
+    student: Mapping[str, Tensor]
+    teacher: Mapping[str, Tensor]
+    actions: Tensor
+    targets: Tensor | None = None
+    peers: Tensor | None = None
+
+    def both(self, layer: str = "outputs") -> tuple[Tensor, Tensor]:
+        """The teacher's and the student's outputs or layer of this name."""
+        return self.teacher[layer], self.student[layer]
+
+
+class Objective(nn.Module):
+    """The weighted sum of named losses, with their own parameters and random numbers.
+
+    The parameters, of hints' regressors and the discriminator, are trained with the student and
+    then dropped. `state_dict` holds them and the state of the generator.
+
+    | argument | meaning |
+    | --- | --- |
+    | weights | by the names of `LOSSES`; a loss of weight 0 is not computed |
+    | config | constants of the losses |
+    | temperature | τ of the teacher, in units of its outputs |
+    | outputs | whether the student's outputs are values or a policy's logits |
+    | student_widths, teacher_widths | channels or units of the compared layers |
+    | generator | draws first weights, then noise; on the CPU |
+
+    Raises `UsageError` for weights that do not suit such a student.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        config: DistillConfig,
+        *,
+        temperature: float,
+        outputs: Outputs,
+        num_actions: int,
+        student_widths: Mapping[str, int],
+        teacher_widths: Mapping[str, int],
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        check_weights(weights, outputs)
+        self.weights = {name: weight for name, weight in weights.items() if weight > 0}
+        self.config = config
+        self.temperature = temperature
+        self.outputs = outputs
+        self.generator = generator
+        self.layers = frozenset(layer for name in self.weights for layer in LOSSES[name].layers)
+        """Layers besides the outputs that a minibatch must hold of both networks."""
+        self.regressors = nn.ModuleDict()
+        if "hint" in self.weights:
+            self.regressors["conv3"] = nn.Conv2d(
+                student_widths["conv3"], teacher_widths["conv3"], kernel_size=1
+            )
+        if "hint_dense" in self.weights:
+            self.regressors["hidden"] = nn.Linear(
+                student_widths["hidden"], teacher_widths["hidden"]
+            )
+        if "adversarial" in self.weights:
+            self.discriminator = load_experimental("adversarial").Discriminator(num_actions)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+
+    def forward(self, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total (), and each loss () by its name, without its weight and without gradient."""
+        computed = {name: _COMPUTE[name](self, minibatch) for name in self.weights}
+        total = torch.stack([self.weights[name] * loss for name, loss in computed.items()]).sum()
+        return total, {name: loss.detach() for name, loss in computed.items()}
+
+    def get_extra_state(self) -> Tensor:
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.generator.set_state(state)
+
+
+def _hinton(objective: Objective, batch: Minibatch) -> Tensor:
+    (teacher, student), config = batch.both(), objective.config
+    temperature = config.hinton_temperature
+    if objective.outputs == "values":
+        # Both in units of Q, as is the hard term: T² then has the units of a squared error.
+        temperature *= objective.temperature
+        assert batch.targets is not None
+        hard = taken_values(student, batch.actions, batch.targets)
+    else:
+        # Divided by τ the teacher's values are logits, as the student's outputs are.
+        teacher = teacher / objective.temperature
+        hard = hard_label(teacher, student)
+    return hinton(teacher, student, hard, temperature=temperature, soft_weight=config.soft_weight)
+
+
+def _noisy(objective: Objective, batch: Minibatch) -> Tensor:
+    teacher, student = batch.both()
+    noise = torch.randn(teacher.shape, generator=objective.generator).to(teacher.device)
+    noised = noisy(teacher, noise, scale=objective.config.noise_scale)
+    return (regression if objective.outputs == "values" else centred_regression)(noised, student)
+
+
+def _hint(objective: Objective, batch: Minibatch, layer: str) -> Tensor:
+    return hint(objective.regressors[layer](batch.student[layer]), batch.teacher[layer])
+
+
+def _adversarial(objective: Objective, batch: Minibatch) -> Tensor:
+    teacher, student = batch.both()
+    real, made = (
+        torch.softmax(teacher / objective.temperature, dim=1),
+        torch.softmax(student, dim=1),
+    )
+    loss: Tensor = objective.discriminator.losses(real, made)
+    return loss
+
+
+def _mutual(_: Objective, batch: Minibatch) -> Tensor:
+    assert batch.peers is not None
+    return mutual(batch.peers, batch.student["outputs"])
+
+
+_COMPUTE: dict[str, Callable[[Objective, Minibatch], Tensor]] = {
+    "kl": lambda own, batch: policy_divergence(*batch.both(), temperature=own.temperature),
+    "hard": lambda _, batch: hard_label(*batch.both()),
+    "hinton": _hinton,
+    "centred": lambda _, batch: centred_regression(*batch.both()),
+    "regression": lambda _, batch: regression(*batch.both()),
+    "noisy": _noisy,
+    "hint": lambda own, batch: _hint(own, batch, "conv3"),
+    "hint_dense": lambda own, batch: _hint(own, batch, "hidden"),
+    "attention": lambda _, batch: attention(
+        *zip(*(batch.both(layer) for layer in CONVOLUTIONS), strict=True)
+    ),
+    "distance": lambda _, batch: relational_distance(*batch.both("hidden")),
+    "angle": lambda _, batch: relational_angle(*batch.both("hidden")),
+    "adversarial": _adversarial,
+    "mutual": _mutual,
+}

@@ -1,4 +1,4 @@
-"""The pipeline: score the teacher, collect states, train students on them, score the students.
+"""The pipeline: score the teacher, collect states, supervise students by them.
 
 Whatever is finished is on the disk: a pipeline that was stopped or killed resumes there.
 """
@@ -6,7 +6,7 @@ Whatever is finished is on the disk: a pipeline that was stopped or killed resum
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -16,18 +16,15 @@ import numpy as np
 from agents.distillation.collect import EPSILON, collect, from_replay
 from agents.distillation.dataset import Dataset, hard_targets, join, load_or_make, load_states
 from agents.distillation.records import (
-    RESULT_FILE,
     STUDENTS,
     TEACHER_FILE,
     Constant,
     Score,
-    StudentRecord,
     TeacherRecord,
     read_record,
     write_record,
 )
 from agents.distillation.settings import (
-    AUTO,
     PLAY,
     REPLAY,
     SYNTHETIC,
@@ -39,8 +36,7 @@ from agents.distillation.settings import (
 )
 from agents.distillation.students import (
     Student,
-    multiply_adds,
-    num_parameters,
+    network_sizes,
     save_student,
     student_of,
 )
@@ -60,9 +56,7 @@ from ebu.run.directory import CONFIG
 from ebu.run.progress import progress_bar, say
 
 # Streams of random numbers, far from each other's and from those of runs and evaluations.
-STUDENT_STREAM, COLLECTOR_STREAM, STATE_STREAM = (
-    int.from_bytes(name) for name in (b"stud", b"scou", b"coll")
-)
+COLLECTOR_STREAM, STATE_STREAM = int.from_bytes(b"scou"), int.from_bytes(b"coll")
 COLLECTORS = "collectors"
 
 ResultT = TypeVar("ResultT")
@@ -78,11 +72,6 @@ def require_finished(result: ResultT | None) -> ResultT:
 def rng_of(seed: int, *stream: int) -> np.random.Generator:
     """The random numbers of one stream of a seed."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream))
-
-
-def rng_of_student(spec: StudentSpec) -> np.random.Generator:
-    """The random numbers of a student's weights, then of its minibatches."""
-    return rng_of(spec.seed, STUDENT_STREAM, *spec.procedure.encode())
 
 
 class Baselines(NamedTuple):
@@ -168,7 +157,7 @@ class Pipeline:
 
     def describe_teacher(self, dataset: Dataset, baselines: Baselines) -> TeacherRecord:
         """The record of the teacher and its dataset, written to teacher.json."""
-        settings, environment = self.teacher.config["settings"], self.teacher.config["environment"]
+        settings = self.teacher.config["settings"]
         single = {"run_dir": str(self.teacher_dir), "network": settings["network"]}
         named = settings.get(ENSEMBLE, single)
         temperature, source = self._temperature(dataset), dataset.sources[0]
@@ -179,12 +168,7 @@ class Pipeline:
             "network": named["network"],
             "frames": self.teacher.frames,
             "num_actions": self.teacher.num_actions,
-            "parameters": num_parameters(self.teacher.network),
-            "multiply_adds": multiply_adds(
-                self.teacher.network,
-                stack=environment["stack"],
-                frame_shape=tuple(environment["frame_shape"]),
-            ),
+            **network_sizes(self.teacher.network, self.teacher.config["environment"]),
             "evaluation": baselines.teacher,
             "random": baselines.random,
             "constant": baselines.constant,
@@ -296,7 +280,7 @@ class Pipeline:
             trainer = Trainer(directory, [student], [supervision], config, rng=rng)
             with contextlib.closing(trainer):
                 self.run(trainer)
-            self._save(directory, spec, student, supervision, updates)
+            self.save(directory, spec, student, supervision, updates)
         shutil.rmtree(directory / PROGRESS, ignore_errors=True)
         return load_agent(directory, device=self.teacher.device).choose
 
@@ -344,55 +328,13 @@ class Pipeline:
         temperature = self._temperature(dataset).value
         return Supervision(self.teacher, dataset, weights, self.config, temperature, targets)
 
-    def supervised_by(self, first: Supervision, student: TrainedAgent) -> Supervision:
-        """The supervision by a student on the states and with the losses of the first one.
-
-        A student's policy is taken as it is, at temperature 1; its values are softened as the
-        teacher's are.
-        """
-        teacher = TrainedAgent(
-            student.network,
-            student.outputs,
-            # Whose discount targets of values are made with: a student's own settings have none.
-            self.teacher.config,
-            student.frames,
-            student.device,
-            student.warnings,
-        )
-        temperature = AUTO if student.outputs == "logits" else self.config.temperature
-        config = replace(self.config, temperature=temperature)
-        dataset = first.dataset.relabelled(student.outputs_of)
-        return replace(self, teacher=teacher, config=config).supervise(dataset, first.weights)
-
     def _temperature(self, dataset: Dataset) -> Temperature:
         outputs = dataset.outputs[dataset.train]
         return temperature_of(self.config.temperature, outputs, kind=self.teacher.outputs)
 
-    def train(
-        self, spec: StudentSpec, supervision: Supervision, *, judge: Supervision | None = None
-    ) -> StudentRecord:
-        """Train and score a student, or load its record. `judge` measures it instead of the
-        supervision itself."""
-        member = Member(self, spec, supervision)
-        (record,) = train_together(self.directory(spec), [member], judge=judge)
-        return record
-
     def directory(self, spec: StudentSpec) -> Path:
         """A student's run directory."""
         return self.config.out / STUDENTS / spec.name
-
-    def record(self, spec: StudentSpec) -> StudentRecord | None:
-        """A student's record, None until it is trained and scored.
-
-        The student is scored again if its score has another number of games.
-        """
-        path = self.directory(spec) / RESULT_FILE
-        record = read_record(path, StudentRecord)
-        if record is not None and record["evaluation"]["games"] != self.games:
-            agent = load_agent(self.directory(spec), device=self.teacher.device)
-            record["evaluation"] = self.score(spec.name, agent.choose)
-            write_record(path, record)
-        return record
 
     def new_student(
         self, spec: StudentSpec, temperature: float, rng: np.random.Generator
@@ -416,39 +358,7 @@ class Pipeline:
             if not trainer.run(should_stop=self.should_stop, progress=progress):
                 raise Stopped
 
-    def finish(
-        self,
-        spec: StudentSpec,
-        student: Student,
-        trainer: Trainer,
-        supervision: Supervision,
-        judge: Supervision,
-    ) -> StudentRecord:
-        """Save and score a trained student; its record, written to its directory."""
-        directory = self.directory(spec)
-        self._save(directory, spec, student, supervision, trainer.updates)
-        agent = load_agent(directory, device=self.teacher.device)
-        dataset = supervision.dataset
-        record: StudentRecord = {
-            "student": spec.student,
-            "network": student.name,
-            "method": spec.method,
-            "seed": spec.seed,
-            "outputs": student.outputs,
-            "parameters": num_parameters(student),
-            "multiply_adds": multiply_adds(
-                student, stack=dataset.stack, frame_shape=tuple(dataset.frames.shape[1:])
-            ),
-            "updates": trainer.updates,
-            "states": len(dataset.train),
-            "seconds": trainer.seconds,
-            "held_out": judge.measure(student),
-            "evaluation": self.score(spec.name, agent.choose),
-        }
-        write_record(directory / RESULT_FILE, record)
-        return record
-
-    def _save(
+    def save(
         self,
         directory: Path,
         spec: StudentSpec,
@@ -471,92 +381,3 @@ class Pipeline:
             seed=spec.seed,
             settings=settings,
         )
-
-
-class Member(NamedTuple):
-    """One of the students that are trained together: whose pipeline, which student, on what."""
-
-    pipeline: Pipeline
-    spec: StudentSpec
-    supervision: Supervision
-
-
-def train_together(
-    directory: Path,
-    members: Sequence[Member],
-    *,
-    trainer_type: type[Trainer] = Trainer,
-    rngs: Sequence[np.random.Generator] | None = None,
-    updates: int | None = None,
-    names: Sequence[str] = ("mean",),
-    judge: Supervision | None = None,
-) -> list[StudentRecord]:
-    """Train students in one trainer and score each, or load their records.
-
-    | argument | meaning |
-    | --- | --- |
-    | directory | of the trainer's checkpoint and logs |
-    | rngs | of each student's weights, the first also of the minibatches; by default its own |
-    | updates | of the trainer, if not those of the settings |
-    | names | of the students in the logs |
-    | judge | measures the students, if not their own supervision |
-
-    Records have the time and updates of all students together. Raises `Stopped` if told to stop.
-    """
-    records = [member.pipeline.record(member.spec) for member in members]
-    first = members[0].pipeline
-    if None in records:
-        rngs = rngs or [rng_of_student(member.spec) for member in members]
-        students = [
-            pipeline.new_student(spec, supervision.temperature, rng)
-            for (pipeline, spec, supervision), rng in zip(members, rngs, strict=True)
-        ]
-        config = replace(first.config, updates=updates or first.config.updates)
-        supervisions = [member.supervision for member in members]
-        trainer = trainer_type(directory, students, supervisions, config, rng=rngs[0])
-        with contextlib.closing(trainer):
-            first.run(trainer)
-            for k, (pipeline, spec, supervision) in enumerate(members):
-                # One that has a record was scored before a stop.
-                record = records[k] or pipeline.finish(
-                    spec, students[k], trainer, supervision, judge or supervision
-                )
-                trainer.log_score(record["evaluation"]["mean"], names[k])
-                records[k] = record
-    # Once all are scored the checkpoint is not needed.
-    shutil.rmtree(directory / PROGRESS, ignore_errors=True)
-    return [record for record in records if record is not None]
-
-
-def train_students(
-    pipelines: Mapping[str, Pipeline],
-    specs: Sequence[StudentSpec],
-    datasets: Mapping[str, Dataset],
-    out: Path,
-) -> Iterator[tuple[str, StudentRecord]]:
-    """Train and score all students, or load their records: each with its game.
-
-    | argument | meaning |
-    | --- | --- |
-    | pipelines, datasets | by their games |
-    | specs | ordered by method, the main one first, then by student |
-    | out | directory of the whole distillation |
-    """
-    if len(pipelines) > 1:
-        yield from load_experimental("several games").train(pipelines, specs, datasets, out)
-        return
-    ((game, pipeline),) = pipelines.items()
-    main = [spec for spec in specs if spec.method == specs[0].method]
-    supervision = pipeline.supervise(datasets[game], main[0].weights)
-    config = pipeline.config
-    if config.refine_labels:
-        supervision = load_experimental("generations").refine(supervision)
-    if config.mutual or config.generations > 1:
-        procedure = load_experimental("mutual" if config.mutual else "generations")
-        for record in procedure.train(pipeline, main, supervision):
-            yield game, record
-    else:
-        for spec in main:
-            yield game, pipeline.train(spec, supervision)
-    for spec in specs[len(main) :]:
-        yield game, pipeline.train(spec, pipeline.supervise(datasets[game], spec.weights))

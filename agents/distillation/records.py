@@ -57,6 +57,13 @@ class StateCounts(TypedDict):
     source: str
 
 
+class Sizes(TypedDict):
+    """A network's parameters, and its multiply-adds for a state."""
+
+    parameters: int
+    multiply_adds: int
+
+
 class TeacherRecord(TypedDict):
     """The teacher, its reference scores, and its temperature.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
 
-from agents.architectures import ARCHITECTURES, parse_ranks, unknown, whole_architecture
+from agents.architectures import check_student
 from agents.distillation.records import StudentRecord, chosen, method_name, student_name
 from ebu.errors import UsageError
 from ebu.run.hints import install_command
@@ -31,8 +31,6 @@ from ebu.run.settings import (
 if TYPE_CHECKING:
     from agents.trained import Outputs
 
-TEACHER = "teacher"
-"""As a student's name: the teacher's own architecture, or after an `@` its factorised network."""
 PLAY, REPLAY, NOISE, MIXED, KEGNET = "play", "replay", "noise", "mixed", "kegnet"
 SOURCES = (PLAY, REPLAY, NOISE, MIXED, KEGNET)
 """Sources of states by name; any other is a directory."""
@@ -40,8 +38,7 @@ SYNTHETIC = (NOISE, MIXED, KEGNET)
 """Sources of states that were never played: their actions and rewards mean nothing."""
 MIXED_FROM = 2_000
 """States that the teacher plays for mixtures of two of them."""
-AUTO, RUSU = "auto", "rusu"
-RUSU_TEMPERATURE = 0.01
+AUTO, RUSU, RUSU_TEMPERATURE = "auto", "rusu", 0.01
 CONVOLUTIONS = ("conv1", "conv2", "conv3")
 
 EXPERIMENTAL = {
@@ -73,13 +70,7 @@ class Stopped(Exception):
 
 
 class Loss(NamedTuple):
-    """What a loss needs.
-
-    | field | meaning |
-    | --- | --- |
-    | outputs | the only kind of student outputs that it suits; None: either |
-    | layers | layers besides the outputs that it compares |
-    """
+    """The only student outputs that a loss suits (None: either), and layers that it compares."""
 
     outputs: "Outputs | None" = None
     layers: tuple[str, ...] = ()
@@ -102,7 +93,7 @@ ADDED_LOSSES = {
     "adversarial": Loss("logits"),
 }
 LOSSES = {**MAIN_LOSSES, **ADDED_LOSSES, "mutual": Loss("logits")}
-"""All losses by name; `objective` computes them. An ensemble, refined labels and generations are
+"""All losses by name; `losses` computes them. An ensemble, refined labels and generations are
 no losses of their own: they give other teacher outputs to `kl`."""
 
 MAY_CHANGE = frozenset({"out", "min_retention", "checkpoint_minutes", "baselines", "export"})
@@ -253,10 +244,6 @@ class DistillConfig:
             for name in self.students
         ]
 
-    @property
-    def _procedure(self) -> str:
-        return "refined" if self.refine_labels else ""
-
     def plan(self) -> list[StudentSpec]:
         """Every student to train, those of the main method first.
 
@@ -281,21 +268,19 @@ class DistillConfig:
                 require_export()
             except UsageError as error:
                 raise UsageError(f"{error}, or leave that out with --no-export") from None
-        main = self._checked(self._main_losses())
+        losses = {self.loss: 1.0} | {name: getattr(self, name) for name in ADDED_LOSSES}
+        losses["mutual"] = float(self.mutual)
+        main = self._checked({name: weight for name, weight in losses.items() if weight})
         others = [self._checked(read_method(text)) for text in self.baselines]
         names = [method_name(weights) for weights in others]
         if len(set(names)) < len(names):
             raise UsageError(f"--baselines {' '.join(self.baselines)}: name each once")
-        others = [weights for weights in others if self._procedure or weights != main]
+        procedure = "refined" if self.refine_labels else ""
+        others = [weights for weights in others if procedure or weights != main]
         return [
-            *self._specs(main, self.seeds, self._procedure),
+            *self._specs(main, self.seeds, procedure),
             *(spec for weights in others for spec in self._specs(weights, self.baseline_seeds)),
         ]
-
-    def _main_losses(self) -> dict[str, float]:
-        added = {name: getattr(self, name) for name in ADDED_LOSSES}
-        weights = {self.loss: 1.0, **added, "mutual": float(self.mutual)}
-        return {name: weight for name, weight in weights.items() if weight}
 
     def _specs(
         self, weights: Mapping[str, float], seeds: int, procedure: str = ""
@@ -307,11 +292,8 @@ class DistillConfig:
     def _checked(self, weights: dict[str, float]) -> dict[str, float]:
         outputs = student_outputs(weights, self.outputs)
         check_weights(weights, outputs)
-        if (
-            self.states_from in SYNTHETIC
-            and next(iter(weights)) == "hinton"
-            and outputs == "values"
-        ):
+        values_of_hinton = "hinton" in weights and outputs == "values"
+        if values_of_hinton and self.states_from in SYNTHETIC:
             raise UsageError(
                 f"--states-from {self.states_from}: the hard term of hinton for values needs games "
                 "that were played: choose --outputs logits, another loss, or --states-from play"
@@ -384,71 +366,20 @@ def read_method(text: str) -> dict[str, float]:
     return weights
 
 
-def read_temperature(setting: str, flag: str = "--temperature") -> float | None:
+def read_temperature(setting: str) -> float | None:
     """The temperature of a setting, None for auto. Raises `UsageError` for what is none."""
     if setting in (AUTO, RUSU):
         return None if setting == AUTO else RUSU_TEMPERATURE
     try:
         value = float(setting)
     except ValueError:
-        value = math.nan
+        value = 0.0
     if not (value > 0 and math.isfinite(value)):
         raise UsageError(
-            f"{flag} {setting}: choose {AUTO} (the teacher's median gap between its two best "
-            f"actions), {RUSU} ({RUSU_TEMPERATURE}) or a positive number"
+            f"--temperature {setting}: choose {AUTO} (the teacher's median gap between its two "
+            f"best actions), {RUSU} ({RUSU_TEMPERATURE}) or a positive number"
         )
     return value
-
-
-# --- students' names ------------------------------------------------------------------------
-
-
-def check_student(name: str) -> None:
-    """Raise `UsageError`, one line, for a name that stands for no student of any teacher."""
-    base, factorised, ranks = name.partition("@")
-    if base != TEACHER and whole_architecture(base) is None:
-        raise UsageError(
-            unknown(
-                "student",
-                name,
-                [*ARCHITECTURES, TEACHER],
-                "widths such as 16-32-32/256, or the teacher factorised: teacher@half, "
-                "teacher@energy=0.9, teacher@vbmf, teacher@tucker=16,32,32,32,svd=64",
-            )
-        )
-    if factorised:
-        check_ranks(ranks)
-
-
-def check_ranks(how: str) -> None:
-    """Raise `UsageError`, one line, for an unknown choice of ranks, or without tensorly."""
-    if how.startswith("energy="):
-        read_energy(how)
-    elif how not in ("half", "vbmf"):
-        read_ranks(how)
-    if importlib.util.find_spec("tensorly") is None:
-        raise UsageError(
-            f"ranks '{how}': factorised students need tensorly: {install_command('factorize')}"
-        )
-
-
-def read_energy(how: str) -> float:
-    """The share of `energy=0.9`. Raises `UsageError` outside of (0, 1]."""
-    try:
-        share = float(how.removeprefix("energy="))
-    except ValueError:
-        share = math.nan
-    if not 0 < share <= 1:
-        raise UsageError(f"ranks '{how}': the share of the energy lies above 0 and is at most 1")
-    return share
-
-
-def read_ranks(how: str) -> tuple[tuple[int, int, int, int] | None, int | None]:
-    """The ranks of `tucker=16,32,32,32,svd=64`, see `parse_ranks`; `UsageError` for others."""
-    try:
-        return parse_ranks(how)
-    except UsageError as error:
-        raise UsageError(f"{error}; or choose half, energy=0.9 or vbmf") from None
 
 
 def refuse_factorised(procedure: str, students: Sequence[str]) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from agents.architectures import whole_architecture
-from agents.distillation.settings import TEACHER, check_student, load_experimental
+from agents.architectures import TEACHER, check_student, whole_architecture
+from agents.distillation.records import Sizes
+from agents.distillation.settings import load_experimental
 from agents.networks import Features, PlainHead, QNetwork, build_network
 from agents.trained import STUDENT, WEIGHTS, Outputs, TrainedAgent
 from ebu.errors import EbuError, UsageError
@@ -137,6 +138,16 @@ def multiply_adds(
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, stack, *frame_shape, device=device))
     return int(counter.get_total_flops()) // 2
+
+
+def network_sizes(network: nn.Module, environment: Mapping[str, Any]) -> Sizes:
+    """The sizes of a network that plays in this environment, as config.json describes it."""
+    return {
+        "parameters": num_parameters(network),
+        "multiply_adds": multiply_adds(
+            network, stack=environment["stack"], frame_shape=tuple(environment["frame_shape"])
+        ),
+    }
 
 
 def save_student(

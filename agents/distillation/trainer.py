@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from agents.averages import Averages
 from agents.distillation.dataset import Dataset, draw_apart
-from agents.distillation.objective import Minibatch, Objective
+from agents.distillation.losses import Minibatch, Objective
 from agents.distillation.records import HeldOut
 from agents.distillation.settings import LOSSES, DistillConfig
 from agents.distillation.students import Student

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.architectures import TEACHER
 from agents.distillation.dataset import Dataset
 from agents.distillation.deploy.export import (
     ONLY_SINGLE_NETWORKS,
@@ -39,7 +40,7 @@ from agents.distillation.records import (
     student_name,
     write_record,
 )
-from agents.distillation.settings import TEACHER, require_export
+from agents.distillation.settings import require_export
 from agents.trained import TrainedAgent, load_agent
 from ebu.interfaces import Act
 from ebu.run.files import write_whole

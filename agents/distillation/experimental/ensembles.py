@@ -1,6 +1,7 @@
 """An ensemble of teachers of one game: the mean of their policies.
 
-Not of their values, whose scales differ (Rusu et al. 2015; Hinton et al. 2015). Members are agents
+Not of their values, whose scales differ: a member with large values would decide alone (Rusu et al.
+2015; Hinton et al. 2015). Members are agents
 of several runs, or the learners of one run of adaptive EBU, an ensemble at no further cost.
 """
 
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from agents.agent import policy_weights
-from agents.distillation import losses
 from agents.distillation.collect import collect
 from agents.distillation.pipeline import Pipeline, require_finished, rng_of
 from agents.distillation.records import (
@@ -51,7 +51,7 @@ PROBE = int.from_bytes(b"prob")
 class MeanPolicy(QNetwork):
     """Q-networks of one game as one whose outputs are log (1/K) Σ_k softmax(Q_k / τ_k).
 
-    Logits, whose softmax at temperature 1 is the mean of the members' policies; `losses.ensemble`.
+    Logits, whose softmax at temperature 1 is the mean of the members' policies.
     """
 
     temperatures: Tensor
@@ -63,7 +63,7 @@ class MeanPolicy(QNetwork):
     def forward(self, states: Tensor) -> Tensor:
         """Log-probabilities (B, A) float32 of states (B, stack, *frame_shape)."""
         members = torch.stack([member(states).float() for member in self])
-        mean = losses.ensemble(members, self.temperatures)
+        mean = torch.softmax(members / self.temperatures[:, None, None], dim=2).mean(dim=0)
         # Where all members are sure, the other actions' probabilities round to 0.
         return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
 

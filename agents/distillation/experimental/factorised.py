@@ -24,8 +24,15 @@ import torch
 from scipy.optimize import brentq, minimize_scalar
 from torch import nn
 
-from agents.architectures import KERNELS, Architecture, architecture, ranks_name
-from agents.distillation.settings import check_ranks, read_energy, read_ranks
+from agents.architectures import (
+    KERNELS,
+    Architecture,
+    RankRule,
+    Ranks,
+    architecture,
+    ranks_name,
+    read_ranks,
+)
 from agents.networks import (
     LowRankDense,
     NatureTorso,
@@ -40,9 +47,6 @@ from ebu.errors import UsageError
 LEAST_SHARE = 1 / 8
 """Of the full rank, below which energy and vbmf do not go; the dense layer's share in `half`."""
 
-RankRule = Callable[[np.ndarray], int]
-"""From a matrix to the rank it is given."""
-
 
 def factorise(teacher: TrainedAgent, how: str) -> tuple[str, QNetwork]:
     """The name of the teacher's network with the ranks of `how`, and the network.
@@ -52,14 +56,14 @@ def factorise(teacher: TrainedAgent, how: str) -> tuple[str, QNetwork]:
     Raises `UsageError` for a choice that is none or does not fit the teacher, for a teacher without
     convolutions or already factorised, and where tensorly is missing.
     """
-    check_ranks(how)
+    choice = read_ranks(how)
     whole = str(teacher.config["settings"]["network"])
     if "@" in whole:
         raise UsageError(f"the teacher's network, {whole}, is factorised already: name another")
     torso = teacher.network[0]
     if not isinstance(torso, NatureTorso):
         raise UsageError("a teacher of flat observations has no convolutions to factorise")
-    name = f"{whole}@{ranks_name(*_ranks(teacher.network, architecture(whole), how))}"
+    name = f"{whole}@{ranks_name(*_ranks(teacher.network, architecture(whole), choice))}"
     environment = teacher.config["environment"]
     network = build_network(
         name,
@@ -127,21 +131,17 @@ def vbmf_rank(matrix: np.ndarray) -> int:
     return int(np.sum(squares > high * math.exp(found.x) * threshold))
 
 
-def _ranks(
-    network: QNetwork, sizes: Architecture, how: str
-) -> tuple[tuple[int, int, int, int] | None, int | None]:
+def _ranks(network: QNetwork, sizes: Architecture, choice: RankRule | Ranks) -> Ranks:
     """Ranks of the two convolutions (in, out, in, out) and of the first dense layer."""
+    if isinstance(choice, tuple):
+        return choice
     dense = [_array(head[0]) for head in network.modules() if isinstance(head, PlainHead)]
-    if how == "half":
+    if choice == "half":
         first, second, third = (-(-filters // 2) for filters in sizes.filters)
         return (first, second, second, third), math.ceil(LEAST_SHARE * min(dense[0].shape))
-    rule: RankRule
-    if how == "vbmf":
-        rule = vbmf_rank
-    elif how.startswith("energy="):
-        rule = functools.partial(energy_rank, share=read_energy(how))
-    else:
-        return read_ranks(how)
+    rule: Callable[[np.ndarray], int] = vbmf_rank
+    if isinstance(choice, float):
+        rule = functools.partial(energy_rank, share=choice)
     tucker: list[int] = []
     for index in (1, 2):
         weight = _array(network.get_submodule(f"0.{2 * index}"))
@@ -154,7 +154,7 @@ def _ranks(
     return (conv2_in, conv2_out, conv3_in, conv3_out), max(_floored(rule, w) for w in dense)
 
 
-def _floored(rule: RankRule, matrix: np.ndarray) -> int:
+def _floored(rule: Callable[[np.ndarray], int], matrix: np.ndarray) -> int:
     least: int = math.ceil(LEAST_SHARE * min(matrix.shape))
     return max(rule(matrix), least)
 

@@ -1,5 +1,6 @@
 """Students as teachers of the next ones: born-again networks, self-distillation, label refinery."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 
@@ -9,9 +10,10 @@ from torch import Tensor
 from agents.distillation.experimental.synthetic import shift
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import StudentRecord, chosen
-from agents.distillation.settings import StudentSpec, of_generation
+from agents.distillation.settings import AUTO, StudentSpec, of_generation
 from agents.distillation.trainer import Supervision
-from agents.trained import load_agent
+from agents.distillation.training import train_student
+from agents.trained import TrainedAgent, load_agent
 
 
 class RefinedSupervision(Supervision):
@@ -31,6 +33,21 @@ def refine(supervision: Supervision) -> RefinedSupervision:
     return RefinedSupervision(
         **{part.name: getattr(supervision, part.name) for part in fields(supervision)}
     )
+
+
+def supervise_by(student: TrainedAgent, pipeline: Pipeline, first: Supervision) -> Supervision:
+    """The supervision by a student on the states and with the losses of the first one.
+
+    A student's policy is taken as it is, at temperature 1; its values are softened as the
+    teacher's are.
+    """
+    # Targets of values are made with the teacher's discount: a student's own settings have none.
+    teacher = copy.copy(student)
+    teacher.config = pipeline.teacher.config
+    temperature = AUTO if student.outputs == "logits" else pipeline.config.temperature
+    config = replace(pipeline.config, temperature=temperature)
+    dataset = first.dataset.relabelled(student.outputs_of)
+    return replace(pipeline, teacher=teacher, config=config).supervise(dataset, first.weights)
 
 
 def train(
@@ -55,12 +72,12 @@ def _train_name(
         by_teacher = replace(pipeline, teacher_dir=teacher_dir)
         records = []
         for spec in named:
-            records.append(by_teacher.train(spec, supervision, judge=first))
+            records.append(train_student(by_teacher, spec, supervision, judge=first))
             yield records[-1]
         if generation < pipeline.config.generations:
             best = chosen(records)["seed"]
             teacher_dir = pipeline.directory(next(spec for spec in named if spec.seed == best))
             student = load_agent(teacher_dir, device=first.dataset.device)
-            supervision = pipeline.supervised_by(first, student)
+            supervision = supervise_by(student, pipeline, first)
             if isinstance(first, RefinedSupervision):
                 supervision = refine(supervision)

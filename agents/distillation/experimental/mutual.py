@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from agents.distillation.pipeline import Member, Pipeline, train_together
+from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import StudentRecord
 from agents.distillation.settings import StudentSpec
 from agents.distillation.trainer import Supervision, Trainer
+from agents.distillation.training import Member, train_together
 
 PEER = "peer"
 """The procedure's name of the second student, where a single name is trained with its own kind."""

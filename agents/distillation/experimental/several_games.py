@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
+from agents.architectures import TEACHER
 from agents.distillation.dataset import Dataset
-from agents.distillation.pipeline import Member, Pipeline, rng_of_student, train_together
+from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import StudentRecord
-from agents.distillation.settings import TEACHER, DistillConfig, StudentSpec, refuse_factorised
+from agents.distillation.settings import DistillConfig, StudentSpec, refuse_factorised
 from agents.distillation.students import Student
 from agents.distillation.trainer import Supervision, Trainer
+from agents.distillation.training import Member, rng_of_student, train_together
 from agents.networks import PlainHead, QNetwork
 from agents.trained import TrainedAgent
 from ebu.errors import UsageError

@@ -61,7 +61,7 @@ def noise(
         torch.from_numpy(rng.integers(256, size=(length + stack - 1, *frame_shape), dtype=np.uint8))
         for length in lengths
     ]
-    return _dataset(episodes, stack, label, rng)
+    return _join_episodes(episodes, stack, label, rng)
 
 
 def mixed(
@@ -90,7 +90,7 @@ def mixed(
         one, other = one[:shorter], other[:shorter]
         episodes.append(_convex(one, other, rng) if how == "convex" else _cut(one, other, rng))
         made += shorter - real.stack + 1
-    return _dataset(episodes, real.stack, label, rng)
+    return _join_episodes(episodes, real.stack, label, rng)
 
 
 def _frames_from(states: Dataset, index: int, length: int) -> Tensor:
@@ -120,28 +120,41 @@ def _cut(one: Tensor, other: Tensor, rng: np.random.Generator) -> Tensor:
     return pasted
 
 
-def _dataset(episodes: list[Tensor], stack: int, label: Label, rng: np.random.Generator) -> Dataset:
-    """A labelled dataset of episodes of frames, the first stack − 1 of each being context."""
-    lengths = torch.tensor([len(episode) for episode in episodes])
+def labelled(
+    frames: Tensor,
+    lengths: Tensor,
+    stack: int,
+    label: Label,
+    rng: np.random.Generator,
+    actions: Tensor | None = None,
+) -> Dataset:
+    """A dataset of frames that nobody played, labelled by the teacher.
+
+    lengths: (E,) int64, the frames of each episode, of which the first stack − 1 are context.
+    actions: (N,) int64, of the states; 0 if not given.
+    """
     starts = lengths.cumsum(0) - lengths
-    newest = torch.cat(
-        [
-            torch.arange(start + stack - 1, start + length)
-            for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
-        ]
-    )
+    context = torch.arange(len(frames)) - starts.repeat_interleave(lengths)
+    newest = (context >= stack - 1).nonzero().squeeze(1)
     states = Dataset(
-        frames=torch.cat(episodes),
+        frames=frames,
         episodes=starts,
         held_out_episodes=hold_out((lengths - stack + 1).numpy(), rng),
         newest=newest,
         outputs=torch.empty(len(newest), 0),
-        actions=torch.zeros(len(newest), dtype=torch.int64),
+        actions=torch.zeros(len(newest), dtype=torch.int64) if actions is None else actions,
         rewards=torch.zeros(len(newest)),
         terminated=torch.zeros(len(newest), dtype=torch.bool),
         stack=stack,
     )
     return states.relabelled(label)
+
+
+def _join_episodes(
+    episodes: list[Tensor], stack: int, label: Label, rng: np.random.Generator
+) -> Dataset:
+    lengths = torch.tensor([len(episode) for episode in episodes])
+    return labelled(torch.cat(episodes), lengths, stack, label, rng)
 
 
 def shift(stacks: Tensor, rng: np.random.Generator) -> Tensor:

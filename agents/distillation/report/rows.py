@@ -1,16 +1,14 @@
 """The rows of a distillation's report: every policy, students over their seeds, and warnings."""
 
 import itertools
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
-import scipy.stats
-from scipy.optimize import brentq
 
+from agents.architectures import TEACHER
 from agents.distillation.deploy.deployment import (
     ExportRecord,
     ExportRecords,
@@ -35,9 +33,9 @@ from agents.distillation.records import (
     read_record,
     retention,
 )
-from agents.distillation.settings import SYNTHETIC, TEACHER, WARNINGS
+from agents.distillation.settings import SYNTHETIC, WARNINGS
 from ebu.errors import UsageError
-from ebu.statistics import CONFIDENCE
+from ebu.statistics import share_interval
 
 BASELINES = {HARD: "trained on hard labels", SCRATCH: "trained from scratch"}
 """Methods that others are compared with, in words."""
@@ -137,42 +135,19 @@ def assemble(out: Path) -> Report:
     students.sort(
         key=lambda s: (-s["multiply_adds"], s["student"], s["method"] not in main, *_identity(s))
     )
-    deployed = read_exports(out / EXPORT)
-    exports = deployed["exports"]
     groups = [
         list(group) for _, group in itertools.groupby(students, key=lambda s: _identity(s)[:2])
     ]
     best = [chosen(group) for group in groups]
-    exported: list[tuple[Row, ExportRecord]] = []
-
-    def with_file(row: Row, export: ExportRecord | None) -> Row:
-        if export is not None:
-            _add_file(row, export["bytes"], export["latency"]["onnxruntime"])
-            exported.append((row, export))
-        return row
-
-    rows = [
-        *_floor_rows(teacher),
-        with_file(
-            _row("teacher", "teacher", teacher["evaluation"], teacher, sizes=teacher),
-            exports.get(TEACHER),
-        ),
-    ]
-    for record in students:
-        kind: Kind = "student" if record["method"] in main else "baseline"
-        export = exports.get(export_name(record["student"], record["method"]))
-        if export is not None and export["seed"] != record["seed"]:
-            export = None
-        rows.append(with_file(_student_row(record, kind, teacher, record in best), export))
-    rows += [_int8_row(row, teacher, export) for row, export in exported]
+    deployed = read_exports(out / EXPORT)
     unfinished = [f"{name} is not finished" for name, record in read.items() if record is None]
     return {
         "teacher": teacher,
         "members": [] if ensemble is None else ensemble["members"],
         "warnings": _warnings(teacher, students),
-        "rows": rows,
+        "rows": _rows(teacher, students, main, best, deployed["exports"]),
         "methods": [_method_row(group, teacher) for group in groups],
-        "exports": exports,
+        "exports": deployed["exports"],
         "missing": [*unfinished, *_missing(students, best, deployed)],
     }
 
@@ -184,24 +159,94 @@ def _identity(record: StudentRecord) -> tuple[str, str, int]:
 # --- rows -----------------------------------------------------------------------------------
 
 
-def _row(name: str, kind: Kind, score: Score, teacher: TeacherRecord, *, sizes: Any = None) -> Row:
-    """A policy and its games, with the sizes of its network; everything else is None."""
+def _rows(
+    teacher: TeacherRecord,
+    students: Sequence[StudentRecord],
+    main: set[str],
+    best: Sequence[StudentRecord],
+    exports: Mapping[str, ExportRecord],
+) -> list[Row]:
+    """Random play and the best constant action, the teacher, the students, then int8 files."""
+    constant = teacher["constant"]
+    rows = [
+        _row("random play", "floor", teacher["random"], teacher),
+        _row(f"always action {constant['action']}", "floor", constant["evaluation"], teacher),
+    ]
+    exported: list[tuple[Row, ExportRecord]] = []
+
+    def add(
+        name: str,
+        kind: Kind,
+        record: TeacherRecord | StudentRecord,
+        export: ExportRecord | None,
+        **known: Any,
+    ) -> None:
+        sizes = {key: record[key] for key in ("parameters", "multiply_adds")}
+        file = {} if export is None else _file(export["bytes"], export["latency"]["onnxruntime"])
+        rows.append(_row(name, kind, record["evaluation"], teacher, **known, **sizes, **file))
+        if export is not None:
+            exported.append((rows[-1], export))
+
+    add("teacher", "teacher", teacher, exports.get(TEACHER))
+    for student in students:
+        name, method, seed = _identity(student)
+        export = exports.get(export_name(name, method))
+        held_out = student["held_out"]
+        add(
+            name,
+            "student" if method in main else "baseline",
+            student,
+            export if export is not None and export["seed"] == seed else None,
+            method=method,
+            seed=seed,
+            chosen=student in best,
+            held_out_loss=held_out["loss"],
+            agreement=held_out["agreement"],
+            regret=held_out["regret"],
+            seconds=student["seconds"],
+        )
+    for row, export in exported:
+        kept: Mapping[str, object] = row
+        same = {k: kept[k] for k in ("method", "seed", "chosen", "parameters", "multiply_adds")}
+        int8, latency = export["int8"], export["latency"]["int8"]
+        file = _file(int8["bytes"], latency)
+        rows.append(_row(row["name"], "int8", int8["evaluation"], teacher, **same, **file))
+    return rows
+
+
+def _row(name: str, kind: Kind, score: Score, teacher: TeacherRecord, **known: Any) -> Row:
+    """A policy and its games, and what else is known of it; everything else is None."""
     share, interval = retention(score, teacher), None
     # Both ends of the scale are known.
     if share is not None and score is not teacher["random"] and score is not teacher["evaluation"]:
-        interval = retention_interval(
-            score["returns"], teacher["evaluation"]["returns"], teacher["random"]["returns"]
-        )
+        interval = _retained(score["returns"], teacher)
     mean = teacher["evaluation"]["mean"]
-    row = cast(Row, dict.fromkeys(Row.__annotations__))
-    row["name"], row["kind"], row["chosen"], row["evaluation"] = name, kind, False, score
-    if kind != "floor":
-        row["above_floor"] = is_above(score, teacher["random"], teacher["constant"]["evaluation"])
-    row["retention"], row["retention_95"] = share, None if interval is None else list(interval)
-    row["raw_ratio"] = score["mean"] / mean if mean > 0 else None
-    if sizes is not None:
-        row["parameters"], row["multiply_adds"] = sizes["parameters"], sizes["multiply_adds"]
-    return row
+    floor = teacher["random"], teacher["constant"]["evaluation"]
+    row = {
+        **dict.fromkeys(Row.__annotations__),
+        "name": name,
+        "kind": kind,
+        "chosen": False,
+        "evaluation": score,
+        "above_floor": None if kind == "floor" else is_above(score, *floor),
+        "retention": share,
+        "retention_95": interval,
+        "raw_ratio": score["mean"] / mean if mean > 0 else None,
+        **known,
+    }
+    return cast(Row, row)
+
+
+def _file(size: int, latency: Latency) -> dict[str, float]:
+    return {"bytes": size, "p50_us": latency["p50_us"], "p99_us": latency["p99_us"]}
+
+
+def _retained(scores: Sequence[float], teacher: TeacherRecord) -> list[float] | None:
+    """The interval of a retention: over games of a student, or over students of several seeds."""
+    interval = share_interval(
+        scores, teacher["evaluation"]["returns"], teacher["random"]["returns"]
+    )
+    return None if interval is None else list(interval)
 
 
 def is_above(score: Score, *floor: Score) -> bool | None:
@@ -211,49 +256,11 @@ def is_above(score: Score, *floor: Score) -> bool | None:
     return score["interval_95"][0] > max(other["mean"] for other in floor)
 
 
-def _floor_rows(teacher: TeacherRecord) -> list[Row]:
-    """Random play, then the best constant action."""
-    constant = teacher["constant"]
-    name = f"always action {constant['action']}"
-    return [
-        _row("random play", "floor", teacher["random"], teacher),
-        _row(name, "floor", constant["evaluation"], teacher),
-    ]
-
-
-def _student_row(record: StudentRecord, kind: Kind, teacher: TeacherRecord, is_best: bool) -> Row:
-    row = _row(record["student"], kind, record["evaluation"], teacher, sizes=record)
-    row["method"], row["seed"], row["chosen"] = record["method"], record["seed"], is_best
-    row["held_out_loss"] = record["held_out"]["loss"]
-    row["agreement"], row["regret"] = record["held_out"]["agreement"], record["held_out"]["regret"]
-    row["seconds"] = record["seconds"]
-    return row
-
-
-def _int8_row(of: Row, teacher: TeacherRecord, export: ExportRecord) -> Row:
-    """The int8 file of another row."""
-    int8 = export["int8"]
-    row = _row(of["name"], "int8", int8["evaluation"], teacher, sizes=of)
-    row["method"], row["seed"], row["chosen"] = of["method"], of["seed"], of["chosen"]
-    _add_file(row, int8["bytes"], export["latency"]["int8"])
-    return row
-
-
-def _add_file(row: Row, size: int, latency: Latency) -> None:
-    row["bytes"] = size
-    row["p50_us"], row["p99_us"] = latency["p50_us"], latency["p99_us"]
-
-
 def _method_row(group: Sequence[StudentRecord], teacher: TeacherRecord) -> MethodRow:
     """All seeds of one student and method."""
     scores = [record["evaluation"]["mean"] for record in group]
     shares = [retention(record["evaluation"], teacher) for record in group]
     gained = [share for share in shares if share is not None]
-    interval = None
-    if gained:
-        interval = retention_interval(
-            scores, teacher["evaluation"]["returns"], teacher["random"]["returns"]
-        )
     held_out = [record["held_out"] for record in group]
     return {
         "name": group[0]["student"],
@@ -262,7 +269,7 @@ def _method_row(group: Sequence[StudentRecord], teacher: TeacherRecord) -> Metho
         "chosen_seed": chosen(group)["seed"],
         "score": float(np.mean(scores)),
         "retention": float(np.mean(gained)) if gained else None,
-        "retention_95": None if interval is None else list(interval),
+        "retention_95": _retained(scores, teacher) if gained else None,
         "held_out_loss": float(np.mean([found["loss"] for found in held_out])),
         "agreement": float(np.mean([found["agreement"] for found in held_out])),
         "regret": float(np.mean([found["regret"] for found in held_out])),
@@ -301,14 +308,9 @@ def _warnings(teacher: TeacherRecord, students: Sequence[StudentRecord]) -> list
     for name in sorted(({source} | methods) & WARNINGS.keys()):
         found.append(f"{WARNINGS[name][0].upper()}{WARNINGS[name][1:]}.")
     for record in students:
-        other = record["evaluation"]
-        same = {
-            "protocol": other["protocol"] == score["protocol"],
-            "epsilon": other["epsilon"] == score["epsilon"],
-            "games": other["games"] == score["games"],
-            "seed": other["seed"] == score["seed"],
-        }
-        if differing := [key for key, equal in same.items() if not equal]:
+        ours: Mapping[str, object] = score
+        its: Mapping[str, object] = record["evaluation"]
+        if differing := [k for k in ("protocol", "epsilon", "games", "seed") if its[k] != ours[k]]:
             name, method, seed = _identity(record)
             found.append(
                 f"{name}, {method}, seed {seed} was scored with another {' and '.join(differing)} "
@@ -348,87 +350,3 @@ def _missing(
             with_files.add(name)
     names = dict.fromkeys(record["student"] for record in students)
     return [*found, *(f"{name} was not exported" for name in names if name not in with_files)]
-
-
-# --- retention ------------------------------------------------------------------------------
-
-
-class Mean(NamedTuple):
-    """A mean with its squared standard error and the degrees of freedom of that."""
-
-    value: float
-    variance: float
-    freedom: float
-
-
-def mean_of(scores: Sequence[float]) -> Mean | None:
-    """The mean of games, or of students of several seeds; None for fewer than two."""
-    if len(scores) < 2:
-        return None
-    return Mean(
-        float(np.mean(scores)), float(np.var(scores, ddof=1)) / len(scores), len(scores) - 1
-    )
-
-
-def retention_interval(
-    student: Sequence[float],
-    teacher: Sequence[float],
-    random: Sequence[float],
-    *,
-    confidence: float = CONFIDENCE,
-) -> tuple[float, float] | None:
-    """The interval (low, high) of a retention, the share (S − R) / (T − R) of mean scores.
-
-    Fieller's (1954): all shares r for which a t test does not reject S − R = r (T − R), given the
-    scatter of all three scores. A bootstrap would be too narrow with thirty games, and far too
-    narrow over three seeds.
-
-    | argument | meaning |
-    | --- | --- |
-    | student | scores of the games of one student, or mean scores of students of several seeds |
-    | teacher, random | scores of their games |
-
-    Over seeds it is for another student trained alike, over games for more games of this student.
-    None with fewer than two scores of any of them, and where the teacher's score cannot be told
-    from that of random play: every share is possible then.
-
-    The degrees of freedom are Welch's and Satterthwaite's.
-    """
-    means = [mean_of(scores) for scores in (student, teacher, random)]
-    if None in means:
-        return None
-    s, t, r = (mean for mean in means if mean is not None)
-    tail = (1 - confidence) / 2
-
-    def excess(share: float) -> float:
-        """Of the squared difference over what chance may make of it; not above 0 in the set."""
-        weights = np.array([1.0, share, 1 - share])
-        gap = s.value - share * t.value - (1 - share) * r.value
-        return gap**2 - _margin(weights, (s, t, r), tail) ** 2
-
-    gain = t.value - r.value
-    # Otherwise `excess` is above 0 for no share that is large enough.
-    if gain <= _margin(np.array([0.0, 1.0, 1.0]), (s, t, r), tail) * (1 + 1e-9):
-        return None
-    share = (s.value - r.value) / gain
-    low, high = (_root(excess, share, step) for step in (-1.0, 1.0))
-    return low, high
-
-
-def _margin(weights: np.ndarray, means: Sequence[Mean], tail: float) -> float:
-    """How far a sum of weighted means may be from its expectation by chance."""
-    parts = weights**2 * [mean.variance for mean in means]
-    variance = float(parts.sum())
-    if variance == 0:
-        return 0.0
-    freedom = variance**2 / float((parts**2 / [mean.freedom for mean in means]).sum())
-    return float(scipy.stats.t.isf(tail, freedom)) * math.sqrt(variance)
-
-
-def _root(excess: Callable[[float], float], inside: float, step: float) -> float:
-    """Where `excess` rises above 0 on the way from a point where it does not."""
-    if excess(inside + step * 1e-12) > 0:
-        return inside
-    while excess(inside + step) <= 0:
-        step *= 2
-    return float(brentq(excess, inside, inside + step))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from agents.architectures import TEACHER
 from agents.distillation.deploy.deployment import (
     ExportRecord,
     Latencies,
@@ -25,7 +26,6 @@ from agents.distillation.records import (
 )
 from agents.distillation.report.picture import picture
 from agents.distillation.report.rows import MethodRow, Report, Row, assemble
-from agents.distillation.settings import TEACHER
 from ebu.run.files import write_whole
 
 DATA, PICTURE = "report.json", "pareto.png"

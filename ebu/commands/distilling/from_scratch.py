@@ -27,7 +27,7 @@ from agents.distillation.records import (
     write_record,
 )
 from agents.distillation.settings import DistillConfig, Stopped
-from agents.distillation.students import Student, multiply_adds, num_parameters
+from agents.distillation.students import Student, network_sizes
 from agents.distillation.trainer import Supervision
 from agents.networks import QNetwork
 from ebu.commands.table.jobs import Task, run_tasks
@@ -175,8 +175,8 @@ def _task(pipeline: Pipeline, run: ScratchRun, machine: Sequence[str]) -> Task:
 
 
 def _record(supervision: Supervision, run: ScratchRun) -> StudentRecord:
-    run_dir, dataset = run.run_dir, supervision.dataset
-    agent = load_agent(run_dir, device=dataset.device)
+    run_dir = run.run_dir
+    agent = load_agent(run_dir, device=supervision.dataset.device)
     checkpoint = load_latest(run_dir / "checkpoints", state_only=True)
     assert checkpoint is not None
     evaluation = json.loads((run_dir / _DRAFT).read_text(encoding="utf-8"))
@@ -188,10 +188,7 @@ def _record(supervision: Supervision, run: ScratchRun) -> StudentRecord:
         "method": SCRATCH,
         "seed": settings["seed"],
         "outputs": agent.outputs,
-        "parameters": num_parameters(agent.network),
-        "multiply_adds": multiply_adds(
-            agent.network, stack=dataset.stack, frame_shape=tuple(dataset.frames.shape[1:])
-        ),
+        **network_sizes(agent.network, environment),
         "updates": checkpoint.state["updates"],
         "states": agent.frames // environment["frames_per_step"],
         "seconds": sum(each["seconds"] for each in trained),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from agents.distillation.dataset import Dataset
 from agents.distillation.deploy.deployment import deploy_students
-from agents.distillation.pipeline import Pipeline, train_students
+from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import TEACHER_FILE, StudentRecord, TeacherRecord, describe
 from agents.distillation.report.text import write_report
 from agents.distillation.settings import (
@@ -18,6 +18,7 @@ from agents.distillation.settings import (
     StudentSpec,
     load_experimental,
 )
+from agents.distillation.training import train_students
 from ebu.commands.distilling.build import (
     build_pipelines,
     check_students,

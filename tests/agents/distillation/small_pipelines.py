@@ -8,7 +8,7 @@ import torch
 
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.settings import DistillConfig
-from agents.distillation.students import build
+from agents.networks import build_network
 from agents.trained import Outputs, TrainedAgent
 from ebu.evaluation import Evaluator, Seeds
 from envs import VectorStep
@@ -38,28 +38,29 @@ def config_with(out: Path = Path("out"), **changes: Any) -> DistillConfig:
     return DistillConfig(run_dirs=(Path("teacher"),), out=out, **{**machine, **changes})
 
 
+def rng_of(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def teacher_of(
-    seed: int,
+    seed: int = 0,
     *,
     outputs: Outputs = "values",
     num_actions: int = NUM_ACTIONS,
     network: str = NETWORK,
+    stack: int = STACK,
+    frame_shape: tuple[int, ...] = (SIDE, SIDE),
     **settings: Any,
 ) -> TrainedAgent:
     """An agent with random weights."""
+    sizes: dict[str, Any] = {"stack": stack, "frame_shape": frame_shape, "num_actions": num_actions}
     environment = {
-        "num_actions": num_actions,
-        "stack": STACK,
-        "frame_shape": [SIDE, SIDE],
+        **sizes,
+        "frame_shape": list(frame_shape),
         "frame_dtype": "uint8",
+        "frames_per_step": 4,
     }
-    built = build(
-        network,
-        num_actions,
-        stack=STACK,
-        frame_shape=(SIDE, SIDE),
-        generator=torch.Generator().manual_seed(seed),
-    ).network
+    built = build_network(network, **sizes, generator=rng_of(seed))
     known = {"game": "pictures", "protocol": "paper", "network": network, "agent": "ebu", "seed": 0}
     config = {"settings": {**known, **settings}, "environment": environment}
     return TrainedAgent(built, outputs, config, 100, CPU, [])

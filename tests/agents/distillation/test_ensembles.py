@@ -22,6 +22,7 @@ from agents.distillation.experimental.ensembles import (
 from agents.distillation.pipeline import rng_of
 from agents.distillation.settings import Stopped, StudentSpec
 from agents.distillation.teachers import Teacher, load_teachers, median_gap
+from agents.distillation.training import train_student
 from agents.trained import load_agent
 from ebu.errors import UsageError
 from ebu.run.checkpoint import load_latest, save_checkpoint
@@ -125,7 +126,7 @@ def test_each_member_has_the_temperature_of_its_own_play(
     again = join_teachers(pipeline, members)
     assert torch.equal(again.teacher.outputs_of(stacks), joined.teacher.outputs_of(stacks))
     spec = StudentSpec("2-2-2/4", {"kl": 1.0}, 0)
-    record_of = again.train(spec, supervision)
+    record_of = train_student(again, spec, supervision)
     assert record_of["held_out"]["states"] == len(states.held_out)
     assert load_agent(again.directory(spec)).outputs == "logits"
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from agents import TrainedAgent
+from agents.architectures import read_ranks
 from agents.distillation.experimental.factorised import (
     LEAST_SHARE,
     energy_rank,
     factorise,
     vbmf_rank,
 )
-from agents.distillation.settings import check_ranks
 from agents.networks import build_network
 from ebu.errors import UsageError
 from tests.made_up import CPU
@@ -170,7 +170,7 @@ def test_without_noise_vbmf_keeps_what_is_there(rank: int) -> None:
 )
 def test_ranks_that_are_none_are_refused_in_one_line(how: str) -> None:
     with pytest.raises(UsageError) as refusal:
-        check_ranks(how)
+        read_ranks(how)
     assert "\n" not in str(refusal.value)
     assert "energy" in str(refusal.value)
 
@@ -192,7 +192,7 @@ def test_what_cannot_be_factorised_is_refused() -> None:
 
 def test_a_missing_extra_is_named_with_its_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for refused in (lambda: check_ranks("half"), lambda: factorise(teacher_of("net3"), "half")):
+    for refused in (lambda: read_ranks("half"), lambda: factorise(teacher_of("net3"), "half")):
         with pytest.raises(UsageError, match=r"pip install .*\[factorize\]'") as refusal:
             refused()
         assert "\n" not in str(refusal.value)

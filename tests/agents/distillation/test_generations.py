@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from agents.distillation.experimental import generations
-from agents.distillation.experimental.generations import RefinedSupervision, refine
+from agents.distillation.experimental.generations import RefinedSupervision, refine, supervise_by
 from agents.distillation.experimental.synthetic import shift
-from agents.distillation.pipeline import Pipeline, rng_of_student
+from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import chosen
 from agents.distillation.settings import Stopped, StudentSpec
 from agents.distillation.trainer import Supervision, Trainer
+from agents.distillation.training import rng_of_student
 from agents.trained import load_agent
 from tests.agents.distillation.small_pipelines import pipeline_in, teacher_of
 from tests.agents.distillation.test_trainer import (
@@ -66,7 +67,7 @@ def test_a_students_supervision_has_its_outputs_and_the_teachers_states(tmp_path
     pipeline = pipeline_in(tmp_path, teacher_of(1), temperature="0.25")
     first = supervise(pipeline)
     student = teacher_of(2, outputs="logits")
-    supervision = pipeline.supervised_by(first, student)
+    supervision = supervise_by(student, pipeline, first)
     assert (first.temperature, supervision.temperature) == (0.25, 1.0)
     assert supervision.dataset.frames is first.dataset.frames
     some = torch.arange(7)
@@ -74,7 +75,7 @@ def test_a_students_supervision_has_its_outputs_and_the_teachers_states(tmp_path
     torch.testing.assert_close(supervision.dataset.outputs[some], expected)
     assert supervision.teacher.network is student.network
     # A student of values is softened as the teacher is.
-    assert pipeline.supervised_by(first, teacher_of(2)).temperature == 0.25
+    assert supervise_by(teacher_of(2), pipeline, first).temperature == 0.25
 
 
 def test_a_generation_starts_from_new_weights() -> None:

@@ -17,11 +17,8 @@ import torch
 
 from agents.distillation.dataset import HELD_OUT_SHARE, Dataset
 from agents.distillation.experimental import kegnet
-from agents.distillation.experimental.kegnet import (
-    RECORD,
-    KegNetConfig,
-    generate,
-)
+from agents.distillation.experimental.generators import KegNetConfig
+from agents.distillation.experimental.kegnet import RECORD, generate
 from agents.distillation.settings import Stopped
 from agents.distillation.students import build
 from agents.distillation.teachers import median_gap
@@ -82,9 +79,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, dict[str, A
     directory = tmp_path_factory.mktemp("made")
     states = generated(directory, config=SMALL, count=300)
     return states, record(directory)
-
-
-# --- what is minimised ----------------------------------------------------------------------
 
 
 # --- what is made ---------------------------------------------------------------------------

@@ -1,34 +1,38 @@
-"""Losses of distillation: closed forms, gradients, and what each of them cannot see."""
+"""Losses of distillation: closed forms, gradients, what each cannot see, and their weighted sum."""
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from agents.distillation import losses
-from agents.distillation.experimental import adversarial, kegnet
-from agents.distillation.settings import read_temperature
+from agents.distillation.experimental import adversarial, generators
+from agents.distillation.losses import Minibatch, Objective
+from agents.distillation.settings import LOSSES, check_weights, read_temperature
 from agents.distillation.teachers import mean_entropy, median_gap, temperature_of
+from agents.trained import Outputs
 from ebu.errors import EbuError, UsageError
+from tests.agents.distillation.small_pipelines import config_with, rng_of
 
 seeds = st.integers(0, 10_000)
 temperatures = st.sampled_from([0.01, 0.1, 1.0, 4.0])
+some = settings(max_examples=25)
 OutputLoss = Callable[[Tensor, Tensor], Tensor]
 
 
-def outputs_of(seed: int, rows: int = 6, actions: int = 4) -> tuple[Tensor, Tensor]:
-    """Outputs of a teacher and of a student, float64."""
-    draw = torch.Generator().manual_seed(seed)
-    teacher, student = torch.randn(2, rows, actions, generator=draw, dtype=torch.float64)
-    return teacher, student
-
-
 def rows_of(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=rng_of(seed), dtype=torch.float64)
+
+
+def outputs_of(seed: int, rows: int = 6) -> tuple[Tensor, Tensor]:
+    """Outputs of a teacher and of a student for four actions, float64."""
+    teacher, student = rows_of(seed, 2, rows, 4)
+    return teacher, student
 
 
 def gradient(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
@@ -53,16 +57,7 @@ def test_policy_divergence_by_hand() -> None:
     assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
-@given(seeds, temperatures)
-def test_a_divergence_is_zero_for_the_policy_itself_and_positive_for_others(
-    seed: int, temperature: float
-) -> None:
-    teacher, student = outputs_of(seed)
-    same = losses.policy_divergence(teacher, teacher / temperature, temperature=temperature)
-    assert same.item() == pytest.approx(0, abs=1e-9)
-    assert losses.policy_divergence(teacher, student, temperature=temperature) > 1e-6
-
-
+@some
 @given(seeds, temperatures)
 def test_gradients_are_differences_of_policies(seed: int, temperature: float) -> None:
     teacher, student = outputs_of(seed)
@@ -76,11 +71,6 @@ def test_gradients_are_differences_of_policies(seed: int, temperature: float) ->
     # T on both sides: 1 / T, which the factor T² of Hinton's mix turns into T.
     hard = torch.zeros((), dtype=torch.float64)
     softened = torch.softmax(student / temperature, dim=1) - p_teacher
-    both = gradient(
-        lambda z: losses.policy_divergence(teacher, z / temperature, temperature=temperature),
-        student,
-    )
-    torch.testing.assert_close(both, softened / temperature / rows)
     mixed = gradient(
         lambda z: losses.hinton(teacher, z, hard, temperature=temperature, soft_weight=1.0),
         student,
@@ -88,6 +78,7 @@ def test_gradients_are_differences_of_policies(seed: int, temperature: float) ->
     torch.testing.assert_close(mixed, softened * temperature / rows)
 
 
+@some
 @given(seeds, st.sampled_from([kl, losses.hard_label, losses.centred_regression]))
 def test_policy_losses_are_blind_to_a_constant_of_each_state(seed: int, loss: OutputLoss) -> None:
     teacher, student = outputs_of(seed)
@@ -97,42 +88,19 @@ def test_policy_losses_are_blind_to_a_constant_of_each_state(seed: int, loss: Ou
     torch.testing.assert_close(loss(teacher, student + constants), expected)
 
 
+@some
 @given(seeds)
-def test_raw_regression_sees_a_constant_of_each_state(seed: int) -> None:
-    teacher, _ = outputs_of(seed)
-    assert losses.regression(teacher, teacher).item() == 0
-    # ½ · A · 3² whatever the values.
-    assert losses.regression(teacher, teacher + 3).item() == pytest.approx(18)
-
-
-@given(seeds)
-def test_hard_labels_are_the_limit_of_small_temperatures(seed: int) -> None:
+def test_limits_of_small_and_large_temperatures(seed: int) -> None:
     teacher, student = outputs_of(seed)
     best = teacher.argmax(dim=1)
     by_hand = -torch.log_softmax(student, dim=1)[torch.arange(len(best)), best].mean()
     torch.testing.assert_close(losses.hard_label(teacher, student), by_hand)
     limit = losses.policy_divergence(teacher, student, temperature=1e-7)
     torch.testing.assert_close(limit, by_hand)
-
-
-@given(seeds)
-def test_hintons_soft_term_is_regression_of_centred_logits_where_it_is_hot(seed: int) -> None:
-    teacher, student = outputs_of(seed)
+    # Hinton's soft term is regression of centred logits where it is hot.
     centred = [z - z.mean(dim=1, keepdim=True) for z in (teacher, student)]
     hot = losses.hinton(teacher, student, teacher.sum(), temperature=1e4, soft_weight=1.0)
     torch.testing.assert_close(hot, losses.regression(*centred) / 4, rtol=1e-3, atol=1e-6)
-
-
-@given(seeds)
-def test_an_ensemble_is_a_mean_of_policies_in_which_scales_do_not_count(seed: int) -> None:
-    members, own = rows_of(seed, 3, 5, 4), torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
-    mean = losses.ensemble(members, own)
-    torch.testing.assert_close(mean.sum(dim=1), torch.ones(5, dtype=torch.float64))
-    scales = torch.tensor([1.0, 1000.0, 0.001], dtype=torch.float64)
-    scaled = losses.ensemble(members * scales[:, None, None], own * scales)
-    torch.testing.assert_close(scaled, mean)
-    alone = losses.ensemble(members[:1], own[:1])
-    torch.testing.assert_close(alone, torch.softmax(members[0] / 0.5, dim=1))
 
 
 def test_mutual_learning_averages_the_peers_and_leaves_them_alone() -> None:
@@ -148,17 +116,13 @@ def test_mutual_learning_averages_the_peers_and_leaves_them_alone() -> None:
 # --- values ---------------------------------------------------------------------------------
 
 
-def test_centred_regression_by_hand() -> None:
-    # Centred (−1, 0, 1) with spread √(2/3), against a student that says nothing.
+def test_regressions_by_hand() -> None:
     teacher, student = torch.tensor([[4.0, 5.0, 6.0]]), torch.full((1, 3), 8.0)
-    assert losses.centred_regression(teacher, student).item() == pytest.approx(0.5 * 3)
-
-
-@given(seeds, st.sampled_from([0.001, 20.0, 1e5]))
-def test_centred_regression_is_blind_to_the_scale_of_the_teacher(seed: int, scale: float) -> None:
-    teacher, student = outputs_of(seed)
-    scaled = losses.centred_regression(scale * teacher, student)
-    torch.testing.assert_close(scaled, losses.centred_regression(teacher, student))
+    # ½ (4² + 3² + 2²); centred (−1, 0, 1) with spread √(2/3), against a student that says nothing.
+    assert losses.regression(teacher, student).item() == pytest.approx(14.5)
+    for scale in (0.001, 1.0, 1e5):
+        centred = losses.centred_regression(scale * teacher, student)
+        assert centred.item() == pytest.approx(0.5 * 3)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -700.3])
@@ -169,14 +133,12 @@ def test_a_state_whose_values_are_equal_asks_for_equal_outputs(value: float) -> 
 
 
 def test_noise_is_scaled_by_the_spread_within_the_state() -> None:
-    draw = torch.Generator().manual_seed(0)
-    noise = torch.randn(20_000, 4, generator=draw, dtype=torch.float64)
+    noise = rows_of(0, 20_000, 4)
     values = torch.tensor([[0.0, 0.1, 0.2, 0.3]], dtype=torch.float64).expand(20_000, 4)
     added = losses.noisy(values + 500, noise, scale=0.5) - values - 500
     # 80,000 draws: the deviation is known to 0.25 %, so 1.5 % are six standard errors.
     expected = 0.5 * values[0].std(correction=0).item()
     assert added.std().item() == pytest.approx(expected, rel=0.015)
-    assert torch.equal(losses.noisy(values, noise, scale=0.0), values)
 
 
 def test_the_hard_term_of_values_by_hand() -> None:
@@ -194,23 +156,13 @@ def test_the_hard_term_of_values_by_hand() -> None:
 # --- features -------------------------------------------------------------------------------
 
 
-def test_attention_by_hand() -> None:
+def test_attention_by_hand_and_blind_to_scale() -> None:
     # Σ_c f² over a 1 × 2 grid: (9 + 16, 0) and (0, 4): orthogonal maps.
     teacher = torch.tensor([[[[3.0, 0.0]], [[4.0, 0.0]]]])
     student = torch.tensor([[[[0.0, 2.0]]]])
-    assert losses.attention([teacher], [student]).item() == pytest.approx(2)
+    for scale in (1.0, 7.0):
+        assert losses.attention([scale * teacher], [student]).item() == pytest.approx(2)
     assert losses.attention([teacher, teacher], [student, teacher]).item() == pytest.approx(2)
-
-
-@given(seeds)
-def test_attention_maps_are_normalised_and_blind_to_scale(seed: int) -> None:
-    teacher, student = rows_of(seed, 3, 8, 5, 5), rows_of(seed + 1, 3, 2, 5, 5)
-    maps = losses.attention_map(student)
-    assert maps.shape == (3, 25)
-    torch.testing.assert_close(maps.norm(dim=1), torch.ones(3, dtype=torch.float64))
-    expected = losses.attention([teacher], [student])
-    assert 0 < expected <= 2
-    torch.testing.assert_close(losses.attention([7 * teacher], [student / 3]), expected)
 
 
 def test_features_that_are_all_zero_have_finite_gradients() -> None:
@@ -223,29 +175,23 @@ def test_features_that_are_all_zero_have_finite_gradients() -> None:
         assert gradient(loss, dead).isfinite().all()
 
 
-def test_relational_distance_by_hand() -> None:
-    # Distances 1, 2, 1 of mean 4/3 against 3, 4, 5 of mean 4.
-    student = torch.tensor([[0.0], [1.0], [2.0]])
-    teacher = torch.tensor([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]])
-    pairs = zip((1.0, 2.0, 1.0), (3.0, 5.0, 4.0), strict=True)
-    expected = sum(0.5 * (s * 3 / 4 - t / 4) ** 2 for s, t in pairs) / 3
-    assert losses.relational_distance(teacher, student).item() == pytest.approx(expected)
-
-
-def test_relational_angle_by_hand() -> None:
-    # On a line the three cosines are 1, −1, 1; in the 3-4-5 triangle 3/5, 0, 4/5.
-    student = torch.tensor([[0.0], [1.0], [2.0]])
-    teacher = torch.tensor([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]])
-    expected = (0.5 * 0.4**2 + 0.5 * 1 + 0.5 * 0.2**2) / 3
-    assert losses.relational_angle(teacher, student).item() == pytest.approx(expected)
-
-
-@given(seeds, st.sampled_from([losses.relational_distance, losses.relational_angle]))
-def test_relations_are_blind_to_scale_and_shift(seed: int, loss: OutputLoss) -> None:
-    teacher, student = rows_of(seed, 6, 5), rows_of(seed + 1, 6, 3)
-    expected = loss(teacher, student)
-    assert expected > 0
-    torch.testing.assert_close(loss(100 * teacher + 7, 0.01 * student - 2), expected)
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        # Distances 1, 2, 1 of mean 4/3 against 3, 5, 4 of mean 4.
+        (
+            losses.relational_distance,
+            sum(0.5 * (s * 3 / 4 - t / 4) ** 2 for s, t in ((1, 3), (2, 5), (1, 4))) / 3,
+        ),
+        # On a line the three cosines are 1, −1, 1; in the 3-4-5 triangle 3/5, 0, 4/5.
+        (losses.relational_angle, (0.5 * 0.4**2 + 0.5 * 1 + 0.5 * 0.2**2) / 3),
+    ],
+)
+def test_relations_by_hand_and_blind_to_scale_and_shift(loss: OutputLoss, expected: float) -> None:
+    student = torch.tensor([[0.0], [1.0], [2.0]], dtype=torch.float64)
+    teacher = torch.tensor([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]], dtype=torch.float64)
+    assert loss(teacher, student).item() == pytest.approx(expected)
+    assert loss(100 * teacher + 7, 0.01 * student - 2).item() == pytest.approx(expected)
     assert loss(teacher, 3 * teacher).item() == pytest.approx(0, abs=1e-9)
 
 
@@ -270,7 +216,7 @@ def test_the_terms_of_a_generator_by_hand() -> None:
     shares = torch.tensor([0.25, 0.75]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
     # At τ = 2 the teacher gives its first action 3/4 in either state.
     outputs = torch.tensor([[2 * math.log(3), 0.0], [2 * math.log(3), 0.0]])
-    terms = kegnet.terms_of(labels, codes, shares, outputs, decoded, temperature=2.0)
+    terms = generators.terms_of(labels, codes, shares, outputs, decoded, temperature=2.0)
     divergence = -(math.log(3 / 4) + math.log(1 / 4)) / 2
     # d(z) = 2 and d(x) = 1/2 in two of the four pairs.
     assert terms.tolist() == pytest.approx([divergence, 0.5, math.exp(-0.5)])
@@ -285,11 +231,9 @@ def test_the_median_gap_is_between_the_two_best_actions() -> None:
     assert median_gap(outputs[:2]) == 1.5
 
 
-@given(seeds, st.sampled_from([0.01, 1.0, 300.0]))
-def test_the_policy_at_auto_does_not_depend_on_the_scale_of_rewards(
-    seed: int, scale: float
-) -> None:
-    teacher, _ = outputs_of(seed, rows=21)
+@pytest.mark.parametrize("scale", [0.01, 300.0])
+def test_the_policy_at_auto_does_not_depend_on_the_scale_of_rewards(scale: float) -> None:
+    teacher, _ = outputs_of(3, rows=21)
     one, scaled = temperature_of("auto", teacher), temperature_of("auto", scale * teacher)
     assert scaled.value == pytest.approx(scale * one.value)
     assert scaled.entropy == pytest.approx(one.entropy)
@@ -304,18 +248,135 @@ def test_temperatures_by_name_and_number() -> None:
     assert temperature_of("auto", teacher, kind="logits").value == 1.0
     assert temperature_of("rusu", teacher).median_gap == median_gap(teacher)
     assert mean_entropy(torch.zeros(3, 4), 0.1) == pytest.approx(math.log(4))
+    with pytest.raises(EbuError, match="median gap") as failure:
+        temperature_of("auto", torch.zeros(5, 3))
+    assert not isinstance(failure.value, UsageError)
 
 
 @pytest.mark.parametrize("setting", ["warm", "0", "-1", "nan", "inf", ""])
 def test_what_is_no_temperature_is_refused_with_the_choices(setting: str) -> None:
-    for refuse in (read_temperature, lambda s: temperature_of(s, torch.eye(3))):
-        with pytest.raises(UsageError, match=r"--temperature .*auto.*rusu.*positive number"):
-            refuse(setting)
-    read_temperature("auto")
-    read_temperature("3e-2")
+    with pytest.raises(UsageError, match=r"--temperature .*auto.*rusu.*positive number"):
+        read_temperature(setting)
 
 
-def test_a_teacher_without_preferences_gives_no_temperature() -> None:
-    with pytest.raises(EbuError, match="median gap") as failure:
-        temperature_of("auto", torch.zeros(5, 3))
-    assert not isinstance(failure.value, UsageError)
+# --- the weighted sum -----------------------------------------------------------------------
+
+ACTIONS = 4
+STUDENT = {"conv1": 2, "conv2": 3, "conv3": 3, "hidden": 6}
+TEACHER = {"conv1": 4, "conv2": 5, "conv3": 5, "hidden": 9}
+GRIDS = {"conv1": (6, 6), "conv2": (3, 3), "conv3": (2, 2), "hidden": ()}
+
+
+def minibatch_of(seed: int = 0) -> Minibatch:
+    def features(widths: dict[str, int], seed: int) -> dict[str, Tensor]:
+        draw = rng_of(seed)
+        layers = {
+            layer: torch.rand(8, width, *GRIDS[layer], generator=draw)
+            for layer, width in widths.items()
+        }
+        return {**layers, "outputs": torch.randn(8, ACTIONS, generator=draw)}
+
+    return Minibatch(
+        student={layer: part.requires_grad_() for layer, part in features(STUDENT, seed).items()},
+        teacher=features(TEACHER, seed + 1),
+        actions=torch.arange(8) % ACTIONS,
+        targets=torch.linspace(-1, 1, 8),
+        peers=torch.randn(2, 8, ACTIONS, generator=rng_of(seed + 2)),
+    )
+
+
+def objective_of(
+    weights: dict[str, float], *, outputs: Outputs = "logits", **config: Any
+) -> Objective:
+    return Objective(
+        weights,
+        config_with(**config),
+        temperature=0.5,
+        outputs=outputs,
+        num_actions=ACTIONS,
+        student_widths=STUDENT,
+        teacher_widths=TEACHER,
+        generator=rng_of(3),
+    )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_trains_the_student_from_what_it_asks_for(name: str) -> None:
+    given, outputs = minibatch_of(), LOSSES[name].outputs or "logits"
+    objective = objective_of({name: 2.0}, outputs=outputs)
+    needed = {"outputs", *objective.layers}
+    reduced = given._replace(
+        student={layer: given.student[layer] for layer in needed},
+        teacher={layer: given.teacher[layer] for layer in needed},
+    )
+    total, parts = objective(reduced)
+    assert list(parts) == [name]
+    assert total.item() == pytest.approx(2 * parts[name].item())
+    assert not parts[name].requires_grad
+    total.backward()
+    compared = [layer for layer in reduced.student if given.student[layer].grad is not None]
+    assert set(compared) == (set(LOSSES[name].layers) or {"outputs"})
+    for weight in objective.parameters():
+        assert weight.grad is not None
+        assert weight.grad.isfinite().all()
+
+
+def test_the_total_is_the_weighted_sum_and_a_weight_of_zero_costs_nothing() -> None:
+    given = minibatch_of()
+    objective = objective_of({"kl": 1.0, "attention": 0.1, "hint": 0.0, "hard": 3.0})
+    assert objective.layers == {"conv1", "conv2", "conv3"}
+    assert list(objective.parameters()) == []
+    total, parts = objective(given)
+    expected = parts["kl"] + 0.1 * parts["attention"] + 3 * parts["hard"]
+    torch.testing.assert_close(total.detach(), expected)
+    kl = losses.policy_divergence(*given.both(), temperature=0.5)
+    torch.testing.assert_close(parts["kl"], kl.detach())
+
+
+def test_hintons_mix_of_a_policy_and_of_values() -> None:
+    given = minibatch_of()
+    _, parts = objective_of({"hinton": 1.0}, soft_weight=0.3, hinton_temperature=1.0)(given)
+    _, alone = objective_of({"kl": 1.0, "hard": 1.0})(given)
+    torch.testing.assert_close(parts["hinton"], 0.3 * alone["kl"] + 0.7 * alone["hard"])
+    teacher, student = given.both()
+    assert given.targets is not None
+    _, parts = objective_of({"hinton": 1.0}, outputs="values", hinton_temperature=2.0)(given)
+    # T = 2 τ = 1 on both sides.
+    soft = losses.policy_divergence(teacher, student, temperature=1.0)
+    hard = losses.taken_values(student, given.actions, given.targets)
+    torch.testing.assert_close(parts["hinton"], (0.5 * soft + 0.5 * hard).detach())
+
+
+def test_players_learn_against_each_other() -> None:
+    given, objective = minibatch_of(), objective_of({"adversarial": 1.0})
+    student = given.student["outputs"]
+    real = torch.softmax(given.teacher["outputs"] / 0.5, dim=1)
+    made = torch.softmax(student, dim=1)
+    judge = objective.discriminator
+    weights = list(judge.parameters())
+    of_judge = torch.autograd.grad(
+        adversarial.discriminator_loss(judge(real), judge(made.detach())), weights
+    )
+    (of_student,) = torch.autograd.grad(adversarial.deception_loss(judge(made)), student)
+    total, _ = objective(given)
+    total.backward()
+    torch.testing.assert_close([weight.grad for weight in weights], list(of_judge))
+    torch.testing.assert_close(student.grad, of_student)
+
+
+@pytest.mark.parametrize(
+    ("weights", "outputs", "complaint"),
+    [
+        ({"kll": 1.0}, "logits", "--loss kll: choose one of .* did you mean kl"),
+        ({"kl": -1.0}, "logits", "--kl must be a weight of 0 or more"),
+        ({"hint_dense": float("nan")}, "logits", "--hint-dense must be"),
+        ({"kl": 0.0}, "logits", "every loss has weight 0"),
+        ({"kl": 1.0}, "values", "kl is a loss for students whose outputs are logits"),
+        ({"regression": 1.0}, "logits", "whose outputs are values.*choose among kl"),
+    ],
+)
+def test_weights_that_are_no_objective_are_refused(
+    weights: dict[str, float], outputs: Outputs, complaint: str
+) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        check_weights(weights, outputs)

@@ -12,9 +12,9 @@ from torch import Tensor
 from agents.distillation import losses
 from agents.distillation.experimental import mutual
 from agents.distillation.experimental.mutual import MutualTrainer, with_peer
-from agents.distillation.pipeline import rng_of_student, train_students
 from agents.distillation.settings import Stopped, StudentSpec
 from agents.distillation.trainer import PROGRESS
+from agents.distillation.training import rng_of_student, train_students
 from agents.trained import load_agent
 from tests.agents.distillation.small_pipelines import pipeline_in, teacher_of
 from tests.agents.distillation.test_trainer import (

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from agents.distillation.experimental.several_games import JointTrainer, check, share_trunk
-from agents.distillation.pipeline import Pipeline, train_students
+from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import StudentRecord
 from agents.distillation.settings import Stopped, StudentSpec
 from agents.distillation.students import Student, build, save_student
 from agents.distillation.trainer import PROGRESS, Supervision
+from agents.distillation.training import train_students
 from agents.trained import load_agent
 from ebu.errors import UsageError
 from tests.agents.distillation.small_pipelines import SIDE, config_with, pipeline_in, teacher_of

@@ -14,9 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from agents import TrainedAgent, load_agent
-from agents.architectures import architecture
+from agents.architectures import architecture, check_student
 from agents.distillation import students
-from agents.distillation.settings import check_student
 from agents.distillation.students import (
     Student,
     build,
