@@ -17,7 +17,6 @@ from agents import Learner, LearnerConfig
 from benchmarks import env_speed
 from benchmarks.measurement import spread, times
 from benchmarks.runs import BATCH_SIZE, FRAMES_PER_STEP, Conditions
-from ebu.run.machine import device_named, prepare_torch
 from envs import AtariVector
 
 # Rows and columns of the matrices: some tenths of a second at most.
@@ -85,8 +84,7 @@ class Limits:
 
 def measure_limits(conditions: Conditions, precisions: tuple[str, ...]) -> Limits:
     """Measure all rates, in a process that does nothing else."""
-    device = device_named(conditions.device)
-    prepare_torch(device, conditions.threads)
+    device = conditions.prepare()
     return Limits(
         matrix={precision: matrix_rate(device, precision) for precision in precisions},
         emulator=emulator_rate(conditions.game),

@@ -25,7 +25,8 @@ from ebu.errors import UsageError
 from ebu.run.cli import all_cores, parse
 from ebu.run.files import write_whole
 from ebu.run.hardware import graphics_card, processor
-from ebu.run.settings import NotNegative
+from ebu.run.machine import device_named, prepare_torch
+from ebu.run.settings import Device, NotNegative, Positive
 from envs.games import canonical_game
 
 # Untimed calls first: caches, lazy initialisation, the choice of kernels.
@@ -59,6 +60,22 @@ class GameSettings(BenchmarkSettings):
             return replace(self, game=canonical_game(self.game))
         except ValueError as error:
             raise UsageError(f"--game: {error}") from error
+
+
+@dataclass(frozen=True)
+class DeviceSettings(BenchmarkSettings):
+    """Settings of a benchmark of tensors."""
+
+    threads: Positive = 1
+    """Threads of torch."""
+    device: Device = "auto"
+    """auto, cpu or cuda: where the tensors lie."""
+
+    def prepare(self) -> torch.device:
+        """Set torch up for these settings; return the device. Raises `UsageError`."""
+        device = device_named(self.device)
+        prepare_torch(device, self.threads)
+        return device
 
 
 SettingsT = TypeVar("SettingsT", bound=BenchmarkSettings)

@@ -30,6 +30,7 @@ import torch
 
 from benchmarks.measurement import (
     WARMUP_CALLS,
+    DeviceSettings,
     GameSettings,
     markdown,
     median_and_p95,
@@ -41,8 +42,7 @@ from benchmarks.runs import BATCH_SIZE
 from ebu.frames import torch_dtype
 from ebu.replay import EpisodicReplay
 from ebu.run.cli import run_command
-from ebu.run.machine import device_named, prepare_torch
-from ebu.run.settings import Device, Positive
+from ebu.run.settings import Positive
 from envs import AtariVector
 
 # 1.8 MB of each stream, more than the compression of checkpoints looks back.
@@ -55,7 +55,7 @@ Row = tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
-class Settings(GameSettings):
+class Settings(GameSettings, DeviceSettings):
     """What is measured."""
 
     game: str = "breakout"
@@ -64,10 +64,6 @@ class Settings(GameSettings):
     """Transitions in the replay memory."""
     num_envs: Positive = 64
     """Environment streams; an append stores one frame of each."""
-    threads: Positive = 1
-    """Threads of torch."""
-    device: Device = "auto"
-    """auto, cpu or cuda: where the memory lies."""
     repetitions: Positive = 2_000
     """Timed calls of each part."""
     checkpoint: bool = False
@@ -158,8 +154,7 @@ def time_checkpoint(replay: EpisodicReplay) -> dict[str, Any]:
 
 def measure(settings: Settings) -> dict[str, Any]:
     """All figures. Raises `UsageError` if the memory does not fit."""
-    device = device_named(settings.device)
-    prepare_torch(device, settings.threads)
+    device = settings.prepare()
     say("playing")
     frames = record_frames(settings)
     resident_before = peak_resident()

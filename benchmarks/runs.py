@@ -16,9 +16,9 @@ from typing import Annotated, Any, TypeVar, cast
 
 import torch
 
-from benchmarks.measurement import GameSettings
+from benchmarks.measurement import DeviceSettings, GameSettings
 from ebu.run.progress import Progress
-from ebu.run.settings import Bounds, Device, NotNegative, Positive, PositiveFloat
+from ebu.run.settings import Bounds, NotNegative, Positive, PositiveFloat
 from ebu.stopwatch import Mark
 from ebu.training import Trainer
 
@@ -34,15 +34,13 @@ ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
-class Conditions(GameSettings):
+class Conditions(GameSettings, DeviceSettings):
     """What all runs that are compared have in common."""
 
     updates_per_step: PositiveFloat = 0.25
     """Gradient steps per agent step."""
     threads: Positive = 2
     """Threads of torch, the same for all."""
-    device: Device = "auto"
-    """auto, cpu or cuda, for all."""
     window: Positive = 5_000
     """Agent steps in the timed part of a run."""
     warmup_updates: Positive = 200
@@ -208,17 +206,13 @@ def in_process(task: Callable[..., ResultT], *arguments: Any) -> ResultT:
 
 
 @dataclass(frozen=True)
-class PlaySettings(GameSettings):
+class PlaySettings(GameSettings, DeviceSettings):
     """Random play that fills a replay memory to learn from."""
 
     num_envs: Positive = 16
     """Environments that play."""
     steps: Annotated[int, Bounds(least=100)] = 1_200
     """Vector steps of play in the memory; a game of Pong is over in a thousand."""
-    threads: Positive = 2
-    """Threads of torch."""
-    device: Device = "auto"
-    """auto, cpu or cuda."""
     deterministic: bool = False
     """On a GPU, take only operations that give the same bits every time."""
 

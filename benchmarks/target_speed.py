@@ -23,11 +23,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from benchmarks.measurement import BenchmarkSettings, markdown, run_benchmark, say, times
+from benchmarks.measurement import DeviceSettings, markdown, run_benchmark, say, times
 from ebu.errors import EbuError, UsageError
 from ebu.run.cli import run_command
-from ebu.run.machine import device_named, prepare_torch
-from ebu.run.settings import Device, Positive
+from ebu.run.settings import Positive
 from ebu.targets import backward_targets, backward_targets_loop, backward_targets_scan
 
 NUM_ACTIONS = 18
@@ -41,17 +40,13 @@ WAYS: dict[str, Callable[..., Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Settings(BenchmarkSettings):
+class Settings(DeviceSettings):
     """What is measured."""
 
     steps: tuple[Positive, ...] = (32, 128, 512, 2_048, 8_192, 32_768)
     """T: numbers of agent steps in the episode."""
     learners: tuple[Positive, ...] = (1, 3, 11)
     """K: numbers of learners, each with its own β."""
-    threads: Positive = 1
-    """Threads of torch."""
-    device: Device = "auto"
-    """auto, cpu or cuda: where the values lie."""
     repetitions: Positive = 5
     """Timed calls of each way."""
 
@@ -110,8 +105,7 @@ def measure_one(
 
 def measure(settings: Settings) -> dict[str, Any]:
     """The figures of every T and K."""
-    device = device_named(settings.device)
-    prepare_torch(device, settings.threads)
+    device = settings.prepare()
     return {
         "targets": [
             measure_one(steps, learners, settings, device)
