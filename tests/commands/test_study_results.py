@@ -1,5 +1,6 @@
 """Committed results: what they hold, that a study takes them as done, and one precision in each."""
 
+import csv
 import json
 import shutil
 import sys
@@ -16,6 +17,7 @@ from ebu.commands.table.committed import MOST_LINES, result_differences, write_r
 from ebu.commands.table.jobs import Task
 from ebu.commands.table.plan import PlannedRun, StudyConfig, plan
 from ebu.commands.table.provenance import provenance_of
+from ebu.commands.table.results import COLUMNS
 from ebu.commands.train_arguments import parse_arguments
 from ebu.errors import UsageError
 from ebu.run import machine as machine_module
@@ -84,20 +86,24 @@ def test_a_finished_run_is_copied_and_then_taken_as_done_where_no_run_is(
     args, runs = study_in(tmp_path, variants=VARIANTS, seeds=2)
     for number, run in enumerate(runs[:4]):
         write_planned(run, float(number))
+    # A broken table is written again.
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "results.csv").write_text(",".join(COLUMNS) + "\npong,ebu,0,pap")
     first = run_study(monkeypatch, args)
     assert [task.name for task in first] == [run.name for run in runs[4:]]
+    assert "6 runs, 4 of them scored" in capsys.readouterr().err
     before = (tmp_path / "results" / "results.csv").read_text()
+    rows = list(csv.DictReader(before.splitlines()))
+    assert (rows[0]["score"], rows[0]["run_dir"]) == ("0.0", runs[0].name)
+    assert len(rows) == 4
     shutil.rmtree(tmp_path / "out")
-    shutil.move(tmp_path / "results", tmp_path / "elsewhere")
-    args, runs = study_in(
-        tmp_path, variants=VARIANTS, seeds=2, out=tmp_path / "new", results=tmp_path / "elsewhere"
+    elsewhere = shutil.move(tmp_path / "results", tmp_path / "elsewhere")
+    args, _ = study_in(
+        tmp_path, variants=VARIANTS, seeds=2, out=tmp_path / "new", results=elsewhere
     )
-    again = run_study(monkeypatch, args)
-    assert [task.name for task in again] == [run.name for run in runs[4:]]
-    assert (tmp_path / "elsewhere" / "results.csv").read_text() == before
-    assert len(before.splitlines()) == 1 + 4
-    capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path / "elsewhere")])
+    assert [task.name for task in run_study(monkeypatch, args)] == [task.name for task in first]
+    assert (elsewhere / "results.csv").read_text() == before
+    monkeypatch.setattr(sys, "argv", ["report.py", str(elsewhere)])
     report.main()
     assert "| pong | ebu" in capsys.readouterr().out
 
@@ -128,37 +134,55 @@ def test_a_result_is_small_and_holds_every_game_and_no_place(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("other", "complaint"),
+    ("other", "complaint", "copied"),
     [
-        ({"beta": 0.7}, "beta was 0.7, is 0.5"),
-        ({"frames": 2 * FRAMES, "played": 2 * FRAMES}, f"frames was {2 * FRAMES}, is {FRAMES}"),
-        ({"seed": 3}, "seed was 3, is 0"),
-        ({"precision": "bfloat16"}, "precision was bfloat16, is float32"),
-        ({"distances": 4}, "distances was 4, is None"),
-        ({"train_noops": None}, "train_noops was None, is 30"),
+        ({"beta": 0.7}, "beta was 0.7, is 0.5", False),
+        ({"frames": 2 * FRAMES}, f"frames was {2 * FRAMES}, is {FRAMES} (may only grow)", False),
+        ({"beta": 0.7}, "beta was 0.7, is 0.5", True),
+        ({"frames": 2 * FRAMES, "played": 2 * FRAMES}, f"was {2 * FRAMES}, is {FRAMES}", True),
+        ({"seed": 3}, "seed was 3, is 0", True),
+        ({"precision": "bfloat16"}, "precision was bfloat16, is float32", True),
+        ({"distances": 4}, "distances was 4, is None", True),
+        ({"train_noops": None}, "train_noops was None, is 30", True),
     ],
 )
-def test_a_result_of_other_settings_is_refused_in_one_line_before_anything_is_played(
-    other: dict[str, Any], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_runs_and_results_of_other_settings_are_refused_before_anything_is_played(
+    other: dict[str, Any],
+    complaint: str,
+    copied: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     args, (run,) = study_in(tmp_path)
     assert run.result_dir is not None
-    run_dir = write_planned(run, 1.0, **other)
-    write_result(run_dir, run.result_dir, run.games)
-    shutil.rmtree(tmp_path / "out")
+    named = write_planned(run, 1.0, **other)
+    if copied:
+        write_result(named, run.result_dir, run.games)
+        shutil.rmtree(tmp_path / "out")
+        named = run.result_dir
+    else:
+        args = [x for x in args if x not in ("--results", tmp_path / "results")]
     with pytest.raises(UsageError) as refusal:
         run_study(monkeypatch, args)
     assert complaint in str(refusal.value)
-    assert str(run.result_dir) in str(refusal.value)
+    assert str(named) in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
-def test_what_changes_no_result_may_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_changes_no_result_may_differ_and_half_a_result_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     args, (run,) = study_in(tmp_path)
     assert run.result_dir is not None
-    machine = {"threads": 7, "device": "cuda", "checkpoint_minutes": 1.0, "eval_every_frames": 3}
+    machine = {"threads": 7, "device": "cpu", "checkpoint_minutes": 1.0}
     write_result(write_planned(run, 1.0, **machine), run.result_dir, run.games)
+    (run.result_dir / "config.json").unlink()
+    assert run_study(monkeypatch, args) == []
+    assert run.is_done()
     shutil.rmtree(tmp_path / "out")
+    config = json.loads((run.result_dir / "config.json").read_text())
+    config["settings"] |= {"device": "cuda", "eval_every_frames": 3}
+    (run.result_dir / "config.json").write_text(json.dumps(config))
     assert run_study(monkeypatch, args) == []
 
 
@@ -212,17 +236,6 @@ def test_a_result_is_scored_in_the_games_that_were_asked_for(
         run_study(monkeypatch, args)
 
 
-def test_half_a_result_is_none_and_written_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    args, (run,) = study_in(tmp_path)
-    assert run.result_dir is not None
-    write_result(write_planned(run), run.result_dir, run.games)
-    (run.result_dir / "config.json").unlink()
-    assert run_study(monkeypatch, args) == []
-    assert run.is_done()
-
-
 def test_runs_trained_without_a_study_are_collected_by_their_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,14 +243,10 @@ def test_runs_trained_without_a_study_are_collected_by_their_settings(
     args, runs = study_in(
         *(tmp_path,), variants=VARIANTS, collect=(elsewhere,), collect_commit="abc", jobs=0
     )
-    for name, run, score, other in (
-        ("one", runs[1], 5.0, {}),
-        ("two", runs[2], None, {}),
-        ("three", runs[0], 1.0, {"beta": 0.3}),
-    ):
-        write_run(elsewhere, score=score, name=name, **as_recorded(run, **other))
-    monitor = Monitor(elsewhere / "one")
-    monitor.close()
+    write_run(elsewhere, score=5.0, name="one", **as_recorded(runs[1]))
+    write_run(elsewhere, score=None, name="two", **as_recorded(runs[2]))
+    write_run(elsewhere, score=1.0, name="three", **as_recorded(runs[0], beta=0.3))
+    Monitor(elsewhere / "one").close()
     assert run_study(monkeypatch, args) == []
     said = capsys.readouterr().err
     assert f"{elsewhere / 'one'}: collected as {runs[1].result_dir}" in said
@@ -266,45 +275,36 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     return make
 
 
-@pytest.mark.parametrize("has", [False, True])
-def test_auto_is_settled_once_for_the_whole_table(
-    has: bool, machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    machine(has)
-    args, _ = study_in(tmp_path, "--precision", "auto", seeds=2)
-    for task in run_study(monkeypatch, args):
-        assert parse_arguments(task.train[2:]).precision == ("bfloat16" if has else "float32")
+def precisions(tasks: Sequence[Task]) -> set[str]:
+    return {parse_arguments(task.train[2:]).precision for task in tasks}
 
 
 @pytest.mark.parametrize("results", [False, True])
-@pytest.mark.parametrize("was", ["float32", "bfloat16"])
-def test_a_table_goes_on_in_its_precision_or_asks(
-    was: str, results: bool, machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("was", "other"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_a_table_continues_in_its_precision_or_asks(
+    was: str,
+    other: str,
+    results: bool,
+    machine: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    machine(was == "bfloat16")
     args, runs = study_in(tmp_path, "--precision", "auto", seeds=2)
+    assert precisions(run_study(monkeypatch, args)) == {was}
     write_planned(runs[0], 1.0 if results else None, precision=was)
+    assert precisions(run_study(monkeypatch, args)) == {was}
     if results:
-        machine(was == "bfloat16")
-        run_study(monkeypatch, args)
         shutil.rmtree(tmp_path / "out")
-    other = {"float32": "bfloat16", "bfloat16": "float32"}[was]
-    for same in (True, False):
-        machine(same == (was == "bfloat16"))
-        if same:
-            tasks = run_study(monkeypatch, args)
-            assert {parse_arguments(task.train[2:]).precision for task in tasks} == {was}
-        else:
-            with pytest.raises(UsageError, match=f"is in {was}.*add -- --precision {was}"):
-                run_study(monkeypatch, args)
-        # To name it is to confirm it.
-        named, _ = study_in(tmp_path, "--precision", was, seeds=2)
-        tasks = run_study(monkeypatch, named)
-        assert {parse_arguments(task.train[2:]).precision for task in tasks} == {was}
-        named, _ = study_in(tmp_path, "--precision", other, seeds=2)
-        with pytest.raises(UsageError, match=f"precision was {was}, is {other}"):
-            run_study(monkeypatch, named)
-        named, _ = study_in(tmp_path, "--precision", other, seed_list=(5,))
-        with pytest.raises(UsageError, match=f"is in {was}"):
+    machine(was != "bfloat16")
+    with pytest.raises(UsageError, match=f"is in {was}.*add -- --precision {was}"):
+        run_study(monkeypatch, args)
+    # To name it is to confirm it.
+    named, _ = study_in(tmp_path, "--precision", was, seeds=2)
+    assert precisions(run_study(monkeypatch, named)) == {was}
+    for options, words in (({"seeds": 2}, f"was {was}, is {other}"), ({"seed_list": (5,)}, was)):
+        named, _ = study_in(tmp_path, "--precision", other, **options)
+        with pytest.raises(UsageError, match=words):
             run_study(monkeypatch, named)
 
 
