@@ -14,7 +14,7 @@ from agents.distillation.records import Sizes
 from agents.distillation.settings import load_experimental
 from agents.networks import Features, PlainHead, QNetwork, build_network
 from agents.trained import STUDENT, WEIGHTS, Outputs, TrainedAgent
-from ebu.errors import EbuError, UsageError
+from ebu.errors import UsageError
 from ebu.run.checkpoint import save_checkpoint
 from ebu.run.directory import CONFIG, differences, read_config, write_config
 
@@ -194,15 +194,8 @@ def save_student(
     }
     name = f"frames-{teacher.frames:012d}"
     save_checkpoint(directory / WEIGHTS["final"], name, state, keep=1)
-    if known:
-        return
-    try:
+    if not known:
         write_config(directory, config)
-    except OSError as error:
-        raise EbuError(
-            f"{directory / CONFIG} cannot be written: {error.strerror or error}; free space or "
-            "choose another directory"
-        ) from error
 
 
 def _check_same(directory: Path, config: Mapping[str, Any]) -> None:

@@ -68,17 +68,12 @@ def check(config: EvaluateConfig) -> None:
     check_settings(config)
     if config.random and config.epsilon is not None:
         raise UsageError("--epsilon says nothing with --random: leave one of them out")
-    for path in (config.video, config.json):
-        if path is not None:
-            _check_output(path)
+    for path in filter(None, (config.video, config.json)):
+        if path.is_dir():
+            raise UsageError(f"{path} is a directory: name a file")
+        if not path.parent.is_dir():
+            raise UsageError(f"{path}: there is no directory {path.parent}")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UsageError(f"{path} is not writable: choose another place")
     if config.video is not None:
         check_video_path(config.video)
-
-
-def _check_output(path: Path) -> None:
-    if path.is_dir():
-        raise UsageError(f"{path} is a directory: name a file")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no directory {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UsageError(f"{path} is not writable: choose another place")

@@ -6,10 +6,8 @@ The same command resumes it, on another machine too where results are committed.
 for every run follow `--`.
 """
 
-import contextlib
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from ebu.commands.reporting.published import normalised
 from ebu.commands.reporting.runs import Run, find_run_directories, read_run
@@ -19,7 +17,7 @@ from ebu.commands.table.plan import PlannedRun, StudyConfig, check_settings, pla
 from ebu.commands.table.precision import in_one_precision, precisions_in
 from ebu.commands.table.provenance import code_version, machine
 from ebu.commands.table.results import ResultsTable
-from ebu.errors import EbuError, UsageError
+from ebu.errors import EbuError
 from ebu.run.cli import all_cores, parse, run_command
 from ebu.run.directory import acquire_lock
 from ebu.run.hints import program_argv, program_command
@@ -39,15 +37,16 @@ def main() -> int:
         "of train.py for every run follow --",
     )
     planned = plan(config, args[cut + 1 :])
-    with locked(config.out):
+    with acquire_lock(config.out, "--out", f"another study is filling {config.out}"):
         return play(config, planned)
 
 
 def play(config: StudyConfig, planned: Sequence[PlannedRun]) -> int:
     """Play and score what is missing of the planned runs; returns the exit code."""
+    (config.out / "runs").mkdir(exist_ok=True)
     folder = config.results or config.out
     runs = config.results or config.out / "runs"
-    table = ResultsTable(folder, runs, say, config.episodes)
+    table = ResultsTable(folder, runs, config.episodes)
     check_settings(planned)
     if config.collect:
         collect(config, planned)
@@ -117,22 +116,6 @@ def collect(config: StudyConfig, planned: Sequence[PlannedRun]) -> None:
                 say(f"{run_dir}: collected as {run.result_dir}")
         except EbuError as error:
             say(f"warning: not collected: {error}")
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold the lock of a study's directory. Raises `UsageError` if one is running."""
-    try:
-        (out / "runs").mkdir(parents=True, exist_ok=True)
-        lock = acquire_lock(out)
-    except OSError as error:
-        raise UsageError(
-            f"--out {out} cannot be written: {error.strerror}; choose another directory"
-        ) from error
-    if lock is None:
-        raise UsageError(f"another study is filling {out}: stop it or choose another --out")
-    with lock:
-        yield
 
 
 def task_of(run: PlannedRun, threads: int) -> Task:

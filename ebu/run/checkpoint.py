@@ -11,12 +11,11 @@ It is written under a hidden name and renamed when every byte of it is on the di
 killed at any moment leaves the checkpoints it had before.
 """
 
-import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,8 +97,8 @@ def save_checkpoint(
         _remove_leftovers(root)
         try:
             temporary.mkdir()
-            _write(temporary / TENSORS, safetensors.torch.save(tensors))
-            _write(temporary / VALUES, json.dumps(values).encode())
+            (temporary / TENSORS).write_bytes(safetensors.torch.save(tensors))
+            (temporary / VALUES).write_bytes(json.dumps(values).encode())
             for writer in writers:
                 writer(temporary)
             _write_manifest(temporary, name, dict(logs or {}))
@@ -111,7 +110,7 @@ def save_checkpoint(
     except OSError as error:
         raise EbuError(
             f"cannot save the checkpoint {root / name}: {error.strerror or error}; the checkpoints "
-            f"before it are kept: {_remedy(error)} and run the same command again"
+            "before it are kept: free space or make it writable, and run the same command again"
         ) from error
     return root / name
 
@@ -269,7 +268,7 @@ def _write_manifest(directory: Path, name: str, logs: dict[str, int]) -> None:
             files[relative] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
     manifest: dict[str, Any] = {"format": FORMAT, "name": name, "files": files, "logs": logs}
     manifest["sha256"] = _digest_of_manifest(manifest)
-    _write(directory / MANIFEST, json.dumps(manifest, indent=1).encode())
+    (directory / MANIFEST).write_bytes(json.dumps(manifest, indent=1).encode())
     sync(directory / MANIFEST)
     sync(directory)
 
@@ -370,26 +369,6 @@ def _remove(path: Path) -> None:
 
 def _remove_leftovers(root: Path) -> None:
     """Remove what killed processes left behind; only the run that owns `root` may."""
-    for path in _leftovers(root):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _leftovers(root: Path) -> Iterator[Path]:
     for path in root.iterdir():
         if path.name.startswith(".") and path.suffix in (".tmp", ".removed"):
-            yield path
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-
-
-def _remedy(error: OSError) -> str:
-    match error.errno:
-        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            return "free space"
-        case errno.EACCES | errno.EPERM | errno.EROFS | errno.EEXIST | errno.ENOTDIR:
-            return "make the directory writable"
-        case _:
-            return "check the disk"
+            shutil.rmtree(path, ignore_errors=True)

@@ -77,7 +77,7 @@ def count(text: str) -> int:
     """
     written = _COUNT.fullmatch(text)
     if written is None:
-        raise ValueError(f"{_shortened(text)} is no integer, such as 400000, 400k or 1e6")
+        raise ValueError(f"{_shorten(text)} is no integer, such as 400000, 400k or 1e6")
     try:
         value = Decimal(written[1])
         if value.adjusted() < len(str(LARGEST_NUMBER)):
@@ -85,9 +85,9 @@ def count(text: str) -> int:
         if abs(value) > LARGEST_NUMBER:
             raise ValueError(_too_large(text))
         if value != int(value):
-            raise ValueError(f"{_shortened(text)} is no integer")
+            raise ValueError(f"{_shorten(text)} is no integer")
     except ArithmeticError:  # exponents of many digits
-        raise ValueError(f"{_shortened(text)} is no integer that a flag takes") from None
+        raise ValueError(f"{_shorten(text)} is no integer that a flag takes") from None
     return int(value)
 
 
@@ -95,17 +95,17 @@ def _number(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise ValueError(f"{_shortened(text)} is no number") from None
+        raise ValueError(f"{_shorten(text)} is no number") from None
     if abs(value) > LARGEST_NUMBER:
         raise ValueError(_too_large(text))
     return value
 
 
 def _too_large(text: str) -> str:
-    return f"{_shortened(text)} is too large: no number may be above {LARGEST_NUMBER:.0e}"
+    return f"{_shorten(text)} is too large: no number may be above {LARGEST_NUMBER:.0e}"
 
 
-def _shortened(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:36]}..."
 
 
@@ -185,12 +185,9 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     """
     try:
         code = main()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except EbuError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ebu.errors import EbuError, UsageError
-from ebu.run.files import cannot_write, replace_whole
+from ebu.run.files import write_whole
 
 with contextlib.suppress(ImportError):  # missing on Windows: `acquire_lock` says so
     import fcntl
@@ -64,8 +64,8 @@ def automatic_settings(config: Mapping[str, Any]) -> list[str]:
 
 
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
-    """Write config.json, whole or not at all. Raises `OSError` where that fails."""
-    replace_whole(run_dir / CONFIG, json.dumps(config, indent=2).encode())
+    """Write config.json, whole or not at all. Raises `EbuError` where that fails."""
+    write_whole(run_dir / CONFIG, json.dumps(config, indent=2).encode())
 
 
 def open_run_directory(
@@ -88,54 +88,54 @@ def open_run_directory(
     Returns the open lock file: while it is open no other process can train here.
     Raises `UsageError` if the path cannot hold a run, is in use, or was started with others.
     """
-    try:
-        if run_dir.exists() and not run_dir.is_dir():
-            raise UsageError(f"{flag} {run_dir} is a file: choose a directory")
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if not (run_dir / CONFIG).exists() and any(
-            entry.name not in (LOCK, f".{CONFIG}") for entry in run_dir.iterdir()
-        ):
-            raise UsageError(
-                f"{flag} {run_dir} holds files that are not a run's: choose another directory"
-            )
-        lock = acquire_lock(run_dir)
-    except OSError as error:
+    if os.path.isfile(run_dir):
+        raise UsageError(f"{flag} {run_dir} is a file: choose a directory")
+    names: set[str] = set()
+    with contextlib.suppress(OSError):
+        names.update(os.listdir(run_dir))
+    if CONFIG not in names and names - {LOCK, f".{CONFIG}"}:
         raise UsageError(
-            f"{flag} {run_dir} cannot be written: {error.strerror}; choose another directory"
-        ) from error
-    if lock is None:
-        raise UsageError(
-            f"another process is training in {run_dir}: stop it or choose another {flag}"
+            f"{flag} {run_dir} holds files that are not a run's: choose another directory"
         )
+    lock = acquire_lock(run_dir, flag, f"another process is training in {run_dir}")
     try:
         if (run_dir / CONFIG).exists():
             _check(run_dir, config, may_change, may_grow, flag)
         write_config(run_dir, config)
-    except OSError as error:
-        lock.close()
-        raise cannot_write(run_dir / CONFIG, error) from error
     except EbuError:
         lock.close()
         raise
     return lock
 
 
-def acquire_lock(directory: Path) -> IO[str] | None:
-    """The open file that keeps others out of a directory; None if another process has it.
+def acquire_lock(directory: Path, flag: str, busy: str) -> IO[str]:
+    """Create a directory and keep others out of it, as long as the file returned is open.
 
-    Raises `OSError` where the file cannot be written, `EbuError` on systems without `fcntl`.
+    | argument | meaning |
+    | --- | --- |
+    | flag | how users name the directory |
+    | busy | says what another process does there |
+
+    Raises `UsageError` where the directory cannot be written or another process has the lock,
+    `EbuError` on systems without `fcntl`.
     """
     if "fcntl" not in globals():
         raise EbuError(
             "this system has no fcntl, which locks directories: run it on Linux or macOS, or in "
             "the Windows Subsystem for Linux"
         )
-    lock = (directory / LOCK).open("w")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / LOCK).open("w")
+    except OSError as error:
+        raise UsageError(
+            f"{flag} {directory} cannot be written: {error.strerror}; choose another directory"
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        return None
+        raise UsageError(f"{busy}: stop it or choose another {flag}") from None
     return lock
 
 

@@ -20,32 +20,24 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_whole(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all: a file that was there is otherwise as it was.
-
-    Raises `OSError` where the disk is full or fails.
-    """
-    draft = path.with_name(f".{path.name}")
-    try:
-        draft.write_bytes(content)
-        sync(draft)
-        draft.replace(path)
-        sync(path.parent)
-    except OSError:
-        with suppress(OSError):
-            draft.unlink()
-        raise
-
-
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all, and its directory where there is none.
 
     Raises `EbuError`, one line, where the disk is full or fails; a file that was there is then as
     it was.
     """
+    draft = path.with_name(f".{path.name}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_whole(path, content)
+        try:
+            draft.write_bytes(content)
+            sync(draft)
+            draft.replace(path)
+            sync(path.parent)
+        except OSError:
+            with suppress(OSError):
+                draft.unlink()
+            raise
 
 
 @contextmanager
@@ -54,12 +46,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def cannot_write(path: Path, error: OSError) -> EbuError:
-    """The error of a file that could not be written, in one line with what to do."""
-    return EbuError(
-        f"cannot write {path}: {error.strerror or error}; free space or make it writable, and run "
-        "the same command again"
-    )
+        raise EbuError(
+            f"cannot write {path}: {error.strerror or error}; free space or make it writable, and "
+            "run the same command again"
+        ) from error

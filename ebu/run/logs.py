@@ -24,7 +24,7 @@ from torch.utils.tensorboard.summary import text
 
 from ebu.errors import EbuError
 from ebu.run.directory import EVALUATIONS, EVENTS, METRICS
-from ebu.run.files import cannot_write, sync
+from ebu.run.files import sync, writing
 from ebu.run.tensorboard import (
     EVAL_HIGH,
     EVAL_LOW,
@@ -112,11 +112,9 @@ class Monitor:
         """Bring everything to the disk; the length in bytes of every log, by name."""
         for log in (self._metrics, self._evaluations, self._events):
             log.sync()
-        try:
+        with writing(self._run_dir):
             sync(self._run_dir)
             return {path.name: path.stat().st_size for path in _log_files(self._run_dir)}
-        except OSError as error:
-            raise cannot_write(self._run_dir, error) from error
 
     def close(self) -> None:
         for log in (self._metrics, self._evaluations, self._events):
@@ -195,19 +193,15 @@ class _Log:
     def __init__(self, path: Path, *, new: bool = False) -> None:
         self._path = path
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | (os.O_EXCL if new else 0)
-        try:
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, flags, 0o666)
-        except OSError as error:
-            raise cannot_write(path, error) from error
 
     def write(self, data: bytes) -> None:
         left = memoryview(data)
-        try:
+        with writing(self._path):
             while left:
                 left = left[os.write(self._descriptor, left) :]
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
 
     def line(self, frames: int, values: Mapping[str, Any]) -> None:
         if "frames" in values:
@@ -226,10 +220,8 @@ class _Log:
             ) from error
 
     def sync(self) -> None:
-        try:
+        with writing(self._path):
             os.fsync(self._descriptor)
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
 
     def close(self) -> None:
         if self._descriptor >= 0:

@@ -43,7 +43,7 @@ class StatusLine:
 
     def __init__(
         self,
-        total: int | None,
+        total: int,
         initial: int = 0,
         *,
         live_seconds: float = LIVE_SECONDS,
@@ -60,7 +60,7 @@ class StatusLine:
             self._bar = tqdm(
                 total=total,
                 initial=initial,
-                bar_format="{percentage:3.0f}% |{bar}| {desc}" if total else "{desc}",
+                bar_format="{percentage:3.0f}% |{bar}| {desc}",
                 dynamic_ncols=True,
                 file=sys.stderr,
                 leave=leave,
@@ -77,7 +77,7 @@ class StatusLine:
             say(text)
         elif self._bar is not None:
             # A run may end a step past its total, and tqdm shows more than all as nothing.
-            self._bar.n = done if self._total is None else min(done, self._total)
+            self._bar.n = min(done, self._total)
             try:
                 self._bar.set_description_str(text)
             except (OSError, ValueError):
@@ -97,8 +97,8 @@ class Progress(StatusLine):
     RATE_SECONDS = 30.0
     PAUSE_SECONDS = 10.0
 
-    def __init__(self, total: int | None, *, initial: int = 0) -> None:
-        """total: frames of the whole run, None if it has no end; initial: frames played before."""
+    def __init__(self, total: int, *, initial: int = 0) -> None:
+        """total: frames of the whole run; initial: frames played before."""
         super().__init__(total, initial)
         self._frames = self._shown_frames = initial
         self._return: float | None = None
@@ -138,10 +138,9 @@ class Progress(StatusLine):
         now = time.monotonic()
         since, before = self._recent[0]
         rate = (self._frames - before) / (now - since) if now > since else 0.0
-        of_all = f"/{_count(self._total)}" if self._total else ""
-        parts = [f"{_count(self._frames)}{of_all} frames"]
+        parts = [f"{_count(self._frames)}/{_count(self._total)} frames"]
         parts.append(f"{_count(round(rate))}/s" if rate else "-/s")
-        if self._total and rate:
+        if rate:
             left = max(0, self._total - self._frames) / rate
             parts.append(f"{tqdm.format_interval(left)} left")
         parts.append(f"return {'-' if self._return is None else _score(self._return)}")

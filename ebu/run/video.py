@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ebu.errors import UsageError
-from ebu.run.files import cannot_write
+from ebu.run.files import write_whole
 
 LONGEST_SIDE = 320  # pixels; larger pictures are scaled down
 # One index of 256 stays free: Pillow uses it for "as in the picture before".
@@ -27,17 +27,8 @@ def write_video(path: Path, pictures: Iterable[np.ndarray], *, fps: int) -> None
     Raises `EbuError` where the disk fails.
     """
     scaled = [_scaled_down(picture) for picture in pictures]
-    draft = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        if path.suffix.lower() == ".gif":
-            draft.write_bytes(animated_gif(scaled, fps))
-        else:
-            _write_mp4(draft, scaled, fps)
-        draft.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        draft.unlink(missing_ok=True)
+    encode = animated_gif if path.suffix.lower() == ".gif" else _mp4
+    write_whole(path, encode(scaled, fps))
 
 
 def animated_gif(pictures: Sequence[np.ndarray] | np.ndarray, fps: float) -> bytes:
@@ -92,12 +83,13 @@ def _scaled_down(picture: np.ndarray) -> np.ndarray:
     return np.asarray(image)
 
 
-def _write_mp4(path: Path, pictures: Sequence[np.ndarray], fps: int) -> None:
+def _mp4(pictures: Sequence[np.ndarray], fps: int) -> bytes:
     # Loads the encoders of FFmpeg, which nothing else needs.
     import av
 
     images = [_with_even_sides(_as_rgb(picture)) for picture in pictures]
-    with av.open(str(path), "w") as container:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("h264", rate=fps)
         # The only colours that every player shows.
         stream.pix_fmt = "yuv420p"
@@ -105,6 +97,7 @@ def _write_mp4(path: Path, pictures: Sequence[np.ndarray], fps: int) -> None:
         for image in images:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
+    return buffer.getvalue()
 
 
 def _with_even_sides(picture: np.ndarray) -> np.ndarray:

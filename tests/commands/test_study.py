@@ -27,13 +27,14 @@ from ebu.commands.table.results import ResultsTable, row
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.errors import UsageError
+from ebu.run.directory import acquire_lock
 from envs.games import ATARI5, PAPER49
 from tests.run_directories import FRAMES, evaluation, write_run
 
 ROOT = Path(__file__).parents[2]
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CODE = {"ebu_version": "0.1", "commit": "abc"}
-# What Python 3.12 says of a fork beside other threads, which pytest and this file have.
+# What Python 3.12 says of a fork where there are other threads, which pytest and this file have.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
 
@@ -182,17 +183,20 @@ def test_a_damaged_run_is_named_and_left_out_of_the_table(
     write_run(tmp_path / "runs", "pong", "ebu", 0, 1.0)
     broken = write_run(tmp_path / "runs", "pong", "ebu", 1, 1.0)
     (broken / "config.json").write_text("{")
-    table = ResultsTable(tmp_path, tmp_path / "runs", print)
+    table = ResultsTable(tmp_path, tmp_path / "runs")
     table.fill()
     table.fill()
-    assert capsys.readouterr().out.count(str(broken / "config.json")) == 1
+    assert capsys.readouterr().err.count(str(broken / "config.json")) == 1
     assert len(table.path.read_text().splitlines()) == 2
 
 
 def test_two_studies_do_not_fill_one_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with study.locked(tmp_path), pytest.raises(UsageError, match="another study is filling"):
+    with (
+        acquire_lock(tmp_path, "--out", "busy"),
+        pytest.raises(UsageError, match="another study is filling"),
+    ):
         run_study(monkeypatch, "--games", "pong", "--out", tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
@@ -223,7 +227,7 @@ def obedient(root: Path, name: str) -> Task:
 
 
 def test_as_many_processes_run_at_a_time_as_asked_for(tmp_path: Path) -> None:
-    # Each notes how many there are beside it, while it is there.
+    # Each notes how many there are, itself among them.
     count = f"""
 import pathlib, sys, time
 here = pathlib.Path({str(tmp_path)!r}, sys.argv[1] + ".here")

@@ -51,7 +51,11 @@ class GameRow:
 
 def game_rows(group: Group) -> list[GameRow]:
     """Every method's row of every game, in their order."""
-    baselines = [name for name, games in group.methods.items() if _agent(games) == "dqn"]
+    baselines = [
+        name
+        for name, games in group.methods.items()
+        if next(iter(games.values()))[0].agent == "dqn"
+    ]
     baseline = group.methods[baselines[0]] if len(baselines) == 1 else {}
     rows = []
     for game in group.games:
@@ -80,10 +84,6 @@ def game_rows(group: Group) -> list[GameRow]:
                 )
             )
     return rows
-
-
-def _agent(games: dict[str, list[Run]]) -> str:
-    return next(iter(games.values()))[0].agent
 
 
 def _scores(runs: Sequence[Run]) -> np.ndarray:

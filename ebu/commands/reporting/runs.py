@@ -115,13 +115,8 @@ def read_run(run_dir: Path, games: int | None = None) -> Run:
     Raises `EbuError`, naming the file, where it is damaged.
     """
     settings = read_config(run_dir)["settings"]
-    for name, kind in (
-        ("game", str),
-        ("agent", str),
-        ("protocol", str),
-        ("seed", int),
-        ("frames", int),
-    ):
+    kinds = {"game": str, "agent": str, "protocol": str, "seed": int, "frames": int}
+    for name, kind in kinds.items():
         if not isinstance(settings.get(name), kind):
             raise EbuError(f"{run_dir / CONFIG} says {name} is {settings.get(name)!r}: restore it")
     lines = tail(run_dir / METRICS)

@@ -122,28 +122,25 @@ def _is_a_score(record: Mapping[str, Any]) -> bool:
     return of_protocol and record["policy"] == "agent" and record["weights"] == "final"
 
 
-def score_of(record: Mapping[str, Any]) -> Score:
+def score_of(record: Mapping[str, Any], *, final: bool = True) -> Score:
     """The score in a record of evaluate.py on an agent.
 
     Raises `KeyError`, `TypeError` or `ValueError` where it is none.
     """
-    return _score(record, record["trained_frames"], record["protocol"], final=True)
-
-
-def score_in_training(line: Mapping[str, Any], protocol: str) -> Score:
-    """The score in a line of evaluations.jsonl; raises as `score_of`."""
-    return _score(line, line["frames"], protocol, final=False)
-
-
-def _score(record: Mapping[str, Any], frames: Any, protocol: str, *, final: bool) -> Score:
+    protocol, interval = record["protocol"], record["interval_95"]
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}")
-    interval = record["interval_95"]
     return Score(
         mean=float(record["mean"]),
         games=int(record["games"]),
         interval=None if interval is None else (float(interval[0]), float(interval[1])),
-        frames=int(frames),
+        frames=int(record["trained_frames"]),
         protocol=protocol,
         final=final,
     )
+
+
+def score_in_training(line: Mapping[str, Any], protocol: str) -> Score:
+    """The score in a line of evaluations.jsonl; raises as `score_of`."""
+    record = {**line, "trained_frames": line["frames"], "protocol": protocol}
+    return score_of(record, final=False)

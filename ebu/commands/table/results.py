@@ -3,7 +3,6 @@
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from ebu.commands.table.provenance import provenance_of
 from ebu.errors import EbuError, UsageError
 from ebu.run.directory import CONFIG
 from ebu.run.files import write_whole
+from ebu.run.progress import say
 
 COLUMNS = (
     *("game", "agent", "seed", "protocol", "preset", "precision", "settings"),
@@ -47,22 +47,18 @@ def check_table(path: Path) -> None:
 class ResultsTable:
     """`results.csv` of a study: rewritten from all its directories whenever one has changed."""
 
-    def __init__(
-        self, folder: Path, runs: Path, say: Callable[[str], None], games: int | None = None
-    ) -> None:
+    def __init__(self, folder: Path, runs: Path, games: int | None = None) -> None:
         """Check the table that exists; see `check_table`.
 
         | argument | meaning |
         | --- | --- |
         | folder | where the table is written |
         | runs | holds the run directories, or the results, that make it |
-        | say | called with a line for each damaged directory |
         | games | which of several scores of a run counts: see `final_record` |
         """
         self.path = folder / "results.csv"
         self._runs = runs
         self._games = games
-        self._say = say
         self._said: set[str] = set()
         check_table(self.path)
 
@@ -74,21 +70,18 @@ class ResultsTable:
         text = io.StringIO()
         table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         table.writeheader()
-        for run, cells in self._read():
-            where = os.path.relpath(run.directory, self.path.parent)
-            table.writerow({**cells, "run_dir": where})
-        write_whole(self.path, text.getvalue().encode())
-
-    def _read(self) -> Iterator[tuple[Run, dict[str, Any]]]:
         for run_dir in sorted(path.parent for path in self._runs.glob(f"*/{CONFIG}")):
             try:
-                run = read_run(run_dir, self._games)
-                yield run, row(run)
+                cells = row(read_run(run_dir, self._games))
             except EbuError as error:
                 line = f"warning: left out of {self.path}: {error}"
                 if line not in self._said:
                     self._said.add(line)
-                    self._say(line)
+                    say(line)
+            else:
+                where = os.path.relpath(run_dir, self.path.parent)
+                table.writerow({**cells, "run_dir": where})
+        write_whole(self.path, text.getvalue().encode())
 
 
 def row(run: Run) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +46,15 @@ def assert_same(ours: Any, theirs: Any) -> None:
     assert type(ours) is type(theirs)
     if isinstance(ours, dict):
         assert list(ours) == list(theirs)
-        for key in ours:
-            assert_same(ours[key], theirs[key])
+        assert_same(list(ours.values()), list(theirs.values()))
     elif isinstance(ours, list):
         assert len(ours) == len(theirs)
         for our, their in zip(ours, theirs, strict=True):
             assert_same(our, their)
     elif isinstance(ours, torch.Tensor):
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-        assert (
-            ours.contiguous().flatten().view(torch.uint8).equal(theirs.flatten().view(torch.uint8))
-        )
+        ours, theirs = (x.contiguous().flatten().view(torch.uint8) for x in (ours, theirs))
+        assert ours.equal(theirs)
     elif isinstance(ours, np.ndarray):
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
         assert ours.tobytes() == theirs.tobytes()
@@ -123,12 +121,6 @@ def test_extreme_numbers(tmp_path: Path) -> None:
     assert_same(state, load_state(tmp_path))
 
 
-@pytest.fixture
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hundreds of checkpoints need not reach the disk."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4),
@@ -146,7 +138,6 @@ states = st.recursive(
 )
 
 
-@pytest.mark.usefixtures("no_waiting")
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -192,24 +183,19 @@ def test_a_leaf_that_would_not_come_back_is_named(tmp_path: Path, state: dict[st
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_writers_wrote_and_the_lengths_of_the_logs(tmp_path: Path) -> None:
-    directory = save(tmp_path, FIRST)
-    checkpoint = load_latest(tmp_path)
-    assert checkpoint is not None
-    assert checkpoint.name == FIRST
-    assert checkpoint.directory == directory == tmp_path / FIRST
-    assert checkpoint.logs == {"metrics.jsonl": 7}
-    assert (directory / "replay" / "frames.zst").stat().st_size == 256 * 40
-
-
-# --- which checkpoints stay -----------------------------------------------------------------
-
-
-def test_the_newest_is_loaded_and_two_are_kept(tmp_path: Path) -> None:
+def test_the_newest_is_loaded_with_what_writers_wrote_and_two_are_kept(tmp_path: Path) -> None:
     for name in (FIRST, SECOND, THIRD):
         save(tmp_path, name)
     assert sorted(os.listdir(tmp_path)) == [SECOND, THIRD]
-    assert load_state(tmp_path)["name"] == THIRD
+    checkpoint = load_latest(tmp_path)
+    assert checkpoint is not None
+    assert (checkpoint.name, checkpoint.state["name"]) == (THIRD, THIRD)
+    assert checkpoint.directory == tmp_path / THIRD
+    assert checkpoint.logs == {"metrics.jsonl": 7}
+    assert (checkpoint.directory / "replay" / "frames.zst").stat().st_size == 256 * 40
+
+
+# --- which checkpoints stay -----------------------------------------------------------------
 
 
 def test_checkpoints_the_run_fell_back_from_go(tmp_path: Path) -> None:
@@ -218,14 +204,6 @@ def test_checkpoints_the_run_fell_back_from_go(tmp_path: Path) -> None:
     (third / "state.json").write_bytes(b"{}")
     save(tmp_path, SECOND)
     assert sorted(os.listdir(tmp_path)) == [FIRST, SECOND]
-
-
-def test_a_checkpoint_of_the_same_name_is_replaced(tmp_path: Path) -> None:
-    save(tmp_path, FIRST)
-    save(tmp_path, SECOND, attempt=1)
-    save(tmp_path, SECOND, attempt=2)
-    assert sorted(os.listdir(tmp_path)) == [FIRST, SECOND]
-    assert load_state(tmp_path)["attempt"] == 2
 
 
 def test_killed_while_replacing(tmp_path: Path) -> None:
@@ -251,7 +229,7 @@ def test_leftovers_of_killed_processes_go(tmp_path: Path) -> None:
     save(tmp_path, FIRST)
     (tmp_path / f".{SECOND}.1234.tmp").mkdir()
     (tmp_path / f".{SECOND}.1234.tmp" / "state.json").write_bytes(b"half")
-    # An evaluation beside a run leaves the checkpoint alone that is just being written.
+    # An evaluation during a run leaves the checkpoint alone that is being written.
     load_latest(tmp_path, state_only=True)
     assert len(os.listdir(tmp_path)) == 2
     load_latest(tmp_path)
@@ -370,7 +348,6 @@ odd_json = st.recursive(
 odd_content = st.binary(max_size=40) | odd_json.map(lambda value: json.dumps(value).encode())
 
 
-@pytest.mark.usefixtures("no_waiting")
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -391,7 +368,6 @@ def test_no_content_gives_a_traceback(
 
 
 @pytest.mark.parametrize("field", ["files", "logs"])
-@pytest.mark.usefixtures("no_waiting")
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -406,56 +382,20 @@ def test_no_manifest_gives_a_traceback(tmp_path: Path, field: str, value: Any) -
 # --- a disk that fails ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("code", "remedy"),
-    [
-        (errno.ENOSPC, "free space"),
-        (errno.EDQUOT, "free space"),
-        (errno.EACCES, "make the directory writable"),
-        (errno.EIO, "check the disk"),
-    ],
-)
-def test_a_writer_that_fails(tmp_path: Path, code: int, remedy: str) -> None:
+def test_a_writer_that_fails(tmp_path: Path) -> None:
     save(tmp_path, FIRST)
 
     def write(directory: Path) -> None:
         (directory / "frames").write_bytes(b"half")
-        raise OSError(code, os.strerror(code), str(directory / "frames"))
+        raise OSError(errno.ENOSPC, "No space left on device", str(directory / "frames"))
 
-    with pytest.raises(EbuError) as caught:
+    with pytest.raises(
+        EbuError, match=f"{SECOND}: No space left on device;.* free space"
+    ) as caught:
         save_checkpoint(tmp_path, SECOND, {}, writers=[write])
-    assert str(caught.value) == (
-        f"cannot save the checkpoint {tmp_path / SECOND}: {os.strerror(code)}; the checkpoints "
-        f"before it are kept: {remedy} and run the same command again"
-    )
+    assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == [FIRST]
     assert load_state(tmp_path)["name"] == FIRST
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 1 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount")
-    command = [str(mount), "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if mount is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs more rights")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_a_full_disk(small_disk: Path) -> None:
-    root = small_disk / "checkpoints"
-    save_checkpoint(root, FIRST, {"weights": torch.full((80_000,), 1.0)})
-    save_checkpoint(root, SECOND, {"weights": torch.full((80_000,), 2.0)})
-    for _ in range(2):
-        with pytest.raises(EbuError, match=os.strerror(errno.ENOSPC)):
-            save_checkpoint(root, THIRD, {"weights": torch.full((160_000,), 3.0)})
-        assert sorted(os.listdir(root)) == [FIRST, SECOND]
-        assert load_state(root)["weights"].eq(2).all()
-    save_checkpoint(root, THIRD, {"weights": torch.full((10_000,), 3.0)})
-    assert load_state(root)["weights"].eq(3).all()
 
 
 def test_everything_is_on_the_disk_before_it_gets_its_name(

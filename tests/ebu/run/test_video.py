@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ebu.errors import EbuError, UsageError
-from ebu.run.video import animated_gif, check_video_path, write_video
+from ebu.run.video import check_video_path, write_video
 
 
 def moving_dot(count: int, *, size: tuple[int, int] = (21, 16)) -> list[np.ndarray]:
@@ -50,12 +50,6 @@ def test_as_many_colours_as_a_palette_has_come_out_exactly(tmp_path: Path) -> No
     )
 
 
-def test_a_long_gif_shows_what_appears_late() -> None:
-    pictures = [np.zeros((8, 8, 3), dtype=np.uint8)] * 190
-    pictures += [np.full((8, 8, 3), (0, 200, 0), dtype=np.uint8)] * 10
-    assert b"\x00\xc8\x00" in animated_gif(pictures, 15)
-
-
 @pytest.mark.parametrize(("fps", "milliseconds"), [(15, 70), (50, 20), (200, 20), (1, 1000)])
 def test_a_gif_plays_endlessly_at_its_speed(tmp_path: Path, fps: int, milliseconds: int) -> None:
     write_video(tmp_path / "game.gif", moving_dot(3), fps=fps)
@@ -64,14 +58,15 @@ def test_a_gif_plays_endlessly_at_its_speed(tmp_path: Path, fps: int, millisecon
         assert gif.info["loop"] == 0
 
 
-@pytest.mark.parametrize("name", ["game.avi", "game", "gif", "game.gif.txt"])
+@pytest.mark.parametrize("name", ["game.avi", "gif", "game.gif.txt"])
 def test_an_unknown_ending_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"ends in \.gif or \.mp4"):
         check_video_path(Path(name))
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".MP4"])
-@pytest.mark.parametrize(("size", "fps"), [((64, 48), 15), ((21, 17), 30), ((84, 84), 7)])
+@pytest.mark.parametrize(
+    ("suffix", "size", "fps"), [(".mp4", (64, 48), 15), (".MP4", (21, 17), 30)]
+)
 def test_an_mp4_holds_every_picture_at_its_speed(
     suffix: str, size: tuple[int, int], fps: int, tmp_path: Path
 ) -> None:
@@ -94,9 +89,9 @@ def test_an_mp4_holds_every_picture_at_its_speed(
 
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
 def test_a_place_that_cannot_be_written_is_one_line(suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / "absent" / f"game{suffix}"
-    with pytest.raises(EbuError, match=r"cannot write .*: No such file or directory") as error:
-        write_video(path, moving_dot(2), fps=15)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EbuError, match=r"cannot write .*: \w+") as error:
+        write_video(tmp_path / "file" / f"game{suffix}", moving_dot(2), fps=15)
     assert "\n" not in str(error.value)
 
 
