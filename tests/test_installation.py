@@ -12,7 +12,6 @@ import pytest
 import ebu
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("train", "evaluate", "study", "report", "distill")
 
 
 @pytest.fixture(scope="module")
@@ -53,24 +52,20 @@ def test_a_wheel_holds_three_packages_and_their_data(wheel: Path) -> None:
                 assert path.relative_to(ROOT).as_posix() in names
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ["train", "evaluate", "study", "report", "distill"])
 def test_an_installed_command_works_elsewhere_and_calls_itself_by_its_name(
     name: str, installed: Path, tmp_path: Path
 ) -> None:
-    def run(*args: str) -> subprocess.CompletedProcess[str]:
+    def run(flag: str) -> subprocess.CompletedProcess[str]:
+        program, env = (
+            installed / "bin" / f"ebu-{name}",
+            {**os.environ, "PYTHONPATH": str(installed)},
+        )
         return subprocess.run(
-            [installed / "bin" / f"ebu-{name}", *args],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(installed)},
-            capture_output=True,
-            text=True,
-            timeout=120,
+            [program, flag], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
         )
 
     assert run("--version").stdout == f"ebu-{name} {ebu.__version__}\n"
-    shown = run("--help")
-    assert shown.returncode == 0
-    assert f"usage: ebu-{name}" in shown.stdout
     refused = run("--no-such-flag")
     assert refused.returncode == 2
     assert f"ebu-{name} --help" in refused.stderr
@@ -89,20 +84,19 @@ except SystemExit as exit_:
 
 
 @pytest.mark.parametrize(
-    ("name", "bad"),
+    ("name", "refused"),
     [
-        ("train", ["--beta", "2"]),
-        ("train", ["--game", "pogn"]),
-        ("evaluate", ["run", "--episodes", "0"]),
-        ("study", ["--games", "pong", "--seeds", "0"]),
-        ("report", []),
-        ("distill", ["run", "--states", "0"]),
+        ("train", ["--beta 2", "--game pogn", "--no-such-flag"]),
+        ("evaluate", ["run --episodes 0"]),
+        ("study", ["--games pong --seeds 0"]),
+        ("report", [""]),
+        ("distill", ["run --states 0"]),
     ],
 )
-def test_help_and_errors_in_settings_load_nothing_heavy(name: str, bad: list[str]) -> None:
-    for code, args in ((0, ["--help"]), (2, ["--no-such-flag"]), (2, bad)):
+def test_help_and_errors_in_settings_load_nothing_heavy(name: str, refused: list[str]) -> None:
+    for code, args in ((0, "--help"), *((2, args) for args in refused)):
         ended = subprocess.run(
-            [sys.executable, "-c", CHECK, f"ebu.commands.{name}", *args],
+            [sys.executable, "-c", CHECK, f"ebu.commands.{name}", *args.split()],
             cwd=ROOT,
             capture_output=True,
             text=True,

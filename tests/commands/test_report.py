@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ebu.commands import report
-from ebu.commands.reporting.aggregates import aggregates, game_rows, profiles, statistics_of
+from ebu.commands.reporting.aggregates import aggregates, game_rows, statistics_of
 from ebu.commands.reporting.comparison import Comparison, compare
 from ebu.commands.reporting.pictures import mean_curve
 from ebu.commands.reporting.published import PUBLISHED_49, REFERENCE_AGENTS, normalised
@@ -76,7 +76,7 @@ def test_aggregates_by_hand(tmp_path: Path) -> None:
     assert (ours.name, ours.runs, ours.source) == ("ebu", 4, "here")
     # Of 0, 1, 1, 3: the mean; the median of the games' means 1/2 and 2; the middle half.
     np.testing.assert_allclose(ours.values, [1.25, 1.25, 1.0])
-    # Drawn anew, Pong's two runs have a mean of 0, 1/2 or 1, Breakout's of 1, 2 or 3, the extremes
+    # Resampled, Pong's two runs have a mean of 0, 1/2 or 1, Breakout's of 1, 2 or 3, the extremes
     # with probability 1/4: both at once in one of 16 resamples, more often than one in 40.
     assert ours.low is not None
     assert ours.high is not None
@@ -105,29 +105,6 @@ def test_published_agents_stand_over_the_games_they_have(tmp_path: Path) -> None
         ("57table", ["pong"], 5),
     ]
     assert all(each.rows[0].low is None for each in aggregates(group))
-
-
-def test_games_of_unequal_numbers_of_seeds_weigh_the_same(tmp_path: Path) -> None:
-    write_run(tmp_path, "breakout", "ebu", 0, BREAKOUT[3.0])
-    for seed in range(3):
-        write_run(tmp_path, "pong", "ebu", seed, PONG[0.0])
-    (group,) = compared(tmp_path).groups
-    np.testing.assert_allclose(aggregates(group)[0].rows[0].values, [1.5, 1.5, 1.5])
-    assert group.missing() == {"ebu": {"breakout": [1, 2]}}
-
-
-def test_a_profile_by_hand(tmp_path: Path) -> None:
-    for seed, share in enumerate([0.5, 1.0]):
-        write_run(tmp_path, "pong", "ebu", seed, PONG[share])
-    (group,) = compared(tmp_path).groups
-    thresholds, (profile,) = profiles(group, ["pong"], "nature2015")
-    assert thresholds[0] == 0
-    expected = np.where(thresholds < 0.5, 1.0, np.where(thresholds < 1.0, 0.5, 0.0))
-    # At a threshold of exactly a run's score rounding decides.
-    decided = np.abs(thresholds[:, None] - [0.5, 1.0]).min(axis=1) > 1e-9
-    np.testing.assert_array_equal(profile.shares[decided], expected[decided])
-    assert profile.low is not None
-    assert (profile.low <= profile.shares).all()
 
 
 def test_frames_and_protocols_are_not_mixed(tmp_path: Path) -> None:
@@ -215,14 +192,6 @@ def test_of_several_scores_that_of_the_protocol_counts(tmp_path: Path) -> None:
     assert score.mean == 99.0
 
 
-@pytest.mark.parametrize("other", OTHERS[4:7])
-def test_another_policy_is_in_no_table(other: dict[str, Any], tmp_path: Path) -> None:
-    run_dir = write_run(tmp_path, "pong", "ebu", 0, None)
-    write_evaluation(run_dir, evaluation(5.0, **other))
-    assert read_run(run_dir).score is None
-    assert compared(tmp_path).groups == []
-
-
 def test_a_table_that_mixes_precisions_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,24 +212,21 @@ def test_presets_name_methods_that_differ_in_much(tmp_path: Path) -> None:
     assert list(compared(tmp_path).groups[0].methods) == ["ebu default", "ebu paper"]
 
 
-def test_the_same_run_twice_counts_once(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        write_run(tmp_path, "pong", "ebu", 0, 1.0, name=name)
-    comparison = compared(tmp_path)
-    assert len(comparison.groups[0].methods["ebu"]["pong"]) == 1
-    ((left_out, first),) = comparison.repeated
-    assert (left_out.directory.name, first.directory.name) == ("two", "one")
-
-
-def test_unfinished_and_unscored_runs_are_in_no_table(tmp_path: Path) -> None:
+def test_unfinished_unscored_and_repeated_runs_are_in_no_table(tmp_path: Path) -> None:
     write_run(tmp_path, "pong", "ebu", 0, None, played=4_000, evaluated_in_training=7.0)
     write_run(tmp_path, "pong", "ebu", 1, None)
-    # Scored before it was asked to go on.
+    # Scored before it was asked to train further.
     write_run(tmp_path, "pong", "ebu", 2, 5.0, frames=20_000)
     comparison = compared(tmp_path)
     assert comparison.groups == []
     assert [run.seed for run in comparison.unfinished] == [0, 1, 2]
     assert len(comparison.curves["paper"]["pong"]["ebu"]) == 3
+    for name in ("one", "two"):
+        write_run(tmp_path, "pong", "dqn", 0, 1.0, name=name)
+    comparison = compared(tmp_path)
+    assert len(comparison.groups[0].methods["dqn"]["pong"]) == 1
+    ((left_out, first),) = comparison.repeated
+    assert (left_out.directory.name, first.directory.name) == ("two", "one")
 
 
 def test_curves_are_averaged_where_all_seeds_have_been(tmp_path: Path) -> None:

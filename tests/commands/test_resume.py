@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import Checkpoint, load_latest
 from ebu.run.tensorboard import OVERVIEW, SPEED
+from tests.made_up import same
 
 ROOT = Path(__file__).parents[2]
 NUM_ENVS, CAPACITY = 4, 2_000
@@ -48,26 +49,10 @@ def run(moment: str, flags: list[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-def newest(run_dir: Path) -> Checkpoint:
-    checkpoint = load_latest(run_dir / "checkpoints")
+def newest(run_dir: Path, name: str = "checkpoints") -> Checkpoint:
+    checkpoint = load_latest(run_dir / name)
     assert checkpoint is not None
     return checkpoint
-
-
-def assert_same(one: Any, other: Any, where: str = "state") -> None:
-    """Equal to the last bit, whatever is nested in what."""
-    assert type(one) is type(other), where
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}/{key}")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, np.ndarray):
-        assert one.dtype == other.dtype, where
-        assert np.array_equal(one, other), where
-    else:
-        assert one == other, where
 
 
 def load_replay(checkpoint: Checkpoint) -> EpisodicReplay:
@@ -132,13 +117,10 @@ def test_a_grown_run_ends_as_one_of_full_length(tmp_path: Path) -> None:
     assert scalars(whole) == scalars(grown)
     one, other = newest(whole), newest(grown)
     assert one.state["distiller"]["evaluated"]
-    assert_same(one.state, other.state)
+    assert same(one.state, other.state)
     assert stored_segments(load_replay(one)) == stored_segments(load_replay(other))
     for name in ("best", "students/net3/checkpoints"):
-        first, second = (load_latest(run_dir / name) for run_dir in (whole, grown))
-        assert first is not None
-        assert second is not None
-        assert_same(first.state, second.state)
+        assert same(newest(whole, name).state, newest(grown, name).state)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +149,7 @@ def test_a_killed_run_ends_as_one_that_was_never_killed(
     one, other = newest(whole), newest(killed)
     assert one.state["updates"] >= 1_000
     assert one.state["replay"]["num_steps"] > 2 * CAPACITY // NUM_ENVS
-    assert_same(one.state, other.state)
+    assert same(one.state, other.state)
     segments = stored_segments(load_replay(one))
     assert len(segments) >= NUM_ENVS
     assert segments == stored_segments(load_replay(other))
@@ -182,7 +164,4 @@ def test_a_killed_run_ends_as_one_that_was_never_killed(
     shown = scalars(killed)
     assert shown == scalars(whole)
     assert [step for step, _ in shown["train/epsilon"]] == frames
-    assert_same(
-        load_latest(whole / "best").state,  # type: ignore[union-attr]
-        load_latest(killed / "best").state,  # type: ignore[union-attr]
-    )
+    assert same(newest(whole, "best").state, newest(killed, "best").state)

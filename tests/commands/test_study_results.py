@@ -97,7 +97,7 @@ def test_a_finished_run_is_copied_and_then_taken_as_done_where_no_run_is(
     assert (rows[0]["score"], rows[0]["run_dir"]) == ("0.0", runs[0].name)
     assert len(rows) == 4
     shutil.rmtree(tmp_path / "out")
-    elsewhere = shutil.move(tmp_path / "results", tmp_path / "elsewhere")
+    elsewhere = (tmp_path / "results").rename(tmp_path / "elsewhere")
     args, _ = study_in(
         tmp_path, variants=VARIANTS, seeds=2, out=tmp_path / "new", results=elsewhere
     )

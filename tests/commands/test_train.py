@@ -1,7 +1,7 @@
-"""The main job from its command line: what it makes, how it goes on, what it refuses."""
+"""The main job from its command line: what it makes, how it resumes, what it refuses."""
 
 import json
-import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -30,12 +30,13 @@ CARTPOLE = [
     *("--game", "CartPole-v1", "--frames", "3000", "--num-envs", "2", "--threads", "1"),
     *("--replay-capacity", "2000", "--learning-starts", "200", "--log-every-frames", "500"),
     *("--eval-every-frames", "1000", "--eval-episodes", "2", "--device", "cpu"),
+    *("--updates-per-step", "0.1", "--batch-size", "16"),
 ]
 
 
-def command(*args: str, script: str = "train.py") -> subprocess.CompletedProcess[str]:
+def command(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, script, *args], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
 
 
@@ -59,17 +60,11 @@ def test_a_run_on_a_real_game_makes_what_the_readme_says(tmp_path: Path) -> None
     flags = ["--game", "ALE/Breakout-v5", "--frames", "8000", "--learning-starts", "1200"]
     flags += ["--replay-capacity", "5000", "--log-every-frames", "2000", "--batch-size", "8"]
     flags += ["--threads", "1", "--eval-episodes", "2"]
-    ended = command(*flags, "--run-dir", str(run_dir))
+    ended = command("train.py", *flags, "--run-dir", str(run_dir))
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
-    assert {path.name.split(".")[0] for path in run_dir.iterdir()} == {
-        "config",
-        "metrics",
-        "evaluations",
-        "events",
-        "checkpoints",
-        "lock",
-    }
+    made = {"config", "metrics", "evaluations", "events", "checkpoints", "lock"}
+    assert {path.name.split(".")[0] for path in run_dir.iterdir()} == made
     lines = metrics(run_dir)
     assert [line["frames"] // 1000 for line in lines] == [1, 2, 4, 5, 6, 8]
     evaluations = (run_dir / "evaluations.jsonl").read_bytes()
@@ -80,7 +75,7 @@ def test_a_run_on_a_real_game_makes_what_the_readme_says(tmp_path: Path) -> None
     agent = load_agent(run_dir)
     assert agent.frames >= 8000
     assert agent.act(np.zeros((4, 84, 84), np.uint8)) in range(4)
-    again = command(*flags, "--run-dir", str(run_dir))
+    again = command("train.py", *flags, "--run-dir", str(run_dir))
     assert again.returncode == 0
     assert "already at" in again.stderr
     assert metrics(run_dir) == lines
@@ -88,18 +83,19 @@ def test_a_run_on_a_real_game_makes_what_the_readme_says(tmp_path: Path) -> None
 
 
 def test_a_profile_shows_the_stages_and_changes_nothing(tmp_path: Path) -> None:
-    run(tmp_path / "without")
-    run(tmp_path / "with", "--profile")
+    flags = ("--updates-per-step", "0.5", "--frames", "1000")
+    run(tmp_path / "without", *flags, until=1000)
+    run(tmp_path / "with", *flags, "--profile", until=1000)
     trace = json.loads((tmp_path / "with" / "profile" / "steps.pt.trace.json").read_text())
     counts = Counter(event["name"] for event in trace["traceEvents"])
     stages = {"acting", "sending", "learning", "emulator_wait", "storing"}
     assert {counts[name] for name in stages} == {PROFILED_STEPS}
     assert counts["target_passes"] > 0
     assert counts["update"] > 0
-    assert metrics(tmp_path / "with") == metrics(tmp_path / "without")
+    assert metrics(tmp_path / "with") == metrics(tmp_path / "without") != []
 
 
-@pytest.mark.parametrize("agent", ["ebu", "dqn"])
+@pytest.mark.parametrize("agent", ["ebu", pytest.param("dqn", marks=pytest.mark.slow)])
 def test_the_defaults_learn_to_balance_a_pole(agent: str, tmp_path: Path) -> None:
     # Random play keeps the pole up for 22 steps on average (standard deviation of a game 12): a
     # mean of 10 games above 60 is 10 standard errors away.
@@ -137,9 +133,9 @@ def test_typed_settings_win_over_the_defaults_of_gymnasium_environments() -> Non
         assert "--" not in gymnasium_defaults(config)
 
 
-@pytest.mark.parametrize("game", ["pong", "CartPole-v1"])
-def test_the_preset_paper_is_the_same_for_every_game(game: str) -> None:
-    assert parse_arguments(["--preset", "paper", "--game", game]) == replace(PAPER, game=game)
+def test_the_preset_paper_is_the_same_for_every_game() -> None:
+    for game in ("pong", "CartPole-v1"):
+        assert parse_arguments(["--preset", "paper", "--game", game]) == replace(PAPER, game=game)
 
 
 def test_make_trains_a_game_for_its_default_frames_unless_told() -> None:
@@ -153,26 +149,17 @@ def test_make_trains_a_game_for_its_default_frames_unless_told() -> None:
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
-@pytest.mark.parametrize("updates_per_step", ["0.25", None])
+@pytest.mark.parametrize("flags", [["--updates-per-step", "0.25"], []])
 def test_priorities_are_corrected_in_full_before_a_million_frames(
-    preset: str, updates_per_step: str | None
+    preset: str, flags: list[str]
 ) -> None:
-    flags = ["--agent", "prioritized", "--preset", preset]
-    if updates_per_step is not None:
-        flags += ["--updates-per-step", updates_per_step]
+    flags = ["--agent", "prioritized", "--preset", preset, *flags]
     short, long = (
         parse_arguments([*flags, "--frames", frames]) for frames in ("1000000", "50000000")
     )
     assert short.method == long.method
     updates = (1_000_000 / 4 - short.loop.learning_starts) * short.loop.updates_per_step
     assert short.method.importance_updates < updates
-
-
-def test_an_agent_has_flags_of_its_own_and_presets_fit_it() -> None:
-    config = parse_arguments(["--agent", "dqn", "--preset=paper"])
-    assert config.agent == "dqn"
-    assert config.method == AGENTS[config.agent]
-    assert config.loop.learning_starts == 50_000
 
 
 @pytest.mark.parametrize(("args", "ends"), [([], True), (["False"], False), (["True"], True)])
@@ -184,11 +171,12 @@ def test_whether_a_lost_life_ends_a_segment_can_be_chosen(
     trainer.close()
 
 
-def test_a_flag_overrides_its_preset_wherever_it_stands() -> None:
+def test_a_flag_overrides_its_preset_wherever_it_is() -> None:
     for args in (["--preset", "paper", "--num-envs", "3"], ["--num-envs=3", "--preset=paper"]):
-        config = parse_arguments(args)
+        config = parse_arguments([*args, "--agent", "dqn"])
         assert config.num_envs == 3
         assert config.learner.optimizer == "rmsprop"
+        assert config.method == AGENTS["dqn"]
 
 
 @pytest.mark.parametrize(
@@ -197,10 +185,7 @@ def test_a_flag_overrides_its_preset_wherever_it_stands() -> None:
         ("--game pogn", "did you mean pong"),
         ("--agent eb", "did you mean ebu"),
         ("--beta 1.5", "--beta must"),
-        ("--beta nan", "--beta must"),
         ("--frames 0", "--frames must be positive"),
-        ("--frames -4", "--frames must be positive"),
-        ("--frames many", "--frames"),
         ("--num-envs 3 --frames 8", "--num-envs 3"),
         ("--mix-segments 5", "must divide"),
         ("--preset papers", "did you mean paper"),
@@ -209,8 +194,6 @@ def test_a_flag_overrides_its_preset_wherever_it_stands() -> None:
         ("--replay-capacity 3", "raise --replay-capacity"),
         ("--network resnet", "nature, dueling"),
         ("--checkpoint-minutes 0", "--checkpoint-minutes must be positive"),
-        ("--threads -1", "--threads must be at least 0"),
-        ("--no-such-flag", "--no-such-flag"),
     ],
 )
 def test_what_cannot_be_run_is_refused_in_one_line(
@@ -234,37 +217,6 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=words):
             build(tmp_path, *flags)
     build(tmp_path, "--frames", "5000", "--checkpoint-minutes", "1").close()
-
-
-@pytest.mark.slow
-def test_a_run_moves_to_a_smaller_machine_with_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    automatic = ("--threads", "0", "--device", "auto")
-    run(tmp_path, *automatic, "--frames", "1600", until=1600)
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["automatic"] == ["device", "threads"]
-    # As a machine with a GPU and more cores would have left it.
-    config["settings"] |= {"device": "cuda", "threads": 1000}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    capsys.readouterr()
-    run(tmp_path, *automatic)
-    said = capsys.readouterr().err
-    assert "warning: device was cuda, is cpu" in said
-    assert "warning: threads was 1000, is " in said
-    run(tmp_path, *automatic)
-    assert "was" not in capsys.readouterr().err.split()
-    with pytest.raises(UsageError, match="precision was float32, is bfloat16"):
-        build(tmp_path, *automatic, "--precision", "bfloat16")
-
-
-def test_only_one_process_trains_in_a_directory(tmp_path: Path) -> None:
-    trainer = build(tmp_path)
-    with pytest.raises(UsageError, match="another process"):
-        build(tmp_path)
-    trainer.close()
-    build(tmp_path).close()
 
 
 def test_a_directory_without_a_checkpoint_starts_again_with_clean_logs(tmp_path: Path) -> None:
@@ -323,12 +275,14 @@ def test_a_signal_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "resume with: " in stderr
     assert "Traceback" not in stderr
-    checkpoint = load_latest(stopped / "checkpoints")
-    assert checkpoint is not None
-    assert checkpoint.state["frames"] >= 1000
+    assert stderr.index("second Ctrl-C") < stderr.index("resume with: ")
+    python, program, *args = shlex.split(stderr.rpartition(" with: ")[2])
+    assert (ROOT / python).samefile(sys.executable)
+    assert program == "train.py"
+    assert parse_arguments(args).frames == 1_000_000
     trainer = build(stopped, "--frames", "1000000")
+    assert trainer.frames >= 1000
     trainer.run(max(3000, trainer.frames + 500))
     trainer.close()
     one, other = metrics(whole), metrics(stopped)
@@ -339,42 +293,15 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path: Path) -> No
     run(tmp_path, until=1600)
     saved = load_latest(tmp_path / "checkpoints")
     assert saved is not None
-
-    def small_files_only() -> None:
-        # The weights alone are larger: the next checkpoint fails in the middle, as on a full disk.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-    ended = subprocess.run(
-        [sys.executable, "train.py", *CARTPOLE, "--run-dir", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        preexec_fn=small_files_only,
-        timeout=120,
-    )
+    # The weights alone are larger: the next checkpoint fails in the middle, as on a full disk.
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+    start = "import runpy; runpy.run_path('train.py', run_name='__main__')"
+    ended = command("-c", limit + start, *CARTPOLE, "--run-dir", str(tmp_path))
     assert ended.returncode == 1, ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in ended.stderr
-    left = load_latest(tmp_path / "checkpoints")
-    assert left is not None
-    assert left.name == saved.name
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [saved.name]
     run(tmp_path)
-
-
-@pytest.mark.slow
-def test_many_environments_and_a_small_memory_train(tmp_path: Path) -> None:
-    # 31 steps in each stream's ring: every segment of these long games is a cut one.
-    flags = "--num-envs 64 --replay-capacity 2000 --frames 33000 --learning-starts 2048 "
-    flags += "--updates-per-step 0.01 --log-every-frames 4000"
-    trainer = build_trainer(
-        parse_arguments(["--game", "freeway", *flags.split(), "--run-dir", str(tmp_path)])
-    )
-    assert trainer.run(33_000)
-    assert trainer.replay.statistics()["fill"] > 0.9
-    assert trainer.updates == int((trainer.agent_steps - 64 - 2048) * 0.01)
-    assert trainer.replay.num_segments > 64
-    trainer.close()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -3,15 +3,12 @@
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from ebu.commands.train_arguments import parse_arguments
 from ebu.run.hints import (
     PROJECT,
     install_command,
@@ -54,6 +51,7 @@ def hints(said: str) -> list[str]:
     return re.findall(r" with: (.*)$", said, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_what_train_prints_can_be_pasted(place: Path) -> None:
     command = [*TRAIN, "--frames", "240", "--distill", "4-4-4/8"]
     watch, *scoring = hints(run(command, place))
@@ -65,32 +63,15 @@ def test_what_train_prints_can_be_pasted(place: Path) -> None:
     assert "done" in run(further, place)
 
 
-def test_a_stopped_run_says_that_it_saves_and_how_to_continue(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = ["--frames", "1000000", "--log-every-frames", "100", "--eval-every-frames", "0"]
-    process = subprocess.Popen([*TRAIN, *flags], cwd=place, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (place / "a run" / "it's" / "metrics.jsonl").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGINT
-    assert said.index("second Ctrl-C") < said.index("resume with: ")
-    python, program, *args = shlex.split(hints(said)[-1])
-    assert (place / python).samefile(sys.executable)
-    assert (place / program).samefile(PROJECT / "train.py")
-    monkeypatch.chdir(place)
-    assert parse_arguments(args).frames == 1_000_000
-
-
 def test_paths_are_shown_from_the_working_directory(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
     for path in (Path("runs/a b"), place / "runs" / "a b"):
         assert tensorboard_command(path).endswith("--logdir 'runs/a b'")
+    *_, constraints, _, editable = shlex.split(install_command("export"))
+    assert Path(constraints).is_file()
+    assert (Path(editable.removesuffix("[export]")) / "pyproject.toml").is_file()
     outside = shlex.split(program_command("evaluate.py", Path("../elsewhere")))
     assert outside[1:] == [str(PROJECT / "evaluate.py"), str(place.parent / "elsewhere")]
     monkeypatch.setattr(sys, "executable", str(place / "venv 1" / "bin" / "python"))
@@ -100,15 +81,6 @@ def test_paths_are_shown_from_the_working_directory(
     assert install_command("export") == (
         ".venv/bin/python -m pip install -c constraints.txt -e '.[export]'"
     )
-
-
-def test_packages_of_extras_are_installed_from_any_directory(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(place)
-    *_, constraints, _, editable = shlex.split(install_command("export"))
-    assert Path(constraints).is_file()
-    assert (Path(editable.removesuffix("[export]")) / "pyproject.toml").is_file()
 
 
 def test_hints_name_the_installed_commands_where_there_is_no_checkout(
