@@ -123,18 +123,6 @@ def test_a_narrow_terminal_splits_no_words(monkeypatch: pytest.MonkeyPatch) -> N
     assert "--no-such-setting-as-this-one" in complaint("--no-such-setting-as-this-one", "3")
 
 
-def test_help_shows_every_flag_with_its_line_and_its_default(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        parsed("--help", default=Config(method=Method(beta=0.125)))
-    assert exit_.value.code in (0, None)
-    shown = capsys.readouterr().out
-    for words in ("A tool for tests.", "--game", "Which game", "--num-envs", "--beta", "0.125"):
-        assert words in shown
-    assert "--method" not in shown
-
-
 def main_raising(error: BaseException) -> Callable[[], int]:
     def main() -> int:
         raise error

@@ -35,32 +35,23 @@ def event_files(run_dir: Path) -> list[Path]:
 
 
 def test_scalars(tmp_path: Path) -> None:
+    exact = {"b": 5e-324, "c": 1.7976931348623157e308, "d": -0.0, "e": 2**53 + 1}
     monitor = Monitor(tmp_path)
-    monitor.scalars(4, {"train/return": 0.1, "loss/mean": float("nan"), "a": float("-inf")})
+    monitor.scalars(4, {"train/return": 1 / 3, "loss/mean": float("nan"), "a": float("-inf")})
     monitor.scalars(8, {"train/return": np.float64(0.5), "replay/segments": 3})
-    monitor.scalars(12, {"replay/segments": 4})
-    monitor.close()
-    assert (tmp_path / "metrics.jsonl").read_text() == (
-        '{"frames":4,"train/return":0.1,"loss/mean":null,"a":null}\n'
-        '{"frames":8,"train/return":0.5,"replay/segments":3}\n'
-        '{"frames":12,"replay/segments":4}\n'
-    )
-    accumulator = shown(tmp_path)
-    assert points(accumulator, "train/return") == [(4, pytest.approx(0.1)), (8, 0.5)]
-    assert points(accumulator, "replay/segments") == [(8, 3), (12, 4)]
-
-
-def test_every_float_is_written_exactly(tmp_path: Path) -> None:
-    values = {"a": 1 / 3, "b": 5e-324, "c": 1.7976931348623157e308, "d": -0.0, "e": 2**53 + 1}
-    monitor = Monitor(tmp_path)
-    monitor.scalars(2**40, values)
+    monitor.scalars(2**40, {"replay/segments": 4, **exact})
     monitor.speed(2**40, {"speed/frames_per_second": 1 / 3})
     monitor.close()
-    line = json.loads((tmp_path / "metrics.jsonl").read_text())
-    assert line == {"frames": 2**40, **values}
-    [(step, value)] = points(shown(tmp_path), "speed/frames_per_second")
-    assert step == 2**40
-    assert value == pytest.approx(1 / 3)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"frames": 4, "train/return": 1 / 3, "loss/mean": None, "a": None},
+        {"frames": 8, "train/return": 0.5, "replay/segments": 3},
+        {"frames": 2**40, "replay/segments": 4, **exact},
+    ]
+    accumulator = shown(tmp_path)
+    assert points(accumulator, "train/return") == [(4, pytest.approx(1 / 3)), (8, 0.5)]
+    assert points(accumulator, "replay/segments") == [(8, 3), (2**40, 4)]
+    assert points(accumulator, "speed/frames_per_second") == [(2**40, pytest.approx(1 / 3))]
 
 
 def test_evaluations(tmp_path: Path) -> None:
@@ -170,25 +161,20 @@ def test_logs_are_cut_to_the_checkpoint(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_without_a_checkpoint_all_logs_go(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    monitor = Monitor(tmp_path)
+def test_only_logs_are_cut_and_all_of_them_go_without_a_checkpoint(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    monitor = Monitor(run_dir)
     monitor.scalars(4, {"a": 1.0})
     monitor.evaluation(4, {"mean": 1.0})
     monitor.close()
-    assert cut_logs(tmp_path, {}) == []
-    assert contents(tmp_path) == {"config.json": b"{}"}
-    assert cut_logs(tmp_path / "absent", {}) == []
-
-
-def test_only_logs_are_cut(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    run_dir.mkdir()
-    for path in (tmp_path / "precious", run_dir / "config.json", run_dir / "events.txt"):
+    others = [tmp_path / "precious", run_dir / "config.json", run_dir / "events.txt"]
+    for path in others:
         path.write_bytes(b"0123456789")
     cut_logs(run_dir, {"../precious": 3, "config.json": 3, "events.txt": 3})
-    for path in (tmp_path / "precious", run_dir / "config.json", run_dir / "events.txt"):
-        assert path.read_bytes() == b"0123456789"
+    assert {path.read_bytes() for path in others} == {b"0123456789"}
+    assert cut_logs(run_dir, {}) == []
+    assert contents(run_dir).keys() == {"config.json", "events.txt"}
+    assert cut_logs(tmp_path / "absent", {}) == []
 
 
 def test_a_log_that_lost_something_is_reported(tmp_path: Path) -> None:
