@@ -21,7 +21,7 @@ from envs import make_vector
 from envs.protocols import PROTOCOLS
 from envs.vector import environment_seed
 from examples import play_agent, play_onnx
-from tests.agents.distillation.test_students import teacher_of
+from tests.agents.distillation.small_pipelines import teacher_of
 from tests.distillations import GREY, NUMBERS, train
 
 SEED = 3
@@ -32,8 +32,15 @@ BLOCKED = ("torch", "onnx", "ebu", "agents", "envs")
 def played_agent(protocol: str) -> TrainedAgent:
     """A network with random weights whose actions depend on what it sees of Breakout."""
     env = make_vector("breakout", 1, seed=0, protocol=PROTOCOLS[protocol], training=False)
-    agent = teacher_of("net3", env.num_actions, outputs="logits")
-    agent.config["settings"]["protocol"] = protocol
+    agent = teacher_of(
+        outputs="logits",
+        network="net3",
+        num_actions=env.num_actions,
+        stack=4,
+        frame_shape=(84, 84),
+        game="breakout",
+        protocol=protocol,
+    )
     stack = FrameStack(1, env.frame_shape, torch_dtype(env.frame_dtype), 4, torch.device("cpu"))
     rng, step, seen = np.random.default_rng(0), env.reset(), []
     for _ in range(60):

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -151,20 +151,15 @@ def join(sets: Sequence[Dataset]) -> Dataset:
     kinds = {(s.frames.shape[1:], s.frames.dtype, s.stack, s.num_actions) for s in sets}
     if len(kinds) != 1:
         raise EbuError("the states to join are of different environments: give those of one game")
-    ends = np.cumsum([0] + [len(s.frames) for s in sets]).tolist()
-
-    def joined(parts: Iterable[Tensor]) -> Tensor:
-        return torch.cat(list(parts))
-
+    starts = np.cumsum([0] + [len(s.frames) for s in sets[:-1]]).tolist()
+    rows = {
+        name: [getattr(s, name) + start for s, start in zip(sets, starts, strict=True)]
+        for name in ("episodes", "newest")
+    }
+    names = ("frames", "held_out_episodes", "outputs", "actions", "rewards", "terminated")
+    parts = rows | {name: [getattr(s, name) for s in sets] for name in names}
     return Dataset(
-        frames=joined(s.frames for s in sets),
-        episodes=joined(s.episodes + end for s, end in zip(sets, ends, strict=False)),
-        held_out_episodes=joined(s.held_out_episodes for s in sets),
-        newest=joined(s.newest + end for s, end in zip(sets, ends, strict=False)),
-        outputs=joined(s.outputs for s in sets),
-        actions=joined(s.actions for s in sets),
-        rewards=joined(s.rewards for s in sets),
-        terminated=joined(s.terminated for s in sets),
+        **{name: torch.cat(of_sets) for name, of_sets in parts.items()},
         stack=sets[0].stack,
         sources=tuple(source for s in sets for source in s.sources),
     )

@@ -234,32 +234,44 @@ class Pipeline:
         """`count` states in play: of a student like `spec` trained on the rounds before, or of the
         teacher if there are none."""
 
-        def play() -> Dataset:
+        def make() -> Dataset:
             act = self._collector(spec, number, before) if spec is not None and before else None
-            rng = self.state_rng(number)
-            env = self.evaluator.new_env(self.config.num_envs, int(rng.integers(2**31)))
-            with (
-                contextlib.closing(env),
-                progress_bar(f"round {number}: states", count, "states") as progress,
-            ):
-                return require_finished(
-                    collect(
-                        env,
-                        self.teacher.outputs_of,
-                        count=count,
-                        rng=rng,
-                        act=act,
-                        random_start_actions=self.evaluator.random_start_actions,
-                        life_loss_ends_value=self.life_loss_ends_value,
-                        device=self.teacher.device,
-                        should_stop=self.should_stop,
-                        progress=progress,
-                    )
-                )
+            rng, num_envs = self.state_rng(number), self.config.num_envs
+            return self.play(f"round {number}", self.teacher, num_envs, count, rng, act)
 
         actor = spec.student if spec is not None and before else "teacher"
         how = {"actor": actor, "num_envs": self.config.num_envs, "epsilon": EPSILON}
-        return self.load_or_make(f"round-{number}", PLAY, play, round=number, count=count, **how)
+        return self.load_or_make(f"round-{number}", PLAY, make, round=number, count=count, **how)
+
+    def play(
+        self,
+        what: str,
+        agent: TrainedAgent,
+        num_envs: int,
+        count: int,
+        rng: np.random.Generator,
+        act: Act | None = None,
+    ) -> Dataset:
+        """Play for `count` states that an agent labels; it also acts, unless `act` is given."""
+        env = self.evaluator.new_env(num_envs, int(rng.integers(2**31)))
+        with (
+            contextlib.closing(env),
+            progress_bar(f"{what}: states", count, "states") as progress,
+        ):
+            return require_finished(
+                collect(
+                    env,
+                    agent.outputs_of,
+                    count=count,
+                    rng=rng,
+                    act=act,
+                    random_start_actions=self.evaluator.random_start_actions,
+                    life_loss_ends_value=self.life_loss_ends_value,
+                    device=agent.device,
+                    should_stop=self.should_stop,
+                    progress=progress,
+                )
+            )
 
     def state_rng(self, stream: int) -> np.random.Generator:
         """Random numbers of the states."""

@@ -85,13 +85,9 @@ def load_teacher(
 
 def check_plays(teacher: TrainedAgent, run_dir: Path, env: VectorEnvironment) -> None:
     """Raise `UsageError` unless the teacher fits this environment."""
-    _check_same(
-        f"the agent in {run_dir} was trained on",
-        teacher,
-        "its game has here",
-        (env.num_actions, env.stack, tuple(env.frame_shape), str(env.frame_dtype)),
-        "evaluate and distil it with the version of the game that it was trained on",
-    )
+    found = env.num_actions, env.stack, tuple(env.frame_shape), str(env.frame_dtype)
+    advice = "evaluate and distil it with the version of the game that it was trained on"
+    _check_same(teacher, run_dir, "its game has here", found, advice)
 
 
 def check_states(teacher: TrainedAgent, run_dir: Path, states: Dataset, where: Path) -> None:
@@ -104,33 +100,30 @@ def check_states(teacher: TrainedAgent, run_dir: Path, states: Dataset, where: P
             f"{game}: name states of its game"
         )
     dtype = str(states.frames.dtype).removeprefix("torch.")
-    _check_same(
-        f"the agent in {run_dir} was trained on",
-        teacher,
-        f"the states in {where} have",
-        (states.num_actions, states.stack, tuple(states.frames.shape[1:]), dtype),
-        "name states of its game",
-    )
+    found = states.num_actions, states.stack, tuple(states.frames.shape[1:]), dtype
+    others = f"the states in {where} have"
+    _check_same(teacher, run_dir, others, found, "name states of its game")
 
 
 def _check_same(
-    whose: str,
     teacher: TrainedAgent,
+    run_dir: Path,
     others: str,
     found: tuple[int, int, tuple[int, ...], str],
     advice: str,
 ) -> None:
-    environment = teacher.config["environment"]
-    known = (
-        teacher.num_actions,
-        environment["stack"],
-        tuple(environment["frame_shape"]),
-        environment["frame_dtype"],
-    )
-    names = ("actions", "frames in a state", "frames of the shape", "pixels of the type")
-    for name, own, other in zip(names, known, found, strict=True):
+    known = teacher.config["environment"]
+    expected = {
+        "actions": teacher.num_actions,
+        "frames in a state": known["stack"],
+        "frames of the shape": tuple(known["frame_shape"]),
+        "pixels of the type": known["frame_dtype"],
+    }
+    for (name, own), other in zip(expected.items(), found, strict=True):
         if own != other:
-            raise UsageError(f"{whose} {own} {name}, {others} {other}: {advice}")
+            raise UsageError(
+                f"the agent in {run_dir} was trained on {own} {name}, {others} {other}: {advice}"
+            )
 
 
 @dataclass(frozen=True)

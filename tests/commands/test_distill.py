@@ -14,7 +14,6 @@ import torch
 import ebu.commands.distilling.from_scratch
 from agents.distillation.dataset import load_states
 from agents.distillation.experimental.synthetic import noise
-from agents.distillation.settings import DistillConfig
 from ebu.commands import distill, evaluation
 from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.table.jobs import Task
@@ -52,28 +51,20 @@ def test_the_exit_code_says_whether_enough_is_retained(
     assert distill.verdict(*outcome._replace(config=config)) == 1
 
 
-def test_methods_as_baselines_are_trained_too(teacher: Path, tmp_path: Path) -> None:
-    methods = ("hard", "regression", "kl+hint=0.1", "kl+distance=1")
-    flags = ("--seeds", 1, "--baselines", *methods, "--baseline-seeds", 2)
-    outcome = distilled(teacher, tmp_path, *flags)
-    assert [(record["method"], record["seed"]) for record in outcome.students] == [
-        ("kl", 0),
-        *(
-            (method, seed)
-            for method in ("hard", "regression", "kl+hint0.1", "kl+distance1")
-            for seed in (0, 1)
-        ),
-    ]
-    assert [record["outputs"] for record in outcome.students[1:4]] == ["logits"] * 2 + ["values"]
-
-
 @pytest.mark.parametrize("source", ["noise", "mixed", "replay"])
 def test_states_that_were_not_played_for_it(
     source: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agents.distillation.experimental.synthetic.MIXED_FROM", 100)
-    flags = ("--states-from", source, "--baselines", "--seeds", 1)
+    methods = ("regression", "kl+hint=0.1", "kl+distance=1")
+    flags = ("--states-from", source, "--seeds", 1, "--baselines", *methods)
     outcome = distilled(teacher, tmp_path, *flags)
+    assert [(s["method"], s["outputs"]) for s in outcome.students] == [
+        ("kl", "logits"),
+        ("regression", "values"),
+        ("kl+hint0.1", "logits"),
+        ("kl+distance1", "logits"),
+    ]
     states = outcome.teacher["states"]
     assert states["source"] == source
     assert states["train"] + states["held_out"] == 90
@@ -209,11 +200,6 @@ def test_what_cannot_be_done_is_one_line(
         distilled(teacher, out, *flags.split())
     assert "\n" not in str(error.value)
     assert not out.exists()
-
-
-def test_without_a_teacher_one_is_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^name the directory of the teacher's run"):
-        DistillConfig((), tmp_path).plan()
 
 
 def test_another_setting_in_the_same_directory_is_named(

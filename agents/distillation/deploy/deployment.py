@@ -27,7 +27,7 @@ from agents.distillation.deploy.export import (
     onnx_bytes,
     quantise,
 )
-from agents.distillation.deploy.onnx_policy import TOLERANCE, OnnxPolicy, Parity, compare
+from agents.distillation.deploy.onnx_policy import OnnxPolicy, Parity, check_parity, compare
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import (
     EXPORT,
@@ -59,15 +59,6 @@ class Latency(TypedDict):
 
     p50_us: float
     p99_us: float
-
-
-class ParityRecord(TypedDict):
-    """How the float32 file compares with torch, see `onnx_policy.Parity`, and the tolerance."""
-
-    states: int
-    largest_difference: float
-    agreement: float
-    tolerance: float
 
 
 class Int8Record(TypedDict):
@@ -108,7 +99,7 @@ class ExportRecord(TypedDict):
     onnx: str
     bytes: int
     opset: int
-    parity: ParityRecord
+    parity: Parity
     int8: Int8Record
     latency: Latencies
 
@@ -205,18 +196,13 @@ def deploy(
             "onnx": path.name,
             "bytes": len(content),
             "opset": OPSET,
-            "parity": {
-                "states": parity.states,
-                "largest_difference": parity.largest_difference,
-                "agreement": parity.agreement,
-                "tolerance": TOLERANCE,
-            },
+            "parity": parity,
             "int8": {
                 "onnx": path8.name,
                 "bytes": len(content8),
                 "calibrated_on": len(calibrate),
                 "states": len(judge),
-                "agreement": compare(agent, policy8, dataset, judge).agreement,
+                "agreement": compare(agent, policy8, dataset, judge)["agreement"],
                 "evaluation": score(
                     directory / f"scores/{path.stem}-seed{seed}.int8.json", policy8.choose
                 ),
@@ -248,7 +234,7 @@ def write_checked(agent: TrainedAgent, path: Path, dataset: Dataset, *, name: st
     """
     content = onnx_bytes(agent, name)
     parity = compare(agent, OnnxPolicy(content, path.name), dataset, parity_states(dataset))
-    parity.check(path.name)
+    check_parity(parity, path.name)
     write_whole(path, content)
     return parity
 

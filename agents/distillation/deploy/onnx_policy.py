@@ -2,8 +2,8 @@
 
 import importlib.util
 import math
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -102,32 +102,33 @@ class OnnxPolicy:
         return epsilon_greedy(outputs, epsilon=epsilon, rng=rng, forced_random=forced_random)
 
 
-@dataclass(frozen=True)
-class Parity:
+class Parity(TypedDict):
     """How a file's outputs compare with torch's.
 
-    | field | meaning |
+    | key | meaning |
     | --- | --- |
     | states | number of states compared |
-    | largest_difference | of any output, as a share of `spread` |
-    | spread | best minus worst output of a state, the mean over states, in units of the outputs |
+    | largest_difference | of any output, as a share of the outputs' mean spread within a state |
     | agreement | share of the states in which both choose the same action |
+    | tolerance | the largest difference that is allowed |
     """
 
     states: int
     largest_difference: float
-    spread: float
     agreement: float
+    tolerance: float
 
-    def check(self, name: str) -> None:
-        """Raise `EbuError`, one line, where the file called `name` differs beyond the tolerance."""
-        if self.largest_difference <= TOLERANCE and self.agreement >= LEAST_AGREEMENT:
-            return
+
+def check_parity(parity: Parity, name: str) -> None:
+    """Raise `EbuError`, one line, where the file called `name` differs beyond the tolerance."""
+    difference, agreement = parity["largest_difference"], parity["agreement"]
+    # What is no number is refused, too.
+    if not (difference <= TOLERANCE and agreement >= LEAST_AGREEMENT):
         raise EbuError(
-            f"{name} is refused and not written: over {self.states:,} states its outputs differ "
-            f"from torch's by up to {self.largest_difference:.2g} of their spread, at most "
-            f"{TOLERANCE:g} being allowed, and {self.agreement:.2%} of its actions are torch's, "
-            f"{LEAST_AGREEMENT:.1%} being required: try the pinned versions of constraints.txt"
+            f"{name} is refused and not written: over {parity['states']:,} states its outputs "
+            f"differ from torch's by up to {difference:.2g} of their spread, at most {TOLERANCE:g} "
+            f"being allowed, and {agreement:.2%} of its actions are torch's, {LEAST_AGREEMENT:.1%} "
+            "being required: try the pinned versions of constraints.txt"
         )
 
 
@@ -144,4 +145,9 @@ def compare(agent: TrainedAgent, policy: OnnxPolicy, states: Dataset, which: Ten
     spread /= len(which)
     # Outputs without any spread must be equal.
     relative = largest / spread if spread else (math.inf if largest else 0.0)
-    return Parity(len(which), relative, spread, agreeing / len(which))
+    return {
+        "states": len(which),
+        "largest_difference": relative,
+        "agreement": agreeing / len(which),
+        "tolerance": TOLERANCE,
+    }

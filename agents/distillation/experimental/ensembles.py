@@ -5,7 +5,6 @@ Not of their values, whose scales differ: a member with large values would decid
 of several runs, or the learners of one run of adaptive EBU, an ensemble at no further cost.
 """
 
-import contextlib
 import copy
 from collections import Counter
 from collections.abc import Sequence
@@ -17,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.agent import policy_weights
-from agents.distillation.collect import collect
-from agents.distillation.pipeline import Pipeline, require_finished, rng_of
+from agents.distillation.pipeline import Pipeline, rng_of
 from agents.distillation.records import (
     ENSEMBLE_FILE,
     EnsembleRecord,
@@ -40,7 +38,6 @@ from agents.networks import Features, QNetwork
 from agents.trained import WEIGHTS, TrainedAgent
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import load_latest
-from ebu.run.progress import progress_bar
 
 LEARNERS = "adaptive_ebu"
 PROBE_STATES, PROBE_GAMES = 2_000, 8
@@ -169,21 +166,8 @@ def _probe(pipeline: Pipeline, number: int, member: Teacher) -> MemberRecord:
     """Let a member play, and measure its temperature."""
     agent = member.agent
     rng = rng_of(pipeline.config.seed, PROBE, number)
-    env = pipeline.evaluator.new_env(PROBE_GAMES, int(rng.integers(2**31)))
-    what = f"temperature of {member.name}: states"
-    with contextlib.closing(env), progress_bar(what, PROBE_STATES, "states") as progress:
-        states = collect(
-            env,
-            agent.outputs_of,
-            count=PROBE_STATES,
-            rng=rng,
-            random_start_actions=pipeline.evaluator.random_start_actions,
-            device=agent.device,
-            should_stop=pipeline.should_stop,
-            progress=progress,
-        )
-    outputs = require_finished(states).outputs
-    found = temperature_of(pipeline.config.temperature, outputs, kind=agent.outputs)
+    states = pipeline.play(f"temperature of {member.name}", agent, PROBE_GAMES, PROBE_STATES, rng)
+    found = temperature_of(pipeline.config.temperature, states.outputs, kind=agent.outputs)
     return {
         "member": member.name,
         "frames": agent.frames,

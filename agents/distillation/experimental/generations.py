@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -30,9 +30,7 @@ class RefinedSupervision(Supervision):
 
 def refine(supervision: Supervision) -> RefinedSupervision:
     """The same supervision with refined labels."""
-    return RefinedSupervision(
-        **{part.name: getattr(supervision, part.name) for part in fields(supervision)}
-    )
+    return RefinedSupervision(**vars(supervision))
 
 
 def supervise_by(student: TrainedAgent, pipeline: Pipeline, first: Supervision) -> Supervision:
@@ -59,25 +57,22 @@ def train(
     All held-out numbers, by which students are chosen, are on the first teacher's outputs, so that
     they compare over generations.
     """
+    named: list[StudentSpec] = []
+    records: list[StudentRecord] = []
     for name in dict.fromkeys(spec.student for spec in specs):
-        yield from _train_name(pipeline, [s for s in specs if s.student == name], first)
-
-
-def _train_name(
-    pipeline: Pipeline, specs: Sequence[StudentSpec], first: Supervision
-) -> Iterator[StudentRecord]:
-    supervision, teacher_dir = first, pipeline.teacher_dir
-    for generation in range(1, pipeline.config.generations + 1):
-        named = [s._replace(procedure=of_generation(s.procedure, generation)) for s in specs]
-        by_teacher = replace(pipeline, teacher_dir=teacher_dir)
-        records = []
-        for spec in named:
-            records.append(train_student(by_teacher, spec, supervision, judge=first))
-            yield records[-1]
-        if generation < pipeline.config.generations:
-            best = chosen(records)["seed"]
-            teacher_dir = pipeline.directory(next(spec for spec in named if spec.seed == best))
-            student = load_agent(teacher_dir, device=first.dataset.device)
-            supervision = supervise_by(student, pipeline, first)
-            if isinstance(first, RefinedSupervision):
-                supervision = refine(supervision)
+        of_name = [spec for spec in specs if spec.student == name]
+        supervision, teacher_dir = first, pipeline.teacher_dir
+        for generation in range(1, pipeline.config.generations + 1):
+            if generation > 1:
+                best = chosen(records)["seed"]
+                teacher_dir = pipeline.directory(next(s for s in named if s.seed == best))
+                student = load_agent(teacher_dir, device=first.dataset.device)
+                supervision = supervise_by(student, pipeline, first)
+                if isinstance(first, RefinedSupervision):
+                    supervision = refine(supervision)
+            named = [s._replace(procedure=of_generation(s.procedure, generation)) for s in of_name]
+            by_teacher = replace(pipeline, teacher_dir=teacher_dir)
+            records = []
+            for spec in named:
+                records.append(train_student(by_teacher, spec, supervision, judge=first))
+                yield records[-1]

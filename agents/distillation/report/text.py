@@ -14,8 +14,8 @@ from agents.distillation.deploy.deployment import (
     ExportRecord,
     Latencies,
     Latency,
-    ParityRecord,
 )
+from agents.distillation.deploy.onnx_policy import Parity
 from agents.distillation.records import (
     REPORT,
     MemberRecord,
@@ -245,7 +245,7 @@ def _of(part: float, whole: float | None) -> str:
     return f"{part / whole:.1%}" if whole else NONE
 
 
-def _difference(parity: ParityRecord) -> str:
+def _difference(parity: Parity) -> str:
     return f"{parity['largest_difference']:.1e} (≤ {parity['tolerance']:g})"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from agents.distillation.collect import collect, from_replay
 from agents.distillation.dataset import Dataset
 from agents.distillation.experimental.synthetic import RUN, SHIFT, mixed, noise, shift
-from ebu.errors import EbuError, UsageError
+from ebu.errors import EbuError
 from ebu.run.checkpoint import save_checkpoint
 from tests.agents.distillation.test_dataset import equal, set_of
 from tests.made_up import (
@@ -94,12 +94,16 @@ def test_who_acts_and_how_often_at_random() -> None:
     assert {given["epsilon"] for given in asked} == {0.25}
     assert [given["forced_random"].tolist() for given in asked] == [[n < 3] * 2 for n in range(20)]
 
-    greedy = collected(env, 1000, epsilon=0.0)
+    seen: list[int] = []
+    greedy = collected(env, 1000, epsilon=0.0, progress=seen.append)
+    assert (seen[:2], seen[-1]) == ([2, 4], 1000)
     assert torch.equal(greedy.actions, greedy.outputs.argmax(dim=1))
     exploring = collected(env, 1000, epsilon=0.3)
     other = (exploring.actions != exploring.outputs.argmax(dim=1)).float().mean().item()
     # ε (1 − 1/A) = 0.2 with a standard error of 0.0127; five of them.
     assert abs(other - 0.2) < 0.064
+    rng = np.random.default_rng(0)
+    assert collect(env, table_values, count=10, rng=rng, should_stop=lambda: True) is None
 
 
 def test_lost_lives_end_the_value_and_no_episode() -> None:
@@ -115,25 +119,6 @@ def test_lost_lives_end_the_value_and_no_episode() -> None:
     assert collected(games(), 20).episodes.tolist() == [0, 6, 10, 16]
 
 
-def test_collecting_is_a_function_of_its_seeds() -> None:
-    one, again, other = (
-        collected(MadeUpGames(3, random_games(1, 9)), 90, seed=seed, epsilon=0.5)
-        for seed in (4, 4, 5)
-    )
-    assert equal(one, again)
-    assert not torch.equal(one.actions, other.actions)
-
-
-def test_progress_and_stopping() -> None:
-    seen: list[int] = []
-    env = MadeUpGames(4, games_of([50]))
-    collected(env, 10, progress=seen.append)
-    assert seen == [4, 8, 10]
-    rng = np.random.default_rng(0)
-    stopped = collect(env, table_values, count=10, rng=rng, should_stop=lambda: len(env.rows) > 6)
-    assert stopped is None
-
-
 # --- replay memories ------------------------------------------------------------------------
 
 
@@ -147,8 +132,7 @@ def run_with(replay: Any, run_dir: Path) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize("steps", [25, 400])
-@pytest.mark.parametrize("stack", [1, 3])
+@pytest.mark.parametrize(("steps", "stack"), [(25, 3), (400, 1), (400, 3)])
 def test_a_replay_memory_gives_all_states_it_holds(tmp_path: Path, steps: int, stack: int) -> None:
     played = Played(MadeUpGames(2, random_games(3, 15), stack=stack), capacity=200)
     played.play(steps)
@@ -171,14 +155,10 @@ def test_a_replay_memory_gives_all_states_it_holds(tmp_path: Path, steps: int, s
         assert states.rewards[index] == seen.reward
         assert states.terminated[index] == seen.terminated
     # Each frame once; an episode is one game.
-    frames = {tuple(frame) for frame in states.frames.tolist()}
-    assert len(frames) == len(states.frames)
-    every = torch.arange(len(states))
-    games = {place[:2] for place in where}
-    assert len(games) == len(states.episodes)
-    assert len({*zip(states.episode_of(every).tolist(), [p[:2] for p in where], strict=True)}) == (
-        len(states.episodes)
-    )
+    assert len({tuple(frame) for frame in states.frames.tolist()}) == len(states.frames)
+    episodes = states.episode_of(torch.arange(len(states))).tolist()
+    games = [place[:2] for place in where]
+    assert len({*games}) == len({*zip(episodes, games, strict=True)}) == len(states.episodes)
 
 
 def test_a_number_of_states_is_taken_game_by_game(tmp_path: Path) -> None:
@@ -196,7 +176,7 @@ def test_a_number_of_states_is_taken_game_by_game(tmp_path: Path) -> None:
 
 def test_a_trained_run_is_read_and_left_alone(tmp_path: Path) -> None:
     trainer = real_run(tmp_path / "run", "ebu")
-    trainer.run(600)
+    trainer.run(200)
     draft = tmp_path / "run" / "checkpoints" / ".frames-9.1.tmp"
     draft.mkdir()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -210,18 +190,6 @@ def test_a_run_without_a_replay_memory_is_refused(tmp_path: Path) -> None:
     for run_dir in (tmp_path / "absent", tmp_path / "student"):
         with pytest.raises(EbuError, match="no replay memory"):
             from_replay(run_dir, table_values, rng=np.random.default_rng(0))
-
-
-def test_a_replay_memory_too_large_for_this_machine_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    played = Played(MadeUpGames(2, random_games(3, 15)), capacity=200)
-    played.play(50)
-    run_dir = run_with(played.replay, tmp_path / "run")
-    monkeypatch.setattr("ebu.memory.available_bytes", lambda device: 1000)
-    with pytest.raises(EbuError, match="GB are available on cpu: free some memory") as failure:
-        from_replay(run_dir, table_values, rng=np.random.default_rng(0))
-    assert not isinstance(failure.value, UsageError)
 
 
 # --- synthetic states -----------------------------------------------------------------------
@@ -273,33 +241,11 @@ def test_cut_mixtures_paste_one_rectangle_for_a_whole_stretch() -> None:
     assert set(states.frames.unique().tolist()) <= {0, 100, 200}
     newest = every_stack(states)[:, -1]
     whole, pasted = (newest == 100).all(dim=(1, 2)), (newest == 200).all(dim=(1, 2))
-    both = ~(whole | pasted)
-    assert both.any()
-    for image in newest[both]:
-        inside = image != image.flatten().mode().values
-        rows, columns = inside.any(dim=1), inside.any(dim=0)
-        outside = ~inside
-        assert torch.equal(inside, rows[:, None] & columns[None]) or torch.equal(
-            outside, outside.any(dim=1)[:, None] & outside.any(dim=0)[None]
-        )
+    assert (~(whole | pasted)).any()
     every = torch.arange(len(states))
     episodes = states.episode_of(every)
     for episode in episodes.unique():
         assert (newest[episodes == episode] == newest[episodes == episode][0]).all()
-
-
-def test_mixtures_move_as_the_game_does() -> None:
-    real = collected(MadeUpGames(3, games_of([60])), 150)
-    rng = np.random.default_rng(0)
-    states = mixed(real, 100, how="convex", label=table_values, rng=rng)
-    stacks = every_stack(states)
-    # From a stretch's third state on all frames of a stack are of the stretch itself.
-    starts = states.episodes[states.episode_of(torch.arange(len(states)))]
-    full = stacks[states.newest - starts >= 2 * (states.stack - 1)]
-    assert len(full) > 50
-    # Both stretches count steps by one, and so does every mixture of the two.
-    steps = full[:, :, 2]
-    torch.testing.assert_close(steps[:, 1:] - steps[:, :-1], torch.ones(len(full), 2))
 
 
 def test_shifted_states_move_as_one_by_a_few_pixels() -> None:

@@ -1,6 +1,5 @@
 """Agents deployed: their files, and what is measured of them."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 from torch import nn
 
 from agents.distillation.deploy.deployment import (
-    EXPORTS,
     calibration_states,
     deploy,
     latencies,
@@ -19,10 +17,8 @@ from agents.distillation.deploy.deployment import (
 )
 from agents.distillation.deploy.onnx_policy import OnnxPolicy
 from agents.distillation.records import Score
-from agents.distillation.settings import Stopped
-from ebu.errors import EbuError
 from ebu.interfaces import Act
-from ebu.run.hardware import hardware
+from tests.agents.distillation.small_pipelines import teacher_of
 from tests.agents.distillation.test_export import STATES, agent_of
 from tests.agents.distillation.test_report import score_of
 
@@ -51,6 +47,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Score
 
 def test_every_agent_gets_two_files_that_play(deployed: tuple[Path, Any, Scorer]) -> None:
     directory, records, _ = deployed
+    assert read_exports(directory) == {"exports": records, "left_out": {}}
     assert list(records) == list(AGENTS)
     assert records["2-3-4/5-kl"]["onnx"] == "2-3-4_5-kl.onnx"
     for name, record in records.items():
@@ -61,6 +58,8 @@ def test_every_agent_gets_two_files_that_play(deployed: tuple[Path, Any, Scorer]
         assert record["seed"] == AGENTS[name].config["settings"]["seed"]
         assert record["parity"]["states"] == len(STATES)
         assert record["parity"]["largest_difference"] < record["parity"]["tolerance"]
+        for kind in ("torch", "onnxruntime", "int8"):
+            assert 0 < record["latency"][kind]["p50_us"] <= record["latency"][kind]["p99_us"]
 
 
 def test_the_int8_file_itself_is_scored_and_compared_where_it_was_not_calibrated(
@@ -80,49 +79,15 @@ def test_the_int8_file_itself_is_scored_and_compared_where_it_was_not_calibrated
         assert int8["agreement"] == pytest.approx(sum(agreeing) / len(judge))
 
 
-def test_latency_of_all_three_with_how_it_was_taken(deployed: tuple[Path, Any, Scorer]) -> None:
-    _, records, _ = deployed
-    for record in records.values():
-        taken = record["latency"]
-        for kind in ("torch", "onnxruntime", "int8"):
-            assert 0 < taken[kind]["p50_us"] <= taken[kind]["p99_us"]
-        assert (taken["threads"], taken["batch"], taken["calls"]) == (1, 1, CALLS)
-        assert taken["hardware"] == hardware()
-
-
-def test_what_was_measured_is_kept(deployed: tuple[Path, Any, Scorer]) -> None:
-    directory, records, _ = deployed
-    assert read_exports(directory) == {"exports": records, "left_out": {}}
-
-
-def test_told_to_stop_nothing_is_recorded(tmp_path: Path) -> None:
-    def stop(path: Path, act: Act) -> Score:
-        raise Stopped
-
-    with pytest.raises(Stopped):
-        deploy(tmp_path, {"net": agent_of("2-3-4/5")}, STATES, stop, calls=CALLS)
-    assert read_exports(tmp_path) == {"exports": {}, "left_out": {}}
-
-
 def test_what_is_no_single_network_is_left_out_and_noted(tmp_path: Path) -> None:
-    ensemble = agent_of("2-3-4/5")
+    ensemble, flat = agent_of("2-3-4/5"), teacher_of(frame_shape=(4,))
     ensemble.network = nn.ModuleList([ensemble.network])  # type: ignore[assignment]
     scorer = Scorer()
-    assert deploy(tmp_path, {"teacher": ensemble}, STATES, scorer) == {}
+    assert deploy(tmp_path, {"teacher": ensemble, "flat": flat}, STATES, scorer) == {}
     assert scorer.asked == []
-    left_out = read_exports(tmp_path)["left_out"]
-    assert left_out == {
-        "teacher": "only single networks over images, such as Atari's, are exported"
-    }
+    why = "only single networks over images, such as Atari's, are exported"
+    assert read_exports(tmp_path)["left_out"] == {"teacher": why, "flat": why}
     assert [path.name for path in tmp_path.iterdir()] == ["export.json"]
-
-
-def test_damaged_records_are_one_line(tmp_path: Path) -> None:
-    for damaged in ("{", json.dumps({"exports": {}}), "[]"):
-        (tmp_path / EXPORTS).write_text(damaged)
-        with pytest.raises(EbuError, match=r"export\.json") as failure:
-            read_exports(tmp_path)
-        assert "\n" not in str(failure.value)
 
 
 # --- latency --------------------------------------------------------------------------------

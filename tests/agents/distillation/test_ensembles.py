@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from agents.distillation import pipeline as pipelines
 from agents.distillation.collect import collect
 from agents.distillation.experimental import ensembles
 from agents.distillation.experimental.ensembles import (
@@ -20,7 +21,7 @@ from agents.distillation.experimental.ensembles import (
     learners_of,
 )
 from agents.distillation.pipeline import rng_of
-from agents.distillation.settings import Stopped, StudentSpec
+from agents.distillation.settings import StudentSpec
 from agents.distillation.teachers import Teacher, load_teachers, median_gap
 from agents.distillation.training import train_student
 from agents.trained import load_agent
@@ -51,34 +52,15 @@ class Fixed(nn.Module):
 STATES = torch.zeros(2, STACK, SIDE, SIDE, dtype=torch.uint8)
 
 
-def policy_of(members: list[list[float]], temperatures: list[float]) -> Tensor:
-    """The ensemble's probabilities, the same in each state."""
-    outputs = MeanPolicy([Fixed(member) for member in members], temperatures)(STATES)
-    assert outputs.shape == (2, len(members[0]))
-    torch.testing.assert_close(outputs[0], outputs[1])
-    return torch.softmax(outputs[0], dim=0)
-
-
 def test_the_mean_of_policies_by_hand() -> None:
-    # Softened by 2 and by 10: odds of 1 : 3 and of 9 : 1.
-    members = [[0.0, 2 * math.log(3)], [10 * math.log(9), 0.0]]
-    expected = [(0.25 + 0.9) / 2, (0.75 + 0.1) / 2]
-    torch.testing.assert_close(policy_of(members, [2.0, 10.0]), torch.tensor(expected))
-
-
-def test_blind_to_what_a_member_adds_to_its_values_and_to_their_scale() -> None:
-    members = [[1.0, 2.0, 0.5], [0.3, 0.2, 0.4]]
-    plain = policy_of(members, [0.7, 0.1])
-    shifted = policy_of([[value + 100 for value in members[0]], members[1]], [0.7, 0.1])
-    scaled = policy_of([members[0], [1000 * value for value in members[1]]], [0.7, 100.0])
-    torch.testing.assert_close(shifted, plain, atol=1e-5, rtol=0)
-    torch.testing.assert_close(scaled, plain)
-
-
-def test_what_no_member_would_do_has_a_logarithm_too() -> None:
+    # Softened by 2 and by 10: odds of 1 : 3 and of 9 : 1, whatever is added to a member's values.
+    members = [[100.0, 100 + 2 * math.log(3)], [10 * math.log(9), 0.0]]
+    outputs = MeanPolicy([Fixed(member) for member in members], [2.0, 10.0])(STATES)
+    expected = torch.tensor([(0.25 + 0.9) / 2, (0.75 + 0.1) / 2]).expand(2, 2)
+    torch.testing.assert_close(torch.softmax(outputs, dim=1), expected, atol=1e-5, rtol=0)
+    # What no member would do has a logarithm, too.
     outputs = MeanPolicy([Fixed([0.0, 1.0]), Fixed([0.0, 2.0])], [1e-3, 1e-3])(STATES)
     assert outputs.isfinite().all()
-    assert torch.softmax(outputs, dim=1)[0].tolist() == pytest.approx([0, 1])
 
 
 # --- the pipeline --------------------------------------------------------------------------
@@ -118,38 +100,23 @@ def test_each_member_has_the_temperature_of_its_own_play(
         torch.softmax(states.outputs[:5], dim=1), torch.stack(policies).mean(dim=0)
     )
 
+    # A temperature that is set is each member's.
+    rusu = replace(pipeline, config=replace(pipeline.config, temperature="rusu", out=tmp_path))
+    network = join_teachers(rusu, members).teacher.network
+    assert isinstance(network, MeanPolicy)
+    assert network.temperatures.tolist() == pytest.approx([0.01] * 2)
+
     # In a second call nothing is played again; and a student can be trained and scored.
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("it was measured")
 
-    monkeypatch.setattr(ensembles, "collect", refuse)
+    monkeypatch.setattr(pipelines, "collect", refuse)
     again = join_teachers(pipeline, members)
     assert torch.equal(again.teacher.outputs_of(stacks), joined.teacher.outputs_of(stacks))
     spec = StudentSpec("2-2-2/4", {"kl": 1.0}, 0)
     record_of = train_student(again, spec, supervision)
     assert record_of["held_out"]["states"] == len(states.held_out)
     assert load_agent(again.directory(spec)).outputs == "logits"
-
-
-@pytest.mark.parametrize(("setting", "expected"), [("rusu", 0.01), ("0.3", 0.3)])
-def test_a_temperature_that_is_set_is_each_members(
-    setting: str, expected: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ensembles, "PROBE_STATES", 16)
-    members = [Teacher(teacher_of(seed), tmp_path / str(seed)) for seed in range(2)]
-    joined = join_teachers(pipeline_in(tmp_path, members[0].agent, temperature=setting), members)
-    network = joined.teacher.network
-    assert isinstance(network, MeanPolicy)
-    assert network.temperatures.tolist() == pytest.approx([expected] * 2)
-    assert joined.config.temperature == "auto"
-
-
-def test_told_to_stop_nothing_is_written(tmp_path: Path) -> None:
-    members = [Teacher(teacher_of(seed), tmp_path / str(seed)) for seed in range(2)]
-    pipeline = pipeline_in(tmp_path, members[0].agent, should_stop=lambda: True)
-    with pytest.raises(Stopped):
-        join_teachers(pipeline, members)
-    assert not (tmp_path / "ensemble.json").exists()
 
 
 # --- members --------------------------------------------------------------------------------
@@ -180,16 +147,6 @@ def test_the_learners_of_adaptive_ebu_are_members(tmp_path: Path) -> None:
     for seed, member in enumerate(members):
         assert torch.equal(member.agent.outputs_of(stacks), teacher_of(seed).outputs_of(stacks))
     assert torch.equal(load_agent(run_dir).outputs_of(stacks), members[1].agent.outputs_of(stacks))
-
-
-def test_learners_see_frames_together_and_runs_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ensembles, "PROBE_STATES", 16)
-    members = learners_of(adaptive_run(tmp_path / "run"), "final", CPU)
-    members.append(Teacher(teacher_of(5), tmp_path / "other"))
-    joined = join_teachers(pipeline_in(tmp_path / "out", members[0].agent), members)
-    assert joined.teacher.frames == 200
 
 
 def test_runs_of_one_game_are_together_and_no_run_is_named_twice(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Networks as ONNX files, float32 and int8: the same answers as torch's, or no file."""
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from agents.distillation.dataset import Dataset
 from agents.distillation.deploy import deployment, export, onnx_policy
@@ -20,41 +19,28 @@ from agents.distillation.deploy.deployment import (
     parity_states,
     write_checked,
 )
-from agents.distillation.deploy.export import exportable, onnx_bytes, quantise
+from agents.distillation.deploy.export import onnx_bytes, quantise
 from agents.distillation.deploy.onnx_policy import (
     OnnxPolicy,
-    Parity,
     compare,
 )
-from agents.distillation.settings import require_export
-from agents.networks import build_network
 from agents.trained import Outputs, TrainedAgent
 from ebu.errors import EbuError, UsageError
+from tests.agents.distillation.small_pipelines import SIDE, rng_of, teacher_of
 from tests.agents.distillation.test_dataset import set_of
-from tests.agents.distillation.test_students import rng_of, teacher_of
-from tests.made_up import CPU
-
-SIDE = 36
 
 
 def agent_of(
     network: str = "net3", *, outputs: Outputs = "logits", seed: int = 0, stack: int = 4
 ) -> TrainedAgent:
     """An agent whose action depends on what it sees."""
-    built = build_network(
-        network,
-        stack=stack,
-        frame_shape=(SIDE, SIDE),
-        num_actions=4,
-        generator=rng_of(seed),
-    )
+    agent = teacher_of(seed, network=network, outputs=outputs, stack=stack, num_actions=4)
     # Of a network without training one output is always the highest.
     with torch.no_grad():
-        last = [layer for layer in built.modules() if isinstance(layer, nn.Linear)][-1]
-        last.bias.sub_(built(states_of(stack=stack).stacks(torch.arange(64))).mean(dim=0))
-    config: dict[str, Any] = teacher_of(network, 4, (SIDE, SIDE)).config
-    config["environment"]["stack"] = stack
-    return TrainedAgent(built, outputs, config, 100, CPU, [])
+        last = [layer for layer in agent.network.modules() if isinstance(layer, nn.Linear)][-1]
+        outputs_now = agent.network(states_of(stack=stack).stacks(torch.arange(64)))
+        last.bias.sub_(outputs_now.mean(dim=0))
+    return agent
 
 
 def states_of(*lengths: int, stack: int = 4) -> Dataset:
@@ -85,8 +71,7 @@ def content(agent: TrainedAgent) -> bytes:
     ("network", "outputs", "stack"),
     [
         ("net3", "logits", 4),
-        ("4-6-8/10@tucker=2,3,4,5,svd=6", "logits", 3),
-        ("dueling@svd=8", "values", 4),
+        ("dueling@tucker=2,3,4,5,svd=6", "values", 3),
     ],
 )
 def test_a_file_answers_as_torch_does_for_any_number_of_states(
@@ -95,9 +80,9 @@ def test_a_file_answers_as_torch_does_for_any_number_of_states(
     agent, states = agent_of(network, outputs=outputs, stack=stack), states_of(stack=stack)
     path = tmp_path / "new" / "agent.onnx"
     parity = write_checked(agent, path, states, name="it")
-    assert parity.states == len(states)
-    assert parity.agreement == 1
-    assert parity.largest_difference < 1e-5
+    assert parity["states"] == len(states)
+    assert parity["agreement"] == 1
+    assert parity["largest_difference"] < 1e-5
     policy = OnnxPolicy(path)
     assert (policy.outputs, policy.stack, policy.num_actions) == (outputs, stack, 4)
     assert policy.frame_shape == (SIDE, SIDE)
@@ -105,7 +90,7 @@ def test_a_file_answers_as_torch_does_for_any_number_of_states(
         stacks = states.stacks(torch.arange(count))
         answered = policy.outputs_of(stacks.numpy())
         assert answered.dtype == np.float32
-        np.testing.assert_allclose(answered, agent.outputs_of(stacks), atol=1e-5)
+        np.testing.assert_allclose(answered, agent.outputs_of(stacks), 1e-5, 1e-5)
         assert policy.act(stacks[-1].numpy()) == agent.act(stacks[-1])
     # Not all the same action: the comparison means something.
     assert len({policy.act(states.stacks(index[None])[0].numpy()) for index in EVERY}) > 1
@@ -153,56 +138,25 @@ class Answers:
         return self._kind([next(self._rows) for _ in stacks])
 
 
-def parity_of(reference: Sequence[Sequence[float]], found: Sequence[Sequence[float]]) -> Parity:
-    agent: Any = Answers(reference, torch.tensor)
-    policy: Any = Answers(found, np.array)
-    return compare(agent, policy, STATES, EVERY[: len(found)])
-
-
 def test_parity_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_policy, "COMPARE_BATCH", 2)
     reference = [[0.0, 1.0, 3.0, 2.0], [5.0, 1.0, 1.0, 4.0], [2.0, 0.0, 0.0, 0.0]]
     # In the second state another action has become the best one.
     found = [[0.0, 1.0, 3.5, 2.0], [4.25, 1.0, 1.0, 4.5], [2.0, 0.0, 0.0, 0.0]]
-    parity = parity_of(reference, found)
-    assert parity.states == 3
-    assert parity.spread == pytest.approx((3 + 4 + 2) / 3)
-    assert parity.largest_difference == pytest.approx(0.75 / 3)
-    assert parity.agreement == pytest.approx(2 / 3)
+    agent: Any = Answers(reference, torch.tensor)
+    policy: Any = Answers(found, np.array)
+    parity = compare(agent, policy, STATES, EVERY[:3])
+    assert parity["states"] == 3
+    assert parity["largest_difference"] == pytest.approx(0.75 / 3)
+    assert parity["agreement"] == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize("count", [1, 7, 20, 50, 160, 10_000])
+@pytest.mark.parametrize("count", [1, 50, 10_000])
 def test_parity_is_on_held_out_states_first(count: int) -> None:
     held_out = set(STATES.held_out.tolist())
     found = parity_states(STATES, count).tolist()
     assert len(found) == len(set(found)) == min(count, len(STATES))
     assert len(held_out.intersection(found)) == min(count, len(held_out))
-
-
-def test_only_single_networks_over_images_are_exported(tmp_path: Path) -> None:
-    flat = build_network("nature", stack=1, frame_shape=(4,), num_actions=2, generator=rng_of(0))
-    several = nn.ModuleList([agent_of().network, agent_of().network])
-    for network in (flat, several):
-        assert not exportable(network)
-        agent = agent_of()
-        agent.network = network  # type: ignore[assignment]
-        with pytest.raises(UsageError, match="only single networks over images"):
-            write_checked(agent, tmp_path / "it.onnx", STATES, name="it")
-    assert exportable(agent_of().network)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_missing_packages_are_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, *rest: None if name.startswith("onnx") else real(name, *rest),
-    )
-    with pytest.raises(UsageError, match=r"onnx and onnxscript and onnxruntime.*\[export\]"):
-        require_export()
-    with pytest.raises(UsageError, match=r"onnxruntime.*\[export\]"):
-        OnnxPolicy(b"")
 
 
 # --- int8 -----------------------------------------------------------------------------------
@@ -255,22 +209,7 @@ def test_bytes_enter_an_int8_file_as_they_are(content: bytes) -> None:
     assert last.op_type in ("Gemm", "Add", "MatMul")
 
 
-def test_it_is_calibrated_on_the_given_states_alone(
-    content: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Tensor] = []
-    real = Dataset.stacks
-
-    def noticing(states: Dataset, indices: Tensor) -> Tensor:
-        seen.append(indices)
-        return real(states, indices)
-
-    monkeypatch.setattr(Dataset, "stacks", noticing)
-    quantise(content, STATES, EVERY[3:70])
-    assert torch.cat(seen).tolist() == list(range(3, 70))
-
-
-@pytest.mark.parametrize(("length", "count"), [(1, 1), (2, 1), (7, 3), (2_000, CALIBRATION_STATES)])
+@pytest.mark.parametrize(("length", "count"), [(1, 1), (7, 3), (2_000, CALIBRATION_STATES)])
 def test_calibrated_and_judged_on_different_held_out_states(length: int, count: int) -> None:
     states = set_of(length, length)
     calibrate, judge = calibration_states(states)

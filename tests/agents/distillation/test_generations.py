@@ -14,9 +14,8 @@ from agents.distillation.experimental.generations import RefinedSupervision, ref
 from agents.distillation.experimental.synthetic import shift
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import chosen
-from agents.distillation.settings import Stopped, StudentSpec
+from agents.distillation.settings import StudentSpec
 from agents.distillation.trainer import Supervision, Trainer
-from agents.distillation.training import rng_of_student
 from agents.trained import load_agent
 from tests.agents.distillation.small_pipelines import pipeline_in, teacher_of
 from tests.agents.distillation.test_trainer import (
@@ -76,22 +75,6 @@ def test_a_students_supervision_has_its_outputs_and_the_teachers_states(tmp_path
     assert supervision.teacher.network is student.network
     # A student of values is softened as the teacher is.
     assert supervise_by(teacher_of(2), pipeline, first).temperature == 0.25
-
-
-def test_a_generation_starts_from_new_weights() -> None:
-    specs = [StudentSpec(NAME, KL, 0, name) for name in ("", "gen2", "gen3")]
-    assert len({int(rng_of_student(spec).integers(2**63)) for spec in specs}) == 3
-
-
-def test_a_stopped_generation_is_resumed(tmp_path: Path) -> None:
-    pipeline = pipeline_in(tmp_path, teacher_of(1), generations=2)
-    first = supervise(pipeline)
-    results = [tmp_path / "students" / f"2-2-2_4-kl-gen2-seed{s}" / "result.json" for s in (0, 1)]
-    stopping = pipeline_in(tmp_path, teacher_of(1), should_stop=results[0].exists, generations=2)
-    with pytest.raises(Stopped):
-        list(generations.train(stopping, specs_of(), first))
-    assert not results[1].exists()
-    assert len(list(generations.train(pipeline, specs_of(), first))) == 4
 
 
 # --- label refinery -------------------------------------------------------------------------

@@ -25,7 +25,6 @@ from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.errors import UsageError
 from ebu.run.checkpoint import load_latest
-from ebu.run.directory import write_config
 from ebu.training import Trainer
 from tests.made_up import NUM_ACTIONS, MadeUpGames, same
 from tests.made_up_runs import STEP_FRAMES, lines, open_trainers, real_run
@@ -179,16 +178,6 @@ def test_before_an_evaluation_copies_of_the_agent_are_followed(
     assert len(copies) == 5
 
 
-def test_of_several_learners_the_one_that_the_agent_names_is_followed(tmp_path: Path) -> None:
-    run = run_in(tmp_path, "adaptive_ebu", eval_every_frames=800, evaluate=means(1.0))
-    run.run(800)
-    agent: Any = run.agent
-    named = agent.learner.online.weights_of(agent.best)
-    assert same({name: weight.clone() for name, weight in named.items()}, teacher(run))
-    others = set(range(3)) - {agent.best}
-    assert not any(same(agent.learner.online.weights_of(k), teacher(run)) for k in others)
-
-
 # --- what is learnt -------------------------------------------------------------------------
 
 
@@ -218,25 +207,6 @@ def test_updates_are_adams_on_the_divergence_from_the_teacher(tmp_path: Path) ->
     assert state["temperature"] == pytest.approx(temperature)
     for name, weight in student.state_dict().items():
         torch.testing.assert_close(state["pupils"]["4-4-4_8"]["student"][name], weight)
-
-
-def test_students_become_like_their_teacher(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(online, "LEARNING_RATE", 1e-2)
-    run = run_in(tmp_path, distill=False)
-    run.run(STEP_FRAMES * 60)
-    students = Students(NAMES, run.agent, CONFIG, tmp_path, seed=3)  # type: ignore[arg-type]
-    students.learn(run.replay, 10 * online.EVERY_UPDATES)
-    first = students.metrics()
-    students.learn(run.replay, 300 * online.EVERY_UPDATES)
-    students.metrics()
-    students.learn(run.replay, 10 * online.EVERY_UPDATES)
-    last = students.metrics()
-    for name in ("net3", "4-4-4_8"):
-        assert last[f"distill/{name}/loss"] < first[f"distill/{name}/loss"] / 2
-        assert last[f"distill/{name}/agreement"] > first[f"distill/{name}/agreement"]
-    assert students.metrics() == {}
 
 
 def test_a_teacher_to_which_all_actions_are_alike_teaches_nothing(tmp_path: Path) -> None:
@@ -274,18 +244,6 @@ def test_students_are_written_with_the_checkpoints_as_run_directories(
     logged = lines(run.run_dir)[-1]
     assert 0 <= logged["distill/net3/agreement"] <= 1
     assert logged["distill/temperature"] > 0
-
-
-def test_what_is_no_student_of_this_run_is_not_written_over(tmp_path: Path) -> None:
-    run = run_in(tmp_path)
-    directory = student_directory(tmp_path, "net3")
-    directory.mkdir(parents=True)
-    write_config(directory, {"settings": {"agent": "ebu"}, "environment": {}})
-    with pytest.raises(UsageError, match="holds another agent") as error:
-        run.run(STEP_FRAMES * 60)
-    assert "\n" not in str(error.value)
-    # The run's own checkpoint was there first.
-    assert load_latest(tmp_path / "checkpoints") is not None
 
 
 CARTPOLE = [

@@ -229,9 +229,7 @@ def test_int8_files_have_rows_of_their_own(tmp_path: Path) -> None:
     assert (row["bytes"], row["p50_us"]) == (121_473, 65 / 2)
 
 
-@pytest.mark.parametrize(
-    ("mean", "above"), [(2.0, False), (6.0, False), (10.9, False), (11.1, True)]
-)
+@pytest.mark.parametrize(("mean", "above"), [(10.9, False), (11.1, True)])
 def test_above_the_floor_is_an_interval_above_random_and_the_best_constant(
     tmp_path: Path, mean: float, above: bool
 ) -> None:

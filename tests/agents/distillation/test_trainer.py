@@ -15,7 +15,7 @@ from agents.distillation import losses
 from agents.distillation.dataset import Dataset
 from agents.distillation.settings import DistillConfig
 from agents.distillation.students import Student, build
-from agents.distillation.trainer import PROGRESS, Supervision, Trainer
+from agents.distillation.trainer import Supervision, Trainer
 from ebu.errors import EbuError
 from tests.agents.distillation.small_pipelines import SIDE, config_with, teacher_of
 from tests.agents.distillation.test_dataset import set_of
@@ -108,16 +108,6 @@ def test_held_out_episodes_are_never_trained_on(
     assert all(apart) == ("distance" in weights)
 
 
-def test_a_student_becomes_like_its_teacher(tmp_path: Path) -> None:
-    config = config_with(updates=150, batch_size=32, log_every_updates=75)
-    training = trainer_in(tmp_path, student=network("8-8-8/16", 0), config=config)
-    before = training.measure()
-    training.run()
-    after = training.measure()
-    assert after["loss"] < before["loss"] / 2
-    assert after["states"] == before["states"] == len(training.pairs[0][1].dataset.held_out)
-
-
 def test_what_is_measured_on_held_out_states(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,24 +127,6 @@ def test_what_is_measured_on_held_out_states(
     assert held_out["regret"] == pytest.approx((0 + 0.5 + 2) / 3)
     expected = losses.policy_divergence(labels, outputs, temperature=0.5).item()
     assert held_out["loss"] == pytest.approx(expected)
-
-
-def test_the_held_out_loss_is_the_main_one_alone_and_the_same_when_asked_again(
-    tmp_path: Path,
-) -> None:
-    alone = trainer_in(tmp_path / "alone", {"noisy": 1.0})
-    added = trainer_in(tmp_path / "added", {"noisy": 1.0, "attention": 3.0})
-    assert alone.measure() == alone.measure() == added.measure()
-
-
-def test_losses_on_layers_train_the_student(tmp_path: Path) -> None:
-    runs = {}
-    for name, weights in {"alone": KL, "hint": {**KL, "hint": 1.0, "hint_dense": 0.1}}.items():
-        training = trainer_in(tmp_path / name, weights)
-        training.run()
-        runs[name] = weights_of(training)
-    assert any(not torch.equal(runs["alone"][name], runs["hint"][name]) for name in runs["hint"])
-    assert set(scalars(tmp_path / "hint")) >= {"train/kl", "train/hint", "train/hint_dense"}
 
 
 # --- resuming -------------------------------------------------------------------------------
@@ -235,16 +207,6 @@ def test_a_finished_training_is_found_finished(tmp_path: Path) -> None:
 
 
 # --- what goes wrong ------------------------------------------------------------------------
-
-
-def test_a_broken_checkpoint_is_one_line(tmp_path: Path) -> None:
-    trainer_in(tmp_path).run()
-    (checkpoint,) = (tmp_path / PROGRESS).iterdir()
-    with (checkpoint / "state.safetensors").open("ab") as file:
-        file.write(b"?")
-    with pytest.raises(EbuError, match=r"^every checkpoint in .* is damaged .*; put back") as error:
-        trainer_in(tmp_path)
-    assert "\n" not in str(error.value)
 
 
 def test_the_checkpoint_of_another_student_is_one_line(tmp_path: Path) -> None:
