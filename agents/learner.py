@@ -59,13 +59,18 @@ class Learner:
         )
         self.online, self.target = (self._built(build).to(device) for _ in range(2))
         self.target.requires_grad_(False)
-        # Rounded once at each copy instead of in every pass, with the same values.
-        self._fast_target = self.target
+        # What passes compute with. In bfloat16 the weights beside them are rounded once when they
+        # change instead of in every pass, with the same values.
+        self._fast_online, self._fast_target = self.online, self.target
         if precision == "bfloat16":
+            self._fast_online = _rounded(copy.deepcopy(self.online))
             self._fast_target = _rounded(copy.deepcopy(self.target))
         self.sync_target()
         self.average = copy.deepcopy(self.online) if config.average_updates else None
         self.optimizer = self._optimizer_of(list(self.online.parameters()))
+        self._trained = Trained(
+            list(self.online.parameters()), list(self._fast_online.parameters()), self.optimizer
+        )
 
     def _built(self, build: Callable[[], nn.Module]) -> nn.Module:
         """The trained module: a network, or several from repeated calls."""
@@ -87,12 +92,12 @@ class Learner:
     @torch.no_grad()
     def values(self, states: Tensor) -> Tensor:
         """Online action values (B, A) float32 of states (B, stack, *frame_shape)."""
-        return self._forward(self.online, states)
+        return self._forward(self._fast_online, states)
 
     @torch.no_grad()
     def playing_values(self, states: Tensor) -> Tensor:
         """As `values`, with the averaged weights if there are any."""
-        network = self.online if self.average is None else self.average
+        network = self._fast_online if self.average is None else self.average
         return self._forward(network, states)
 
     @torch.no_grad()
@@ -114,8 +119,8 @@ class Learner:
 
         Returns the loss () and the values Q(s, a) (B,) before the step, on the device.
         """
-        values = self._forward(self.online, states)
-        return self._descend(self.optimizer, values, actions, targets, weights)
+        values = self._forward(self._fast_online, states)
+        return self._descend(self._trained, values, actions, targets, weights)
 
     @torch.no_grad()
     def count_update(self) -> None:
@@ -136,18 +141,20 @@ class Learner:
             for weight in self.online.parameters()
             for slot in self.optimizer.state[weight].values()
         )
-        return [*self.online.parameters(), *slots]
+        return [*self.online.parameters(), *self._fast_online.parameters(), *slots]
 
     @torch.no_grad()
     def sync_target(self) -> None:
         """Copy the online weights to the target network."""
         torch._foreach_copy_(list(self.target.parameters()), list(self.online.parameters()))
-        self._refresh_fast_target()
+        self.refresh()
 
     @torch.no_grad()
-    def _refresh_fast_target(self) -> None:
-        if self._fast_target is not self.target:
-            self._fast_target.load_state_dict(self.target.state_dict())
+    def refresh(self) -> None:
+        """Compute with the weights as they are now; call after they were set from outside."""
+        for network, fast in ((self.online, self._fast_online), (self.target, self._fast_target)):
+            if fast is not network:
+                torch._foreach_copy_(list(fast.parameters()), list(network.parameters()))
 
     def _forward(self, network: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
         with self._autocast:
@@ -156,7 +163,7 @@ class Learner:
 
     def _descend(
         self,
-        optimizer: torch.optim.Optimizer,
+        trained: "Trained",
         values: Tensor,
         actions: Tensor,
         targets: Tensor,
@@ -171,9 +178,7 @@ class Learner:
         if weights is not None:
             losses = losses * weights
         loss = losses.sum(-1) if self.config.loss_reduction == "sum" else losses.mean(-1)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward(torch.ones_like(loss))
-        optimizer.step()
+        trained.descend(loss)
         return loss.detach(), values.detach()
 
     def state_dict(self) -> dict[str, Any]:
@@ -189,10 +194,42 @@ class Learner:
         self.updates = state["updates"]
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
-        self._refresh_fast_target()
+        self.refresh()
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         load_averages(self.optimizer, self.online, state["optimizer"])
+
+
+class Trained:
+    """Weights, their optimizer, and what the loss is a function of.
+
+    | argument | meaning |
+    | --- | --- |
+    | weights | float32, with gradients of their own if they are rounded |
+    | rounded | the same tensors, or copies in lower precision: the leaves of the loss |
+    """
+
+    def __init__(
+        self, weights: list[Tensor], rounded: list[Tensor], optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.weights, self.rounded, self.optimizer = weights, rounded, optimizer
+
+    def descend(self, losses: Tensor) -> None:
+        """Take one step down the gradient of losses () or (K,)."""
+        for leaf in self.rounded:
+            leaf.grad = None
+        losses.backward(torch.ones_like(losses))
+        if self.rounded[0] is self.weights[0]:
+            self.optimizer.step()
+            return
+        with torch.no_grad():
+            for weight, leaf in zip(self.weights, self.rounded, strict=True):
+                assert leaf.grad is not None
+                if weight.grad is None:
+                    weight.grad = torch.empty_like(weight)
+                weight.grad.copy_(leaf.grad)
+            self.optimizer.step()
+            torch._foreach_copy_(self.rounded, self.weights)
 
 
 def _rounded(network: nn.Module) -> nn.Module:

@@ -12,7 +12,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from agents.learner import Learner
+from agents.learner import Learner, Trained
 from agents.settings import LearnerConfig
 
 IN_TURN = {"cpu"}
@@ -68,10 +68,16 @@ class StackedNetworks(nn.Module):
 
 
 class _Single(NamedTuple):
-    """One of K learners by itself: its weights, by their names, and an optimizer of them alone."""
+    """One of K learners by itself.
+
+    | field | meaning |
+    | --- | --- |
+    | weights | by their names, what its network computes with |
+    | trained | how they change |
+    """
 
     weights: dict[str, Tensor]
-    optimizer: torch.optim.Optimizer
+    trained: Trained
 
 
 class StackedLearner(Learner):
@@ -88,6 +94,7 @@ class StackedLearner(Learner):
     """
 
     online: StackedNetworks
+    _fast_online: StackedNetworks
 
     def __init__(
         self,
@@ -125,7 +132,7 @@ class StackedLearner(Learner):
         for single, its_targets in zip(self._singles, targets, strict=True):
             network = functools.partial(self.online.one, single.weights)
             values = self._forward(network, states)
-            of_each.append(self._descend(single.optimizer, values, actions, its_targets, weights))
+            of_each.append(self._descend(single.trained, values, actions, its_targets, weights))
         losses, values = map(torch.stack, zip(*of_each, strict=True))
         return losses, values
 
@@ -133,13 +140,18 @@ class StackedLearner(Learner):
         """Each learner by itself: parts of the stacked weights and averages, and no copies."""
         singles = []
         for index in range(self.num_learners):
-            weights = self.online.weights_of(index)
-            leaves = [weight.requires_grad_() for weight in weights.values()]
-            singles.append(_Single(weights, self._optimizer_of(leaves)))
-        columns = zip(*(single.weights.values() for single in singles), strict=True)
+            weights = self._leaves(self.online, index)
+            rounded = weights
+            if self._fast_online is not self.online:
+                rounded = self._leaves(self._fast_online, index)
+            leaves = list(weights.values())
+            trained = Trained(leaves, list(rounded.values()), self._optimizer_of(leaves))
+            singles.append(_Single(rounded, trained))
+        columns = zip(*(single.trained.weights for single in singles), strict=True)
         for weight, parts in zip(self.online.parameters(), columns, strict=True):
             slots = [
-                single.optimizer.state[part] for single, part in zip(singles, parts, strict=True)
+                single.trained.optimizer.state[part]
+                for single, part in zip(singles, parts, strict=True)
             ]
             for name in slots[0]:
                 stacked = _stacked([slot[name] for slot in slots])
@@ -147,6 +159,11 @@ class StackedLearner(Learner):
                 for slot, part in zip(slots, stacked, strict=True):
                     slot[name] = part
         return singles
+
+    @staticmethod
+    def _leaves(networks: StackedNetworks, index: int) -> dict[str, Tensor]:
+        weights = networks.weights_of(index)
+        return {name: weight.requires_grad_() for name, weight in weights.items()}
 
     @torch.no_grad()
     def values_of(self, learners: Tensor, states: Tensor) -> Tensor:
@@ -179,7 +196,7 @@ class StackedLearner(Learner):
         """
         for weights in (*self.online.parameters(), *self.target.parameters()):
             weights.copy_(weights[source].clone())
-        self._refresh_fast_target()
+        self.refresh()
 
 
 class _LayersIn(TorchFunctionMode):

@@ -170,6 +170,28 @@ def test_bfloat16_is_near_float32_and_is_not_float32() -> None:
     torch.testing.assert_close(whole, half, atol=0.02, rtol=0.02)
 
 
+@pytest.mark.parametrize("network", ["nature", "dueling", "nature@tucker=16,32,32,32,svd=64"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_bfloat16_learns_what_autocast_over_float32_weights_does(
+    optimizer: str, network: str
+) -> None:
+    shape = (36, 36)
+    ours, plain = (
+        learner_of(precision=precision, frame_shape=shape, network=network, optimizer=optimizer)
+        for precision in ("bfloat16", "float32")
+    )
+    for number in range(4):
+        states, actions, targets = minibatch(number, frame_shape=shape)
+        ours.update(states, actions, targets)
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            values = plain.online(states)
+        chosen = values.float().gather(1, actions[:, None])[:, 0]
+        plain.optimizer.zero_grad()
+        torch.nn.functional.huber_loss(chosen, targets).backward()
+        plain.optimizer.step()
+    assert same(dict(ours.online.state_dict()), dict(plain.online.state_dict()))
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("frame_shape", [(6,), (36, 36)], ids=["flat", "image"])
