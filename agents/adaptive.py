@@ -127,11 +127,11 @@ class AdaptiveEbu(Agent):
         return self.last_copy.winner if self.last_copy else 0
 
     def acting_values(self, stacks: Tensor) -> Tensor:
-        return self._values_of(self._on_device(self.acting.players), stacks)
+        return self._values_of(self._staging.upload(self.acting.players), stacks)
 
     def evaluation_values(self, stacks: Tensor) -> Tensor:
         """Action values (N, A) float32 of the best learner."""
-        return self._values_of(self._on_device(np.full(len(stacks), self.best)), stacks)
+        return self._values_of(self._staging.upload(np.full(len(stacks), self.best)), stacks)
 
     def observe(self, step: VectorStep) -> None:
         self.acting.add(step)

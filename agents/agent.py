@@ -17,6 +17,10 @@ from ebu.sampling import Sampler
 from ebu.staging import Staging
 from ebu.stopwatch import Stopwatch
 
+MEASURED_UPDATES = 16
+"""Loss and action values are measured, for the logs, in one update of so many; also the most in a
+CUDA graph."""
+
 
 def epsilon_greedy(
     values: Tensor,
@@ -77,7 +81,7 @@ class Agent:
         self._updates_since_line = 0
         self._values = capture(learner.values, device, enabled=graphs)
         self._playing_values = capture(learner.playing_values, device, enabled=graphs)
-        self._gradient_step = capture(
+        self._gradient_steps = capture(
             self._learn_from,
             device,
             changes=lambda: [*learner.tensors(), self._averages.sums],
@@ -136,41 +140,68 @@ class Agent:
 
     def learn(self, replay: EpisodicReplay, updates: int) -> None:
         """Take `updates` gradient steps on what the replay memory holds."""
-        for minibatch in self.sampler.sample(replay, updates):
-            prepared = self.target.prepare(replay, minibatch)
-            if minibatch.weights is not None:
-                prepared["weights"] = minibatch.weights
-            located = replay.locate(minibatch.steps, minibatch.streams)
-            errors = self._gradient_step(
-                replay,
-                self._on_device(located),
-                **{name: self._on_device(value) for name, value in prepared.items()},
-            )
-            self.learner.count_update()
-            if self.sampler.wants_errors:
-                self.sampler.update_priorities(replay, minibatch, errors)
-            # A step of the replay memory holds one agent step of each stream.
-            age = replay.num_steps - float(minibatch.steps.mean())
-            self._ages += age * replay.num_streams
-            self._updates_since_line += 1
+        while updates > 0:
+            # Priorities are those after the last update.
+            longest = 1 if self.sampler.wants_errors else self.learner.longest_group
+            count = min(updates, longest)
+            self._learn_group(replay, count)
+            updates -= count
 
-    def _on_device(self, value: np.ndarray | Tensor) -> Tensor:
-        return self._staging.upload(value) if isinstance(value, np.ndarray) else value
+    def _learn_group(self, replay: EpisodicReplay, updates: int) -> None:
+        """Take gradient steps whose minibatches are drawn, located and uploaded together."""
+        minibatches = self.sampler.sample(replay, updates)
+        prepared = self.target.prepare(replay, minibatches)
+        if minibatches.weights is not None:
+            prepared["weights"] = minibatches.weights
+        steps, streams = minibatches.steps, minibatches.streams
+        located = replay.locate(steps.ravel(), streams.ravel()).reshape(*steps.shape, -1)
+        prepared["located"] = located
+        tensors = {
+            name: self._staging.upload(value) if isinstance(value, np.ndarray) else value
+            for name, value in prepared.items()
+        }
+        done = 0
+        while done < updates:
+            position = self._updates_since_line % MEASURED_UPDATES
+            size = 1 << min(updates - done, MEASURED_UPDATES - position).bit_length() - 1
+            errors = self._gradient_steps(
+                replay,
+                position == 0,
+                **{name: tensor[done : done + size] for name, tensor in tensors.items()},
+            )
+            self._updates_since_line += size
+            done += size
+        self.learner.count_updates(updates)
+        if self.sampler.wants_errors:
+            self.sampler.update_priorities(replay, minibatches, errors)
+        # A step of the replay memory holds one agent step of each stream.
+        ages = replay.num_steps - steps.mean(axis=1)
+        self._ages += float(ages.sum()) * replay.num_streams
 
     def _learn_from(
         self,
         replay: EpisodicReplay,
+        measured: bool,
+        *,
         located: Tensor,
         weights: Tensor | None = None,
         **prepared: Tensor,
     ) -> Tensor:
-        """One gradient step on the device; returns target - Q(s, a) before it, (B,) or (K, B)."""
-        batch = self.target.batch(replay, located)
-        targets = self.target(batch, **prepared)
-        with record_function("update"):
-            loss, values = self.learner.update(batch.states, batch.actions, targets, weights)
-            # With several learners, averaged over them too.
-            self._averages.add(loss.mean(), values.mean(), values.max(), targets.mean())
+        """Gradient steps on the device, one for each row of the tensors.
+
+        Returns target - Q(s, a) before the last, (B,) or (K, B); `measured` adds the averages of
+        the first.
+        """
+        for row in range(len(located)):
+            batch = self.target.batch(replay, located[row])
+            targets = self.target(batch, **{name: each[row] for name, each in prepared.items()})
+            with record_function("update"):
+                loss, values = self.learner.update(
+                    batch.states, batch.actions, targets, None if weights is None else weights[row]
+                )
+                if measured and row == 0:
+                    # With several learners, averaged over them too.
+                    self._averages.add(loss.mean(), values.mean(), values.max(), targets.mean())
         return targets - values
 
     def metrics(self) -> dict[str, float]:

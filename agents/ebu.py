@@ -33,7 +33,7 @@ class EbuTarget(SegmentTarget[EbuConfig]):
         return torch.stack([self.learner.values(batch.next_states), values])
 
     def sweep(
-        self, batch: Batch, next_values: Tensor, length: Tensor, terminated: Tensor
+        self, batch: Batch, next_values: Tensor, lengths: Tensor, terminated: Tensor
     ) -> Tensor:
         gamma = self.config.gamma
         if self.config.double:
@@ -46,7 +46,7 @@ class EbuTarget(SegmentTarget[EbuConfig]):
                 terminated,
                 gamma=gamma,
                 beta=self.beta,
-                lengths=length,
+                lengths=lengths,
             )
         return backward_targets(
             batch.rewards,
@@ -55,7 +55,7 @@ class EbuTarget(SegmentTarget[EbuConfig]):
             terminated,
             gamma=gamma,
             beta=self.beta,
-            lengths=length,
+            lengths=lengths,
         )
 
     def diagnose(self, batch: Batch, next_values: Tensor, targets: Tensor) -> tuple[Tensor, ...]:

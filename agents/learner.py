@@ -122,10 +122,20 @@ class Learner:
         values = self._forward(self._fast_online, states)
         return self._descend(self._trained, values, actions, targets, weights)
 
+    @property
+    def longest_group(self) -> int:
+        """Updates that may be made before they are counted: up to the next target copy."""
+        if self.average is not None:
+            return 1
+        return self.config.target_sync_updates - self.updates % self.config.target_sync_updates
+
     @torch.no_grad()
-    def count_update(self) -> None:
-        """Update the averaged weights and, when it is due, the target; call after each update."""
-        self.updates += 1
+    def count_updates(self, count: int) -> None:
+        """Update the averaged weights and, when it is due, the target.
+
+        Call after updates, at most `longest_group` of them.
+        """
+        self.updates += count
         if self.average is not None:
             share = 1 / min(self.updates, self.config.average_updates)
             torch._foreach_lerp_(

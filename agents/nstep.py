@@ -8,7 +8,7 @@ from agents.target import Target
 from ebu.batch import Batch
 from ebu.replay import EpisodicReplay
 from ebu.returns import chosen_values, double_targets, n_step_targets
-from ebu.sampling import Minibatch
+from ebu.sampling import Minibatches
 from ebu.targets import one_step_targets
 
 
@@ -20,19 +20,21 @@ class NStepTarget(Target[TransitionConfig]):
     """
 
     def prepare(
-        self, replay: EpisodicReplay, minibatch: Minibatch
+        self, replay: EpisodicReplay, minibatches: Minibatches
     ) -> dict[str, np.ndarray | Tensor]:
         n = self.config.n_step
         if n == 1:
             return {}
-        steps, streams = minibatch.steps, minibatch.streams
+        updates = len(minibatches.steps)
+        steps, streams = minibatches.steps.ravel(), minibatches.streams.ravel()
         window, joined = replay.neighbours(steps, streams, before=0, after=n - 1)
-        return {
+        prepared = {
             "window": replay.locate(window.ravel(), streams.repeat(n)),
             "joined": joined,
             # Steps of a row count up as far as it is joined, and fall back to the first.
             "last": replay.locate(np.max(window, axis=1), streams),
         }
+        return {name: each.reshape(updates, -1, each.shape[-1]) for name, each in prepared.items()}
 
     def __call__(self, batch: Batch, **prepared: Tensor) -> Tensor:
         if not prepared:

@@ -9,7 +9,7 @@ from agents.target import Target
 from ebu.batch import Batch
 from ebu.replay import EpisodicReplay
 from ebu.returns import optimality_bounds, tightened_targets
-from ebu.sampling import Minibatch
+from ebu.sampling import Minibatches
 
 
 class OptimalityTighteningTarget(Target[OptimalityTighteningConfig]):
@@ -19,13 +19,14 @@ class OptimalityTighteningTarget(Target[OptimalityTighteningConfig]):
     """
 
     def prepare(
-        self, replay: EpisodicReplay, minibatch: Minibatch
+        self, replay: EpisodicReplay, minibatches: Minibatches
     ) -> dict[str, np.ndarray | Tensor]:
-        steps, streams = minibatch.steps, minibatch.streams
+        steps, streams = minibatches.steps.ravel(), minibatches.streams.ravel()
         reach = self.config.bound_steps
         window, joined = replay.neighbours(steps, streams, before=reach, after=reach)
         located = replay.locate(window.ravel(), streams.repeat(window.shape[1]))
-        return {"window": located.reshape(*window.shape, -1), "joined": joined}
+        shape = (*minibatches.steps.shape, window.shape[1])
+        return {"window": located.reshape(*shape, -1), "joined": joined.reshape(shape)}
 
     def __call__(self, batch: Batch, **prepared: Tensor) -> Tensor:
         located, joined = prepared["window"], prepared["joined"]

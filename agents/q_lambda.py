@@ -12,7 +12,7 @@ class QLambdaTarget(SegmentTarget[QLambdaConfig]):
     """y = r + γ ((1 - λ) max q + λ y'), propagated backward."""
 
     def sweep(
-        self, batch: Batch, next_values: Tensor, length: Tensor, terminated: Tensor
+        self, batch: Batch, next_values: Tensor, lengths: Tensor, terminated: Tensor
     ) -> Tensor:
         return peng_targets(
             batch.rewards,
@@ -20,5 +20,5 @@ class QLambdaTarget(SegmentTarget[QLambdaConfig]):
             terminated,
             gamma=self.config.gamma,
             trace_lambda=self.config.trace_lambda,
-            lengths=length,
+            lengths=lengths,
         )

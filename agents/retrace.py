@@ -12,7 +12,7 @@ class RetraceTarget(SegmentTarget[RetraceConfig]):
     """Values propagated backward; traces cut where the learned policy would act differently."""
 
     def sweep(
-        self, batch: Batch, next_values: Tensor, length: Tensor, terminated: Tensor
+        self, batch: Batch, next_values: Tensor, lengths: Tensor, terminated: Tensor
     ) -> Tensor:
         return retrace_targets(
             batch.rewards,
@@ -23,5 +23,5 @@ class RetraceTarget(SegmentTarget[RetraceConfig]):
             gamma=self.config.gamma,
             trace_lambda=self.config.trace_lambda,
             target_epsilon=self.config.target_epsilon,
-            lengths=length,
+            lengths=lengths,
         )

@@ -1,6 +1,7 @@
 """Targets of whole segments, computed backward when a segment is drawn."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -14,8 +15,7 @@ from agents.settings import SegmentConfig
 from agents.target import Target
 from ebu.batch import Batch
 from ebu.replay import EpisodicReplay
-from ebu.sampling import Minibatch
-from ebu.segments import Segment
+from ebu.sampling import Draw, Minibatches
 from ebu.staging import Staging
 from ebu.stopwatch import Stopwatch
 from ebu.targets import one_step_targets
@@ -24,6 +24,9 @@ ConfigT_co = TypeVar("ConfigT_co", bound=SegmentConfig, covariant=True)
 
 PASS_STATES = {"cpu": 256, "cuda": 512}
 """States in the largest forward pass of the target network, by kind of device."""
+TOGETHER = {"cuda"}
+"""Kinds of device that compute the segments drawn for several updates together; elsewhere one after
+the other, which costs little more, and gives the same bits however many are drawn at once."""
 DIAGNOSED_DRAWS = 16
 """Diagnostics are logged for one draw in this many."""
 
@@ -41,6 +44,14 @@ def pass_sizes(length: int, device_type: str) -> list[int]:
     else:
         last = -(-rest // 8) * 8
     return [largest] * whole + ([last] if rest else [])
+
+
+def sweep_shape(lengths: np.ndarray, device_type: str) -> tuple[int, int]:
+    """Rows and columns of a sweep over segments of these lengths; powers of 2 on a GPU."""
+    rows, columns = len(lengths), int(lengths.max())
+    if device_type == "cuda":
+        return 1 << (rows - 1).bit_length(), max(32, 1 << (columns - 1).bit_length())
+    return rows, columns
 
 
 class SegmentTarget(Target[ConfigT_co]):
@@ -66,67 +77,102 @@ class SegmentTarget(Target[ConfigT_co]):
 
     @abstractmethod
     def sweep(
-        self, batch: Batch, next_values: Tensor, length: Tensor, terminated: Tensor
+        self, batch: Batch, next_values: Tensor, lengths: Tensor, terminated: Tensor
     ) -> Tensor:
-        """Targets of a segment's transitions, those in the padding without meaning.
+        """Targets of R segments' transitions, those in the padding without meaning.
 
         | argument | shape, dtype | meaning |
         | --- | --- | --- |
-        | batch | T transitions | the segment's, and padding |
-        | next_values | (…, T, A) float32 | what `next_values` gives for them |
-        | length | () int64 | transitions of the segment, at most T |
-        | terminated | () int64 | 1 if the value ends with the segment, 0 if it bootstraps |
+        | batch | (R, T) transitions | the segments', and padding |
+        | next_values | (…, R, T, A) float32 | what `next_values` gives for them |
+        | lengths | (R,) int64 | transitions of each segment, at most T |
+        | terminated | (R,) int64 | 1 if the value ends with the segment, 0 if it bootstraps |
 
-        Returns (…, T) float32. Becomes part of a CUDA graph on a GPU.
+        Returns (…, R, T) float32. Becomes part of a CUDA graph on a GPU.
         """
 
     def diagnose(self, batch: Batch, next_values: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        """A value () for each of `diagnostics`; shapes as in `sweep`, without padding."""
+        """A value () for each of `diagnostics`, of one segment without padding.
+
+        batch: T transitions; next_values (…, T, A); targets (…, T).
+        """
         one_step = one_step_targets(
             batch.rewards, next_values, batch.terminated, gamma=self.config.gamma
         )
         return ((targets - one_step).mean(),)
 
     def prepare(
-        self, replay: EpisodicReplay, minibatch: Minibatch
+        self, replay: EpisodicReplay, minibatches: Minibatches
     ) -> dict[str, np.ndarray | Tensor]:
+        pieces = minibatches.pieces
+        new = list({id(draw): draw for draw, _, _ in pieces if draw.targets is None}.values())
+        if self.learner.device.type in TOGETHER:
+            self._compute(replay, new)
+        else:
+            for draw in new:
+                self._compute(replay, [draw])
         parts = []
-        for draw, first, size in minibatch.pieces:
-            if draw.targets is None:
-                draw.targets = self._targets_of(replay, draw.segment)
+        for draw, first, size in pieces:
+            assert draw.targets is not None
             parts.append(draw.targets.to(self.learner.device)[..., first : first + size])
-        return {"targets": torch.cat(parts, dim=-1)}
+        targets = torch.cat(parts, dim=-1).unflatten(-1, minibatches.steps.shape)
+        return {"targets": targets.movedim(-2, 0)}
 
     def __call__(self, batch: Batch, **prepared: Tensor) -> Tensor:
         return prepared["targets"]
 
-    def _targets_of(self, replay: EpisodicReplay, segment: Segment) -> Tensor:
-        """Targets (…, T) float32 of all transitions of a segment."""
-        length = segment.length
-        sizes = pass_sizes(length, self.learner.device.type)
-        steps = np.arange(segment.start, segment.start + length)
-        steps = np.pad(steps, (0, sum(sizes) - length), mode="edge")
-        located = self._staging.upload(replay.locate(steps, np.full(len(steps), segment.stream)))
+    def _compute(self, replay: EpisodicReplay, draws: Sequence[Draw]) -> None:
+        """Compute the targets of drawn segments: in one row of passes, and in one sweep."""
+        if not draws:
+            return
+        device = self.learner.device.type
+        segments = [draw.segment for draw in draws]
+        streams, starts, lengths, terminated = np.array(segments).T
+        ends = lengths.cumsum()
+        sizes = pass_sizes(int(ends[-1]), device)
+        begins = ends - lengths
+        steps = np.arange(ends[-1]) + (starts - begins).repeat(lengths)
+        padding = (0, sum(sizes) - len(steps))
+        located = self._staging.upload(
+            replay.locate(
+                np.pad(steps, padding, mode="edge"),
+                np.pad(streams.repeat(lengths), padding, mode="edge"),
+            )
+        )
         with self.stopwatch.time("target_passes"):
             # Cloned, since a pass of the same size overwrites what the last one gave.
             passes = [self._pass(replay, part).clone() for part in located.split(sizes)]
             next_values = torch.cat(passes, dim=-2)
         with self.stopwatch.time("targets"):
-            how_it_ends = self._staging.upload(np.array([length, segment.terminated]))
-            targets = self._sweep(replay, located, next_values, how_it_ends)[..., :length].clone()
-        if self._draws_since_line % DIAGNOSED_DRAWS == 0:
-            batch = self.batch(replay, located[:length])
-            self._draw_averages.add(*self.diagnose(batch, next_values[..., :length, :], targets))
-        self._draws_since_line += 1
-        return targets
+            rows, columns = sweep_shape(lengths, device)
+            # A row for each segment; its padding repeats its last transition, empty rows the first.
+            of_rows = np.zeros((3, rows, 1), np.int64)
+            of_rows[:, : len(draws), 0] = begins, lengths, terminated
+            of_rows[1, len(draws) :] = 1
+            index = of_rows[0] + np.minimum(np.arange(columns), of_rows[1] - 1)
+            at = self._staging.upload(index)
+            targets = self._sweep(
+                replay,
+                located[at],
+                next_values[..., at, :],
+                self._staging.upload(of_rows[1:, :, 0]),
+            ).clone()
+        for row, (draw, length) in enumerate(zip(draws, lengths.tolist(), strict=True)):
+            draw.targets = targets[..., row, :length]
+            if self._draws_since_line % DIAGNOSED_DRAWS == 0:
+                its = slice(ends[row] - length, ends[row])
+                batch = self.batch(replay, located[its])
+                values = next_values[..., its, :]
+                self._draw_averages.add(*self.diagnose(batch, values, draw.targets))
+            self._draws_since_line += 1
 
     def _next_values_at(self, replay: EpisodicReplay, located: Tensor) -> Tensor:
         return self.next_values(self.batch(replay, located))
 
     def _sweep_at(
-        self, replay: EpisodicReplay, located: Tensor, next_values: Tensor, how_it_ends: Tensor
+        self, replay: EpisodicReplay, located: Tensor, next_values: Tensor, how_they_end: Tensor
     ) -> Tensor:
-        return self.sweep(self.batch(replay, located), next_values, *how_it_ends)
+        return self.sweep(self.batch(replay, located), next_values, *how_they_end)
 
     def metrics(self) -> dict[str, float]:
         self._draws_since_line = 0

@@ -10,7 +10,7 @@ from agents.learner import Learner
 from agents.settings import AgentConfig
 from ebu.batch import Batch
 from ebu.replay import EpisodicReplay
-from ebu.sampling import Minibatch
+from ebu.sampling import Minibatches
 from ebu.stopwatch import Stopwatch
 
 ConfigT_co = TypeVar("ConfigT_co", bound=AgentConfig, covariant=True)
@@ -19,8 +19,9 @@ ConfigT_co = TypeVar("ConfigT_co", bound=AgentConfig, covariant=True)
 class Target(ABC, Generic[ConfigT_co]):
     """What the values Q(s, a) of a minibatch are trained towards.
 
-    An update calls `prepare`, on the host, and then itself, a function of tensors that becomes part
-    of a CUDA graph on a GPU: (B,) float32 targets of a batch and of what was prepared.
+    `prepare`, on the host, is called once for several updates, and then the target itself for each
+    of them: a function of tensors, part of a CUDA graph on a GPU, that gives (B,) float32 targets
+    of a batch and of what was prepared for it.
     """
 
     def __init__(self, config: ConfigT_co, learner: Learner, stopwatch: Stopwatch) -> None:
@@ -33,9 +34,12 @@ class Target(ABC, Generic[ConfigT_co]):
         return replay.batch(located, clip_rewards=self.config.clip_rewards)
 
     def prepare(
-        self, replay: EpisodicReplay, minibatch: Minibatch
+        self, replay: EpisodicReplay, minibatches: Minibatches
     ) -> dict[str, np.ndarray | Tensor]:
-        """Arguments of the call by name, arrays on the host: nothing but the batch by default."""
+        """Arguments of the calls by name, one row for each of n: nothing but the batch by default.
+
+        What is still on the host is uploaded.
+        """
         return {}
 
     @abstractmethod

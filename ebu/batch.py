@@ -11,6 +11,8 @@ ACTION, REWARD, TERMINATED, PROBABILITY = range(4)
 class Batch:
     """Transitions of a replay memory, each part gathered on the device when it is asked for.
 
+    B stands for any number of axes.
+
     | part | shape, dtype |
     | --- | --- |
     | states, next_states | (B, stack, *frame_shape) of the replay's dtype |
@@ -30,11 +32,11 @@ class Batch:
 
     @cached_property
     def states(self) -> Tensor:
-        return self._stacks(self._located[:, 1:-1])
+        return self._stacks(self._located[..., 1:-1])
 
     @cached_property
     def next_states(self) -> Tensor:
-        return self._stacks(self._located[:, 2:])
+        return self._stacks(self._located[..., 2:])
 
     def at(self, located: Tensor) -> "Batch":
         """Other transitions of the same memory, at these places."""
@@ -46,21 +48,22 @@ class Batch:
 
     @cached_property
     def _columns(self) -> Tensor:
-        return self._slots.index_select(0, self._located[:, 0])
+        rows = self._located[..., 0]
+        return self._slots.index_select(0, rows.reshape(-1)).view(*rows.shape, -1)
 
     @property
     def actions(self) -> Tensor:
-        return self._columns[:, ACTION].long()
+        return self._columns[..., ACTION].long()
 
     @property
     def rewards(self) -> Tensor:
-        rewards = self._columns[:, REWARD]
+        rewards = self._columns[..., REWARD]
         return rewards.clamp(-1, 1) if self._clip_rewards else rewards
 
     @property
     def terminated(self) -> Tensor:
-        return self._columns[:, TERMINATED] != 0
+        return self._columns[..., TERMINATED] != 0
 
     @property
     def probabilities(self) -> Tensor:
-        return self._columns[:, PROBABILITY]
+        return self._columns[..., PROBABILITY]

@@ -251,20 +251,46 @@ class EpisodicReplay:
         From all whose state and next state are stored, whether their segment is in the
         table, has left it, or is still being played. ValueError if there are none.
         """
+        steps, streams = self.draw_minibatches(rng, 1, count)
+        return steps[0], streams[0]
+
+    def draw_minibatches(
+        self, rng: np.random.Generator, count: int, size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What `count` calls of `draw_transitions` give, stacked: (count, size) int64 each."""
         if not self._num_transitions:
             raise ValueError("no transition is stored yet")
-        oldest, num_streams = self._oldest, self.num_streams
-        candidates = (self._num_steps - 1 - oldest) * num_streams
-        drawn = np.empty(0, np.int64)
-        while len(drawn) < count:
-            missing = count - len(drawn)
-            more = rng.integers(candidates, size=missing + missing // 8 + 4)
-            starts = self._starts.take((more + oldest * num_streams) % self._zero_row)
-            good = starts >= _TRANSITION
-            good &= more // num_streams >= (starts & _CONTEXT)
-            drawn = np.concatenate((drawn, more[good]))
-        ages, streams = np.divmod(drawn[:count], num_streams)
-        return ages + oldest, streams
+        before = rng.bit_generator.state
+        drawn, stored = self._candidates(rng, count, size)
+        stored &= stored.cumsum(axis=1) <= size
+        if np.count_nonzero(stored) == count * size:
+            drawn = drawn[stored]
+        else:
+            rng.bit_generator.state = before
+            drawn = np.concatenate([self._draw_in_rounds(rng, size) for _ in range(count)])
+        ages, streams = np.divmod(drawn.reshape(count, size), self.num_streams)
+        return ages + self._oldest, streams
+
+    def _draw_in_rounds(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        """Draw until `size` candidates, (size,) int64, turned out to be stored."""
+        rounds, missing = [], size
+        while missing > 0:
+            drawn, stored = self._candidates(rng, 1, missing)
+            rounds.append(drawn[stored][:missing])
+            missing -= len(rounds[-1])
+        return np.concatenate(rounds)
+
+    def _candidates(
+        self, rng: np.random.Generator, count: int, size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Transitions as age · N + stream, some more than (count, size), and which are stored."""
+        oldest, streams = self._oldest, self.num_streams
+        candidates = (self._num_steps - 1 - oldest) * streams
+        drawn = rng.integers(candidates, size=(count, size + size // 8 + 4))
+        starts = self._starts.take((drawn + oldest * streams) % self._zero_row)
+        stored = starts >= _TRANSITION
+        stored &= drawn // streams >= (starts & _CONTEXT)
+        return drawn, stored
 
     def segment_starts(self) -> tuple[np.ndarray, np.ndarray]:
         """Streams and first steps, (num_segments,) int64 each, of all stored segments."""

@@ -11,7 +11,6 @@ A sampler owns its random generator and saves it: `state_dict` restores every la
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -57,13 +56,13 @@ class Piece(NamedTuple):
     size: int
 
 
-class Minibatch(NamedTuple):
-    """Stored transitions to train on.
+class Minibatches(NamedTuple):
+    """Stored transitions for the next n updates, B each.
 
     | field | shape, dtype | meaning |
     | --- | --- | --- |
-    | steps, streams | (B,) int64 | where they are stored |
-    | weights | (B,) float32 or None | factors of their losses; None: all 1 |
+    | steps, streams | (n, B) int64 | where they are stored |
+    | weights | (n, B) float32 or None | factors of their losses; None: all 1 |
     | pieces | | the draws they come from, in order; none for single transitions |
     """
 
@@ -124,22 +123,20 @@ class Sampler(ABC):
         self.rng = rng
         self.batch_size = batch_size
 
-    def sample(self, replay: EpisodicReplay, updates: int) -> Iterator[Minibatch]:
-        """The minibatches of the next `updates` updates, each drawn when it is asked for.
+    @abstractmethod
+    def sample(self, replay: EpisodicReplay, updates: int) -> Minibatches:
+        """The minibatches of the next updates: those that as many calls for one each would give.
 
         Raises `ValueError` while nothing is stored to draw from.
         """
-        for _ in range(updates):
-            yield self.draw(replay)
-
-    @abstractmethod
-    def draw(self, replay: EpisodicReplay) -> Minibatch:
-        """The next minibatch."""
 
     def update_priorities(  # noqa: B027
-        self, replay: EpisodicReplay, minibatch: Minibatch, errors: Tensor
+        self, replay: EpisodicReplay, minibatches: Minibatches, errors: Tensor
     ) -> None:
-        """Update priorities from the errors (B,) or (K, B), computed before the gradient step."""
+        """Update priorities from the errors (B,) or (K, B), computed before the gradient step.
+
+        minibatches: that of one update, as are all that a sampler which wants errors is asked for.
+        """
 
     def metrics(self) -> dict[str, float]:
         """What the logs show."""
@@ -168,8 +165,8 @@ def absolute_errors(errors: Tensor) -> np.ndarray:
 class TransitionSampler(Sampler):
     """Transitions drawn uniformly (Mnih et al. 2015)."""
 
-    def draw(self, replay: EpisodicReplay) -> Minibatch:
-        return Minibatch(*replay.draw_transitions(self.rng, self.batch_size))
+    def sample(self, replay: EpisodicReplay, updates: int) -> Minibatches:
+        return Minibatches(*replay.draw_minibatches(self.rng, updates, self.batch_size))
 
 
 class PrioritizedTransitions(Sampler):
@@ -187,19 +184,19 @@ class PrioritizedTransitions(Sampler):
         self._tree: SumTree | None = None  # as large as the memory it first draws from
         self._entered = 0  # transitions of all steps before this one are in the tree
 
-    def draw(self, replay: EpisodicReplay) -> Minibatch:
+    def sample(self, replay: EpisodicReplay, updates: int) -> Minibatches:
         tree = self._enter(replay)
-        places = tree.draw(self.rng, self.batch_size)
+        places = np.stack([tree.draw(self.rng, self.batch_size) for _ in range(updates)])
         leaves = tree[places]
-        weights = self.priorities.weights(leaves.min() / leaves)
-        return Minibatch(*replay.newest_at(places), weights)
+        weights = self.priorities.weights(leaves.min(axis=1, keepdims=True) / leaves)
+        return Minibatches(*replay.newest_at(places), weights)
 
     def update_priorities(
-        self, replay: EpisodicReplay, minibatch: Minibatch, errors: Tensor
+        self, replay: EpisodicReplay, minibatches: Minibatches, errors: Tensor
     ) -> None:
         assert self._tree is not None
         priorities = absolute_errors(errors) + SMALLEST_PRIORITY
-        places = replay.places(minibatch.steps, minibatch.streams)
+        places = replay.places(minibatches.steps[0], minibatches.streams[0])
         self._tree.set(places, priorities**self.priorities.exponent)
         self.priorities.largest = max(self.priorities.largest, float(priorities.max()))
         self.priorities.updates += 1
@@ -257,15 +254,30 @@ class SegmentSampler(Sampler):
         """Draws given up because their frames were about to be overwritten."""
         self._draws: list[Draw | None] = [None] * mix_segments
 
-    def draw(self, replay: EpisodicReplay) -> Minibatch:
-        share = self.batch_size // len(self._draws)
+    def sample(self, replay: EpisodicReplay, updates: int) -> Minibatches:
+        slots = range(len(self._draws))
+        share = self.batch_size // len(slots)
         pieces = tuple(
-            piece for index in range(len(self._draws)) for piece in self._take(replay, index, share)
+            piece
+            for _ in range(updates)
+            for index in slots
+            for piece in self._take(replay, index, share)
         )
-        steps = [np.arange(size) + (draw.segment.start + first) for draw, first, size in pieces]
-        streams = [np.full(size, draw.segment.stream) for draw, _, size in pieces]
-        return Minibatch(
-            np.concatenate(steps), np.concatenate(streams), self.weights(pieces), pieces
+        streams, firsts, sizes = np.array(
+            [
+                (draw.segment.stream, draw.segment.start + first, size)
+                for draw, first, size in pieces
+            ]
+        ).T
+        # Counting on from one piece to the next, less where each began, plus its first step.
+        steps = np.arange(sizes.sum()) + (firsts - sizes.cumsum() + sizes).repeat(sizes)
+        shape = (updates, self.batch_size)
+        weights = self.weights(pieces)
+        return Minibatches(
+            steps.reshape(shape),
+            streams.repeat(sizes).reshape(shape),
+            None if weights is None else weights.reshape(shape),
+            pieces,
         )
 
     def _take(self, replay: EpisodicReplay, index: int, count: int) -> list[Piece]:
@@ -307,7 +319,7 @@ class SegmentSampler(Sampler):
         return replay.draw_segment(self.rng), 1.0
 
     def weights(self, pieces: tuple[Piece, ...]) -> np.ndarray | None:
-        """Factors (B,) of the losses of a minibatch; None: all 1."""
+        """Factors of the losses of all transitions in these pieces; None: all 1."""
         return None
 
     def metrics(self) -> dict[str, float]:
@@ -391,11 +403,11 @@ class PrioritizedSegments(SegmentSampler):
         return self.priorities.weights(ratios).repeat(sizes)
 
     def update_priorities(
-        self, replay: EpisodicReplay, minibatch: Minibatch, errors: Tensor
+        self, replay: EpisodicReplay, minibatches: Minibatches, errors: Tensor
     ) -> None:
         sizes = absolute_errors(errors)
-        parts = np.split(sizes, np.cumsum([piece.size for piece in minibatch.pieces])[:-1])
-        for (draw, first, _), part in zip(minibatch.pieces, parts, strict=True):
+        parts = np.split(sizes, np.cumsum([piece.size for piece in minibatches.pieces])[:-1])
+        for (draw, first, _), part in zip(minibatches.pieces, parts, strict=True):
             draw.error += float(part.sum())
             if first == 0:
                 priority = draw.error / draw.segment.length + SMALLEST_PRIORITY

@@ -151,7 +151,9 @@ class TableLearner:
         self.updates.append(Update(states.clone(), actions.clone(), targets.clone()))
         return torch.tensor(0.0), targets
 
-    def count_update(self) -> None: ...
+    longest_group = 1_000
+
+    def count_updates(self, count: int) -> None: ...
 
     def tensors(self) -> list[Tensor]:
         return []

@@ -136,7 +136,7 @@ def test_the_target_network_follows_only_when_its_updates_are_counted() -> None:
     assert all(map(torch.equal, copied(learner, "target"), held))
     for update in range(1, 8):
         learner.update(*minibatch(update))
-        learner.count_update()
+        learner.count_updates(1)
         assert learner.updates == update
         if update % 3 == 0:
             held = copied(learner, "online")
@@ -214,7 +214,7 @@ def test_a_restored_learner_continues_bit_for_bit(
     learner = learner_of(0, **settings)
     for update in range(updates_before):
         learner.update(*minibatch(update, frame_shape=frame_shape))
-        learner.count_update()
+        learner.count_updates(1)
     other = learner_of(1, **settings)
     other.load_state_dict(through_disk(learner.state_dict(), tmp_path))
     assert same(other.state_dict(), learner.state_dict())
@@ -223,8 +223,8 @@ def test_a_restored_learner_continues_bit_for_bit(
             each.update(*minibatch(update, frame_shape=frame_shape)) for each in (learner, other)
         )
         assert all(map(torch.equal, one, two))
-        learner.count_update()
-        other.count_update()
+        learner.count_updates(1)
+        other.count_updates(1)
     assert same(other.state_dict(), learner.state_dict())
 
 
@@ -234,7 +234,7 @@ def test_the_average_of_the_last_weights_by_hand() -> None:
     history = []
     for update in range(5):
         learner.update(*minibatch(update))
-        learner.count_update()
+        learner.count_updates(1)
         history.append(copied(learner, "online"))
     expected = [torch.stack(weights).mean(0) for weights in zip(*history[:3], strict=True)]
     for newest in history[3:]:

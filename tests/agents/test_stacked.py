@@ -135,7 +135,7 @@ def minibatch(
 def trained(learner: StackedLearner, updates: int, frame_shape: tuple[int, ...] = (6,)) -> None:
     for update in range(updates):
         learner.update(*minibatch(update, frame_shape=frame_shape))
-        learner.count_update()
+        learner.count_updates(1)
 
 
 @IN_ONE_PASS
@@ -165,12 +165,12 @@ def test_each_learns_what_it_would_alone(
     for update in range(20):
         states, actions, targets = minibatch(update, frame_shape=frame_shape)
         losses, values = stacked.update(states, actions, targets)
-        stacked.count_update()
+        stacked.count_updates(1)
         assert losses.shape == (NUM_LEARNERS,)
         assert values.shape == targets.shape
         for k, learner in enumerate(alone):
             loss, value = learner.update(states, actions, targets[k])
-            learner.count_update()
+            learner.count_updates(1)
             torch.testing.assert_close(losses[k], loss, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(values[k], value, atol=1e-5, rtol=1e-5)
     states = states_of(99, 5, frame_shape)
@@ -208,10 +208,10 @@ def test_in_turn_each_learns_what_it_would_alone_to_the_last_bit(
         states, actions, targets = minibatch(update, frame_shape=frame_shape)
         weights = torch.rand(len(actions), generator=torch.Generator().manual_seed(update))
         losses, values = stacked.update(states, actions, targets, weights)
-        stacked.count_update()
+        stacked.count_updates(1)
         for k, learner in enumerate(alone):
             loss, value = learner.update(states, actions, targets[k], weights)
-            learner.count_update()
+            learner.count_updates(1)
             assert torch.equal(losses[k], loss)
             assert torch.equal(values[k], value)
     states = states_of(99, 5, frame_shape)
@@ -335,8 +335,8 @@ def test_restored_learners_continue_bit_for_bit(
     for update in range(10, 13):
         batch = minibatch(update, frame_shape=frame_shape)
         assert all(map(torch.equal, stacked.update(*batch), other.update(*batch)))
-        stacked.count_update()
-        other.count_update()
+        stacked.count_updates(1)
+        other.count_updates(1)
         assert torch.equal(stacked.target_values(states), other.target_values(states))
     assert same(other.state_dict(), stacked.state_dict())
 

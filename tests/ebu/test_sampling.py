@@ -1,6 +1,6 @@
 """Samplers: how often what is drawn, in which order, and with which weights."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -14,10 +14,12 @@ from ebu.errors import EbuError
 from ebu.replay import EpisodicReplay
 from ebu.sampling import (
     SMALLEST_PRIORITY,
-    Minibatch,
+    Minibatches,
     Priorities,
     PrioritizedSegments,
     PrioritizedTransitions,
+    Sampler,
+    SegmentSampler,
     TransitionSampler,
 )
 from tests.made_up import (
@@ -30,6 +32,7 @@ from tests.made_up import (
     one_stream,
     places,
     random_games,
+    same,
 )
 
 # A test of frequencies with this level fails a correct sampler once in a million seeds.
@@ -60,8 +63,14 @@ def priority(error: float, exponent: float = ALPHA) -> float:
     return float((abs(error) + SMALLEST_PRIORITY) ** exponent)
 
 
-def states_of(replay: EpisodicReplay, minibatch: Minibatch) -> Tensor:
-    return replay.read(minibatch.steps, minibatch.streams).states
+def one_by_one(sampler: Sampler, replay: EpisodicReplay, updates: int) -> Iterator[Minibatches]:
+    """The minibatches of as many updates, each sampled when it is asked for."""
+    for _ in range(updates):
+        yield sampler.sample(replay, 1)
+
+
+def states_of(replay: EpisodicReplay, minibatches: Minibatches) -> Tensor:
+    return replay.read(minibatches.steps.ravel(), minibatches.streams.ravel()).states
 
 
 def train(
@@ -69,10 +78,10 @@ def train(
 ) -> list[tuple[list[Place], np.ndarray]]:
     """Draw and give the made-up errors back: the places and weights of each minibatch."""
     drawn = []
-    for minibatch in sampler.sample(replay, updates):
+    for minibatch in one_by_one(sampler, replay, updates):
         states = states_of(replay, minibatch)
         assert minibatch.weights is not None
-        drawn.append((places(states), minibatch.weights.copy()))
+        drawn.append((places(states), minibatch.weights[0].copy()))
         sampler.update_priorities(replay, minibatch, error_at(states))
     return drawn
 
@@ -99,8 +108,36 @@ def test_transitions_are_drawn_uniformly_games_in_progress_included() -> None:
     played = Played(MadeUpGames(2, games_of([7, 30])), capacity=400)
     played.play(25)
     sampler = TransitionSampler(np.random.default_rng(0), 32)
-    drawn = [places(states_of(played.replay, each)) for each in sampler.sample(played.replay, 300)]
+    drawn = [places(states_of(played.replay, each)) for each in one_by_one(sampler, played.replay, 300)]
     assert scipy.stats.chisquare([*counts_of(drawn, played.seen).values()]).pvalue > ERROR_RATE
+
+
+@pytest.mark.parametrize(
+    "sampler_of",
+    [
+        lambda: TransitionSampler(np.random.default_rng(0), 32),
+        lambda: SegmentSampler(np.random.default_rng(0), 8, 1),
+        lambda: SegmentSampler(np.random.default_rng(0), 8, 4),
+    ],
+    ids=["transitions", "segments", "mixed segments"],
+)
+def test_minibatches_sampled_together_are_those_sampled_one_by_one(
+    sampler_of: Callable[[], Sampler],
+) -> None:
+    # Most of what is drawn from a full ring of short games is not stored.
+    played = Played(MadeUpGames(3, lambda env, game: Game(2 + (env + game) % 5)), capacity=90)
+    played.play(200)
+    together, alone = sampler_of(), sampler_of()
+    for updates in (1, 7, 40):
+        drawn = together.sample(played.replay, updates)
+        expected = list(one_by_one(alone, played.replay, updates))
+        assert np.array_equal(drawn.steps, np.concatenate([each.steps for each in expected]))
+        assert np.array_equal(drawn.streams, np.concatenate([each.streams for each in expected]))
+        pieces = [(piece.draw.segment, *piece[1:]) for piece in drawn.pieces]
+        assert pieces == [
+            (piece.draw.segment, *piece[1:]) for each in expected for piece in each.pieces
+        ]
+        assert same(together.state_dict(), alone.state_dict())
 
 
 def trained_often(
@@ -207,7 +244,7 @@ def test_without_anything_stored_there_is_nothing_to_draw(kind: type) -> None:
     rng = np.random.default_rng(0)
     sampler = prioritized() if kind is PrioritizedTransitions else segments(rng)
     with pytest.raises(ValueError, match="is stored yet"):
-        sampler.draw(replay)
+        sampler.sample(replay, 1)
 
 
 def test_values_that_are_no_numbers_are_an_error() -> None:
@@ -216,7 +253,7 @@ def test_values_that_are_no_numbers_are_an_error() -> None:
     sampler = prioritized()
     train(sampler, played.replay, 2)
     before = leaves(sampler)
-    minibatch = sampler.draw(played.replay)
+    minibatch = sampler.sample(played.replay, 1)
     with pytest.raises(EbuError, match="--learning-rate"):
         sampler.update_priorities(played.replay, minibatch, torch.full((8,), torch.nan))
     assert np.array_equal(leaves(sampler), before)
@@ -258,7 +295,7 @@ def test_segments_are_drawn_in_proportion_to_their_priority() -> None:
     sampler = segments(np.random.default_rng(0), priorities=priorities_with(1.0))
     wanted = np.array([4.0, 1.0, 2.0, 3.0])
     counts = np.zeros(4)
-    for minibatch in sampler.sample(played.replay, 4_000):
+    for minibatch in one_by_one(sampler, played.replay, 4_000):
         number = [segment.start for segment in stored].index(int(minibatch.steps.min()))
         if sampler.priorities.updates >= 1_000:  # all have been trained on
             counts[number] += 1
@@ -270,10 +307,10 @@ def test_weights_of_segments_are_relative_to_the_largest_of_all_stored() -> None
     played, stored = one_stream(8, 8)
     sampler = segments(np.random.default_rng(0), priorities=priorities_with(1.0, 1.0))
     sizes, seen = {stored[0].start: 4.0, stored[1].start: 1.0}, set[int]()
-    for minibatch in sampler.sample(played.replay, 60):
+    for minibatch in one_by_one(sampler, played.replay, 60):
         start = int(minibatch.steps.min())
         if len(seen) == 2:
-            assert minibatch.weights == pytest.approx(np.full(8, 1.0 / sizes[start]), rel=1e-5)
+            assert minibatch.weights[0] == pytest.approx(np.full(8, 1.0 / sizes[start]), rel=1e-5)
         sampler.update_priorities(played.replay, minibatch, torch.full((8,), -sizes[start]))
         seen.add(start)
 
@@ -282,9 +319,9 @@ def test_a_new_segment_enters_with_the_largest_priority() -> None:
     played = Played(MadeUpGames(1, lambda env, game: Game(8)), capacity=400)
     played.play(9)
     sampler = segments(np.random.default_rng(0), priorities=priorities_with(1.0))
-    for minibatch in sampler.sample(played.replay, 1):
+    for minibatch in one_by_one(sampler, played.replay, 1):
         sampler.update_priorities(played.replay, minibatch, torch.full((8,), 3.0))
-    for minibatch in sampler.sample(played.replay, 1):
+    for minibatch in one_by_one(sampler, played.replay, 1):
         sampler.update_priorities(played.replay, minibatch, torch.full((8,), 1.0))
     played.play(9)
     starts = [sampler.draw_segment(played.replay)[0].start for _ in range(4_000)]
@@ -296,7 +333,7 @@ def test_a_place_that_is_used_again_has_no_priority_of_its_old_segment() -> None
     played = Played(MadeUpGames(1, lambda env, game: Game(7)), capacity=40)
     sampler = segments(np.random.default_rng(0), priorities=priorities_with(1.0))
     played.play(30)
-    for minibatch in sampler.sample(played.replay, 20):
+    for minibatch in one_by_one(sampler, played.replay, 20):
         sampler.update_priorities(played.replay, minibatch, torch.full((8,), 0.1))
     played.play(80)  # every segment is another one now
     chances = {sampler.draw_segment(played.replay)[1] for _ in range(200)}
