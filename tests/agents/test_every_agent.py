@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import agents.segment_target
 from agents import AGENTS, Agent
 from ebu.errors import UsageError
 from ebu.run.settings import check_settings
@@ -171,15 +172,34 @@ def test_a_restored_agent_learns_the_same(tmp_path: Path, combination: str, befo
     assert agent.metrics() == restored.metrics()
 
 
-def test_metrics_are_means_since_they_were_last_asked_for() -> None:
+@pytest.mark.parametrize(
+    "combination", ["ebu", "ebu double", "ebu mixed", "retrace", "q_lambda", "ebu prioritized"]
+)
+def test_targets_computed_together_are_those_of_each_segment_alone(
+    monkeypatch: pytest.MonkeyPatch, combination: str
+) -> None:
+    played, _ = one_stream(*MIXED, Game(45), Game(45, truncated=True))
+    learners = FallibleTables(), FallibleTables()
+    for learner, together in zip(learners, ({"cpu"}, set[str]()), strict=True):
+        monkeypatch.setattr(agents.segment_target, "TOGETHER", together)
+        agent = combined(combination, learner)
+        for updates in (1, 30, 7):
+            agent.learn(played.replay, updates)
+    for one, other in zip(*(learner.updates for learner in learners), strict=True):
+        assert all(map(torch.equal, one, other))
+
+
+def test_metrics_are_means_of_one_update_in_sixteen_since_they_were_last_asked_for() -> None:
     played, _ = one_stream(*MIXED)
     learner = TwoTables()
     agent = agent_of("dqn", learner)
-    for updates in (3, 2):
-        agent.learn(played.replay, updates)
-        recent = torch.stack([update.targets for update in learner.updates[-updates:]])
+    for parts in ([3], [2], [40], [10, 7, 16, 1]):
+        before = len(learner.updates)
+        for updates in parts:
+            agent.learn(played.replay, updates)
+        measured = torch.stack([update.targets for update in learner.updates[before::16]])
         metrics = agent.metrics()
-        assert metrics["q/target"] == pytest.approx(float(recent.mean()), rel=1e-5)
+        assert metrics["q/target"] == pytest.approx(float(measured.mean()), rel=1e-5)
         assert {"loss/huber", "q/mean", "q/max"} <= metrics.keys()
     assert "q/target" not in agent.metrics()
 

@@ -108,7 +108,9 @@ def test_transitions_are_drawn_uniformly_games_in_progress_included() -> None:
     played = Played(MadeUpGames(2, games_of([7, 30])), capacity=400)
     played.play(25)
     sampler = TransitionSampler(np.random.default_rng(0), 32)
-    drawn = [places(states_of(played.replay, each)) for each in one_by_one(sampler, played.replay, 300)]
+    drawn = [
+        places(states_of(played.replay, each)) for each in one_by_one(sampler, played.replay, 300)
+    ]
     assert scipy.stats.chisquare([*counts_of(drawn, played.seen).values()]).pvalue > ERROR_RATE
 
 
@@ -310,6 +312,7 @@ def test_weights_of_segments_are_relative_to_the_largest_of_all_stored() -> None
     for minibatch in one_by_one(sampler, played.replay, 60):
         start = int(minibatch.steps.min())
         if len(seen) == 2:
+            assert minibatch.weights is not None
             assert minibatch.weights[0] == pytest.approx(np.full(8, 1.0 / sizes[start]), rel=1e-5)
         sampler.update_priorities(played.replay, minibatch, torch.full((8,), -sizes[start]))
         seen.add(start)
