@@ -264,10 +264,7 @@ class DistillConfig:
                 raise UsageError("--mutual and --generations are two procedures: leave one out")
             refuse_factorised("--generations", self.students)
         if self.export:
-            try:
-                require_export()
-            except UsageError as error:
-                raise UsageError(f"{error}, or leave that out with --no-export") from None
+            require_export()
         losses = {self.loss: 1.0} | {name: getattr(self, name) for name in ADDED_LOSSES}
         losses["mutual"] = float(self.mutual)
         main = self._checked({name: weight for name, weight in losses.items() if weight})
@@ -292,8 +289,7 @@ class DistillConfig:
     def _checked(self, weights: dict[str, float]) -> dict[str, float]:
         outputs = student_outputs(weights, self.outputs)
         check_weights(weights, outputs)
-        values_of_hinton = "hinton" in weights and outputs == "values"
-        if values_of_hinton and self.states_from in SYNTHETIC:
+        if "hinton" in weights and outputs == "values" and self.states_from in SYNTHETIC:
             raise UsageError(
                 f"--states-from {self.states_from}: the hard term of hinton for values needs games "
                 "that were played: choose --outputs logits, another loss, or --states-from play"
@@ -395,6 +391,8 @@ def refuse_factorised(procedure: str, students: Sequence[str]) -> None:
 def require_export() -> None:
     """Raise `UsageError`, one line, where packages of the extra `export` are missing."""
     needed = ("onnx", "onnxscript", "onnxruntime")
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(f"exporting needs {' and '.join(missing)}: {install_command('export')}")
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise UsageError(
+            f"exporting needs {' and '.join(missing)}: {install_command('export')}, or leave that "
+            "out with --no-export"
+        )
