@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from agents.agent import Agent
+from agents.augmentation import Augmentation
 from agents.graphs import capture
 from agents.settings import AdaptiveEbuConfig, AgentConfig
 from agents.stacked import StackedLearner
@@ -107,9 +108,10 @@ class AdaptiveEbu(Agent):
         learner: StackedLearner,
         sampler: Sampler,
         target: Target[AgentConfig],
+        augmentation: Augmentation,
         stopwatch: Stopwatch,
     ) -> None:
-        super().__init__(config, learner, sampler, target, stopwatch)
+        super().__init__(config, learner, sampler, target, augmentation, stopwatch)
         self.acting = ActingLearners(config.learners)
         self.copies = 0
         """Copies made so far."""

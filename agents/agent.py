@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor
 from torch.profiler import record_function
 
+from agents.augmentation import Augmentation
 from agents.averages import Averages
 from agents.graphs import capture
 from agents.learner import Learner
@@ -57,6 +58,7 @@ class Agent:
     | learner | Q-network, loss and optimizer |
     | sampler | draws minibatches from the replay memory |
     | target | computes what their values are trained towards |
+    | augmentation | changes the images that are trained on |
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class Agent:
         learner: Learner,
         sampler: Sampler,
         target: Target[AgentConfig],
+        augmentation: Augmentation,
         stopwatch: Stopwatch,
     ) -> None:
+        self.augmentation = augmentation
         self.config = config
         self.learner = learner
         self.sampler = sampler
@@ -156,6 +160,7 @@ class Agent:
         steps, streams = minibatches.steps, minibatches.streams
         located = replay.locate(steps.ravel(), streams.ravel()).reshape(*steps.shape, -1)
         prepared["located"] = located
+        prepared |= self.augmentation.draw(*steps.shape)
         tensors = {
             name: self._staging.upload(value) if isinstance(value, np.ndarray) else value
             for name, value in prepared.items()
@@ -185,6 +190,8 @@ class Agent:
         *,
         located: Tensor,
         weights: Tensor | None = None,
+        shifts: Tensor | None = None,
+        factors: Tensor | None = None,
         **prepared: Tensor,
     ) -> Tensor:
         """Gradient steps on the device, one for each row of the tensors.
@@ -195,10 +202,12 @@ class Agent:
         for row in range(len(located)):
             batch = self.target.batch(replay, located[row])
             targets = self.target(batch, **{name: each[row] for name, each in prepared.items()})
+            shift, factor, weight = (
+                None if each is None else each[row] for each in (shifts, factors, weights)
+            )
+            states = self.augmentation.apply(batch.states, shift, factor)
             with record_function("update"):
-                loss, values = self.learner.update(
-                    batch.states, batch.actions, targets, None if weights is None else weights[row]
-                )
+                loss, values = self.learner.update(states, batch.actions, targets, weight)
                 if measured and row == 0:
                     # With several learners, averaged over them too.
                     self._averages.add(loss.mean(), values.mean(), values.max(), targets.mean())
@@ -217,6 +226,7 @@ class Agent:
             "learner": self.learner.state_dict(),
             "sampler": self.sampler.state_dict(),
             "target": self.target.state_dict(),
+            "augmentation": self.augmentation.state_dict(),
             "averages": self._averages.state_dict(),
             "ages": self._ages,
             "updates_since_line": self._updates_since_line,
@@ -226,6 +236,7 @@ class Agent:
         self.learner.load_state_dict(state["learner"])
         self.sampler.load_state_dict(state["sampler"])
         self.target.load_state_dict(state["target"])
+        self.augmentation.load_state_dict(state.get("augmentation", {}))
         self._averages.load_state_dict(state["averages"])
         self._ages = state["ages"]
         self._updates_since_line = state["updates_since_line"]

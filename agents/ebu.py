@@ -7,6 +7,7 @@ from agents.learner import Learner
 from agents.segment_target import SegmentTarget
 from agents.settings import AdaptiveEbuConfig, EbuConfig
 from ebu.batch import Batch
+from ebu.quantiles import quantile_backward_targets
 from ebu.stopwatch import Stopwatch
 from ebu.targets import backward_targets, double_backward_targets, propagated_share
 
@@ -27,15 +28,35 @@ class EbuTarget(SegmentTarget[EbuConfig]):
             self.beta = torch.tensor(config.betas, dtype=torch.float64, device=learner.device)
 
     def next_values(self, batch: Batch) -> Tensor:
-        values = super().next_values(batch)
+        """Of the target network (T, A), or its quantiles (N, T, A); with `double` one more (T, A)
+        in front of them: the online network's values.
+        """
+        states = batch.next_states
+        if self.learner.config.quantiles:
+            values = self.learner.target_quantiles(states)
+        else:
+            values = self.learner.target_values(states)
         if not self.config.double:
             return values
-        return torch.stack([self.learner.values(batch.next_states), values])
+        online = self.learner.values(states)[None]
+        return torch.cat([online, values.view(-1, *online.shape[1:])])
 
     def sweep(
         self, batch: Batch, next_values: Tensor, lengths: Tensor, terminated: Tensor
     ) -> Tensor:
         gamma = self.config.gamma
+        if self.learner.config.quantiles:
+            online_values = next_values[0] if self.config.double else None
+            return quantile_backward_targets(
+                batch.rewards,
+                next_values[1:] if self.config.double else next_values,
+                batch.actions,
+                terminated,
+                gamma=gamma,
+                beta=self.config.beta,
+                lengths=lengths,
+                online_values=online_values,
+            )
         if self.config.double:
             online, values = next_values
             return double_backward_targets(
@@ -59,6 +80,14 @@ class EbuTarget(SegmentTarget[EbuConfig]):
         )
 
     def diagnose(self, batch: Batch, next_values: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        values = next_values[-1] if self.config.double else next_values
+        values = next_values
+        if self.learner.config.quantiles:
+            values, targets = (
+                next_values[1:] if self.config.double else next_values,
+                targets.mean(0),
+            )
+            values = values.mean(0)
+        elif self.config.double:
+            values = next_values[-1]
         share = propagated_share(targets, values, batch.actions, beta=self.beta)
         return (*super().diagnose(batch, values, targets), share.mean())

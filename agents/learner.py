@@ -13,9 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agents.networks import FirstConvolution, build_network
+from agents.networks import FirstConvolution, QNetwork, build_network
 from agents.optimizers import CenteredRMSProp, adam, averages_of, load_averages
 from agents.settings import LearnerConfig
+from ebu.quantiles import quantile_huber
+
+NEW_SHARE = 0.2
+"""Of a new draw in the convolutions after a reset (D'Oro et al. 2023)."""
 
 
 class Learner:
@@ -47,16 +51,18 @@ class Learner:
         self._autocast = torch.autocast(
             device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
         )
-        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        build = functools.partial(
+        self._seed = int(rng.integers(2**63))
+        self._build = functools.partial(
             build_network,
             config.network,
             stack=stack,
             frame_shape=frame_shape,
             num_actions=num_actions,
-            generator=generator,
             output_scale=config.output_scale,
+            quantiles=config.quantiles,
         )
+        generator = torch.Generator().manual_seed(self._seed)
+        build = functools.partial(self._build, generator=generator)
         self.online, self.target = (self._built(build).to(device) for _ in range(2))
         self.target.requires_grad_(False)
         # What passes compute with. In bfloat16 the weights beside them are rounded once when they
@@ -86,6 +92,7 @@ class Learner:
             weights,
             learning_rate=config.learning_rate,
             epsilon=config.optimizer_epsilon,
+            weight_decay=config.weight_decay,
             capturable=self.device.type == "cuda",
         )
 
@@ -105,6 +112,11 @@ class Learner:
         """The target network's action values (B, A) float32 of states (B, stack, *frame_shape)."""
         return self._forward(self._fast_target, states)
 
+    @torch.no_grad()
+    def target_quantiles(self, states: Tensor) -> Tensor:
+        """The target network's quantiles (N, B, A) float32 of states (B, stack, *frame_shape)."""
+        return self._forward(_quantiles_of(self._fast_target), states).permute(2, 0, 1)
+
     def update(
         self, states: Tensor, actions: Tensor, targets: Tensor, weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -114,20 +126,36 @@ class Learner:
         | --- | --- |
         | states | (B, stack, *frame_shape) |
         | actions | (B,) int64 |
-        | targets | (B,) float32 |
+        | targets | (B,) float32; with quantiles (N, B), for the quantile Huber loss |
         | weights | (B,) float32, by which the losses are multiplied; all 1 if absent |
 
-        Returns the loss () and the values Q(s, a) (B,) before the step, on the device.
+        Returns the loss () and the values Q(s, a) before the step, shaped as the targets, on the
+        device.
         """
-        values = self._forward(self._fast_online, states)
-        return self._descend(self._trained, values, actions, targets, weights)
+        network = self._fast_online
+        if self.config.quantiles:
+            values = self._forward(_quantiles_of(network), states).permute(2, 0, 1)
+        else:
+            values = self._forward(network, states)
+        taken = self._descend(self._trained, values, actions, targets, weights)
+        if self.config.target_average:
+            with torch.no_grad():
+                torch._foreach_lerp_(
+                    list(self.target.parameters()),
+                    list(self.online.parameters()),
+                    self.config.target_average,
+                )
+                self.refresh()
+        return taken
 
     @property
     def longest_group(self) -> int:
-        """Updates that may be made before they are counted: up to the next target copy."""
-        if self.average is not None:
+        """Updates that may be made before they are counted: up to a copy or a reset."""
+        config = self.config
+        if self.average is not None or config.target_average:
             return 1
-        return self.config.target_sync_updates - self.updates % self.config.target_sync_updates
+        events = [every for every in (config.target_sync_updates, config.reset_updates) if every]
+        return min(every - self.updates % every for every in events)
 
     @torch.no_grad()
     def count_updates(self, count: int) -> None:
@@ -141,8 +169,26 @@ class Learner:
             torch._foreach_lerp_(
                 list(self.average.parameters()), list(self.online.parameters()), share
             )
-        if self.updates % self.config.target_sync_updates == 0:
+        if self.config.reset_updates and self.updates % self.config.reset_updates == 0:
+            self._reset()
+        elif not self.config.target_average and (
+            self.updates % self.config.target_sync_updates == 0
+        ):
             self.sync_target()
+
+    def _reset(self) -> None:
+        """Draw the head anew, the torso a fifth of the way to a new one; forget all averages."""
+        generator = torch.Generator().manual_seed((self._seed + self.updates) % 2**63)
+        drawn = self._build(generator=generator).to(self.device)
+        for part, new, share in zip(
+            self.online.children(), drawn.children(), (NEW_SHARE, 1.0), strict=True
+        ):
+            for weight, drawn_weight in zip(part.parameters(), new.parameters(), strict=True):
+                weight.lerp_(drawn_weight, share)
+        for slots in self.optimizer.state.values():
+            for slot in slots.values():
+                slot.zero_()
+        self.sync_target()
 
     def tensors(self) -> list[Tensor]:
         """All tensors that an update changes."""
@@ -151,7 +197,10 @@ class Learner:
             for weight in self.online.parameters()
             for slot in self.optimizer.state[weight].values()
         )
-        return [*self.online.parameters(), *self._fast_online.parameters(), *slots]
+        networks = [self.online, self._fast_online]
+        if self.config.target_average:
+            networks += [self.target, self._fast_target]
+        return [*(weight for each in networks for weight in each.parameters()), *slots]
 
     @torch.no_grad()
     def sync_target(self) -> None:
@@ -179,12 +228,14 @@ class Learner:
         targets: Tensor,
         weights: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """What `update` does with the network's values (B, A)."""
+        """What `update` does with the network's values (B, A), or quantiles (N, B, A)."""
         actions = actions.expand(values.shape[:-1])
         values = values.gather(-1, actions[..., None]).squeeze(-1)
-        losses = functional.huber_loss(
-            values, targets, reduction="none", delta=self.config.huber_delta
-        )
+        delta = self.config.huber_delta
+        if self.config.quantiles:
+            losses = quantile_huber(values, targets, delta=delta)
+        else:
+            losses = functional.huber_loss(values, targets, reduction="none", delta=delta)
         if weights is not None:
             losses = losses * weights
         loss = losses.sum(-1) if self.config.loss_reduction == "sum" else losses.mean(-1)
@@ -240,6 +291,11 @@ class Trained:
                 weight.grad.copy_(leaf.grad)
             self.optimizer.step()
             torch._foreach_copy_(self.rounded, self.weights)
+
+
+def _quantiles_of(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    assert isinstance(network, QNetwork)
+    return network.quantiles
 
 
 def _rounded(network: nn.Module) -> nn.Module:

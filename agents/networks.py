@@ -1,7 +1,8 @@
 """Q-networks by name; `agents.architectures` says what the names stand for.
 
 Every network takes stacks (B, stack, *frame_shape), uint8 or float32, and returns (B, num_actions)
-float32 action values. Images are divided by 255 inside.
+float32 action values, those with quantiles the means of their distributions. Images are divided by
+255 inside.
 
 The modules compute what torch's own do, in the forms that run fastest: benchmarks and reasons are
 in docs/performance.md.
@@ -192,24 +193,28 @@ class PlainHead(nn.Sequential):
 class DuelingHead(nn.Module):
     """State value plus mean-free advantages (Wang et al. 2016, eq. 9)."""
 
-    def __init__(self, sizes: Architecture, num_features: int, num_actions: int) -> None:
+    def __init__(
+        self, sizes: Architecture, num_features: int, num_actions: int, quantiles: int
+    ) -> None:
         super().__init__()
-        self.value = PlainHead(sizes, num_features, 1)
-        self.advantage = PlainHead(sizes, num_features, num_actions)
+        self.per_action = quantiles
+        self.value = PlainHead(sizes, num_features, quantiles)
+        self.advantage = PlainHead(sizes, num_features, num_actions * quantiles)
 
     def forward(self, features: Tensor) -> Tensor:
-        advantage: Tensor = self.advantage(features)
-        return _dueling(self.value(features), advantage)
+        return self._joined(self.value(features), self.advantage(features))
 
     def hidden_and_outputs(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Both hidden layers (B, 2 D) after their ReLU, value first; what `forward` returns."""
         advantages_hidden, advantage = self.advantage.hidden_and_outputs(features)
         value_hidden, value = self.value.hidden_and_outputs(features)
-        return torch.cat([value_hidden, advantages_hidden], dim=1), _dueling(value, advantage)
+        return torch.cat([value_hidden, advantages_hidden], dim=1), self._joined(value, advantage)
 
-
-def _dueling(value: Tensor, advantage: Tensor) -> Tensor:
-    return value + advantage - advantage.mean(dim=1, keepdim=True)
+    def _joined(self, value: Tensor, advantage: Tensor) -> Tensor:
+        """Of each quantile by itself."""
+        advantage = advantage.unflatten(1, (-1, self.per_action))
+        joined = value[:, None] + advantage - advantage.mean(dim=1, keepdim=True)
+        return joined.flatten(1)
 
 
 class Features(NamedTuple):
@@ -230,10 +235,32 @@ class Features(NamedTuple):
 
 
 class QNetwork(nn.Sequential):
-    """A torso and a head: stacks (B, stack, *frame_shape) in, action values (B, A) out."""
+    """A torso and a head: stacks (B, stack, *frame_shape) in, action values (B, A) out.
 
-    def __init__(self, torso: NatureTorso | VectorTorso, head: PlainHead | DuelingHead) -> None:
+    With N quantiles the head's outputs are (B, A · N), of each action the N quantiles in a row.
+    """
+
+    def __init__(
+        self,
+        torso: NatureTorso | VectorTorso,
+        head: PlainHead | DuelingHead,
+        num_quantiles: int = 0,
+    ) -> None:
         super().__init__(torso, head)
+        self.num_quantiles = num_quantiles
+
+    def forward(self, stacks: Tensor) -> Tensor:
+        torso, head = self
+        values: Tensor = head(torso(stacks))
+        if self.num_quantiles:
+            values = values.unflatten(1, (-1, self.num_quantiles)).float().mean(-1)
+        return values
+
+    def quantiles(self, stacks: Tensor) -> Tensor:
+        """Quantiles (B, A, N) of the return of each action (Dabney et al. 2018)."""
+        torso, head = self
+        outputs: Tensor = head(torso(stacks)).unflatten(1, (-1, self.num_quantiles))
+        return outputs
 
     def features(self, states: Tensor) -> Features:
         """The action values of states (B, stack, *frame_shape) with all that led to them.
@@ -247,7 +274,10 @@ class QNetwork(nn.Sequential):
             )
         assert isinstance(head, PlainHead | DuelingHead)
         (conv1, conv2, conv3), flat = torso.maps(states)
-        return Features(conv1, conv2, conv3, *head.hidden_and_outputs(flat))
+        hidden, outputs = head.hidden_and_outputs(flat)
+        if self.num_quantiles:
+            outputs = outputs.unflatten(1, (-1, self.num_quantiles)).float().mean(-1)
+        return Features(conv1, conv2, conv3, hidden, outputs)
 
 
 def build_network(
@@ -258,8 +288,11 @@ def build_network(
     num_actions: int,
     generator: torch.Generator,
     output_scale: float = 1.0,
+    quantiles: int = 0,
 ) -> QNetwork:
     """Build a Q-network: He-uniform weights and biases of 0.1, as the EBU paper's code.
+
+    With `quantiles` it predicts so many of each action's return, and returns their means.
 
     The weights and biases of the output layer are multiplied by `output_scale`. Two-axis frames get
     convolutions, flat ones a hidden layer in their place, with biases in [-2, 2].
@@ -285,8 +318,14 @@ def build_network(
             f"network '{name}': rank {sizes.svd} of a dense layer over {torso.num_features} "
             f"features is too high: {torso.num_features} at most"
         )
-    head = DuelingHead if sizes.dueling else PlainHead
-    network = QNetwork(torso, head(sizes, torso.num_features, num_actions))
+    per_action = max(1, quantiles)
+    network = QNetwork(
+        torso,
+        DuelingHead(sizes, torso.num_features, num_actions, per_action)
+        if sizes.dueling
+        else PlainHead(sizes, torso.num_features, num_actions * per_action),
+        quantiles,
+    )
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)

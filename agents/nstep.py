@@ -7,7 +7,7 @@ from agents.settings import TransitionConfig
 from agents.target import Target
 from ebu.batch import Batch
 from ebu.replay import EpisodicReplay
-from ebu.returns import chosen_values, double_targets, n_step_targets
+from ebu.returns import chosen_values, n_step_targets
 from ebu.sampling import Minibatches
 from ebu.targets import one_step_targets
 
@@ -42,9 +42,7 @@ class NStepTarget(Target[TransitionConfig]):
         window, last = batch.at(prepared["window"]), batch.at(prepared["last"])
         joined = prepared["joined"]
         with self.stopwatch.time("target_passes"):
-            values = self.learner.target_values(last.next_states)
-            if self.config.double:
-                values = chosen_values(self.learner.values(last.next_states), values)
+            values = self._best_values(last.next_states)
         with self.stopwatch.time("targets"):
             return n_step_targets(
                 window.rewards.view(joined.shape),
@@ -55,11 +53,20 @@ class NStepTarget(Target[TransitionConfig]):
             )
 
     def _one_step(self, batch: Batch) -> Tensor:
-        gamma = self.config.gamma
         with self.stopwatch.time("target_passes"):
-            online = self.learner.values(batch.next_states) if self.config.double else None
-            values = self.learner.target_values(batch.next_states)
+            values = self._best_values(batch.next_states)
         with self.stopwatch.time("targets"):
-            if online is None:
-                return one_step_targets(batch.rewards, values, batch.terminated, gamma=gamma)
-            return double_targets(batch.rewards, online, values, batch.terminated, gamma=gamma)
+            return one_step_targets(
+                batch.rewards, values, batch.terminated, gamma=self.config.gamma
+            )
+
+    def _best_values(self, states: Tensor) -> Tensor:
+        """Target values whose largest (…, B) are bootstrapped from: (B, A), or of the action that
+        was chosen (B, 1), or its quantiles (N, B, 1)."""
+        if self.learner.config.quantiles:
+            quantiles = self.learner.target_quantiles(states)
+            choosing = self.learner.values(states) if self.config.double else quantiles.mean(0)
+            chosen = choosing.argmax(-1, keepdim=True)
+            return quantiles.gather(-1, chosen.expand(len(quantiles), -1, -1))
+        values = self.learner.target_values(states)
+        return chosen_values(self.learner.values(states), values) if self.config.double else values

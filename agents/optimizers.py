@@ -53,11 +53,20 @@ def adam(
     *,
     learning_rate: float,
     epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
     capturable: bool = False,
 ) -> torch.optim.Optimizer:
-    """Fused Adam (Kingma, Ba 2015). `capturable`: its steps become part of CUDA graphs."""
-    optimizer = torch.optim.Adam(
-        weights, lr=learning_rate, eps=epsilon, fused=True, capturable=capturable
+    """Fused Adam (Kingma, Ba 2015), with weight decay AdamW (Loshchilov, Hutter 2019).
+
+    `capturable`: its steps become part of CUDA graphs.
+    """
+    optimizer = torch.optim.AdamW(
+        weights,
+        lr=learning_rate,
+        eps=epsilon,
+        weight_decay=weight_decay,
+        fused=True,
+        capturable=capturable,
     )
     for weight in weights:
         optimizer.state[weight] = {

@@ -7,6 +7,7 @@ import numpy as np
 
 from agents.adaptive import AdaptiveEbu
 from agents.agent import Agent
+from agents.augmentation import Augmentation
 from agents.ebu import EbuTarget
 from agents.learner import Learner
 from agents.nstep import NStepTarget
@@ -26,6 +27,7 @@ from agents.settings import (
 )
 from agents.stacked import StackedLearner
 from agents.target import Target
+from ebu.errors import UsageError
 from ebu.sampling import (
     Priorities,
     PrioritizedSegments,
@@ -63,8 +65,20 @@ def build_sampler(config: AgentConfig, rng: np.random.Generator) -> Sampler:
 
 
 def build_learner(config: AgentConfig, learner: LearnerConfig, **sizes: Any) -> Learner:
-    """What an agent with these settings trains; `sizes` are all other arguments of `Learner`."""
+    """What an agent with these settings trains; `sizes` are all other arguments of `Learner`.
+
+    Raises `UsageError` for settings that do not fit the agent or the frames.
+    """
+    if (config.shift_pixels or config.intensity) and len(sizes["frame_shape"]) != 2:
+        raise UsageError("--shift-pixels and --intensity change images: leave them out here")
+    if learner.quantiles and not isinstance(config, TransitionConfig | EbuConfig):
+        raise UsageError("--quantiles is for ebu, dqn, double_dqn, nstep and prioritized alone")
     if isinstance(config, AdaptiveEbuConfig):
+        for flag in ("quantiles", "reset_updates", "target_average"):
+            if getattr(learner, flag):
+                raise UsageError(
+                    f"--{flag.replace('_', '-')} is not for adaptive_ebu: leave it out"
+                )
         # The best learner plays: an average would mix it with those whose weights it was given.
         learner = replace(learner, average_updates=0)
         return StackedLearner(learner, num_learners=config.learners, **sizes)
@@ -76,7 +90,8 @@ def build_agent(config: AgentConfig, learner: Learner, rng: np.random.Generator)
     stopwatch = Stopwatch()
     target = TARGETS[type(config)](config, learner, stopwatch)
     sampler = build_sampler(config, rng)
+    augmentation = Augmentation(config, rng.spawn(1)[0])
     if isinstance(config, AdaptiveEbuConfig):
         assert isinstance(learner, StackedLearner)
-        return AdaptiveEbu(config, learner, sampler, target, stopwatch)
-    return Agent(config, learner, sampler, target, stopwatch)
+        return AdaptiveEbu(config, learner, sampler, target, augmentation, stopwatch)
+    return Agent(config, learner, sampler, target, augmentation, stopwatch)

@@ -40,6 +40,12 @@ class AgentConfig:
     """With --prioritized, beta of the importance weights at the start; it rises to 1."""
     importance_updates: Positive = 40_000
     """With --prioritized, updates until beta is 1: fewer than a run of 1M frames makes."""
+    shift_pixels: Annotated[int, Bounds(0, 40)] = 0
+    """Shift the images that are trained on by up to so many pixels either way (Yarats et al. 2021);
+    0 leaves them."""
+    intensity: Share = 0.0
+    """Multiply the images that are trained on by 1 + intensity * noise, the noise normal and cut at
+    2 (Yarats et al. 2021); 0 leaves them."""
 
     def check(self) -> None:
         """Raise `UsageError` for settings that do not fit each other; ranges are in the types."""
@@ -161,12 +167,23 @@ class LearnerConfig:
     """Step size of the optimizer."""
     optimizer_epsilon: PositiveFloat = 1e-5
     """Added to the denominator (adam) or inside the root (rmsprop)."""
+    weight_decay: NotNegativeFloat = 0.0
+    """Decoupled weight decay of adam: AdamW (Loshchilov, Hutter 2019)."""
     loss_reduction: Literal["mean", "sum"] = "mean"
     """How the Huber losses of a minibatch are reduced to one."""
     huber_delta: PositiveFloat = 1.0
     """Size of an error up to which the Huber loss is quadratic; linear beyond."""
     target_sync_updates: Positive = 1_000
     """Updates between two copies of the online weights to the target network."""
+    target_average: Share = 0.0
+    """Share of the online weights that is mixed into the target network after every update, instead
+    of copies; 0 copies."""
+    quantiles: Annotated[int, Bounds(0, 1_000)] = 0
+    """Quantiles of each action's return that the network predicts (Dabney et al. 2018); 0 predicts
+    the mean alone."""
+    reset_updates: NotNegative = 0
+    """Updates between two resets: the head drawn anew, convolutions drawn to a fifth towards new
+    ones, the optimizer's averages forgotten (D'Oro et al. 2023); 0 never resets."""
     average_updates: NotNegative = 0
     """Updates over which the weights that play evaluations, and that load_agent loads, are averaged
     (Polyak, Juditsky 1992); 0 takes the newest. adaptive_ebu takes its best learner's newest."""

@@ -132,6 +132,7 @@ def load_agent(
             frame_shape=tuple(environment["frame_shape"]),
             num_actions=environment["num_actions"],
             generator=torch.Generator(),
+            quantiles=settings.get("quantiles", 0),
         )
         is_student = settings["agent"] == STUDENT
         network.load_state_dict(policy_weights(checkpoint.state["agent"]))

@@ -16,32 +16,14 @@ Results are float32 and have no gradient. Rewards are used as they are given.
 import torch
 from torch import Tensor
 
-from ebu.targets import one_step_targets
-
 
 @torch.no_grad()
 def chosen_values(online_values: Tensor, target_values: Tensor) -> Tensor:
-    """Q̂(s, argmax_a Q(s, a)) (…, 1) of action values (…, A): one network chooses, one values."""
-    return target_values.gather(-1, online_values.argmax(-1, keepdim=True))
+    """Q̂(s, argmax_a Q(s, a)) (…, 1) of action values (…, A): one network chooses, one values.
 
-
-@torch.no_grad()
-def double_targets(
-    rewards: Tensor,
-    online_next_values: Tensor,
-    target_next_values: Tensor,
-    terminated: Tensor,
-    *,
-    gamma: float,
-) -> Tensor:
-    """r + γ Q̂(s', argmax_a Q(s', a)), or r where the transition terminated.
-
-    van Hasselt, Guez, Silver, *Deep Reinforcement Learning with Double Q-learning*, AAAI 2016:
-    the online network chooses the action, the target network says what it is worth.
-    rewards, terminated (B,), values (B, A) → (B,).
+    van Hasselt, Guez, Silver, *Deep Reinforcement Learning with Double Q-learning*, AAAI 2016.
     """
-    values = chosen_values(online_next_values, target_next_values)
-    return one_step_targets(rewards, values, terminated, gamma=gamma)
+    return target_values.gather(-1, online_values.argmax(-1, keepdim=True))
 
 
 @torch.no_grad()
@@ -86,7 +68,7 @@ def peng_targets(
     rewards (…, T), next_values (…, T, A), terminated and lengths (…) → (…, T).
     """
     best = next_values.amax(-1).double()
-    return _linear_targets(
+    return linear_targets(
         rewards,
         (1.0 - trace_lambda) * best,
         torch.full_like(best, trace_lambda),
@@ -128,12 +110,12 @@ def retrace_targets(
     chance = greedy_share * (following == greedy) + target_epsilon / num_actions
     trace = trace_lambda * (chance / probabilities.double().roll(-1, -1)).clamp(max=1.0)
     taken = values.gather(-1, following.unsqueeze(-1)).squeeze(-1)
-    return _linear_targets(
+    return linear_targets(
         rewards, expected - trace * taken, trace, expected, terminated, gamma=gamma, lengths=lengths
     )
 
 
-def _linear_targets(
+def linear_targets(
     rewards: Tensor,
     offset: Tensor,
     trace: Tensor,

@@ -126,8 +126,8 @@ def double_backward_targets(
 
     A segment that is truncated bootstraps from Q̂(s_{T+1}, argmax_a O(s_{T+1}, a)).
     Shapes as in the module's table, online_next_values as target_next_values; float32. With
-    O = Q̂ they are `backward_targets`, up to rounding; where β is 0 they are `double_targets` of
-    `ebu.returns`. The recursion runs over steps, so on a GPU it takes T rounds of small kernels.
+    O = Q̂ they are `backward_targets`, up to rounding; where β is 0 they are `one_step_targets` of
+    `ebu.returns.chosen_values`. The recursion runs over steps: T rounds of small kernels on a GPU.
     """
     if online_next_values.shape != target_next_values.shape:
         raise ValueError(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents import AGENTS, Agent, build_agent
+from agents import AGENTS, Agent, LearnerConfig, build_agent
 from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import load_latest, save_checkpoint
 from ebu.segments import Segment
@@ -129,6 +129,7 @@ class TableLearner:
     """Stands in for a learner: fixed values, and a note of every pass and every update."""
 
     device = CPU
+    config = LearnerConfig()
 
     def __init__(self) -> None:
         self.salt = 0

@@ -124,18 +124,23 @@ def trainer_in(
 
 
 def real_run(run_dir: Path, agent: str, precision: str = "float32", **options: Any) -> Trainer:
-    """A small run of an agent, such as "ebu+double-mix-4".
+    """A small run of an agent, such as "ebu+double-mix-4" or "dqn+quantiles=5".
 
     Games end in every way, the ring wraps, and the run ends in the middle of a segment.
     """
     row, _, mix = agent.partition("-mix-")
     name, *flags = row.split("+")
     mixed: dict[str, Any] = {"mix_segments": int(mix)} if mix else {}
-    switched_on: dict[str, Any] = dict.fromkeys(flags, True)
-    method = replace(AGENTS[name], batch_size=8, **mixed, **switched_on, **SMALL.get(name, {}))
+    of_learner: dict[str, Any] = {}
+    of_agent: dict[str, Any] = {}
+    for flag in flags:
+        key, _, value = flag.partition("=")
+        settings = of_learner if key in LearnerConfig.__dataclass_fields__ else of_agent
+        settings[key] = json.loads(value or "true")
+    method = replace(AGENTS[name], batch_size=8, **mixed, **of_agent, **SMALL.get(name, {}))
     learner = build_learner(
         method,
-        LearnerConfig(target_sync_updates=20, learning_rate=1e-3),
+        LearnerConfig(**{"target_sync_updates": 20, "learning_rate": 1e-3, **of_learner}),
         stack=3,
         frame_shape=MadeUpGames.frame_shape,
         num_actions=NUM_ACTIONS,

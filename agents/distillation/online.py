@@ -90,7 +90,10 @@ class Students:
             for name in names
         }
         self._teacher = build_network(
-            str(config["settings"]["network"]), **sizes, generator=torch.Generator()
+            str(config["settings"]["network"]),
+            **sizes,
+            generator=torch.Generator(),
+            quantiles=config["settings"]["quantiles"],
         ).to(self._device)
         self._teacher.requires_grad_(False)
         self._evaluated = False

@@ -245,3 +245,94 @@ def test_the_average_of_the_last_weights_by_hand() -> None:
     assert not torch.equal(playing, learner.values(states))
     learner.online.load_state_dict(learner.state_dict()["average"])
     assert torch.equal(playing, learner.values(states))
+
+
+def test_a_target_network_by_averaging_by_hand() -> None:
+    learner = learner_of(target_average=0.25, learning_rate=0.1, target_sync_updates=2)
+    expected = copied(learner, "target")
+    for update in range(5):
+        learner.update(*minibatch(update))
+        learner.count_updates(1)
+        online = copied(learner, "online")
+        expected = [t + 0.25 * (o - t) for t, o in zip(expected, online, strict=True)]
+        for weight, other in zip(copied(learner, "target"), expected, strict=True):
+            torch.testing.assert_close(weight, other)
+    assert learner.longest_group == 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_reset_draws_the_head_anew_and_the_convolutions_a_fifth(precision: str) -> None:
+    shape = (36, 36)
+    settings: dict[str, Any] = {
+        "frame_shape": shape,
+        "reset_updates": 3,
+        "target_sync_updates": 100,
+        "precision": precision,
+        "learning_rate": 0.01,
+    }
+    learner, again = (learner_of(**settings) for _ in range(2))
+    for number in range(3):
+        assert learner.longest_group == 3 - number
+        for each in (learner, again):
+            each.update(*minibatch(number, frame_shape=shape))
+        if number == 2:
+            before = dict(learner.online.state_dict())
+            before = {name: weight.clone() for name, weight in before.items()}
+        for each in (learner, again):
+            each.count_updates(1)
+    assert same(learner.state_dict(), again.state_dict())
+    for name, weight in learner.online.state_dict().items():
+        if "bias" in name:
+            # New biases are 0.1, those of the output layer a tenth.
+            fresh = 0.01 if name == "1.2.bias" else 0.1
+            share = 1.0 if name.startswith("1.") else 0.2
+            expected = before[name] + share * (fresh - before[name])
+            torch.testing.assert_close(weight, expected)
+        elif name.startswith("1."):
+            correlation = torch.corrcoef(torch.stack([weight.ravel(), before[name].ravel()]))
+            assert abs(float(correlation[0, 1])) < 0.2
+    assert same(dict(learner.online.state_dict()), dict(learner.target.state_dict()))
+    assert not any(
+        slot.any() for slots in learner.optimizer.state.values() for slot in slots.values()
+    )
+    states = minibatch(9, frame_shape=shape)[0]
+    assert torch.equal(learner.values(states), learner.target_values(states))
+
+
+def test_weight_decay_shrinks_weights_by_hand() -> None:
+    # Without errors there are no gradients: only the decay moves weights.
+    learner = learner_of(weight_decay=0.5, learning_rate=0.1)
+    before = copied(learner, "online")
+    states, actions, _ = minibatch(0)
+    values = learner.values(states).gather(1, actions[:, None])[:, 0]
+    learner.update(states, actions, values)
+    for weight, old in zip(copied(learner, "online"), before, strict=True):
+        torch.testing.assert_close(weight, old * (1 - 0.1 * 0.5))
+
+
+@pytest.mark.parametrize("network", ["nature", "dueling"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_quantiles_are_trained_towards_theirs(network: str, precision: str) -> None:
+    shape = (36, 36)
+    # Nearly no quadratic part: with it they are drawn towards the mean.
+    learner = learner_of(
+        quantiles=5,
+        network=network,
+        learning_rate=1e-3,
+        huber_delta=0.02,
+        frame_shape=shape,
+        precision=precision,
+    )
+    states, actions, _ = minibatch(0, frame_shape=shape)
+    assert learner.values(states).shape == (8, NUM_ACTIONS)
+    quantiles = learner.target_quantiles(states)
+    assert quantiles.shape == (5, 8, NUM_ACTIONS)
+    torch.testing.assert_close(
+        quantiles.mean(0), learner.target_values(states), atol=1e-2, rtol=1e-2
+    )
+    targets = torch.linspace(-1, 1, 5)[:, None] + torch.linspace(-0.5, 0.5, 8)
+    for _ in range(400):
+        loss, predicted = learner.update(states, actions, targets)
+    assert predicted.shape == targets.shape
+    torch.testing.assert_close(predicted, targets, atol=0.25, rtol=0)
+    assert loss.shape == ()

@@ -56,7 +56,7 @@ def test_the_dueling_network_has_two_streams_of_512_units_over_the_same_convolut
 
 
 def test_the_dueling_head_is_value_plus_advantage_minus_mean_advantage() -> None:
-    head = DuelingHead(ARCHITECTURES["dueling"], num_features=7, num_actions=4)
+    head = DuelingHead(ARCHITECTURES["dueling"], num_features=7, num_actions=4, quantiles=1)
     features = torch.randn(5, 7)
     value, advantage = head.value(features), head.advantage(features)
     assert value.shape == (5, 1)

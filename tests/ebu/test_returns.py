@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ebu.returns import (
-    double_targets,
+    chosen_values,
     n_step_targets,
     optimality_bounds,
     peng_targets,
@@ -38,12 +38,12 @@ def close(targets: Tensor, expected: Any) -> None:
 
 def test_double_by_hand() -> None:
     # The online network prefers actions 1, 0 and 1, the target network 0, 0 and 0.
-    y = double_targets(
-        torch.tensor([1.0, 2.0, 3.0]),
+    values = chosen_values(
         torch.tensor([[0.0, 9.0], [5.0, 4.0], [math.nan, 1.0]]),
         torch.tensor([[8.0, 6.0], [10.0, 7.0], [4.0, 2.0]]),
-        torch.tensor([False, False, True]),
-        gamma=0.5,
+    )
+    y = one_step_targets(
+        torch.tensor([1.0, 2.0, 3.0]), values, torch.tensor([False, False, True]), gamma=0.5
     )
     assert y.tolist() == [4.0, 7.0, 3.0]
 

@@ -105,6 +105,9 @@ COMPARED = [
     "nstep+prioritized+double",
     "ebu+prioritized+double-mix-2",
     "retrace+prioritized",
+    "ebu+quantiles=5+double+reset_updates=70+weight_decay=0.1",
+    "nstep+quantiles=5+double+prioritized+target_average=0.05",
+    "ebu+target_average=0.05+average_updates=50",
 ]
 PARTS = [
     *(
