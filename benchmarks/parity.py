@@ -6,22 +6,22 @@ Agents with the same weights and the same draws learn from one memory of frames 
 `graphed`, as training does on a GPU; `eager`, without graphs; and `again`, without graphs too,
 which shows what kernels that add in any order leave to chance. Two comparisons with `eager`:
 
-- in step: before every update `eager` takes over the state of `graphed`, so that each update is
-  compared by itself;
+- in step: before 1, 2, 4, 8 or 16 updates, as many as one graph holds, `eager` takes over the state
+  of `graphed`, so that each group is compared by itself;
 - apart: nothing is copied. Differences in the last bit grow with every update, so only their
   absence says something: with --deterministic, and on the CPU, all bits must be equal.
 
 The results file holds `tolerance` and `parity`, a list of one entry for each `agent` and
 `precision`. Differences are norms over all weights, relative to that of the weights: `in_step`, the
-largest that any update makes, and whether it is `within` the tolerance of the precision; `apart`,
+largest that any group of updates makes, and whether it is `within` the tolerance of the precision; `apart`,
 of `graphed` and of `again` after 1, 10, ... and all updates; `bitwise`, whether all those of
 `graphed` are 0.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import cycle, product
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from agents import Agent, Learner, build_agent
+from agents.agent import MEASURED_UPDATES
 from benchmarks.measurement import markdown, run_benchmark, say
 from benchmarks.runs import PlaySettings, network_arguments, random_play
 from ebu.commands.presets import DEFAULT, for_agent
@@ -74,17 +75,26 @@ def agents_of(name: str, precision: str, seed: int, trainer: Trainer) -> dict[st
     return agents
 
 
-def in_step(agents: dict[str, Agent], replay: EpisodicReplay, updates: int) -> float:
-    """The largest difference that any one update makes, each from the same weights."""
+def in_step(agents: Mapping[str, Agent], replay: EpisodicReplay, updates: int) -> float:
+    """The largest difference that any group of updates makes, each from the same weights."""
     eager, graphed = agents["eager"], agents["graphed"]
     largest = torch.zeros((), dtype=torch.float64, device=replay.device)
-    for _ in range(updates):
+    for count in group_sizes(updates):
         # Not the other way round: a graph keeps the places of its tensors.
         eager.load_state_dict(graphed.state_dict())
-        eager.learn(replay, 1)
-        graphed.learn(replay, 1)
+        eager.learn(replay, count)
+        graphed.learn(replay, count)
         largest = torch.maximum(largest, difference(eager, graphed))
     return largest.item()
+
+
+def group_sizes(updates: int) -> Iterator[int]:
+    """1, 2, 4, 8, 16, 1, 2, ...: `updates` in all."""
+    for size in cycle(1 << power for power in range(MEASURED_UPDATES.bit_length())):
+        if updates <= 0:
+            return
+        yield min(size, updates)
+        updates -= size
 
 
 def apart(

@@ -4,6 +4,10 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,45 +56,69 @@ def test_the_cases_of_the_kernel(interpreted: bool) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+class NoDevice:
+    """Stands in for the driver of a GPU: kernels are built for it, loaded and launched nowhere."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+        self.launches = 0
+        self.utils = SimpleNamespace(
+            get_device_properties=lambda device: {"max_shared_mem": 100_000},
+            load_binary=lambda *_: (object(), 0, 0, 0, 1024),
+            unload_module=lambda module: None,
+        )
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Any:
+        def launch(*_: Any) -> None:
+            self.launches += 1
+
+        return launch
+
+
 @needs_triton
-def test_the_kernel_compiles_for_gpus_without_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("capability", "forms"), [(90, 3), (80, 1)])
+def test_the_kernel_builds_for_gpus_without_one(
+    capability: int, forms: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By the way of a call: its arguments are typed, compiled for and bound as on a GPU."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    from triton.runtime import driver
 
     from ebu import sweep_kernel
 
     kernel = sweep_kernel._sweep
-    of_the_call = {
-        "VALUE": triton.language.float32,
-        "ONE_STEP": triton.language.float32,
-        "ACTIONS": 18,
-        "UNROLLED": 18,
-    }
-    pointers = {
-        "targets": "*fp32",
-        "rewards": "*fp32",
-        "values": "*fp32",
-        "actions": "*i64",
-        "terminated": "*u1",
-        "lengths": "*i64",
-        "betas": "*fp64",
-        "gamma": "fp64",
-        "beta": "fp64",
-    }
-    signature = {name: pointers.get(name, "i32") for name in kernel.arg_names}
-    signature |= dict.fromkeys(of_the_call, "constexpr")
-    for capability in (80, 90):
-        compiled = triton.compile(
-            ASTSource(fn=kernel, signature=signature, constexprs=of_the_call),
-            target=GPUTarget("cuda", capability, 32),
-            options={"num_warps": sweep_kernel._WARPS, "enable_fp_fusion": False},
-        )
+    device = NoDevice(capability)
+    monkeypatch.setattr(driver, "_active", device)
+    monkeypatch.setattr(kernel, "device_caches", defaultdict(kernel.create_binder))
+    problem = random_problem(batch=(3,), num_actions=18)
+    betas = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    bfloat16 = {**problem, "next_values": problem["next_values"].bfloat16()}
+    calls: list[tuple[dict[str, Any], Any, Any]] = [
+        (problem, 0.5, torch.tensor([1, 5, 9])),  # as EBU calls it
+        (problem, betas, torch.tensor([1, 5, 9])),  # as adaptive EBU does
+        (bfloat16, 0.5, None),
+    ]
+    for arguments, beta, lengths in calls[:forms]:
+        sweep_kernel.sweep(**arguments, gamma=0.99, beta=beta, lengths=lengths)
+    assert device.launches == forms
+    compiled = list(kernel.device_caches[0][0].values())
+    assert len(compiled) == forms
+    for each in compiled:
+        assert f".target sm_{capability}" in each.asm["ptx"]
         # A fused multiplication and addition would be rounded once.
-        assert "fma." not in compiled.asm["ptx"]
+        assert "fma." not in each.asm["ptx"]
+        assert each.asm["cubin"]
 
 
 @given(padded(), unit, BETAS)
@@ -140,6 +168,19 @@ def test_kernel_scan_and_loop_agree_on_a_gpu(steps: int, learners: int) -> None:
     torch.testing.assert_close(kernel, scan, rtol=1.2e-7, atol=1e-8)
 
 
+@contextmanager
+def refusing_to_wait() -> Iterator[None]:
+    """Whatever waits for the GPU raises."""
+    with warnings.catch_warnings():
+        # Setting the mode warns that it is a prototype.
+        warnings.filterwarnings("ignore", message="Synchronization debug mode")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 @needs_triton
 @needs_gpu
 def test_captured_in_a_cuda_graph_without_waiting_for_the_device() -> None:
@@ -155,11 +196,8 @@ def test_captured_in_a_cuda_graph_without_waiting_for_the_device() -> None:
     with torch.cuda.stream(stream):
         targets()
     torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with refusing_to_wait():
         targets()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         captured = targets()
