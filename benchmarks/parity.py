@@ -41,8 +41,9 @@ from ebu.training import Trainer
 
 # The first update moves the weights by 2e-3 of their norm, later ones by a tenth of that. Adam's
 # first steps hardly depend on how small a gradient is, so what is rounded there comes out enlarged:
-# noise of a millionth of the largest gradient of a tensor leads 2e-5 apart.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-3}
+# noise of a millionth of the largest gradient of a tensor leads 2e-5 apart, and in 16 updates no
+# further; noise of a thousandth, in bfloat16, 8e-4 in 16.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-3}
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,11 @@ def double_backward_targets(
         return values.squeeze(-1).expand(*lead, steps)
 
     r = problem.rewards.double().expand(*lead, steps)
-    b = torch.as_tensor(problem.beta, dtype=torch.float64, device=r.device)
+    if isinstance(problem.beta, Tensor):
+        b = problem.beta.to(r.device, torch.float64)
+    else:
+        # Filled where it is used: a copy from the host cannot be part of a CUDA graph.
+        b = torch.full((), problem.beta, dtype=torch.float64, device=r.device)
     share = b.unsqueeze(-1)
     best = column(q.gather(-1, o.argmax(-1, keepdim=True)))
     # With β = 0 the taken action is one among all.
