@@ -283,12 +283,13 @@ class Trained:
         if self.rounded[0] is self.weights[0]:
             self.optimizer.step()
             return
+        for weight in self.weights:
+            if weight.grad is None:
+                weight.grad = torch.empty_like(weight)
         with torch.no_grad():
-            for weight, leaf in zip(self.weights, self.rounded, strict=True):
-                assert leaf.grad is not None
-                if weight.grad is None:
-                    weight.grad = torch.empty_like(weight)
-                weight.grad.copy_(leaf.grad)
+            torch._foreach_copy_(
+                [weight.grad for weight in self.weights], [leaf.grad for leaf in self.rounded]
+            )
             self.optimizer.step()
             torch._foreach_copy_(self.rounded, self.weights)
 
