@@ -13,9 +13,9 @@ which shows what kernels that add in any order leave to chance. Two comparisons 
 
 The results file holds `tolerance` and `parity`, a list of one entry for each `agent` and
 `precision`. Differences are norms over all weights, relative to that of the weights: `in_step`, the
-largest that any group of updates makes, and whether it is `within` the tolerance of the precision; `apart`,
-of `graphed` and of `again` after 1, 10, ... and all updates; `bitwise`, whether all those of
-`graphed` are 0.
+largest that any group of updates makes, and whether it is `within` the tolerance of the precision;
+`apart`, of `graphed` and of `again` after 1, 10, ... and all updates; `bitwise`, whether all those
+of `graphed` are 0.
 """
 
 from collections.abc import Iterator, Mapping
