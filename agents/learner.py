@@ -288,7 +288,8 @@ class Trained:
                 weight.grad = torch.empty_like(weight)
         with torch.no_grad():
             torch._foreach_copy_(
-                [weight.grad for weight in self.weights], [leaf.grad for leaf in self.rounded]
+                [weight.grad for weight in self.weights],  # type: ignore[misc]
+                [leaf.grad for leaf in self.rounded],  # type: ignore[misc]
             )
             self.optimizer.step()
             torch._foreach_copy_(self.rounded, self.weights)
