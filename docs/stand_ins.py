@@ -51,7 +51,7 @@ grows. A missing flag is added. Of names the first is taken, and the value here 
 ONLY_IF_GIVEN = {("study.py", "--games"), ("distill.py", "--from-scratch")}
 # Results of a study that its page only lists, which are of the sizes that it names.
 COMMITTED = "docs/results/settings"
-SETS = ("paper49", "atari5", "all57")
+SETS = ("paper49", "atari5", "all57", "atari100k", "atari100k-5")
 RUN_AS, SKIPPED = "run as: ", "skipped: "
 SERVER_SECONDS = 60
 

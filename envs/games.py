@@ -59,18 +59,29 @@ class ReferenceScores:
         raise ValueError(f"unknown human table {table!r}: nature2015 or 57table")
 
 
-def _read_table() -> dict[str, dict[str, str]]:
-    text = resources.files("envs").joinpath("atari57.csv").read_text(encoding="utf-8")
+def _read_table(name: str) -> dict[str, dict[str, str]]:
+    text = resources.files("envs").joinpath(name).read_text(encoding="utf-8")
     return {row["game"]: row for row in csv.DictReader(text.splitlines())}
 
 
-_TABLE = _read_table()
+_TABLE = _read_table("atari57.csv")
+_TABLE_100K = _read_table("atari100k.csv")
 
 ALL57: tuple[str, ...] = tuple(sorted(_TABLE))
 PAPER49: tuple[str, ...] = tuple(game for game in ALL57 if _TABLE[game]["in_paper49"] == "1")
 # Aitchison, Sweetser, Hutter (2023): the five games that best predict the median over all 57.
 ATARI5: tuple[str, ...] = ("battle_zone", "double_dunk", "name_this_game", "phoenix", "qbert")
-GAME_SETS: dict[str, tuple[str, ...]] = {"paper49": PAPER49, "atari5": ATARI5, "all57": ALL57}
+# Kaiser et al. (2020): the 26 games of the benchmark of 400,000 frames, and five said to stand for
+# them.
+ATARI100K: tuple[str, ...] = tuple(_TABLE_100K)
+ATARI100K_5: tuple[str, ...] = ("assault", "bank_heist", "battle_zone", "demon_attack", "ms_pacman")
+GAME_SETS: dict[str, tuple[str, ...]] = {
+    "paper49": PAPER49,
+    "atari5": ATARI5,
+    "all57": ALL57,
+    "atari100k": ATARI100K,
+    "atari100k-5": ATARI100K_5,
+}
 """The usual sets of games by name."""
 
 
@@ -81,6 +92,15 @@ def reference_scores(game: str) -> ReferenceScores | None:
         return None
     fields = ReferenceScores.__dataclass_fields__
     return ReferenceScores(**{name: float(row[name]) if row[name] else None for name in fields})
+
+
+def score_at_100k(agent: str, game: str) -> float | None:
+    """An agent's published score of a game after 400,000 frames; None outside the 26 games.
+
+    agent: a column of atari100k.csv.
+    """
+    row = _TABLE_100K.get(game)
+    return None if row is None else float(row[agent])
 
 
 def canonical_game(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Evaluation protocols: two sets of rules; scores are comparable only within one of them."""
+"""Evaluation protocols: sets of rules; scores are comparable only within one of them."""
 
 from dataclasses import dataclass
 
@@ -72,4 +72,22 @@ MACHADO = Protocol(
     human_table="57table",
 )
 
-PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (PAPER, MACHADO)}
+# Kaiser et al. (2020): 400,000 frames, final weights in 100 games. ε of evaluation as in DrQ(ε) of
+# Agarwal et al. (2021); games of training begin like those of evaluation.
+ATARI100K = Protocol(
+    name="atari100k",
+    repeat_action_probability=0.0,
+    full_action_space=False,
+    life_loss_ends_segment=True,
+    train_noop_max=30,
+    train_max_frames=108_000,
+    eval_noop_max=30,
+    eval_max_frames=108_000,
+    eval_epsilon=0.05,
+    eval_episodes=100,
+    human_table="57table",
+)
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol for protocol in (PAPER, MACHADO, ATARI100K)
+}

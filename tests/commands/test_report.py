@@ -13,11 +13,17 @@ from ebu.commands import report
 from ebu.commands.reporting.aggregates import aggregates, game_rows, statistics_of
 from ebu.commands.reporting.comparison import Comparison, compare
 from ebu.commands.reporting.pictures import mean_curve
-from ebu.commands.reporting.published import PUBLISHED_49, REFERENCE_AGENTS, normalised
+from ebu.commands.reporting.published import (
+    AGENTS_100K,
+    PUBLISHED_26,
+    PUBLISHED_49,
+    REFERENCE_AGENTS,
+    normalised,
+)
 from ebu.commands.reporting.runs import find_run_directories, learning_curve, read_run
 from ebu.commands.reporting.scores import write_evaluation
 from ebu.errors import EbuError, UsageError
-from envs.games import PAPER49
+from envs.games import ATARI100K, PAPER49
 from tests.run_directories import FRAMES, evaluation, write_run
 
 # Between random play and the Nature human: Pong -20.7 to 9.3, Breakout 1.7 to 31.8.
@@ -250,6 +256,40 @@ def test_published_aggregates_are_those_of_the_published_scores(agent: Any) -> N
     assert len(rows) == 1
     assert rows[0].frames == agent.frames
     assert (rows[0].mean, rows[0].median) == pytest.approx((mean, median), abs=0.11)
+
+
+@pytest.mark.parametrize(("agent", "row"), list(zip(AGENTS_100K, PUBLISHED_26, strict=True)))
+def test_published_rows_of_atari_100k_are_those_of_the_published_scores(
+    agent: Any, row: Any
+) -> None:
+    shares = np.array(
+        [normalised(game, agent.score(game), "57table") for game in ATARI100K], dtype=np.float64
+    )
+    assert row.name == agent.name
+    # Some papers rounded other scores, and aggregates over runs are not of the games' means.
+    assert row.mean == pytest.approx(shares.mean(), abs=0.006)
+    assert row.above_human == (shares > 1).sum()
+
+
+def test_runs_of_atari_100k_stand_beside_agents_of_the_same_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, (ours, others) in enumerate([(40.0, 20.0), (30.0, 35.0)]):
+        for agent, score in (("ebu", ours), ("dqn", others)):
+            run_dir = write_run(tmp_path, "breakout", agent, seed, None, protocol="atari100k")
+            record = evaluation(score, protocol="atari100k")
+            (run_dir / "evaluation.json").write_text(json.dumps(record))
+    (group,) = compared(tmp_path).groups
+    of_breakout = aggregates(group)[-1]
+    rows = {row.name: row for row in of_breakout.rows}
+    assert {"DER", "SPR", "BBF", "ebu", "dqn"} <= rows.keys()
+    assert "DQN (Nature)" not in rows
+    # The human has 30.5: 35 on average is above, 27.5 is not.
+    assert (rows["ebu"].above_human, rows["dqn"].above_human) == (1, 0)
+    (better,) = statistics_of(group).improvements
+    # Of the pairs 20-40, 20-30, 35-40 and 35-30 dqn wins the last.
+    assert (better.name, better.over, better.probability) == ("dqn", "ebu", 0.25)
+    run_report(monkeypatch, tmp_path)
 
 
 def test_the_report_of_a_study(

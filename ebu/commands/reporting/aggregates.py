@@ -3,17 +3,20 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 
 from ebu.commands.reporting.comparison import Group
-from ebu.commands.reporting.published import HUMAN_TABLES, REFERENCE_AGENTS, normalised, relative
+from ebu.commands.reporting.published import HUMAN_TABLES, normalised, reference_agents, relative
 from ebu.commands.reporting.runs import Run
 from ebu.statistics import (
     even_out,
+    improvement_interval,
     mean_interval,
     mean_median_iqm,
     performance_profile,
+    probability_of_improvement,
     stratified_bootstrap_interval,
 )
 from envs.protocols import PROTOCOLS
@@ -95,6 +98,7 @@ class AggregateRow:
     """Mean, median, interquartile mean (3,) of human-normalised scores, with their intervals.
 
     `low` and `high` are None where a game has a single score: there is nothing to resample.
+    `above_human` counts the games in which the mean score is above the human's.
     """
 
     name: str
@@ -105,6 +109,7 @@ class AggregateRow:
     high: np.ndarray | None = None
     source: str = "here"
     protocol: str = ""
+    above_human: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ def aggregates(group: Group) -> list[Aggregate]:
         published = [
             game
             for game in games
-            if all(agent.score(game) is not None for agent in REFERENCE_AGENTS)
+            if all(agent.score(game) is not None for agent in reference_agents(group.protocol))
         ]
         if games:
             found.append(_aggregate(group, table, games, with_published=published == games))
@@ -145,9 +150,18 @@ def _aggregate(group: Group, table: str, games: list[str], with_published: bool)
         runs = sum(map(len, scores))
         values = mean_median_iqm(even_out(scores))
         aggregate.rows.append(
-            AggregateRow(name, group.frames, runs, values, low, high, protocol=group.protocol)
+            AggregateRow(
+                name,
+                group.frames,
+                runs,
+                values,
+                low,
+                high,
+                protocol=group.protocol,
+                above_human=games_above_human(group, name, games, table),
+            )
         )
-    for agent in REFERENCE_AGENTS if with_published else ():
+    for agent in reference_agents(group.protocol) if with_published else ():
         shares = [normalised(game, agent.score(game) or 0.0, table) for game in games]
         values = mean_median_iqm(np.array(shares, dtype=np.float64)[:, None])
         aggregate.rows.append(
@@ -158,6 +172,7 @@ def _aggregate(group: Group, table: str, games: list[str], with_published: bool)
                 values,
                 source=agent.source,
                 protocol=agent.protocol,
+                above_human=sum(share is not None and share > 1.0 for share in shares),
             )
         )
     return aggregate
@@ -182,6 +197,45 @@ def intervals(
     rng = np.random.default_rng(BOOTSTRAP_SEED)
     low, high = stratified_bootstrap_interval(scores, statistic, rng)
     return low, high
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """Probability that a run of one method beats a run of another in a game both have played.
+
+    `low` and `high` are None where a game has a single score.
+    """
+
+    name: str
+    over: str
+    games: int
+    probability: float
+    low: float | None
+    high: float | None
+
+
+def improvements(group: Group, table: str) -> list[Improvement]:
+    """Every pair of methods over the games that both have (Agarwal et al. 2021)."""
+    found = []
+    for one, other in combinations(group.methods, 2):
+        games = [game for game in group.methods[one] if game in group.methods[other]]
+        games = [game for game in games if normalised(game, 0.0, table) is not None]
+        if not games:
+            continue
+        ours, theirs = (normalised_scores(group, name, games, table) for name in (one, other))
+        interval: tuple[float | None, float | None] = (None, None)
+        if min(map(len, [*ours, *theirs])) > 1:
+            rng = np.random.default_rng(BOOTSTRAP_SEED)
+            interval = improvement_interval(ours, theirs, rng)
+        probability = probability_of_improvement(ours, theirs)
+        found.append(Improvement(one, other, len(games), probability, *interval))
+    return found
+
+
+def games_above_human(group: Group, name: str, games: Sequence[str], table: str) -> int:
+    """Games in which the mean of a method's runs is above the human's score."""
+    scores = normalised_scores(group, name, games, table)
+    return sum(float(of_game.mean()) > 1.0 for of_game in scores)
 
 
 @dataclass(frozen=True)
@@ -225,6 +279,7 @@ class Statistics:
     profile_games: list[str]
     thresholds: np.ndarray
     profiles: list[Profile]
+    improvements: list[Improvement]
 
 
 def statistics_of(group: Group) -> Statistics:
@@ -232,4 +287,13 @@ def statistics_of(group: Group) -> Statistics:
     table = PROTOCOLS[group.protocol].human_table
     games = group.common_games(table)
     thresholds, found = profiles(group, games, table) if games else (np.empty(0), [])
-    return Statistics(group, game_rows(group), aggregates(group), table, games, thresholds, found)
+    return Statistics(
+        group,
+        game_rows(group),
+        aggregates(group),
+        table,
+        games,
+        thresholds,
+        found,
+        improvements(group, table),
+    )

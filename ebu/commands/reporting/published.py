@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ebu.statistics import human_normalised, relative_score
 from envs import is_atari
-from envs.games import ReferenceScores, reference_scores
+from envs.games import ReferenceScores, reference_scores, score_at_100k
 
 HUMAN_TABLES = ("nature2015", "57table")
 
@@ -13,6 +13,8 @@ CURVES = "computed from published learning curves"
 EBU = "Lee et al. (2019)"
 PAPER_PROTOCOL = "no sticky actions, ε 0.05, 30 games of at most 5 minutes"
 TRAINING_RETURNS = "sticky actions, returns of training games"
+FRAMES_100K = 400_000
+PROTOCOL_100K = "Atari 100k"
 
 
 def references(game: str) -> ReferenceScores | None:
@@ -45,16 +47,25 @@ def relative(game: str, score: float, baseline: float | None = None) -> float | 
 
 @dataclass(frozen=True)
 class ReferenceAgent:
-    """An agent whose raw score of each game is known; `column` names it in `ReferenceScores`."""
+    """An agent whose raw score of each game is known.
+
+    | field | meaning |
+    | --- | --- |
+    | column | its name in `ReferenceScores`, at 400,000 frames in `envs/atari100k.csv` |
+    | runs | of each game, where the source says so |
+    """
 
     name: str
     column: str
     frames: int
     protocol: str
     source: str
+    runs: int | None = None
 
     def score(self, game: str) -> float | None:
         """The agent's raw score of a game; None if it is not known."""
+        if self.frames == FRAMES_100K:
+            return score_at_100k(self.column, game)
         known = references(game)
         score: float | None = None if known is None else getattr(known, self.column)
         return score
@@ -65,6 +76,73 @@ REFERENCE_AGENTS = (
     ReferenceAgent("DQN, Adam", "dqn_adam_10m", 10_000_000, TRAINING_RETURNS, CURVES),
     ReferenceAgent("Rainbow", "rainbow_10m", 10_000_000, TRAINING_RETURNS, CURVES),
     ReferenceAgent("IQN", "iqn_10m", 10_000_000, TRAINING_RETURNS, CURVES),
+)
+
+
+def _at_100k(name: str, column: str, source: str, runs: int | None = None) -> ReferenceAgent:
+    return ReferenceAgent(name, column, FRAMES_100K, PROTOCOL_100K, source, runs)
+
+
+AGENTS_100K = (
+    _at_100k("DER", "der", "van Hasselt et al. (2019)"),
+    _at_100k("OTRainbow", "otrainbow", "Kielak (2020)"),
+    _at_100k("CURL", "curl", "Agarwal et al. (2021)", 100),
+    _at_100k("DrQ(ε)", "drq_eps", "Agarwal et al. (2021)", 100),
+    _at_100k("SPR", "spr", "Agarwal et al. (2021)", 100),
+    _at_100k("SR-SPR", "sr_spr", "D'Oro et al. (2023)"),
+    _at_100k("BBF", "bbf", "Schwarzer et al. (2023)"),
+)
+
+
+def reference_agents(protocol: str) -> tuple[ReferenceAgent, ...]:
+    """The agents whose scores stand beside those of runs under a protocol."""
+    return AGENTS_100K if protocol == "atari100k" else REFERENCE_AGENTS
+
+
+@dataclass(frozen=True)
+class Published100k:
+    """Human-normalised aggregates over the 26 games, table of 57 games, as published.
+
+    | field | meaning |
+    | --- | --- |
+    | iqm | over all runs; of the games' means where `iqm_of_means` |
+    | above_human | games |
+    """
+
+    name: str
+    mean: float
+    median: float
+    iqm: float
+    iqm_of_means: bool
+    above_human: int
+    runs: int | None
+    source: str
+
+
+def _published_100k(
+    index: int, mean: float, median: float, iqm: float, above_human: int
+) -> Published100k:
+    agent = AGENTS_100K[index]
+    return Published100k(
+        agent.name,
+        mean,
+        median,
+        iqm,
+        agent.runs is None,
+        above_human,
+        agent.runs,
+        agent.source,
+    )
+
+
+PUBLISHED_26 = (
+    _published_100k(0, 0.285, 0.161, 0.142, 2),
+    _published_100k(1, 0.264, 0.204, 0.186, 1),
+    _published_100k(2, 0.261, 0.092, 0.113, 2),
+    _published_100k(3, 0.465, 0.313, 0.280, 3),
+    _published_100k(4, 0.616, 0.396, 0.337, 6),
+    _published_100k(5, 1.271, 0.684, 0.700, 9),
+    _published_100k(6, 2.247, 0.917, 1.139, 12),
 )
 
 

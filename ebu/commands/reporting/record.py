@@ -8,7 +8,12 @@ import numpy as np
 
 from ebu.commands.reporting.aggregates import Statistics
 from ebu.commands.reporting.comparison import Comparison
-from ebu.commands.reporting.published import PUBLISHED_49, REFERENCE_AGENTS
+from ebu.commands.reporting.published import (
+    AGENTS_100K,
+    PUBLISHED_26,
+    PUBLISHED_49,
+    REFERENCE_AGENTS,
+)
 from ebu.commands.reporting.runs import Run
 from ebu.commands.reporting.scores import as_json
 
@@ -24,7 +29,8 @@ def report_record(
         "damaged": list(damaged),
         "variants": comparison.variants,
         "published_49": [asdict(row) for row in PUBLISHED_49],
-        "reference_agents": [asdict(agent) for agent in REFERENCE_AGENTS],
+        "published_26": [asdict(row) for row in PUBLISHED_26],
+        "reference_agents": [asdict(agent) for agent in (*REFERENCE_AGENTS, *AGENTS_100K)],
     }
     return as_json(_plain(record))
 
@@ -41,6 +47,7 @@ def _group_record(found: Statistics) -> dict[str, Any]:
         "runs": [_run_record(run) for run in group.runs],
         "games": [asdict(row) for row in found.rows],
         "aggregates": [asdict(aggregate) for aggregate in found.aggregates],
+        "improvements": [asdict(each) for each in found.improvements],
         "profiles": {
             "human_table": found.profile_table,
             "games": found.profile_games,

@@ -4,9 +4,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ebu.commands.reporting.aggregates import Aggregate, GameRow, Statistics
+from ebu.commands.reporting.aggregates import Aggregate, GameRow, Improvement, Statistics
 from ebu.commands.reporting.comparison import Comparison, Group
-from ebu.commands.reporting.published import PUBLISHED_49, REFERENCE_AGENTS, references
+from ebu.commands.reporting.published import (
+    PUBLISHED_26,
+    PUBLISHED_49,
+    reference_agents,
+    references,
+)
 
 NONE = "–"
 METHOD = """\
@@ -40,8 +45,13 @@ def report_text(
                 f"![learning curves]({pictures[protocol]})",
             ]
     parts += _left_out(comparison, damaged)
-    if any(references(game) for found in groups for game in found.group.games):
-        parts += _published()
+    protocols = {
+        found.group.protocol for found in groups if any(map(references, found.group.games))
+    }
+    if "atari100k" in protocols:
+        parts += _published_26()
+    if protocols - {"atari100k"}:
+        parts += _published_49()
     return "\n\n".join(parts) + "\n"
 
 
@@ -58,6 +68,13 @@ def _group(found: Statistics, profile: str | None) -> list[str]:
         )
     for aggregate in found.aggregates:
         parts += _aggregate(group, aggregate)
+    if found.improvements:
+        parts += [
+            "### Probability of improvement",
+            "That a run of the first agent scores higher than one of the second in the same game; "
+            "the interval is a bootstrap over seeds.",
+            _improvements(found.improvements),
+        ]
     if profile is not None:
         games = _games(found.profile_games)
         parts += [
@@ -122,8 +139,9 @@ def _aggregate(group: Group, aggregate: Aggregate) -> list[str]:
             if row.low is not None and row.high is not None:
                 cell += f" [{_share(float(row.low[index]))}, {_share(float(row.high[index]))}]"
             cells.append(cell)
-        rows.append([*cells, row.source, row.protocol])
-    header = ["agent", "frames", "runs", "mean", "median", "IQM", "source", "protocol"]
+        rows.append([*cells, str(row.above_human), row.source, row.protocol])
+    header = ["agent", "frames", "runs", "mean", "median", "IQM", "games above human"]
+    header += ["source", "protocol"]
     parts = [
         f"### Human-normalised over {_games(aggregate.games)}, human table {aggregate.table}",
         _table(header, rows),
@@ -136,23 +154,57 @@ def _aggregate(group: Group, aggregate: Aggregate) -> list[str]:
     return parts
 
 
+def _improvements(found: Sequence[Improvement]) -> str:
+    rows = []
+    for each in found:
+        interval = NONE
+        if each.low is not None and each.high is not None:
+            interval = f"{_share(each.low)} to {_share(each.high)}"
+        rows.append([each.name, each.over, str(each.games), _share(each.probability), interval])
+    return _table(["agent", "over", "games", "probability", "95 % over seeds"], rows)
+
+
 def _reference_scores(group: Group) -> str:
     header = ["game", "random", "human, nature2015", "human, 57table"]
-    header += [f"{agent.name}, {agent.frames // 1_000_000}M" for agent in REFERENCE_AGENTS]
+    agents = reference_agents(group.protocol)
+    header += [f"{agent.name}, {agent.frames / 1_000_000:g}M" for agent in agents]
     rows = []
     for game in group.games:
         known = references(game)
         if known is not None:
             scores = [known.random, known.human_nature2015, known.human_57table]
-            scores += [agent.score(game) for agent in REFERENCE_AGENTS]
+            scores += [agent.score(game) for agent in agents]
             rows.append([game, *map(_number, scores)])
     notes = "; ".join(
-        f"{agent.name}: {agent.source} ({agent.protocol})" for agent in REFERENCE_AGENTS
+        f"{agent.name}: {agent.source} ({agent.protocol}"
+        + (f", {agent.runs} runs)" if agent.runs else ")")
+        for agent in agents
     )
     return f"{_table(header, rows)}\n\nSources: {notes}."
 
 
-def _published() -> list[str]:
+def _published_26() -> list[str]:
+    rows = [
+        [
+            row.name,
+            _share(row.mean),
+            _share(row.median),
+            _share(row.iqm) + (", of the games' means" if row.iqm_of_means else ""),
+            str(row.above_human),
+            NONE if row.runs is None else str(row.runs),
+            row.source,
+        ]
+        for row in PUBLISHED_26
+    ]
+    header = ["agent", "mean", "median", "IQM", "games above human", "runs of each game", "source"]
+    return [
+        "## Published human-normalised scores over the 26 games of Atari 100k",
+        "400,000 frames, human table 57table. To be compared with runs of all 26 games only.",
+        _table(header, rows),
+    ]
+
+
+def _published_49() -> list[str]:
     rows = [
         [
             row.name,
