@@ -43,7 +43,7 @@ def divergence(probabilities: Tensor, student: Tensor) -> Tensor:
     return functional.kl_div(log_probabilities, probabilities, reduction="batchmean")
 
 
-def policy_divergence(teacher: Tensor, student: Tensor, *, temperature: float) -> Tensor:
+def policy_divergence(teacher: Tensor, student: Tensor, *, temperature: float | Tensor) -> Tensor:
     """KL(softmax(Q_T / τ) ‖ softmax(z_S)): policy distillation.
 
     Rusu et al. 2015, "Policy Distillation". τ, in units of Q, sharpens the teacher alone, and there

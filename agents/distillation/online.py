@@ -93,12 +93,13 @@ class Students:
             str(config["settings"]["network"]),
             **sizes,
             generator=torch.Generator(),
-            quantiles=config["settings"]["quantiles"],
+            quantiles=config["settings"].get("quantiles", 0),
         ).to(self._device)
         self._teacher.requires_grad_(False)
         self._evaluated = False
         self._updates = 0
-        self._temperature = 0.0
+        # On the device: reading it would wait.
+        self._temperature = torch.zeros((), dtype=torch.float64, device=self._device)
 
     def learn(self, replay: EpisodicReplay, updates: int) -> None:
         """Make the students' updates due after `updates` more of the agent."""
@@ -122,7 +123,7 @@ class Students:
             for name, online in self._students.items()
             for what, value in online.averages.take().items()
         }
-        return {**metrics, "distill/temperature": self._temperature} if metrics else metrics
+        return {**metrics, "distill/temperature": float(self._temperature)} if metrics else metrics
 
     def save(self, frames: int) -> None:
         """Write each student's run directory, RUN_DIR/students/NAME.
@@ -149,18 +150,16 @@ class Students:
         states = replay.read(*replay.draw_transitions(self._rng, BATCH_SIZE)).states
         with torch.no_grad():
             labels = self._teacher(states)
-        gap = median_gap(labels)
-        self._temperature += (GAP_SHARE if self._temperature else 1.0) * (gap - self._temperature)
-        # A teacher with equal values for all actions has no policy yet.
-        if self._temperature > 0:
-            for online in self._students.values():
-                online.update(states, labels, self._temperature)
+        share = torch.where(self._temperature > 0, GAP_SHARE, 1.0)
+        self._temperature += share * (median_gap(labels) - self._temperature)
+        for online in self._students.values():
+            online.update(states, labels, self._temperature)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "updates": self._updates,
             "evaluated": self._evaluated,
-            "temperature": self._temperature,
+            "temperature": float(self._temperature),
             "rng": self._rng.bit_generator.state,
             "teacher": dict(self._teacher.state_dict()),
             # The key of the first version, so that its runs can be resumed.
@@ -172,7 +171,7 @@ class Students:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._updates = state["updates"]
         self._evaluated = state["evaluated"]
-        self._temperature = state["temperature"]
+        self._temperature.fill_(state["temperature"])
         self._rng.bit_generator.state = state["rng"]
         self._teacher.load_state_dict(state["teacher"])
         for name, online in self._students.items():
@@ -188,10 +187,16 @@ class _OnlineStudent:
         self.averages = Averages(("loss", "agreement"), weights[0].device)
         self._optimizer = adam(weights, learning_rate=LEARNING_RATE)
 
-    def update(self, states: Tensor, labels: Tensor, temperature: float) -> None:
-        """Make a gradient step towards the teacher's outputs (B, A) for states (B, stack, …)."""
+    def update(self, states: Tensor, labels: Tensor, temperature: Tensor) -> None:
+        """Make a gradient step towards the teacher's outputs (B, A) for states (B, stack, …).
+
+        temperature: (). With 0 nothing is learnt: a teacher with equal values for all actions has
+        no policy yet.
+        """
         outputs = self.student(states)
-        loss = policy_divergence(labels, outputs, temperature=temperature)
+        has_policy = temperature > 0
+        temperature = torch.where(has_policy, temperature, 1.0)
+        loss = policy_divergence(labels, outputs, temperature=temperature) * has_policy
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._optimizer.step()

@@ -153,7 +153,7 @@ def temperature_of(setting: str, outputs: Tensor, *, kind: Outputs = "values") -
 
     Raises `UsageError` for another setting, `EbuError` for auto where the median gap is 0.
     """
-    gap, value = median_gap(outputs), read_temperature(setting)
+    gap, value = float(median_gap(outputs)), read_temperature(setting)
     if value is None:
         value = 1.0 if kind == "logits" else gap
         if not (value > 0 and math.isfinite(value)):
@@ -164,10 +164,10 @@ def temperature_of(setting: str, outputs: Tensor, *, kind: Outputs = "values") -
     return Temperature(value, gap, mean_entropy(outputs, value))
 
 
-def median_gap(outputs: Tensor) -> float:
-    """Median over states of the best minus the second-best of their outputs (N, A); A ≥ 2."""
+def median_gap(outputs: Tensor) -> Tensor:
+    """Median () float64 over states of best minus second-best of their outputs (N, A), A ≥ 2."""
     best = outputs.topk(2, dim=1).values
-    return float((best[:, 0] - best[:, 1]).double().quantile(0.5))
+    return (best[:, 0] - best[:, 1]).double().quantile(0.5)
 
 
 def mean_entropy(outputs: Tensor, temperature: float) -> float:

@@ -25,13 +25,14 @@ SMALL = {
         "--device cpu --num-envs 2 --threads 1 --steps 100 --repetitions 1 --learners 1 2 "
         "--precisions float32"
     ),
+    "ingredient_speed": "--num-envs 2 --steps 100 --updates 2 --rounds 1",
     "host_speed": "--num-envs 2 --steps 100 --repetitions 2 --rounds 1",
     "train_speed": (
         "--game breakout --agents ebu --updates-per-step 0.5 --pairs 1 --threads 1 --num-envs 2 "
         "--window 40 --warmup-updates 2 --learning-starts 100 --replay-capacity 2000 --device cpu"
     ),
 }
-LONG = ("parity", "update_speed", "host_speed", "train_speed")
+LONG = ("parity", "update_speed", "ingredient_speed", "host_speed", "train_speed")
 """Ten seconds and more of processor time each; their parts have quick tests."""
 HEADINGS = {
     "replay_speed": ("microseconds", "memory", "checkpoint"),
@@ -39,6 +40,7 @@ HEADINGS = {
     "env_speed": ("rounds", "frames_per_second", "ratio"),
     "parity": ("tolerance", "parity"),
     "update_speed": ("matrix", "copy", "pieces"),
+    "ingredient_speed": ("rounds", "medians", "ratios"),
     "host_speed": ("rounds", "medians"),
     "train_speed": ("rounds", "machine_rates", "runs", "limits"),
 }
