@@ -12,6 +12,7 @@ from agents.networks import QNetwork, build_network
 from ebu.errors import EbuError
 from ebu.run.checkpoint import load_latest
 from ebu.run.directory import read_config
+from ebu.run.machine import arithmetic
 
 WEIGHTS = {"final": "checkpoints", "best": "best"}
 STUDENT = "student"
@@ -21,8 +22,9 @@ Outputs = Literal["values", "logits"]
 """What a network's outputs are: action values, or a policy's logits, which say nothing of value."""
 
 
-Precision = Literal["float32", "bfloat16"]
-"""Arithmetic of a network; its weights and outputs are float32 in both."""
+Precision = Literal["float32", "tf32", "bfloat16"]
+"""Arithmetic of a network; its weights and outputs are float32 in each. tf32, which rounds the
+factors of products, is that of GPUs; the CPU computes float32 in its place."""
 
 
 class TrainedAgent:
@@ -55,6 +57,7 @@ class TrainedAgent:
         self.num_actions: int = config["environment"]["num_actions"]
         self.device = device
         self.warnings = warnings
+        self.precision: Precision = precision
         # As the learner computes: see `Learner`.
         self._autocast = torch.autocast(
             device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
@@ -72,7 +75,7 @@ class TrainedAgent:
     @torch.no_grad()
     def outputs_of(self, stacks: np.ndarray | Tensor) -> Tensor:
         """Values or logits (B, A) float32, as `outputs` says, of stacks as in `values`."""
-        with self._autocast:
+        with arithmetic(self.device, self.precision), self._autocast:
             outputs: Tensor = self.network(torch.as_tensor(stacks, device=self.device))
         return outputs.float()
 

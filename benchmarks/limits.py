@@ -17,6 +17,7 @@ from agents import Learner, LearnerConfig
 from benchmarks import env_speed
 from benchmarks.measurement import spread, times
 from benchmarks.runs import BATCH_SIZE, FRAMES_PER_STEP, Conditions
+from ebu.run.machine import arithmetic
 from envs import AtariVector
 
 # Rows and columns of the matrices: some tenths of a second at most.
@@ -96,9 +97,11 @@ def measure_limits(conditions: Conditions, precisions: tuple[str, ...]) -> Limit
 def matrix_rate(device: torch.device, precision: str) -> dict[str, float]:
     """FLOP/s of the product of two large matrices of normal random numbers."""
     side = MATRIX_SIDE[device.type]
-    matrix = torch.randn(side, side, device=device, dtype=getattr(torch, precision))
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    matrix = torch.randn(side, side, device=device, dtype=dtype)
     product = torch.empty_like(matrix)
-    seconds = times(lambda: torch.mm(matrix, matrix, out=product), REPETITIONS, device)
+    with arithmetic(device, precision):
+        seconds = times(lambda: torch.mm(matrix, matrix, out=product), REPETITIONS, device)
     return spread(2 * side**3 / each for each in seconds)
 
 

@@ -36,6 +36,7 @@ from ebu.commands.presets import DEFAULT, for_agent
 from ebu.errors import UsageError
 from ebu.replay import EpisodicReplay
 from ebu.run.cli import run_command
+from ebu.run.machine import arithmetic
 from ebu.run.settings import Positive
 from ebu.training import Trainer
 
@@ -43,7 +44,7 @@ from ebu.training import Trainer
 # first steps hardly depend on how small a gradient is, so what is rounded there comes out enlarged:
 # noise of a millionth of the largest gradient of a tensor leads 2e-5 apart, and in 16 updates no
 # further; noise of a thousandth, in bfloat16, 8e-4 in 16.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-3}
+TOLERANCE = {"float32": 1e-4, "tf32": 1e-3, "bfloat16": 2e-3}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Settings(PlaySettings):
 
     agents: tuple[Literal["ebu", "dqn"], ...] = ("ebu", "dqn")
     """Our agents."""
-    precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
+    precisions: tuple[Literal["float32", "tf32", "bfloat16"], ...] = ("float32",)
     """Arithmetic of the networks."""
     updates: Positive = 1_000
     """Gradient steps of each."""
@@ -135,8 +136,9 @@ def measure(settings: Settings) -> dict[str, Any]:
         for precision, name in product(settings.precisions, settings.agents):
             say(f"{name}, {precision}: {settings.updates} updates in step, as many apart")
             agents, others = (agents_of(name, precision, settings.seed, trainer) for _ in range(2))
-            together = in_step(agents, trainer.replay, settings.updates)
-            alone = apart(others, trainer.replay, settings.updates)
+            with arithmetic(trainer.replay.device, precision):
+                together = in_step(agents, trainer.replay, settings.updates)
+                alone = apart(others, trainer.replay, settings.updates)
             figures.append(
                 {
                     "agent": name,

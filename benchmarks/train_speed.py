@@ -84,7 +84,7 @@ class Settings(Conditions):
     """The trainer to compare with; without it only ours is timed."""
     agents: tuple[Literal["ebu", "dqn"], ...] = ("ebu", "dqn")
     """Our agents."""
-    precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
+    precisions: tuple[Literal["float32", "tf32", "bfloat16"], ...] = ("float32",)
     """Precisions of ours, each in runs of its own; SB3 always computes in float32."""
     deterministic: bool = False
     """Measure ours also with train.py's --deterministic, for what it costs on a GPU."""

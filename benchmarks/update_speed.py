@@ -44,6 +44,7 @@ from ebu.commands.presets import DEFAULT, for_agent
 from ebu.errors import UsageError
 from ebu.replay import EpisodicReplay
 from ebu.run.cli import run_command
+from ebu.run.machine import arithmetic
 from ebu.run.settings import Positive
 from ebu.staging import Staging
 from ebu.targets import backward_targets
@@ -69,7 +70,7 @@ LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpyAsync", "cud
 class Settings(PlaySettings):
     """What is measured."""
 
-    precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    precisions: tuple[Literal["float32", "tf32", "bfloat16"], ...] = ("float32", "bfloat16")
     """Arithmetic of the networks."""
     learners: tuple[Positive, ...] = (1, 11)
     """K: numbers of learners."""
@@ -248,7 +249,8 @@ def measure(settings: Settings) -> dict[str, Any]:
                 pieces = chain(pieces, whole_updates(learner, replay, flops))
             for piece in pieces:
                 say(f"{precision}, K={learners}: {piece.name}")
-                taken = time_piece(piece.call, settings.repetitions, replay.device)
+                with arithmetic(replay.device, precision):
+                    taken = time_piece(piece.call, settings.repetitions, replay.device)
                 one.setdefault(piece.name, taken["microseconds"])
                 figures.append(
                     {

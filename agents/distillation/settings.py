@@ -184,7 +184,7 @@ class DistillConfig:
     """Exit with 1 if a chosen student retains less than this share of the teacher's score."""
     device: Device = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
-    precision: Literal["float32", "bfloat16", "auto"] = "auto"
+    precision: Literal["float32", "tf32", "bfloat16", "auto"] = "auto"
     """Arithmetic of the networks in training. auto: bfloat16 where the device has it."""
     threads: Threads = 0
     """Threads of torch and of the emulators; 0 takes one for each processor core."""

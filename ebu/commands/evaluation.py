@@ -19,7 +19,13 @@ from ebu.interfaces import VectorEnvironment
 from ebu.run.cli import all_cores
 from ebu.run.directory import read_config
 from ebu.run.files import write_whole
-from ebu.run.machine import device_named, has_bfloat16, prepare_torch
+from ebu.run.machine import (
+    device_named,
+    has_bfloat16,
+    has_tf32,
+    prepare_torch,
+    torch_threads,
+)
 from ebu.run.progress import progress_bar
 from ebu.run.settings import one_of
 from envs import UnknownGameError
@@ -104,7 +110,7 @@ def rules_of(config: EvaluateConfig) -> Rules:
     protocol = PROTOCOLS[name]
     final_epsilon = float(setting("epsilon_end"))
     device, threads = device_named(config.device), config.threads or all_cores()
-    prepare_torch(device, threads)
+    prepare_torch(device, torch_threads(config.threads, threads, device))
     evaluator = evaluator_for(
         game,
         protocol,
@@ -133,7 +139,10 @@ def rules_of(config: EvaluateConfig) -> Rules:
 
 
 def precision_of(run_dir: Path, settings: dict[str, Any], device: torch.device) -> Precision:
-    """The arithmetic that the run was trained in; runs of earlier versions know float32 alone."""
+    """The arithmetic that the run was trained in, float32 for tf32 where the device has none.
+
+    Runs of earlier versions know float32 alone.
+    """
     precision = settings.get("precision", "float32")
     if precision not in get_args(Precision):
         raise EbuError(f"{run_dir}'s config.json says precision {precision!r}: restore it")
@@ -144,7 +153,7 @@ def precision_of(run_dir: Path, settings: dict[str, Any], device: torch.device) 
             file=sys.stderr,
         )
     found: Precision = precision
-    return found
+    return "float32" if precision == "tf32" and not has_tf32(device) else found
 
 
 def check_fits(agent: TrainedAgent, env: VectorEnvironment, run_dir: Path, rules: Rules) -> None:

@@ -41,17 +41,19 @@ class TrainConfig:
     """Up to this many no-ops at the start of a training game; evaluation follows the protocol."""
     life_loss_ends_segment: bool | None = None
     """Whether a lost life ends a segment as a game's end does [default: as the protocol says]."""
-    num_envs: Annotated[int, Bounds(1, 10_000)] = 8
-    """Environments stepped together."""
+    num_envs: Annotated[int, Bounds(0, 10_000)] = 0
+    """Environments stepped together; 0 takes 8, on a GPU 64."""
     replay_capacity: Positive = 1_000_000
     """Transitions in the replay memory; 7 kB each on Atari."""
     device: Device = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Arithmetic of the networks; weights, targets and losses are float32 always. auto: bfloat16
-    where the device has instructions for it."""
+    precision: Literal["float32", "tf32", "bfloat16", "auto"] = "float32"
+    """Arithmetic of the networks; weights, targets and losses are float32 always. tf32: float32
+    with faster, rounded products on a GPU. auto: bfloat16 where the device has instructions for
+    it."""
     threads: Threads = 0
-    """Threads of torch and of the emulators; 0 takes one for each processor core."""
+    """Threads of torch and of the emulators; 0 takes one for each processor core, and with a GPU
+    one for torch."""
     deterministic: bool = False
     """On a GPU, take only operations that give the same bits every time; a CPU always does."""
     profile: bool = False
@@ -93,6 +95,7 @@ GYMNASIUM = replace(
     DEFAULT,
     frames=50_000,
     train_noops=0,
+    num_envs=8,
     replay_capacity=100_000,
     threads=1,
     method=EbuConfig(batch_size=64, mix_segments=16, clip_rewards=False),

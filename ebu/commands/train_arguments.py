@@ -45,7 +45,8 @@ The second column: sets of games, for study.py --games.
 with discrete actions and image or vector observations: CartPole-v1, ebu/Maze-v0, or one of your
 own, my_module:MyEnv-v0, from a module that Python finds."""
 
-WITH_RESUME = frozenset({"resume", "help", "frames"}) | NOT_PART_OF_THE_RUN | AUTOMATIC.keys()
+_MAY_CHANGE = NOT_PART_OF_THE_RUN | (AUTOMATIC.keys() - {"num_envs"})
+WITH_RESUME = frozenset({"resume", "help", "frames"}) | _MAY_CHANGE
 """Flags that may be given together with --resume; --run-dir is refused, since --resume names it."""
 
 

@@ -21,7 +21,7 @@ from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import load_latest
 from ebu.run.directory import directory_name, open_run_directory, read_earlier_config
 from ebu.run.logs import Monitor
-from ebu.run.machine import choose_machine, prepare_torch
+from ebu.run.machine import choose_machine, choose_num_envs, prepare_torch
 from ebu.run.profiling import Profile
 from ebu.run.progress import say
 from ebu.run.settings import flat
@@ -47,13 +47,17 @@ def build_trainer(config: TrainConfig) -> Trainer:
     run_dir = config.run_dir or Path(
         "runs", f"{directory_name(game)}-{config.agent}-{config.preset}-seed{config.seed}"
     )
-    machine = choose_machine(
-        config.device, config.threads, config.precision, read_earlier_config(run_dir)
-    )
+    before = read_earlier_config(run_dir)
+    machine = choose_machine(config.device, config.threads, config.precision, before)
+    config = replace(config, num_envs=choose_num_envs(config.num_envs, machine.device, before))
     for line in machine.warnings:
         say(f"warning: {line}")
     prepare_torch(
-        machine.device, machine.threads, autotune=True, deterministic=config.deterministic
+        machine.device,
+        machine.torch_threads,
+        precision=machine.precision,
+        autotune=True,
+        deterministic=config.deterministic,
     )
     protocol = protocol_of(config)
     to_seed = np.random.SeedSequence(config.seed)

@@ -20,7 +20,7 @@ EVENTS = re.compile(r"events\.out\.tfevents\.(\d+).*")
 """Files of a run directory: what it was started with, and its logs."""
 LOCK = "lock"
 
-AUTOMATIC: Mapping[str, Any] = {"device": "auto", "precision": "auto", "threads": 0}
+AUTOMATIC: Mapping[str, Any] = {"device": "auto", "precision": "auto", "threads": 0, "num_envs": 0}
 """What leaves the choice of each setting to the program."""
 _BEFORE_RECORDED = ("device", "threads")
 """Taken as automatic in runs whose config.json does not say what was."""

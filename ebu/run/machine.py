@@ -1,7 +1,8 @@
 """Device, threads and precision of a run: chosen when it starts, kept when it is resumed."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ from ebu.errors import UsageError
 from ebu.run.cli import all_cores
 from ebu.run.directory import AUTOMATIC, automatic_settings
 
+ENVIRONMENTS = {"cpu": 8, "cuda": 64}
+"""Environments of a training run, by kind of device: fewer keep a GPU waiting for the host."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -18,13 +22,16 @@ class Machine:
 
     | field | meaning |
     | --- | --- |
-    | precision | float32 or bfloat16 |
+    | threads | of the emulators, and of torch unless `torch_threads` says otherwise |
+    | torch_threads | on a GPU one, which only launches, unless --threads asks for more |
+    | precision | float32, tf32 or bfloat16 |
     | automatic | settings that were automatic when the run started: they alone may change |
     | warnings | what the user should know of the choice, one line each |
     """
 
     device: torch.device
     threads: int
+    torch_threads: int
     precision: str
     automatic: list[str]
     warnings: list[str]
@@ -44,7 +51,8 @@ def choose_machine(
     | device, threads, precision | as asked for; see `AUTOMATIC` |
     | before | config.json of the run to resume; None for a new one |
 
-    Raises `UsageError` for a device that is not there.
+    Raises `UsageError` for a device that is not there, and for a new run in a precision that the
+    device does not have.
     """
     asked = {"device": device, "precision": precision, "threads": threads}
     if before is None:
@@ -57,6 +65,7 @@ def choose_machine(
     if device == "auto" and recorded.get("device") == "cpu":
         device = "cpu"
     chosen = device_named(device)
+    asked_threads = threads
     if not threads:
         threads = all_cores()
         known = recorded.get("threads")
@@ -66,7 +75,17 @@ def choose_machine(
     if precision == "auto":
         precision = recorded.get("precision") or ("bfloat16" if has_bfloat16(chosen) else "float32")
 
-    machine = Machine(chosen, threads, precision, automatic, [])
+    if precision == "tf32" and before is None and not has_tf32(chosen):
+        raise UsageError(
+            "--precision tf32: only GPUs from Ampere (2020) on compute in it; choose float32, or "
+            "bfloat16"
+        )
+
+    machine = Machine(
+        chosen, threads, torch_threads(asked_threads, threads, chosen), precision, automatic, []
+    )
+    if precision == "tf32" and not has_tf32(chosen):
+        machine.warnings.append("this device has no tf32: float32 is computed in full, and slower")
     if precision == "bfloat16" and not has_bfloat16(chosen):
         machine.warnings.append(
             "no bfloat16 instructions here: it is emulated, and slower than float32"
@@ -79,6 +98,20 @@ def choose_machine(
                 "of a run that was never moved"
             )
     return machine
+
+
+def torch_threads(asked: int, threads: int, device: torch.device) -> int:
+    """Threads of torch: `threads`, but on a GPU one, which only launches, unless asked for."""
+    return threads if asked or device.type != "cuda" else 1
+
+
+def choose_num_envs(num_envs: int, device: torch.device, before: Mapping[str, Any] | None) -> int:
+    """The environments of a run: as asked for, as it was started with, or what suits the device.
+
+    `num_envs` is 0 where the choice is left to the program; `before` as in `choose_machine`.
+    """
+    recorded = before["settings"].get("num_envs") if before else None
+    return num_envs or recorded or ENVIRONMENTS[device.type]
 
 
 def device_named(name: str) -> torch.device:
@@ -102,8 +135,18 @@ def has_bfloat16(device: torch.device) -> bool:
     return any(ask().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def has_tf32(device: torch.device) -> bool:
+    """Whether the device can round the factors of float32 products to 10 bits, which is faster."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def prepare_torch(
-    device: torch.device, threads: int, *, autotune: bool = False, deterministic: bool = False
+    device: torch.device,
+    threads: int,
+    *,
+    precision: str = "float32",
+    autotune: bool = False,
+    deterministic: bool = False,
 ) -> None:
     """Set up torch for the whole process: threads, float32 arithmetic, choice of kernels.
 
@@ -113,8 +156,7 @@ def prepare_torch(
     torch.set_num_threads(threads)
     if device.type != "cuda":
         return
-    # float32 means float32: torch would let convolutions round their inputs to TF32.
-    torch.backends.cudnn.allow_tf32 = False
+    _allow_tf32(precision == "tf32", precision == "tf32")
     torch.backends.cudnn.benchmark = autotune and not deterministic
     if deterministic:
         # Read when cuBLAS first computes something.
@@ -122,3 +164,23 @@ def prepare_torch(
         torch.use_deterministic_algorithms(True)
         # What is allocated here is written before it is read.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@contextmanager
+def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
+    """Compute products of float32 in this precision, whatever the process has been set to."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    _allow_tf32(precision == "tf32", precision == "tf32")
+    try:
+        yield
+    finally:
+        _allow_tf32(*before)
+
+
+def _allow_tf32(convolutions: bool, products: bool) -> None:
+    """float32 means float32: torch itself lets convolutions round their inputs to TF32."""
+    torch.backends.cudnn.allow_tf32 = convolutions
+    torch.backends.cuda.matmul.allow_tf32 = products

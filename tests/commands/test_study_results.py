@@ -174,7 +174,7 @@ def test_what_changes_no_result_may_differ_and_half_a_result_is_written_again(
 ) -> None:
     args, (run,) = study_in(tmp_path)
     assert run.result_dir is not None
-    machine = {"threads": 7, "device": "cpu", "checkpoint_minutes": 1.0}
+    machine = {"threads": 7, "device": "cpu", "num_envs": 8, "checkpoint_minutes": 1.0}
     write_result(write_planned(run, 1.0, **machine), run.result_dir, run.games)
     (run.result_dir / "config.json").unlink()
     assert run_study(monkeypatch, args) == []

@@ -212,11 +212,24 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     for flags, words in (
         (["--beta", "0.7"], r"beta was 0\.5, is 0\.7"),
         (["--threads", "2"], "threads was 1, is 2"),
+        (["--num-envs", "3"], "num_envs was 2, is 3"),
         (["--frames", "2000"], "may only grow"),
     ):
         with pytest.raises(UsageError, match=words):
             build(tmp_path, *flags)
     build(tmp_path, "--frames", "5000", "--checkpoint-minutes", "1").close()
+
+
+def test_environments_left_to_the_program_are_those_of_the_device_or_of_the_run(
+    tmp_path: Path,
+) -> None:
+    for asked, number in (("0", 8), ("2", 2)):
+        for again in (asked, "0"):
+            trainer = build(tmp_path / asked, "--num-envs", again)
+            trainer.close()
+            assert trainer.env.num_envs == number
+        config = json.loads((tmp_path / asked / "config.json").read_text())
+        assert config["settings"]["num_envs"] == number
 
 
 def test_a_directory_without_a_checkpoint_starts_again_with_clean_logs(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def run(config: DistillConfig, *, should_stop: Callable[[], bool] = lambda: Fals
     machine = choose_machine(config.device, config.threads, config.precision, before)
     for line in machine.warnings:
         say(f"warning: {line}")
-    prepare_torch(machine.device, machine.threads)
+    prepare_torch(machine.device, machine.torch_threads, precision=machine.precision)
     games = check_teachers(config, specs, machine.device)
     asked, config = config, replace(config, **machine.settings())
     pipelines = build_pipelines(config, games, should_stop)

@@ -18,7 +18,15 @@ from ebu.commands.reporting.runs import method_settings
 from ebu.commands.reporting.scores import FINAL, as_json, final_record
 from ebu.commands.table.provenance import PROVENANCE, provenance_of
 from ebu.errors import EbuError
-from ebu.run.directory import CONFIG, EVALUATIONS, EVENTS, METRICS, differences, read_config
+from ebu.run.directory import (
+    AUTOMATIC,
+    CONFIG,
+    EVALUATIONS,
+    EVENTS,
+    METRICS,
+    differences,
+    read_config,
+)
 from ebu.run.files import write_whole
 from ebu.run.hints import program_command
 
@@ -95,8 +103,9 @@ def result_differences(recorded: Mapping[str, Any], planned: Mapping[str, Any]) 
     """
     # As it reads back: a tuple is a list in JSON.
     recorded = json.loads(json.dumps({"precision": "float32", **recorded}))
-    if planned["precision"] == "auto":
-        planned = {**planned, "precision": recorded["precision"]}
+    for name in ("precision", "num_envs"):
+        if planned.get(name) == AUTOMATIC[name]:
+            planned = {**planned, name: recorded.get(name)}
     old, new = (
         {**method_settings(settings), **{name: settings.get(name) for name in _THE_RUN}}
         for settings in (recorded, planned)

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from ebu.errors import UsageError
-from ebu.run.machine import Machine, choose_machine, has_bfloat16
+from ebu.run.machine import (
+    Machine,
+    arithmetic,
+    choose_machine,
+    choose_num_envs,
+    has_bfloat16,
+    prepare_torch,
+)
 
 AUTO = ("auto", 0, "auto")
 
@@ -41,6 +48,10 @@ def test_a_new_run_takes_what_the_machine_has(here: Any) -> None:
     machine = choose_machine(*AUTO, None)
     assert machine.settings() == {"device": "cuda", "threads": 8, "precision": "bfloat16"}
     assert sorted(machine.automatic) == ["device", "precision", "threads"]
+    # On a GPU the emulators have all cores; torch only launches, unless threads are asked for.
+    assert machine.torch_threads == 1
+    assert choose_machine("cuda", 4, "auto", None).torch_threads == 4
+    assert choose_machine("cpu", 0, "auto", None).torch_threads == 8
     asked = choose_machine("cpu", 2, "float32", None)
     assert asked.settings() == {"device": "cpu", "threads": 2, "precision": "float32"}
     assert asked.automatic == asked.warnings == machine.warnings == []
@@ -97,6 +108,54 @@ def test_runs_that_do_not_say_what_was_automatic_move_too(here: Any) -> None:
     machine = choose_machine(*AUTO, before)
     assert machine.settings() == {"device": "cpu", "threads": 4, "precision": "float32"}
     assert machine.automatic == ["device", "threads"]
+
+
+def test_the_environments_of_a_run_are_asked_for_recorded_or_those_of_its_device() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [choose_num_envs(0, device, None) for device in (cpu, cuda)] == [8, 64]
+    before = {"settings": {"num_envs": 16}}
+    assert choose_num_envs(0, cuda, before) == 16
+    assert choose_num_envs(5, cuda, before) == 5
+
+
+def test_tf32_is_for_gpus_that_have_it(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    capability = [(9, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    here(4, cuda=True)
+    before = config_of(choose_machine("auto", 0, "tf32", None))
+    assert before["settings"]["precision"] == "tf32"
+    capability[0] = (7, 5)
+    for device in ("cuda", "cpu"):
+        with pytest.raises(UsageError, match="tf32: only GPUs"):
+            choose_machine(device, 0, "tf32", None)
+    # A run that was started with it continues in float32.
+    here(4)
+    again = choose_machine("auto", 0, "tf32", before)
+    assert again.precision == "tf32"
+    assert any("no tf32" in line for line in again.warnings)
+
+
+def test_products_of_float32_are_those_asked_for() -> None:
+    def allowed() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    before = allowed()
+    cpu, cuda, threads = torch.device("cpu"), torch.device("cuda"), torch.get_num_threads()
+    try:
+        prepare_torch(cpu, threads)
+        assert allowed() == before
+        prepare_torch(cuda, threads)
+        assert allowed() == (False, False)
+        with arithmetic(cuda, "tf32"):
+            assert allowed() == (True, True)
+            with arithmetic(cuda, "bfloat16"), arithmetic(cpu, "tf32"):
+                assert allowed() == (False, False)
+            assert allowed() == (True, True)
+        assert allowed() == (False, False)
+        prepare_torch(cuda, threads, precision="tf32")
+        assert allowed() == (True, True)
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def test_a_device_that_is_asked_for_must_be_there(here: Any) -> None:
