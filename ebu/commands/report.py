@@ -61,6 +61,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
     # Computes and draws: imported once there is something to compute.
     from ebu.commands.reporting.aggregates import statistics_of
     from ebu.commands.reporting.comparison import compare
+    from ebu.commands.reporting.milestones import milestones
     from ebu.commands.reporting.pictures import write_pictures
     from ebu.commands.reporting.record import report_record
     from ebu.commands.reporting.text import mixed_precisions, report_text
@@ -72,9 +73,12 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
             print(f"warning: {mixed}", file=sys.stderr)
     groups = [statistics_of(group) for group in comparison.groups]
     pictures = write_pictures(comparison, groups, curves, out)
-    text = report_text(comparison, groups, damaged, pictures)
+    reached = {
+        found.group.name: milestones(found.group, curves, found.profile_table) for found in groups
+    }
+    text = report_text(comparison, groups, reached, damaged, pictures)
     write_whole(out / "report.md", text.encode())
-    write_whole(out / "report.json", report_record(comparison, groups, damaged))
+    write_whole(out / "report.json", report_record(comparison, groups, reached, damaged))
     print(text, end="")
     print(f"{out / 'report.md'}: {len(runs)} runs", file=sys.stderr)
 

@@ -12,6 +12,7 @@ import pytest
 from ebu.commands import report
 from ebu.commands.reporting.aggregates import aggregates, game_rows, statistics_of
 from ebu.commands.reporting.comparison import Comparison, compare
+from ebu.commands.reporting.milestones import milestones
 from ebu.commands.reporting.pictures import mean_curve
 from ebu.commands.reporting.published import (
     AGENTS_100K,
@@ -20,7 +21,7 @@ from ebu.commands.reporting.published import (
     REFERENCE_AGENTS,
     normalised,
 )
-from ebu.commands.reporting.runs import find_run_directories, learning_curve, read_run
+from ebu.commands.reporting.runs import find_run_directories, learning_curve, read_run, read_runs
 from ebu.commands.reporting.scores import write_evaluation
 from ebu.errors import EbuError, UsageError
 from envs.games import ATARI100K, PAPER49
@@ -290,6 +291,21 @@ def test_runs_of_atari_100k_stand_beside_agents_of_the_same_budget(
     # Of the pairs 20-40, 20-30, 35-40 and 35-30 dqn wins the last.
     assert (better.name, better.over, better.probability) == ("dqn", "ebu", 0.25)
     run_report(monkeypatch, tmp_path)
+
+
+def test_frames_to_shares_of_the_humans_score_by_hand(tmp_path: Path) -> None:
+    # Returns are frames / 1,000 and the seed; the human of the later table scores 30.5 at Breakout
+    # against 1.7 of random play: a tenth is 4.58.
+    for seed in (0, 2):
+        write_run(tmp_path, "breakout", "ebu", seed, 1.0, protocol="atari100k")
+        record = evaluation(1.0, protocol="atari100k")
+        run_dir = tmp_path / f"breakout-ebu-seed{seed}"
+        (run_dir / "evaluation.json").write_text(json.dumps(record))
+    runs, curves, _ = read_runs(find_run_directories([tmp_path]))
+    (group,) = compare(runs).groups
+    (found,) = milestones(group, curves, "57table")
+    assert (found.game, found.method, found.runs) == ("breakout", "ebu", 2)
+    assert found.frames == {0.1: [5_000, 3_000], 0.5: [], 1.0: []}
 
 
 def test_the_report_of_a_study(

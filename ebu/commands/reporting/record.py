@@ -1,6 +1,6 @@
 """The report as data: report.json."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from ebu.commands.reporting.aggregates import Statistics
 from ebu.commands.reporting.comparison import Comparison
+from ebu.commands.reporting.milestones import Milestones
 from ebu.commands.reporting.published import (
     AGENTS_100K,
     PUBLISHED_26,
@@ -19,11 +20,20 @@ from ebu.commands.reporting.scores import as_json
 
 
 def report_record(
-    comparison: Comparison, groups: Sequence[Statistics], damaged: Sequence[str]
+    comparison: Comparison,
+    groups: Sequence[Statistics],
+    reached: Mapping[str, Sequence[Milestones]],
+    damaged: Sequence[str],
 ) -> bytes:
     """Everything in the report, and every run's score, as a JSON file holds it."""
     record = {
-        "groups": [_group_record(found) for found in groups],
+        "groups": [
+            {
+                **_group_record(found),
+                "milestones": [asdict(one) for one in reached[found.group.name]],
+            }
+            for found in groups
+        ],
         "unfinished": [_run_record(run) for run in comparison.unfinished],
         "repeated": [str(run.directory) for run, _ in comparison.repeated],
         "damaged": list(damaged),

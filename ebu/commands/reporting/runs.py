@@ -28,8 +28,18 @@ _NOT_THE_METHOD = frozenset(
         *("eval_every_frames", "eval_episodes"),
     }
 )
-# What agents were before they could be combined; nstep has always recorded its n_step.
-_FIXED: dict[str, Any] = {"prioritized": False, "double": False, "n_step": 1}
+# What agents were before these were settings; nstep has always recorded its n_step.
+_FIXED: dict[str, Any] = {
+    "prioritized": False,
+    "double": False,
+    "n_step": 1,
+    "shift_pixels": 0,
+    "intensity": 0.0,
+    "quantiles": 0,
+    "target_average": 0.0,
+    "reset_updates": 0,
+    "weight_decay": 0.0,
+}
 _FIXED_BY_AGENT: dict[str, dict[str, Any]] = {
     "double_dqn": {"double": True},
     "prioritized": {"prioritized": True, "double": True},

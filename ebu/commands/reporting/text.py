@@ -6,6 +6,7 @@ import numpy as np
 
 from ebu.commands.reporting.aggregates import Aggregate, GameRow, Improvement, Statistics
 from ebu.commands.reporting.comparison import Comparison, Group
+from ebu.commands.reporting.milestones import SHARES, Milestones
 from ebu.commands.reporting.published import (
     PUBLISHED_26,
     PUBLISHED_49,
@@ -27,13 +28,21 @@ those of profiles, are 95 % percentile intervals of a bootstrap stratified by ga
 def report_text(
     comparison: Comparison,
     groups: Sequence[Statistics],
+    reached: Mapping[str, Sequence[Milestones]],
     damaged: Sequence[str],
     pictures: Mapping[str, str],
 ) -> str:
-    """The whole report. `pictures`: file names by training protocol and by name of a group."""
+    """The whole report.
+
+    | argument | meaning |
+    | --- | --- |
+    | reached | frames to shares of the human's score, by name of a group |
+    | pictures | file names by training protocol and by name of a group |
+    """
     parts = ["# Report", METHOD]
     for found in groups:
-        parts += _group(found, pictures.get(found.group.name))
+        name = found.group.name
+        parts += _group(found, reached[name], pictures.get(name))
     if not groups:
         parts.append("No run has a score after all the frames it was asked to play.")
     for protocol in comparison.curves:
@@ -55,7 +64,7 @@ def report_text(
     return "\n\n".join(parts) + "\n"
 
 
-def _group(found: Statistics, profile: str | None) -> list[str]:
+def _group(found: Statistics, reached: Sequence[Milestones], profile: str | None) -> list[str]:
     group = found.group
     parts = [f"## Protocol {group.protocol}, {group.frames:,} frames, {group.scored_by}"]
     mixed = mixed_precisions(group)
@@ -68,6 +77,13 @@ def _group(found: Statistics, profile: str | None) -> list[str]:
         )
     for aggregate in found.aggregates:
         parts += _aggregate(group, aggregate)
+    if reached:
+        parts += [
+            "### Frames to reach a share of the human's score",
+            "Until the mean return of the last 100 training games first was there: the median over "
+            "the seeds that reached it, and how many did.",
+            _milestones(reached),
+        ]
     if found.improvements:
         parts += [
             "### Probability of improvement",
@@ -152,6 +168,17 @@ def _aggregate(group: Group, aggregate: Aggregate) -> list[str]:
             f"{', '.join(left_out)}."
         )
     return parts
+
+
+def _milestones(reached: Sequence[Milestones]) -> str:
+    rows = []
+    for each in reached:
+        cells = [
+            f"{np.median(frames):,.0f} ({len(frames)} of {each.runs})" if frames else NONE
+            for frames in each.frames.values()
+        ]
+        rows.append([each.game, each.method, *cells])
+    return _table(["game", "agent", *map(_share, SHARES)], rows)
 
 
 def _improvements(found: Sequence[Improvement]) -> str:
