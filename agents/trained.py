@@ -9,10 +9,11 @@ from torch import Tensor
 
 from agents.agent import epsilon_greedy, policy_weights
 from agents.networks import QNetwork, build_network
-from ebu.errors import EbuError
+from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import load_latest
-from ebu.run.directory import read_config
+from ebu.run.directory import CONFIG, identity_of, read_config
 from ebu.run.machine import arithmetic
+from ebu.run.reading import check_fits
 
 WEIGHTS = {"final": "checkpoints", "best": "best"}
 STUDENT = "student"
@@ -121,7 +122,7 @@ def load_agent(
     """
     run_dir = Path(run_dir)
     config = read_config(run_dir)
-    checkpoint = load_latest(run_dir / WEIGHTS[weights], state_only=True)
+    checkpoint = load_latest(run_dir / WEIGHTS[weights], state_only=True, run=identity_of(config))
     if checkpoint is None:
         raise EbuError(
             f"{run_dir} has no {weights} weights yet: train on until its first "
@@ -139,8 +140,17 @@ def load_agent(
         )
         is_student = settings["agent"] == STUDENT
         network.load_state_dict(policy_weights(checkpoint.state["agent"]))
+        if not all(bool(weight.isfinite().all()) for weight in network.parameters()):
+            raise EbuError(
+                f"the {weights} weights in {run_dir} are not finite, its training has diverged: "
+                "train again with a lower --learning-rate"
+            )
         outputs = _outputs_named(settings["outputs"]) if is_student else "values"
-    except (KeyError, TypeError, RuntimeError) as error:
+        frames = checkpoint.state["frames"]
+        check_fits(frames, int, "frames")
+    except UsageError as error:
+        raise EbuError(f"{run_dir / CONFIG}: {error}: restore it") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise EbuError(
             f"the weights in {run_dir} do not fit its config.json ({reason}): restore it"
@@ -149,7 +159,7 @@ def load_agent(
         network,
         outputs,
         config,
-        checkpoint.state["frames"],
+        frames,
         torch.device(device),
         checkpoint.warnings,
         precision,

@@ -19,6 +19,7 @@ import zstandard
 from torch import Tensor
 
 from ebu.errors import EbuError
+from ebu.run.reading import check_fits, open_file, read_json
 
 _DATA = "frames.zst"
 _INDEX = "frames.json"
@@ -66,7 +67,7 @@ def read_frames(directory: Path, ring: Tensor, first: int, end: int) -> None:
     EbuError if files are missing, short, altered, or of another memory or another step.
     """
     try:
-        index = json.loads((directory / _INDEX).read_text())
+        index = read_json(directory / _INDEX)
         if index["format"] != _FORMAT:
             raise ValueError(f"format {index['format']}")
         for key, value in _layout(ring, first, end).items():
@@ -75,11 +76,14 @@ def read_frames(directory: Path, ring: Tensor, first: int, end: int) -> None:
         chunks = index["chunks"]
         if [tuple(chunk[:3]) for chunk in chunks] != list(_chunks(ring, first, end)):
             raise ValueError("its list of chunks is not whole")
-        with (directory / _DATA).open("rb") as file:
+        check_fits([size for *_, size in chunks], list[int], "the chunks' sizes")
+        with open_file(directory / _DATA) as file:
+            left = os.fstat(file.fileno()).st_size
             for stream, step, count, size in chunks:
-                data = file.read(size)
-                if len(data) != size:
+                if not 0 <= size <= left:
                     raise ValueError(f"{_DATA} is too short")
+                data = file.read(size)
+                left -= size
                 _decompress(data, ring, stream, step, count)
             if file.read(1):
                 raise ValueError(f"{_DATA} is too long")
@@ -116,10 +120,12 @@ def _compress(ring: Tensor, stream: int, step: int, count: int) -> bytes:
 
 
 def _decompress(data: bytes, ring: Tensor, stream: int, step: int, count: int) -> None:
-    raw = bytearray(zstandard.ZstdDecompressor().decompress(data))
     expected = count * ring[0, 0].numel() * ring.element_size()
-    if len(raw) != expected:
-        raise ValueError(f"a chunk holds {len(raw)} bytes, expected {expected}")
+    # Before anything is allocated: a few kilobytes can stand for gigabytes.
+    declared = zstandard.frame_content_size(data)
+    if declared != expected:
+        raise ValueError(f"a chunk holds {declared} bytes, expected {expected}")
+    raw = bytearray(zstandard.ZstdDecompressor().decompress(data))
     frames = torch.frombuffer(raw, dtype=ring.dtype).view(count, *ring.shape[2:])
     for piece in _pieces(ring, stream, step, count):
         piece.copy_(frames[: len(piece)])

@@ -1,7 +1,7 @@
 """The training loop: act, learn, store; log, evaluate and checkpoint when due."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,6 +40,7 @@ class Trainer:
     | | it was told to stop |
     | run_dir | checkpoints go to checkpoints/, the best evaluated weights to best/ |
     | lock | the run directory's open lock file, held until `close` |
+    | identity | settings that its checkpoints carry: see `identity_of` |
     | distiller | trains other networks alongside; the run is the same without it |
 
     `state_dict` holds everything that changes during a run except the frames of the replay memory,
@@ -62,6 +63,7 @@ class Trainer:
         evaluate: Callable[[int, Callable[[], bool]], dict[str, Any] | None],
         run_dir: Path,
         lock: IO[str],
+        identity: Mapping[str, Any] | None = None,
         profile: Profile | None = None,
         distiller: Distiller | None = None,
     ) -> None:
@@ -75,6 +77,7 @@ class Trainer:
         self.monitor = monitor
         self.evaluate = evaluate
         self.run_dir = run_dir
+        self.identity = identity
         self.profile = profile
         self.distiller = distiller
         self.stop_requested = False
@@ -87,7 +90,7 @@ class Trainer:
         # Next agent step at which open segments may be cut: see `_segment_ends`.
         self._next_cut = config.learning_starts
         self._best: float | None = None
-        self._started = False
+        self._started = self._saved = False
         self._games = GameStatistics(env.num_envs)
         self._probes = ValueProbes(env.num_envs, gamma=gamma, clip_rewards=clip_rewards)
         self._log_schedule = Schedule(config.log_every_frames, EARLY_LINES)
@@ -119,6 +122,9 @@ class Trainer:
             if self._log_schedule.due(self.frames):
                 self._log()
             if self._eval_schedule.due(self.frames):
+                # A run that has results and no checkpoint is not started again.
+                if not self._saved:
+                    self.save()
                 self._evaluate(progress)
             if self.stop_requested or self.frames >= until_frames:
                 break
@@ -251,7 +257,9 @@ class Trainer:
         if self._best is None or record["mean"] > self._best:
             self._best = record["mean"]
             state = {"agent": self.agent.state_dict(), "frames": self.frames}
-            save_checkpoint(self.run_dir / "best", self._checkpoint_name(), state, keep=1)
+            save_checkpoint(
+                self.run_dir / "best", self._checkpoint_name(), state, run=self.identity, keep=1
+            )
             if self.distiller is not None:
                 self.distiller.set_teacher()
         self._eval_schedule.done(self.frames)
@@ -290,15 +298,18 @@ class Trainer:
                 self.state_dict(),
                 writers=[self.replay.write_frames],
                 logs=self.monitor.sync(),
+                run=self.identity,
             )
             if self.distiller is not None:
                 self.distiller.save(self.frames)
+            self._saved = True
             return saved
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of a run with the same settings."""
         self.load_state_dict(checkpoint.state)
         self.replay.read_frames(checkpoint.directory)
+        self._saved = True
 
     def close(self) -> None:
         """Close the environments and the logs, and release the lock of the run directory."""

@@ -1,6 +1,7 @@
 """Distillations as small as they get: their teachers, their settings, and what they leave."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ebu.commands.distilling.run import Outcome, run
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.run.cli import parse
+from tests.checkpoints import reseal
 
 GREY = "tests.envs.tiny:TinyGrey-v0"
 NUMBERS = "tests.envs.tiny:TinyNumbers-v0"
@@ -18,7 +20,7 @@ FLAGS = [
     *("--students", "2-2-2/4", "--seeds", "2", "--games", "2", "--no-export"),
     *("--states", "90", "--rounds", "2", "--num-envs", "3"),
     *("--updates", "4", "--batch-size", "8", "--log-every-updates", "2"),
-    *("--threads", "1", "--device", "cpu", "--precision", "float32"),
+    *("--threads", "1", "--device", "cpu", "--precision", "float32", "--trust-env"),
 ]
 
 
@@ -37,6 +39,18 @@ def train(run_dir: Path, flags: str) -> Path:
 def train_teacher(directory: Path) -> Path:
     """A run on pictures."""
     return train(directory, f"--game {GREY} --network 3-3-3/6 --frames 200")
+
+
+def copy_as_other_run(teacher: Path, directory: Path, **changes: dict[str, Any]) -> Path:
+    """A copy of a run whose config.json and checkpoints say so of its settings, or environment."""
+    shutil.copytree(teacher, directory)
+    config = json.loads((directory / "config.json").read_text())
+    for part, values in changes.items():
+        config[part] |= values
+    (directory / "config.json").write_text(json.dumps(config))
+    for checkpoint in (directory / "checkpoints").iterdir():
+        reseal(checkpoint, run=None)
+    return directory
 
 
 def config_of(teacher: Path, out: Path, *flags: object) -> DistillConfig:

@@ -180,6 +180,11 @@ def from_replay(
     except UsageError as error:
         reason = str(error).partition(":")[0]
         raise EbuError(f"{run_dir}: {reason}: free some memory, or collect in play") from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise EbuError(
+            f"{checkpoint.directory} holds no replay memory of this version ({error!r}): collect "
+            "in play"
+        ) from error
     # Frames have checksums of their own.
     replay.read_frames(checkpoint.directory)
     pieces = list(_draw_pieces(list(_pieces(replay)), rng, count))

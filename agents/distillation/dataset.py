@@ -1,6 +1,7 @@
 """The dataset: states with each frame stored once, the teacher's outputs, held-out episodes."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ebu.errors import EbuError, UsageError
-from ebu.memory import unfilled
+from ebu.memory import available_bytes, unfilled
 from ebu.replay_files import read_frames, write_frames
 from ebu.run.checkpoint import REPLACED, load_latest, save_checkpoint
 from ebu.run.directory import differences
@@ -258,11 +259,11 @@ def load_states(directory: Path) -> Dataset:
         saved = load_latest(directory, state_only=True)
         assert saved is not None
         state = saved.state
-        frames = unfilled(
-            (state.pop("num_frames"), *state.pop("frame_shape")),
-            getattr(torch, state.pop("frame_dtype")),
-            torch.device("cpu"),
-        )
+        shape, cpu = (state.pop("num_frames"), *state.pop("frame_shape")), torch.device("cpu")
+        available = available_bytes(cpu)
+        if available is not None and 4 * math.prod(shape) > available:
+            raise ValueError(f"frames of shape {shape} do not fit in memory")
+        frames = unfilled(shape, getattr(torch, state.pop("frame_dtype")), cpu)
         # Frames have checksums of their own.
         read_frames(saved.directory, frames[:, None], 0, len(frames))
         return Dataset(frames=frames, sources=tuple(state.pop("sources")), **state)

@@ -8,6 +8,7 @@ from typing import Any, TypedDict, TypeVar, cast
 
 from ebu.errors import EbuError
 from ebu.run.files import write_whole
+from ebu.run.reading import check_fits, read_json
 
 TEACHER_FILE, ENSEMBLE_FILE, RESULT_FILE = "teacher.json", "ensemble.json", "result.json"
 REPORT = "report.md"
@@ -165,13 +166,11 @@ def read_record(path: Path, kind: type[RecordT]) -> RecordT | None:
     Raises `EbuError`, one line, for a file that is no record of this kind.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        missing = kind.__annotations__.keys() - record.keys()
-        if missing:
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        record = read_json(path)
+        check_fits(record, kind)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise EbuError(
             f"{path} cannot be read ({error}): put back a copy, or delete it to have it measured "
             "again"

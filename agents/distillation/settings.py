@@ -96,7 +96,9 @@ LOSSES = {**MAIN_LOSSES, **ADDED_LOSSES, "mutual": Loss("logits")}
 """All losses by name; `losses` computes them. An ensemble, refined labels and generations are
 no losses of their own: they give other teacher outputs to `kl`."""
 
-MAY_CHANGE = frozenset({"out", "min_retention", "checkpoint_minutes", "baselines", "export"})
+MAY_CHANGE = frozenset(
+    {"out", "min_retention", "checkpoint_minutes", "baselines", "export", "trust_env"}
+)
 """Settings that change no result, only whether it is computed."""
 MAY_GROW = frozenset({"games", "seeds", "baseline_seeds", "from_scratch", "generations"})
 
@@ -145,6 +147,8 @@ class DistillConfig:
     teachers, runs of several games train one network with a head for each."""
     out: Path
     """Output directory. Run the same command again to resume."""
+    trust_env: bool = False
+    """Import the module that the runs' environment is from (module:Env-v0): its code runs."""
     students: tuple[str, ...] = ("net1", "net2", "net3")
     """Networks: net1, net2, net3, widths (16-16-16/64), teacher (its own), and the teacher with
     fewer ranks: teacher@half, teacher@energy=0.9, teacher@vbmf, teacher@tucker=16,32,32,32."""

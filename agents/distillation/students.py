@@ -16,7 +16,7 @@ from agents.networks import Features, PlainHead, QNetwork, build_network
 from agents.trained import STUDENT, WEIGHTS, Outputs, TrainedAgent
 from ebu.errors import UsageError
 from ebu.run.checkpoint import save_checkpoint
-from ebu.run.directory import CONFIG, differences, read_config, write_config
+from ebu.run.directory import CONFIG, differences, identity_of, read_config, write_config
 
 # The teacher's settings that matter for playing; the others were about its training.
 PLAYING = ("game", "protocol", "epsilon_end", "random_start_actions")
@@ -193,7 +193,7 @@ def save_student(
         "frames": teacher.frames,
     }
     name = f"frames-{teacher.frames:012d}"
-    save_checkpoint(directory / WEIGHTS["final"], name, state, keep=1)
+    save_checkpoint(directory / WEIGHTS["final"], name, state, run=identity_of(config), keep=1)
     if not known:
         write_config(directory, config)
 

@@ -40,6 +40,8 @@ class EvaluateConfig:
     """cpu, cuda, or auto: cuda where there is one."""
     threads: Threads = 0
     """Threads of torch and of the emulators; 0 takes one for each processor core."""
+    trust_env: bool = False
+    """Import the module that the run's environment is from (module:Env-v0): its code runs."""
     video: Path | None = None
     """Write the best game here, as .gif or .mp4, at twice its speed."""
     render: bool = False

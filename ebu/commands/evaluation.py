@@ -13,6 +13,7 @@ from ebu.commands.evaluate_arguments import EvaluateConfig, check
 from ebu.commands.reporting.scores import as_json, write_evaluation
 from ebu.commands.scoring import evaluator_for
 from ebu.commands.showing import Window, check_display, check_pictures, film_best
+from ebu.commands.trust import check_trust
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Evaluation, Evaluator, random_play, seeds_of
 from ebu.interfaces import VectorEnvironment
@@ -99,6 +100,7 @@ def rules_of(config: EvaluateConfig) -> Rules:
     """The rules that a configuration and the run's own settings give; prepares torch for them."""
     check(config)
     settings = read_config(config.run_dir)["settings"]
+    check_trust(config.run_dir, settings, config.trust_env)
 
     def setting(name: str) -> Any:
         if name not in settings:

@@ -116,9 +116,6 @@ GYMNASIUM = replace(
 
 PRESETS = {"default": DEFAULT, "paper": PAPER}
 
-NOT_PART_OF_THE_RUN = frozenset({"run_dir", "checkpoint_minutes", "overlap", "profile"})
-"""Settings that change nothing in what a run computes."""
-
 
 def preset_for(game: str, preset: str) -> TrainConfig:
     """The preset of this name for a game; Gymnasium environments have a default of their own."""

@@ -1,13 +1,15 @@
 """Open a run's logs: new ones with its settings, or those of a run to be resumed."""
 
-import shutil
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ebu.commands.presets import TrainConfig
+from ebu.errors import UsageError
 from ebu.run.checkpoint import Checkpoint
-from ebu.run.directory import EVALUATIONS, METRICS
+from ebu.run.directory import CHECKPOINTS, EVALUATIONS, METRICS
+from ebu.run.files import writing
 from ebu.run.logs import Monitor, cut_logs, last_frames
 from ebu.run.progress import say
 
@@ -44,8 +46,11 @@ def open_logs(
         for line in warnings:
             say(f"warning: {line}")
         return Monitor(run_dir, resumed_at=checkpoint.state["frames"])
+    _refuse_lost_checkpoints(run_dir)
+    # Tells a run that was killed before its first checkpoint from one whose checkpoints are gone.
+    with writing(run_dir / CHECKPOINTS):
+        (run_dir / CHECKPOINTS).mkdir(exist_ok=True)
     cut_logs(run_dir, {})
-    shutil.rmtree(run_dir / "best", ignore_errors=True)
     monitor = Monitor(run_dir)
     settings = description["settings"]
     for title, table in (("configuration", settings), ("protocol", protocol)):
@@ -60,6 +65,19 @@ def open_logs(
     first = {name: settings[name] for name in HYPERPARAMETERS} | {"seed": str(settings["seed"])}
     monitor.hyperparameters(first, more)
     return monitor
+
+
+def _refuse_lost_checkpoints(run_dir: Path) -> None:
+    """Raise `UsageError` where a run has results and no checkpoint: nothing is deleted."""
+    results = [name for name in ("best", "evaluations") if os.path.lexists(run_dir / name)]
+    logs = [METRICS, EVALUATIONS] if not (run_dir / CHECKPOINTS).is_dir() else [EVALUATIONS]
+    results += [name for name in logs if last_frames(run_dir / name) is not None]
+    if results:
+        raise UsageError(
+            f"{run_dir} has {' and '.join(results)}, but its checkpoints are gone: put "
+            f"{CHECKPOINTS}/ back to resume it, or choose another --run-dir to start again; "
+            "nothing has been deleted"
+        )
 
 
 def _is_complete(run_dir: Path, checkpoint: Checkpoint, config: TrainConfig) -> bool:

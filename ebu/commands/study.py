@@ -17,6 +17,7 @@ from ebu.commands.table.plan import PlannedRun, StudyConfig, check_settings, pla
 from ebu.commands.table.precision import in_one_precision, precisions_in
 from ebu.commands.table.provenance import code_version, machine
 from ebu.commands.table.results import ResultsTable
+from ebu.commands.trust import trust_words
 from ebu.errors import EbuError
 from ebu.run.cli import all_cores, parse, run_command
 from ebu.run.directory import acquire_lock
@@ -122,6 +123,7 @@ def task_of(run: PlannedRun, threads: int) -> Task:
     """The commands of a run."""
     options = ["--threads", str(threads)]
     scoring = [*options, "--device", run.config.device, "--episodes", str(run.games)]
+    scoring += trust_words(run.settings)
     return Task(
         run_dir=run.run_dir,
         frames=run.config.frames,

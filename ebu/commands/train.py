@@ -3,8 +3,10 @@
 import sys
 
 from ebu.commands.train_arguments import gymnasium_defaults, parse_arguments
+from ebu.commands.trust import trust_words
 from ebu.run.cli import run_command, stop_on_signals
 from ebu.run.hints import program_command, tensorboard_command
+from ebu.run.settings import flat
 from envs import is_atari
 
 
@@ -46,10 +48,11 @@ def main() -> int:
             else "no profile was written: too few steps with updates were made"
         )
     if not finished:
-        again = program_command("train.py", "--resume", run_dir)
+        again = program_command("train.py", "--resume", run_dir, *trust_words(flat(config)))
         say(f"stopped at frame {trainer.frames:,}: resume with: {again}")
         return 128 + stopped_by[0]
-    say(f"done: score it with: {program_command('evaluate.py', run_dir)}")
+    trust = trust_words(flat(config))
+    say(f"done: score it with: {program_command('evaluate.py', run_dir, *trust)}")
     if is_atari(config.game):
         filming = program_command("evaluate.py", run_dir, "--video", "best_game.mp4")
         say(f"and film its best game with: {filming}")
@@ -57,7 +60,7 @@ def main() -> int:
         from agents.distillation.records import student_directory
     for name in config.distill or ():
         student = student_directory(run_dir, name)
-        say(f"and {name} with: {program_command('evaluate.py', student)}")
+        say(f"and {name} with: {program_command('evaluate.py', student, *trust)}")
     return 0
 
 

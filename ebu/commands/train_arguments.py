@@ -10,16 +10,23 @@ from agents.settings import AGENTS
 from ebu.commands.presets import (
     DEFAULT,
     GYMNASIUM,
-    NOT_PART_OF_THE_RUN,
     PRESETS,
     TrainConfig,
     for_agent,
     preset_for,
 )
-from ebu.errors import UsageError
+from ebu.commands.trust import add_working_directory, check_trust, modules_in
+from ebu.errors import EbuError, UsageError
 from ebu.run.cli import parse
-from ebu.run.directory import AUTOMATIC, CONFIG, automatic_settings, read_config
+from ebu.run.directory import (
+    AUTOMATIC,
+    CONFIG,
+    NOT_PART_OF_THE_RUN,
+    automatic_settings,
+    read_config,
+)
 from ebu.run.hints import program_name
+from ebu.run.reading import shorten
 from ebu.run.settings import flat, one_of
 from envs import UnknownGameError, check_game
 from envs.games import list_games
@@ -33,6 +40,8 @@ class Arguments:
     """Run directory to train further. Its config.json holds every setting; --frames may grow, and
     what is not part of the run (--checkpoint-minutes, --overlap, --profile), or was chosen by the
     program (--device, --threads, --precision), may be given again."""
+    trust_env: bool = False
+    """With --resume: import the module that the run's environment is from (module:Env-v0)."""
     list_games: bool = False
     """Print what --game takes, and exit."""
     run: TrainConfig = field(default_factory=TrainConfig)
@@ -46,7 +55,7 @@ with discrete actions and image or vector observations: CartPole-v1, ebu/Maze-v0
 own, my_module:MyEnv-v0, from a module that Python finds."""
 
 _MAY_CHANGE = NOT_PART_OF_THE_RUN | (AUTOMATIC.keys() - {"num_envs"})
-WITH_RESUME = frozenset({"resume", "help", "frames"}) | _MAY_CHANGE
+WITH_RESUME = frozenset({"resume", "help", "frames", "trust_env"}) | _MAY_CHANGE
 """Flags that may be given together with --resume; --run-dir is refused, since --resume names it."""
 
 
@@ -80,6 +89,11 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
     if arguments.list_games:
         print(f"{list_games()}\n{OTHER_GAMES}")
         raise SystemExit(0)
+    settings = flat(arguments.run)
+    if run_dir is None:
+        add_working_directory(modules_in(settings))
+    else:
+        check_trust(Path(run_dir), settings, arguments.trust_env)
     _check(arguments.run)
     return arguments.run
 
@@ -119,6 +133,10 @@ def flags_of_run(run_dir: Path) -> list[str]:
             f"({', '.join(differing)} in its {CONFIG}): resume it with that version, or start a "
             "new run"
         )
+    for name, value in settings.items():
+        # It would be read as a flag of its own.
+        if isinstance(value, list) and any(str(each).startswith("-") for each in value):
+            raise EbuError(f"{run_dir / CONFIG} says {name} is {shorten(value)}: restore it")
     automatic = {name: AUTOMATIC[name] for name in automatic_settings(config)}
     return flags_of({**settings, **automatic}, usual)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from agents import Agent, build_agent, build_learner
-from ebu.commands.presets import NOT_PART_OF_THE_RUN, TrainConfig
+from ebu.commands.presets import TrainConfig
 from ebu.commands.run_logs import open_logs
 from ebu.commands.scoring import env_maker, evaluator_for
 from ebu.errors import EbuError, UsageError
@@ -19,7 +19,13 @@ from ebu.frames import torch_dtype
 from ebu.interfaces import VectorEnvironment
 from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import load_latest
-from ebu.run.directory import directory_name, open_run_directory, read_earlier_config
+from ebu.run.directory import (
+    NOT_PART_OF_THE_RUN,
+    directory_name,
+    identity_of,
+    open_run_directory,
+    read_earlier_config,
+)
 from ebu.run.logs import Monitor
 from ebu.run.machine import choose_machine, choose_num_envs, prepare_torch
 from ebu.run.profiling import Profile
@@ -104,7 +110,8 @@ def build_trainer(config: TrainConfig) -> Trainer:
                 may_grow=frozenset({"frames"}),
             )
         )
-        checkpoint = load_latest(run_dir / "checkpoints")
+        identity = identity_of(description)
+        checkpoint = load_latest(run_dir / "checkpoints", run=identity)
         monitor = on_failure.enter_context(
             contextlib.closing(
                 open_logs(run_dir, checkpoint, config, description, asdict(protocol))
@@ -135,6 +142,7 @@ def build_trainer(config: TrainConfig) -> Trainer:
             evaluate=TrainingEvaluation(evaluator, agent, monitor, config.seed),
             run_dir=run_dir,
             lock=lock,
+            identity=identity,
             profile=Profile(run_dir / "profile") if config.profile else None,
             distiller=students,
         )
@@ -148,6 +156,11 @@ def build_trainer(config: TrainConfig) -> Trainer:
                 raise EbuError(
                     f"{checkpoint.directory} was written by another version and has no {error}: "
                     "resume the run with that version, or start a new one"
+                ) from error
+            except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+                raise EbuError(
+                    f"{checkpoint.directory} does not fit this run ({' '.join(str(error).split())})"
+                    ": put back the run's own checkpoint"
                 ) from error
         on_failure.pop_all()
     return trainer

@@ -5,20 +5,23 @@ A checkpoint is a directory:
     state.safetensors   every tensor and array of the state, keys joined with "/"
     state.json          the shape of the state and everything in it that is not a tensor
     …                   what the writers add (the replay memory's frames)
-    manifest.json       sizes and digests of all of them, and the lengths of the logs
+    manifest.json       sizes and digests of all of them, the lengths of the logs, the checkpoint's
+                        own name, and the settings of its run with their digest
 
 It is written under a hidden name and renamed when every byte of it is on the disk, so a process
 killed at any moment leaves the checkpoints it had before.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import safetensors.torch
@@ -27,14 +30,30 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ebu.errors import EbuError
+from ebu.memory import available_bytes
+from ebu.run.directory import differences
 from ebu.run.files import sync
+from ebu.run.reading import (
+    RefusedFileError,
+    check_directory,
+    check_fits,
+    open_file,
+    read_file,
+    read_json,
+    shorten,
+)
 
 FORMAT = 1
+NAME = re.compile(r"(?:(?:frames|updates)-[0-9]+|states|trained)(?:\.replaced)?")
+"""Names of checkpoints; whatever else is in their directory is left alone."""
 TENSORS, VALUES, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 
 # While a checkpoint is replaced by one of the same name the earlier one keeps this suffix, under
 # which it is still found and loaded.
 REPLACED = ".replaced"
+
+# Where the free memory is not known.
+MOST_TENSOR_BYTES = 64 << 30
 
 # json reads and writes decimal digits, of which Python converts at most 4300.
 LONGEST_DECIMAL_BITS = 8192
@@ -64,6 +83,10 @@ class _Damaged(Exception):
     """What is wrong with a checkpoint, in a few words."""
 
 
+class _Foreign(Exception):
+    """How the settings of a whole checkpoint differ from those of the run it lies in."""
+
+
 def save_checkpoint(
     root: Path,
     name: str,
@@ -71,6 +94,7 @@ def save_checkpoint(
     *,
     writers: Sequence[Callable[[Path], None]] = (),
     logs: Mapping[str, int] | None = None,
+    run: Mapping[str, Any] | None = None,
     keep: int = 2,
 ) -> Path:
     """Write the checkpoint `root/name`, whole or not at all, and return its directory.
@@ -83,12 +107,13 @@ def save_checkpoint(
     | state | nested dicts; keys are strings without "/"; leaves are tensors, arrays, JSON values |
     | writers | each is called with the directory and writes its files into it |
     | logs | length in bytes of each log at this moment, flushed and synced |
+    | run | settings that make the run, JSON values: it is loaded by no other run |
     | keep | complete checkpoints that stay |
 
     Raises EbuError where the disk is full or fails: earlier checkpoints are then untouched.
     Raises TypeError, with the key, for a leaf that would not come back as it is.
     """
-    if not name or name.startswith(".") or "/" in name or name.endswith(REPLACED):
+    if not NAME.fullmatch(name) or name.endswith(REPLACED):
         raise ValueError(f"not a name for a checkpoint: {name!r}")
     tensors, values = _split(state)
     temporary = root / f".{name}.{os.getpid()}.tmp"
@@ -101,7 +126,7 @@ def save_checkpoint(
             (temporary / VALUES).write_bytes(json.dumps(values).encode())
             for writer in writers:
                 writer(temporary)
-            _write_manifest(temporary, name, dict(logs or {}))
+            _write_manifest(temporary, name, dict(logs or {}), run)
             _publish(temporary, root / name)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -115,47 +140,73 @@ def save_checkpoint(
     return root / name
 
 
-def load_latest(root: Path, *, state_only: bool = False) -> Checkpoint | None:
+def load_latest(
+    root: Path, *, state_only: bool = False, run: Mapping[str, Any] | None = None
+) -> Checkpoint | None:
     """Load the newest undamaged checkpoint under `root`; None where there has never been one.
 
-    Every file is compared with its digest before anything is used. `state_only` compares the two
-    state files alone and changes nothing on the disk: enough to evaluate the weights, even while
-    the run is training.
+    Every file is compared with its digest before anything is used.
 
-    Raises EbuError where there are checkpoints and all are damaged, or they cannot be read.
+    | argument | meaning |
+    | --- | --- |
+    | state_only | compare the two state files alone and change nothing on the disk: enough to |
+    | | evaluate the weights, even while the run is training |
+    | run | settings of the run that `root` belongs to; checkpoints of earlier versions have none |
+
+    Raises EbuError where there are checkpoints and all are damaged, or they cannot be read, and
+    where the newest is of a run with other settings.
     """
-    try:
-        if not state_only and root.is_dir():
-            _remove_leftovers(root)
-        directories = _newest_first(root)
-    except OSError as error:
-        raise EbuError(
-            f"cannot read the checkpoints in {root}: {error.strerror or error}; "
-            "check the path and its permissions"
-        ) from error
-    passed_over: list[tuple[str, str]] = []
-    for directory in directories:
+    while True:
         try:
-            logs = _verify(directory, state_only)
-            state = _read_state(directory)
-        except _Damaged as damage:
-            passed_over.append((directory.name, str(damage)))
-            continue
-        except OSError as error:
-            passed_over.append((directory.name, error.strerror or str(error)))
-            continue
-        warnings = [
-            f"checkpoint {damaged} is damaged ({what}); using {directory.name}"
+            if root.is_dir():
+                check_directory(root)
+            if not state_only and root.is_dir():
+                _remove_leftovers(root)
+            directories = _newest_first(root)
+            before = _snapshot(directories)
+            found, passed_over = _load_first(directories, state_only, run)
+            # A run that was saving meanwhile has taken away what was about to be read.
+            if not passed_over or _snapshot(_newest_first(root)) == before:
+                break
+        except (OSError, RefusedFileError) as error:
+            raise EbuError(
+                f"cannot read the checkpoints in {root}: "
+                f"{getattr(error, 'strerror', None) or error}; check the path and its permissions"
+            ) from error
+    if found is not None:
+        found.warnings.extend(
+            f"checkpoint {damaged} is damaged ({what}); using {found.name}"
             for damaged, what in passed_over
-        ]
-        return Checkpoint(state, directory, directory.name, logs, warnings)
-    if passed_over:
+        )
+    elif passed_over:
         reasons = ", ".join(f"{damaged}: {what}" for damaged, what in passed_over)
         raise EbuError(
             f"every checkpoint in {root} is damaged ({reasons}); put back a copy of one, "
             "or delete that directory to start again at frame 0"
         )
-    return None
+    return found
+
+
+def _load_first(
+    directories: Sequence[Path], state_only: bool, run: Mapping[str, Any] | None
+) -> tuple[Checkpoint | None, list[tuple[str, str]]]:
+    """The first checkpoint that is whole; names of those before it, and what is wrong with them."""
+    passed_over: list[tuple[str, str]] = []
+    for directory in directories:
+        try:
+            logs = _verify(directory, state_only, run)
+            state = _read_state(directory)
+            return Checkpoint(state, directory, directory.name, logs), passed_over
+        except (_Damaged, RefusedFileError) as damage:
+            passed_over.append((directory.name, str(damage)))
+        except _Foreign as foreign:
+            raise EbuError(
+                f"{directory} is a checkpoint of another run ({foreign}): move it away, or load it "
+                "in the directory of its own run"
+            ) from foreign
+        except OSError as error:
+            passed_over.append((directory.name, error.strerror or str(error)))
+    return None, passed_over
 
 
 # --- the state as two files -----------------------------------------------------------------
@@ -245,12 +296,14 @@ def _join(tensors: dict[str, Tensor], tree: Any, prefix: str = "") -> dict[str, 
 
 
 def _read_state(directory: Path) -> dict[str, Any]:
+    free = available_bytes(torch.device("cpu"))
+    content = read_file(directory / TENSORS, MOST_TENSOR_BYTES if free is None else free)
     try:
-        tensors = safetensors.torch.load((directory / TENSORS).read_bytes())
+        tensors = safetensors.torch.load(content)
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise _Damaged(f"{TENSORS}: cannot be read") from error
     try:
-        return _join(tensors, json.loads((directory / VALUES).read_bytes()))
+        return _join(tensors, read_json(directory / VALUES, finite=False))
     # Content with the right digest is what was written, unless the digest was altered with it.
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _Damaged(f"{VALUES}: cannot be read") from error
@@ -259,7 +312,26 @@ def _read_state(directory: Path) -> dict[str, Any]:
 # --- the manifest ---------------------------------------------------------------------------
 
 
-def _write_manifest(directory: Path, name: str, logs: dict[str, int]) -> None:
+class _File(TypedDict):
+    bytes: int
+    sha256: str
+
+
+class _Run(TypedDict):
+    sha256: str
+    settings: dict[str, Any]
+
+
+class _Manifest(TypedDict):
+    name: str
+    files: dict[str, _File]
+    logs: dict[str, int]
+    run: NotRequired[_Run]
+
+
+def _write_manifest(
+    directory: Path, name: str, logs: dict[str, int], run: Mapping[str, Any] | None
+) -> None:
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(directory.rglob("*")):
         sync(path)
@@ -267,66 +339,94 @@ def _write_manifest(directory: Path, name: str, logs: dict[str, int]) -> None:
             relative = path.relative_to(directory).as_posix()
             files[relative] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
     manifest: dict[str, Any] = {"format": FORMAT, "name": name, "files": files, "logs": logs}
-    manifest["sha256"] = _digest_of_manifest(manifest)
+    if run is not None:
+        manifest["run"] = {"sha256": _digest_of(run), "settings": dict(run)}
+    manifest["sha256"] = _digest_of(manifest)
     (directory / MANIFEST).write_bytes(json.dumps(manifest, indent=1).encode())
     sync(directory / MANIFEST)
     sync(directory)
 
 
-def _verify(directory: Path, state_only: bool) -> dict[str, int]:
+def _verify(directory: Path, state_only: bool, run: Mapping[str, Any] | None) -> dict[str, int]:
     """Compare the files with the manifest and return the lengths of the logs."""
-    if not directory.is_dir():
+    if directory.is_symlink() or not directory.is_dir():
         raise _Damaged("not a directory")
     try:
-        manifest = json.loads((directory / MANIFEST).read_bytes())
+        manifest = read_json(directory / MANIFEST)
     except FileNotFoundError as error:
         raise _Damaged(f"{MANIFEST}: missing") from error
-    except (ValueError, RecursionError) as error:
-        raise _Damaged(f"{MANIFEST}: cannot be read") from error
-    if not isinstance(manifest, dict) or manifest.get("sha256") != _digest_of_manifest(manifest):
+    except RefusedFileError as error:
+        raise _Damaged(f"{MANIFEST}: cannot be read, {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("sha256") != _digest_of(
+        {key: value for key, value in manifest.items() if key != "sha256"}
+    ):
         raise _Damaged(f"{MANIFEST}: digest differs")
     if manifest.get("format") != FORMAT:
-        raise _Damaged(f"{MANIFEST}: format {manifest.get('format')!r}, not {FORMAT}")
-    try:
-        files = {
-            str(relative): (int(file["bytes"]), str(file["sha256"]))
-            for relative, file in manifest["files"].items()
-        }
-        logs = {str(relative): int(length) for relative, length in manifest["logs"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _Damaged(f"{MANIFEST}: cannot be read") from error
+        raise _Damaged(f"{MANIFEST}: format {shorten(manifest.get('format'))}, not {FORMAT}")
+    check_fits(manifest, _Manifest, MANIFEST)
+    files, logs = manifest["files"], manifest["logs"]
     if TENSORS not in files or VALUES not in files:
         raise _Damaged(f"{MANIFEST}: names no state")
-    for relative, (length, digest) in files.items():
+    if manifest["name"] != directory.name.removesuffix(REPLACED):
+        raise _Damaged(f"{MANIFEST}: it is a copy of {shorten(manifest['name'])}")
+    for relative, file in files.items():
         path = directory / relative
+        if ".." in path.parts or path == Path(relative):
+            raise _Damaged(f"{MANIFEST}: names {shorten(relative)}")
         if state_only and relative not in (TENSORS, VALUES):
             continue
         if not path.is_file():
             raise _Damaged(f"{relative}: missing")
-        if path.stat().st_size != length:
-            raise _Damaged(f"{relative}: {path.stat().st_size} bytes instead of {length}")
-        if _digest(path) != digest:
+        if path.stat().st_size != file["bytes"]:
+            raise _Damaged(f"{relative}: {path.stat().st_size} bytes instead of {file['bytes']}")
+        if _digest(path) != file["sha256"]:
             raise _Damaged(f"{relative}: digest differs")
-    return logs
+    if run is not None and "run" in manifest:
+        _compare_runs(manifest["run"], run)
+    return dict(logs)
+
+
+def _compare_runs(of_checkpoint: _Run, run: Mapping[str, Any]) -> None:
+    """Raise `_Foreign` unless they agree: later versions may have further settings."""
+    settings = of_checkpoint["settings"]
+    if of_checkpoint["sha256"] != _digest_of(settings):
+        raise _Damaged(f"{MANIFEST}: digest of its settings differs")
+    both = settings.keys() & run.keys()
+    differing = differences(
+        {name: settings[name] for name in both}, {name: run[name] for name in both}
+    )
+    if differing:
+        raise _Foreign("; ".join(each[:100] for each in differing[:4]))
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def _digest_of_manifest(manifest: Mapping[str, Any]) -> str:
-    content = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _digest_of(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 # --- directories ----------------------------------------------------------------------------
 
 
+def _snapshot(directories: Sequence[Path]) -> list[tuple[str, int]]:
+    """What tells whether checkpoints have been saved or removed: names and inodes."""
+    found = []
+    for directory in directories:
+        with contextlib.suppress(FileNotFoundError):
+            found.append((directory.name, os.lstat(directory).st_ino))
+    return found
+
+
 def _newest_first(root: Path) -> list[Path]:
-    if not root.exists():
+    if not os.path.lexists(root):
         return []
-    paths = [path for path in root.iterdir() if not path.name.startswith(".")]
+    paths = [path for path in root.iterdir() if NAME.fullmatch(path.name)]
     # Of two of the same name the replaced one is the older.
     return sorted(
         paths,

@@ -2,14 +2,16 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NotRequired, TypedDict
 
 from ebu.errors import EbuError, UsageError
-from ebu.run.files import write_whole
+from ebu.run.files import open_to_write, write_whole
+from ebu.run.reading import RefusedFileError, check_directory, check_fits, read_json, shorten
 
 with contextlib.suppress(ImportError):  # missing on Windows: `acquire_lock` says so
     import fcntl
@@ -19,11 +21,62 @@ METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d+).*")
 """Files of a run directory: what it was started with, and its logs."""
 LOCK = "lock"
+CHECKPOINTS = "checkpoints"
 
 AUTOMATIC: Mapping[str, Any] = {"device": "auto", "precision": "auto", "threads": 0, "num_envs": 0}
 """What leaves the choice of each setting to the program."""
 _BEFORE_RECORDED = ("device", "threads")
 """Taken as automatic in runs whose config.json does not say what was."""
+
+
+NOT_PART_OF_THE_RUN = frozenset({"run_dir", "checkpoint_minutes", "overlap", "profile"})
+"""Settings that change nothing in what a run computes."""
+_NOT_THE_IDENTITY = NOT_PART_OF_THE_RUN | AUTOMATIC.keys() | {"frames", "teacher"}
+"""Settings that a run may change when it is resumed, and paths of others."""
+
+MOST_ACTIONS, MOST_INPUTS = 1 << 16, 1 << 20
+"""Networks have at most this many outputs and inputs."""
+
+
+class Environment(TypedDict, total=False):
+    """What config.json says of the environments."""
+
+    num_actions: int
+    stack: int
+    frame_shape: list[int]
+    frame_dtype: str
+    frames_per_step: int
+
+
+class Settings(TypedDict, total=False):
+    """The settings in config.json that other commands than train.py read."""
+
+    game: str
+    agent: str
+    preset: str
+    protocol: str
+    network: str
+    outputs: str | None
+    precision: str
+    device: str
+    threads: int | None
+    seed: int
+    frames: int
+    epsilon_end: float
+    random_start_actions: int
+    life_loss_ends_segment: bool | None
+    prioritized: bool
+    gamma: float
+    beta: float
+    clip_rewards: bool
+
+
+class Config(TypedDict):
+    """The content of config.json."""
+
+    settings: Settings
+    environment: Environment
+    automatic: NotRequired[list[str]]
 
 
 def directory_name(game: str) -> str:
@@ -40,22 +93,47 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     """
     path = run_dir / CONFIG
     # Path.is_file raises where a directory on the way may not be entered.
-    if not os.path.isfile(path):
+    if not os.path.lexists(path):
         raise UsageError(f"{run_dir} is not a run directory: it has no {CONFIG}")
+    check_links(run_dir)
     try:
-        config = json.loads(path.read_text())
-        if not isinstance(config["settings"], dict) or not isinstance(config["environment"], dict):
-            raise TypeError("not a run's configuration")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = read_json(path)
+        check_fits(config, Config)
+        _check_sizes(config["environment"])
+    except (OSError, ValueError) as error:
         raise EbuError(
             f"{path} cannot be read ({error}): restore it, or start in another directory"
         ) from error
     return dict(config)
 
 
+def check_links(directory: Path) -> None:
+    """Raise `EbuError` for a directory with links out of it, pipes or devices: see `reading`."""
+    try:
+        check_directory(directory)
+    except (OSError, RefusedFileError) as error:
+        raise EbuError(f"{directory} is refused: {error}") from error
+
+
+def _check_sizes(environment: Environment) -> None:
+    """Refuse numbers that would have a network of any size made, before its weights are read."""
+    actions, stack = environment.get("num_actions", 1), environment.get("stack", 1)
+    shape = environment.get("frame_shape", [])
+    if not 1 <= actions <= MOST_ACTIONS or stack < 1 or any(side < 1 for side in shape):
+        raise RefusedFileError(f"{actions} actions, {stack} frames of {shorten(shape)}")
+    if len(shape) > 4 or math.prod([stack, *shape]) > MOST_INPUTS:
+        raise RefusedFileError(f"frame_shape is {shorten(shape)}, and stack {stack}")
+
+
+def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run, by the names of its settings: a checkpoint belongs to it."""
+    both = {**config["settings"], **config["environment"]}
+    return {name: value for name, value in both.items() if name not in _NOT_THE_IDENTITY}
+
+
 def read_earlier_config(run_dir: Path) -> dict[str, Any] | None:
     """Read the config.json of a run to resume; None without one. Raises as `read_config`."""
-    return read_config(run_dir) if os.path.isfile(run_dir / CONFIG) else None
+    return read_config(run_dir) if os.path.lexists(run_dir / CONFIG) else None
 
 
 def automatic_settings(config: Mapping[str, Any]) -> list[str]:
@@ -97,9 +175,11 @@ def open_run_directory(
         raise UsageError(
             f"{flag} {run_dir} holds files that are not a run's: choose another directory"
         )
+    if names:
+        check_links(run_dir)
     lock = acquire_lock(run_dir, flag, f"another process is training in {run_dir}")
     try:
-        if (run_dir / CONFIG).exists():
+        if CONFIG in names:
             _check(run_dir, config, may_change, may_grow, flag)
         write_config(run_dir, config)
     except EbuError:
@@ -126,16 +206,21 @@ def acquire_lock(directory: Path, flag: str, busy: str) -> IO[str]:
         )
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / LOCK).open("w")
+        lock = os.fdopen(open_to_write(directory / LOCK, os.O_CREAT), "w")
     except OSError as error:
         raise UsageError(
             f"{flag} {directory} cannot be written: {error.strerror}; choose another directory"
         ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
         lock.close()
-        raise UsageError(f"{busy}: stop it or choose another {flag}") from None
+        if isinstance(error, BlockingIOError):
+            raise UsageError(f"{busy}: stop it or choose another {flag}") from None
+        raise UsageError(
+            f"the file system of {directory} has no locks ({error.strerror}), which keep two "
+            f"processes from writing the same files: choose another {flag}, on a local disk"
+        ) from error
     return lock
 
 

@@ -1,6 +1,8 @@
 """Crash-safe writes: fsync files and their directories."""
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +22,22 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def open_to_write(path: Path, flags: int) -> int:
+    """Open a regular file to write, at its descriptor; never what a link of this name points to.
+
+    Raises `OSError`, for links, pipes and devices too.
+    """
+    # A pipe without a reader fails at once instead of blocking.
+    flags |= os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link, which is not followed", str(path))
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return descriptor
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all, and its directory where there is none.
 
@@ -30,7 +48,8 @@ def write_whole(path: Path, content: bytes) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            draft.write_bytes(content)
+            with os.fdopen(open_to_write(draft, os.O_CREAT | os.O_TRUNC), "wb") as file:
+                file.write(content)
             sync(draft)
             draft.replace(path)
             sync(path.parent)

@@ -37,7 +37,8 @@ def program_command(program: str, *words: object) -> str:
 def program_argv(program: str, *words: object) -> tuple[str, ...]:
     """A program with its arguments, for a child process."""
     starter = PROJECT / program
-    start = (str(starter),) if in_checkout() else ("-m", f"ebu.commands.{starter.stem}")
+    # -P: modules of the working directory come after all others.
+    start = (str(starter),) if in_checkout() else ("-P", "-m", f"ebu.commands.{starter.stem}")
     return (sys.executable, *start, *map(str, words))
 
 

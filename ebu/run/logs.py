@@ -24,7 +24,14 @@ from torch.utils.tensorboard.summary import text
 
 from ebu.errors import EbuError
 from ebu.run.directory import EVALUATIONS, EVENTS, METRICS
-from ebu.run.files import sync, writing
+from ebu.run.files import open_to_write, sync, writing
+from ebu.run.reading import (
+    MOST_LOG_BYTES,
+    RefusedFileError,
+    check_fits,
+    parse_json,
+    read_file,
+)
 from ebu.run.tensorboard import (
     EVAL_HIGH,
     EVAL_LOW,
@@ -81,7 +88,8 @@ class Monitor:
 
     def text(self, tag: str, markdown: str) -> None:
         """A text for TensorBoard's TEXT tab, at frame 0."""
-        self._summary(0, text(tag, markdown))
+        # A path that is no UTF-8 is escaped.
+        self._summary(0, text(tag, markdown.encode(errors="backslashreplace").decode()))
 
     def layout(self) -> None:
         """The charts of TensorBoard's CUSTOM SCALARS tab."""
@@ -166,12 +174,12 @@ def cut_logs(run_dir: Path, lengths: Mapping[str, int]) -> list[str]:
                 warnings.append(f"{name} is {lost} bytes shorter than at the checkpoint")
                 if not EVENTS.fullmatch(name):
                     # A line that was cut in half would take the next one with it.
-                    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+                    os.truncate(path, read_file(path, MOST_LOG_BYTES).rfind(b"\n") + 1)
             else:
                 os.truncate(path, lengths[name])
-    except OSError as error:
+    except (OSError, RefusedFileError) as error:
         raise EbuError(
-            f"cannot cut the logs in {run_dir}: {error.strerror or error}; "
+            f"cannot cut the logs in {run_dir}: {getattr(error, 'strerror', None) or error}; "
             "make them writable and run the same command again"
         ) from error
     missing = sorted(name for name, length in lengths.items() if length and name not in found)
@@ -181,8 +189,8 @@ def cut_logs(run_dir: Path, lengths: Mapping[str, int]) -> list[str]:
 def last_frames(log: Path) -> int | None:
     """The frames of the last line of a log of JSON lines; None without a whole line."""
     try:
-        last = log.read_bytes().splitlines(keepends=True)[-1]
-        return int(json.loads(last)["frames"]) if last.endswith(b"\n") else None
+        last = read_file(log, MOST_LOG_BYTES).splitlines(keepends=True)[-1]
+        return int(parse_json(last)["frames"]) if last.endswith(b"\n") else None
     except (OSError, ValueError, IndexError, KeyError, TypeError):
         return None
 
@@ -192,10 +200,10 @@ class _Log:
 
     def __init__(self, path: Path, *, new: bool = False) -> None:
         self._path = path
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | (os.O_EXCL if new else 0)
+        flags = os.O_APPEND | os.O_CREAT | (os.O_EXCL if new else 0)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path, flags, 0o666)
+            self._descriptor = open_to_write(path, flags)
 
     def write(self, data: bytes) -> None:
         left = memoryview(data)
@@ -213,7 +221,11 @@ class _Log:
     def read(self) -> list[dict[str, Any]]:
         """The lines that were written by `line`, with their frames."""
         try:
-            return [json.loads(line) for line in self._path.read_bytes().splitlines()]
+            lines = read_file(self._path, MOST_LOG_BYTES).splitlines()
+            records = [parse_json(line) for line in lines]
+            check_fits(records, list[dict[str, Any]])
+            check_fits([record.get("frames") for record in records], list[int], "frames")
+            return records
         except (OSError, ValueError) as error:
             raise EbuError(
                 f"cannot read {self._path}: {error}; delete the run directory to start again"

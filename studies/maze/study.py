@@ -22,6 +22,7 @@ import torch
 from ebu.errors import EbuError, UsageError
 from ebu.run.cli import run_command
 from ebu.run.files import write_whole
+from ebu.run.reading import read_json
 from envs.maze import MOVES, ManyMazes, Maze, load_digits
 from studies.maze.evaluation import best_lengths, evaluate
 from studies.maze.learners import METHODS, MazeLearners, MazeLearningConfig
@@ -49,9 +50,9 @@ def read_result(out: Path, setting: Setting) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        result: dict[str, Any] = json.loads(path.read_text())
+        result: dict[str, Any] = read_json(path)
         same = result["made_with"] == made_with(setting)
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error!r}): remove it") from None
     if not same:
         raise UsageError(f"{path} was made with other settings: choose another --out")

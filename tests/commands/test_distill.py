@@ -22,7 +22,7 @@ from ebu.commands.trainer import build_trainer
 from ebu.errors import UsageError
 from ebu.run.cli import parse
 from ebu.run.directory import read_config
-from tests.distillations import FLAGS, NUMBERS, config_of, distilled, train
+from tests.distillations import FLAGS, NUMBERS, config_of, copy_as_other_run, distilled, train
 
 ROOT = Path(__file__).parents[2]
 
@@ -238,12 +238,9 @@ def test_a_teacher_of_another_game_is_one_line(
     teacher: Path,
     tmp_path: Path,
 ) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(teacher, other)
-    config = json.loads((other / "config.json").read_text())
-    config["settings"] |= settings
-    config["environment"] |= environment
-    (other / "config.json").write_text(json.dumps(config))
+    other = copy_as_other_run(
+        teacher, tmp_path / "other", settings=settings, environment=environment
+    )
     with pytest.raises(UsageError, match=said) as error:
         distilled(other, tmp_path / "out")
     assert "\n" not in str(error.value)
@@ -252,11 +249,8 @@ def test_a_teacher_of_another_game_is_one_line(
 def test_saved_states_must_be_of_the_teachers_game(
     teacher: Path, whole: Path, tmp_path: Path
 ) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(teacher, other)
-    config = json.loads((other / "config.json").read_text())
-    config["settings"]["game"] = "tests.envs.tiny:TinyGreyChannel-v0"
-    (other / "config.json").write_text(json.dumps(config))
+    game = {"game": "tests.envs.tiny:TinyGreyChannel-v0"}
+    other = copy_as_other_run(teacher, tmp_path / "other", settings=game)
     for directory, said in (
         (whole / "states", "are of tests.envs.tiny:TinyGrey-v0, the agent in .* name states of"),
         (tmp_path, "holds no states: name a directory that they were saved in"),

@@ -355,8 +355,8 @@ def test_an_environment_without_pictures_is_refused_before_playing(
 @pytest.mark.parametrize(
     ("part", "name", "value", "words"),
     [
-        ("environment", "num_actions", 6, "do not fit its config.json"),
-        ("settings", "game", "brekout", "brekout.*did you mean breakout"),
+        ("environment", "num_actions", 6, "another run .num_actions was 4, is 6"),
+        ("settings", "game", "brekout", "another run .game was breakout, is brekout"),
         ("settings", "protocol", "gone", "--protocol gone"),
         ("settings", "precision", "float8", "precision 'float8': restore"),
         *(

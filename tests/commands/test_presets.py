@@ -174,8 +174,8 @@ def test_what_cannot_be_resumed_is_one_line(copied: Path, tmp_path: Path) -> Non
     for change, said in (
         ({"beta": None}, "no beta"),
         ({"agent": "student"}, "did not start it"),
-        ({"preset": 3}, "did not start it"),
-        ({"frames": "soon"}, "--frames"),
+        ({"preset": "3"}, "did not start it"),
+        ({"learning_starts": "soon"}, "--learning-starts"),
         ({"triple": True}, "triple"),
     ):
         settings = {**config["settings"], **change}

@@ -1,6 +1,7 @@
 """A replay memory that was saved and loaded is the one that never was."""
 
 import json
+import tracemalloc
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ebu.replay_files
 from ebu.errors import EbuError
 from ebu.replay import EpisodicReplay
+from ebu.replay_files import read_frames, write_frames
 from tests.ebu.replay_model import (
     CPU,
     Chances,
@@ -192,3 +195,26 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path, name: str, damage
     with pytest.raises(EbuError, match="the replay frames in") as error:
         loaded.read_frames(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_chunk_that_declares_more_than_it_should_is_refused_before_it_is_unpacked(
+    tmp_path: Path,
+) -> None:
+    ring = torch.zeros((8, 1, 84, 84), dtype=torch.uint8)
+    write_frames(tmp_path, ring, 0, 8)
+    bomb = zstandard.ZstdCompressor().compress(bytes(1 << 28))
+    (tmp_path / "frames.zst").write_bytes(bomb)
+    index = json.loads((tmp_path / "frames.json").read_text())
+    index["chunks"][0][3] = len(bomb)
+    (tmp_path / "frames.json").write_text(json.dumps(index))
+    tracemalloc.start()
+    with pytest.raises(EbuError, match=r"268435456 bytes, expected 56448"):
+        read_frames(tmp_path, ring, 0, 8)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1 << 22
+    for size in (-1, 2**62, 1.5, "1", None, True):
+        index["chunks"][0][3] = size
+        (tmp_path / "frames.json").write_text(json.dumps(index))
+        with pytest.raises(EbuError):
+            read_frames(tmp_path, ring, 0, 8)

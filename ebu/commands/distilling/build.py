@@ -24,6 +24,7 @@ from agents.distillation.settings import (
 from agents.distillation.students import student_of
 from agents.distillation.teachers import Teacher, check_plays, load_teachers
 from ebu.commands.scoring import evaluator_for
+from ebu.commands.trust import check_trust
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import seeds_of
 from ebu.memory import available_bytes
@@ -47,6 +48,9 @@ def check_teachers(
     cannot be distilled from these teachers together; `EbuError` if a run holds no whole weights.
     """
     games = load_teachers(config, device)
+    for members in games.values():
+        for member in members:
+            check_trust(member.run_dir, member.agent.config["settings"], config.trust_env)
     if any(len(members) > 1 for members in games.values()):
         load_experimental("ensemble").check(config, specs)
     if len(games) > 1:

@@ -4,7 +4,6 @@ train.py trains it with the settings of the teacher's run, evaluate.py scores it
 games. Its run directory is among those of the students.
 """
 
-import json
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,10 +32,12 @@ from agents.networks import QNetwork
 from ebu.commands.table.jobs import Task, run_tasks
 from ebu.commands.table.provenance import code_version, read_processes
 from ebu.commands.train_arguments import flags_of, parse_arguments
+from ebu.commands.trust import trust_words
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import load_latest
 from ebu.run.directory import read_config
 from ebu.run.hints import program_argv
+from ebu.run.reading import check_fits, read_json
 from ebu.run.settings import flat
 
 # Settings of the teacher's run that are not taken over: the run's own, and the machine's.
@@ -170,6 +171,7 @@ def _task(pipeline: Pipeline, run: ScratchRun, machine: Sequence[str]) -> Task:
             # The games of all other scores.
             *("--episodes", str(pipeline.games), "--seed", str(pipeline.config.seed)),
             *("--json", run.run_dir / _DRAFT),
+            *trust_words(pipeline.teacher.config["settings"]),
         ),
     )
 
@@ -179,7 +181,11 @@ def _record(supervision: Supervision, run: ScratchRun) -> StudentRecord:
     agent = load_agent(run_dir, device=supervision.dataset.device)
     checkpoint = load_latest(run_dir / "checkpoints", state_only=True)
     assert checkpoint is not None
-    evaluation = json.loads((run_dir / _DRAFT).read_text(encoding="utf-8"))
+    try:
+        evaluation = read_json(run_dir / _DRAFT)
+        check_fits(evaluation, Score)
+    except (OSError, ValueError) as error:
+        raise EbuError(f"{run_dir / _DRAFT} cannot be read ({error}): score it again") from error
     settings, environment = agent.config["settings"], agent.config["environment"]
     trained = [each for each in read_processes(run_dir) if each["program"] == "train.py"]
     return {

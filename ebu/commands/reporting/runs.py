@@ -6,13 +6,21 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from ebu.commands.reporting.scores import Score, final_record, score_in_training, score_of
 from ebu.errors import EbuError, UsageError
 from ebu.run.directory import CONFIG, EVALUATIONS, METRICS, read_config
+from ebu.run.reading import (
+    MOST_LOG_BYTES,
+    RefusedFileError,
+    check_fits,
+    open_file,
+    parse_json,
+    read_file,
+)
 
 Curve = tuple[np.ndarray, np.ndarray]
 """Frames (T,) int64 and returns (T,) float64, from `learning_curve`."""
@@ -49,6 +57,10 @@ _OF_PRIORITIZED = ("priority_exponent", "importance_exponent", "importance_updat
 _UNFIXED = object()
 # The last lines of a log are read from this many bytes at its end.
 _TAIL_BYTES = 65_536
+
+
+Line = TypedDict("Line", {"frames": int, "train/return_last_100_games": NotRequired[float | None]})
+"""What a line of a log has in common with all others."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +137,9 @@ def read_run(run_dir: Path, games: int | None = None) -> Run:
     Raises `EbuError`, naming the file, where it is damaged.
     """
     settings = read_config(run_dir)["settings"]
-    kinds = {"game": str, "agent": str, "protocol": str, "seed": int, "frames": int}
-    for name, kind in kinds.items():
-        if not isinstance(settings.get(name), kind):
-            raise EbuError(f"{run_dir / CONFIG} says {name} is {settings.get(name)!r}: restore it")
+    for name in ("game", "agent", "protocol", "seed", "frames"):
+        if name not in settings:
+            raise EbuError(f"{run_dir / CONFIG} lacks {name}: restore it")
     lines = tail(run_dir / METRICS)
     returns = [line[LAST_GAMES] for line in lines if line.get(LAST_GAMES) is not None]
     return Run(
@@ -172,7 +183,7 @@ def learning_curve(run_dir: Path) -> Curve:
     """
     path = run_dir / METRICS
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, MOST_LOG_BYTES).decode()
     except FileNotFoundError:
         text = ""
     except (OSError, ValueError) as error:
@@ -191,13 +202,13 @@ def tail(path: Path) -> list[dict[str, Any]]:
     Raises `EbuError` for a damaged one. A line without its end is still being written.
     """
     try:
-        with path.open("rb") as log:
+        with open_file(path) as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(0, size - _TAIL_BYTES))
             text = log.read().decode(errors="replace")
     except FileNotFoundError:
         return []
-    except OSError as error:
+    except (OSError, RefusedFileError) as error:
         raise _unreadable(path, error) from error
     lines = text.splitlines(keepends=True)
     return _parse(path, lines[1:] if size > _TAIL_BYTES else lines, first=None)
@@ -209,11 +220,13 @@ def _parse(path: Path, lines: list[str], first: int | None) -> list[dict[str, An
     records = []
     for index, line in enumerate(lines):
         try:
-            record = json.loads(line)
-            int(record["frames"])
-        except (ValueError, KeyError, TypeError) as error:
+            record = parse_json(line)
+            check_fits(record, Line)
+            if record["frames"] < 0:
+                raise RefusedFileError("frames is negative")
+        except RefusedFileError as error:
             where = "near its end" if first is None else f"in line {first + index}"
-            raise EbuError(f"{path} is damaged {where} ({error!r}): restore it") from error
+            raise EbuError(f"{path} is damaged {where} ({error}): restore it") from error
         records.append(record)
     return records
 

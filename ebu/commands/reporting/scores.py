@@ -4,11 +4,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from ebu.errors import EbuError
 from ebu.run.files import write_whole
 from ebu.run.hints import program_command
+from ebu.run.reading import check_fits, read_json
 from envs.protocols import PROTOCOLS
 
 FOLDER = "evaluations"
@@ -37,6 +38,21 @@ class Score:
     frames: int
     protocol: str
     final: bool
+
+
+class EvaluationRecord(TypedDict):
+    """What is read of a record of evaluate.py; a record of random play has no `trained_frames`."""
+
+    policy: str
+    weights: str | None
+    protocol: str
+    games: int
+    mean: float
+    interval_95: list[float] | None
+    trained_frames: int | None
+    epsilon: NotRequired[float]
+    protocol_epsilon: NotRequired[float]
+    seed: NotRequired[int]
 
 
 def write_evaluation(run_dir: Path, record: Mapping[str, Any]) -> Path:
@@ -102,12 +118,13 @@ def final_record(run_dir: Path, protocol: str, games: int | None = None) -> dict
 
 def _read(path: Path, run_dir: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
+        check_fits(record, EvaluationRecord)
         if record["policy"] == "agent" and record["weights"] == "final":
             score_of(record)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise EbuError(
             f"{path} cannot be read ({error!r}): remove it, and score the run again with: "
             f"{program_command('evaluate.py', run_dir)}"

@@ -29,6 +29,7 @@ from ebu.run.directory import (
 )
 from ebu.run.files import write_whole
 from ebu.run.hints import program_command
+from ebu.run.reading import MOST_LOG_BYTES, read_file
 
 # Longer logs are thinned: about 700 bytes a line, so 50 kB in all.
 MOST_LINES = 64
@@ -76,11 +77,11 @@ def write_result(
 def _lines(path: Path) -> list[bytes]:
     """The whole lines of a log."""
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        lines = read_file(path, MOST_LOG_BYTES).splitlines(keepends=True)
     except FileNotFoundError:
         return []
-    except OSError as error:
-        raise EbuError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise EbuError(f"{path} cannot be read: {error}") from error
     return [line for line in lines if line.endswith(b"\n")]
 
 

@@ -10,13 +10,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from agents import AGENTS
-from ebu.commands.presets import NOT_PART_OF_THE_RUN, TrainConfig
+from ebu.commands.presets import TrainConfig
 from ebu.commands.reporting.runs import Run, read_run
 from ebu.commands.reporting.scores import Score, final_record, score_of
 from ebu.commands.table.committed import result_differences
 from ebu.commands.train_arguments import parse_arguments
+from ebu.commands.trust import add_working_directory
 from ebu.errors import EbuError, UsageError
-from ebu.run.directory import AUTOMATIC, CONFIG, differences, directory_name, read_config
+from ebu.run.directory import (
+    AUTOMATIC,
+    CONFIG,
+    NOT_PART_OF_THE_RUN,
+    differences,
+    directory_name,
+    read_config,
+)
 from ebu.run.settings import Bounds, NotNegative, Positive, did_you_mean, flat, one_of
 from envs import UnknownGameError, is_atari, make_vector
 from envs.games import GAME_SETS, canonical_game, quote
@@ -235,6 +243,7 @@ def games_of(names: Sequence[str]) -> list[str]:
 
     Raises `UsageError` for a name that is neither.
     """
+    add_working_directory([name for name in names if ":" in name])
     games: dict[str, None] = {}
     for name in names:
         key = "".join(filter(str.isalnum, name.lower()))

@@ -6,19 +6,43 @@ import os
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from ebu.errors import EbuError
 from ebu.run.files import writing
 from ebu.run.hardware import graphics_card, hardware
 from ebu.run.hints import PROJECT
+from ebu.run.reading import (
+    MOST_LOG_BYTES,
+    RefusedFileError,
+    check_fits,
+    parse_json,
+    read_file,
+    read_json,
+)
 
 PROVENANCE = "provenance.json"
 # What lines of earlier versions may lack.
 _UNKNOWN = {"program": "", "ebu_version": "", "commit": "", "hardware": ""}
 
 
-_KEYS = ("ebu_version", "commit", "hardware", "train_seconds")
+class Process(TypedDict):
+    """A line on a process that has ended."""
+
+    program: NotRequired[str]
+    seconds: float
+    ebu_version: NotRequired[str]
+    commit: NotRequired[str]
+    hardware: NotRequired[str]
+
+
+class Provenance(TypedDict):
+    """The content of provenance.json."""
+
+    ebu_version: str
+    commit: str
+    hardware: str
+    train_seconds: float | None
 
 
 def code_version() -> dict[str, str]:
@@ -57,12 +81,17 @@ def read_processes(run_dir: Path) -> list[dict[str, Any]]:
     """The ended processes of a run that a study started; lines that are not whole are left out."""
     path = _processes_file(run_dir)
     processes = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                record = json.loads(line)
-                record["seconds"] = float(record["seconds"])
-                processes.append({**_UNKNOWN, **record})
+    try:
+        text = read_file(path, MOST_LOG_BYTES).decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise EbuError(f"{path} cannot be read ({error}): restore it") from error
+    for line in text.splitlines():
+        with contextlib.suppress(RefusedFileError):
+            record = parse_json(line)
+            check_fits(record, Process)
+            processes.append({**_UNKNOWN, **record})
     return processes
 
 
@@ -80,12 +109,13 @@ def provenance_of(run_dir: Path) -> dict[str, Any]:
     | train_seconds | wall time of all training processes; None if nothing recorded it |
     """
     path = run_dir / PROVENANCE
-    if path.is_file():
+    if os.path.lexists(path):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            return {key: record[key] for key in _KEYS}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise EbuError(f"{path} cannot be read ({error!r}): restore it") from error
+            record = read_json(path)
+            check_fits(record, Provenance)
+            return {key: record[key] for key in Provenance.__annotations__}
+        except (OSError, ValueError) as error:
+            raise EbuError(f"{path} cannot be read ({error}): restore it") from error
     processes = read_processes(run_dir)
     trained = [each["seconds"] for each in processes if each["program"] == "train.py"]
 

@@ -13,6 +13,7 @@ from ebu.errors import EbuError, UsageError
 from ebu.run.directory import CONFIG
 from ebu.run.files import write_whole
 from ebu.run.progress import say
+from ebu.run.reading import read_file
 
 COLUMNS = (
     *("game", "agent", "seed", "protocol", "preset", "precision", "settings"),
@@ -29,7 +30,7 @@ def check_table(path: Path) -> None:
     The run directories hold everything that is in a table, so nothing is lost with a broken one.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path).decode()
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
@@ -81,7 +82,7 @@ class ResultsTable:
             else:
                 where = os.path.relpath(run_dir, self.path.parent)
                 table.writerow({**cells, "run_dir": where})
-        write_whole(self.path, text.getvalue().encode())
+        write_whole(self.path, text.getvalue().encode(errors="backslashreplace"))
 
 
 def row(run: Run) -> dict[str, Any]:

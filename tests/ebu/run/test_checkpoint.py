@@ -1,7 +1,6 @@
 """Checkpoints: exact, whole or absent, verified before use."""
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -18,8 +17,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import ebu.run.checkpoint
+import ebu.run.reading
 from ebu.errors import EbuError
 from ebu.run.checkpoint import load_latest, save_checkpoint
+from tests.checkpoints import reseal
 
 FIRST, SECOND, THIRD = "frames-000000000100", "frames-000000000200", "frames-000000000300"
 
@@ -29,10 +31,12 @@ def write_replay(directory: Path) -> None:
     (directory / "replay" / "frames.zst").write_bytes(bytes(range(256)) * 40)
 
 
-def save(root: Path, name: str, *, keep: int = 2, **values: Any) -> Path:
+def save(
+    root: Path, name: str, *, keep: int = 2, run: dict[str, Any] | None = None, **values: Any
+) -> Path:
     state = {"name": name, "learner": {"weights": torch.arange(100.0)}, **values}
     logs = {"metrics.jsonl": 7}
-    return save_checkpoint(root, name, state, writers=[write_replay], logs=logs, keep=keep)
+    return save_checkpoint(root, name, state, writers=[write_replay], logs=logs, run=run, keep=keep)
 
 
 def load_state(root: Path) -> dict[str, Any]:
@@ -316,19 +320,6 @@ def test_only_the_state(tmp_path: Path) -> None:
         load_latest(tmp_path, state_only=True)
 
 
-def reseal(directory: Path, **changes: Any) -> None:
-    """Write a manifest whose digests agree with whatever is there."""
-    manifest = json.loads((directory / "manifest.json").read_text())
-    for relative in manifest["files"]:
-        content = (directory / relative).read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        manifest["files"][relative] = {"bytes": len(content), "sha256": digest}
-    manifest |= changes
-    del manifest["sha256"]
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    (directory / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest}))
-
-
 odd_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
     lambda inner: (
@@ -373,6 +364,80 @@ def test_no_manifest_gives_a_traceback(tmp_path: Path, field: str, value: Any) -
     directory = save(tmp_path, SECOND)
     reseal(directory, **{field: value})
     assert load_latest(tmp_path) is not None
+
+
+# --- checkpoints of others ------------------------------------------------------------------
+
+RUN = {"game": "pong", "beta": 0.5, "seed": 0, "layers": (1, 2), "num_actions": 6}
+
+
+@pytest.mark.parametrize(
+    "change", [{"game": "qbert"}, {"beta": 1}, {"seed": 1}, {"layers": [1]}, {"num_actions": 4}]
+)
+def test_a_checkpoint_of_another_run_is_refused_by_name(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    save(tmp_path / "own", FIRST, run=RUN)
+    save(tmp_path / "other", SECOND, run=RUN | change)
+    assert load_latest(tmp_path / "own", run=RUN) is not None
+    shutil.copytree(tmp_path / "other" / SECOND, tmp_path / "own" / SECOND)
+    (name,) = change
+    with pytest.raises(EbuError, match=rf"{SECOND} .*another run \({name} was .*move it away"):
+        load_latest(tmp_path / "own", run=RUN)
+    assert sorted(os.listdir(tmp_path / "own")) == [FIRST, SECOND]
+
+
+def test_settings_that_only_one_version_has_make_no_other_run(tmp_path: Path) -> None:
+    save(tmp_path, FIRST, run=RUN)
+    assert load_latest(tmp_path, run=RUN | {"added_later": 1}) is not None
+    save(tmp_path, SECOND)  # by a version that recorded none
+    checkpoint = load_latest(tmp_path, run=RUN)
+    assert checkpoint is not None
+    assert (checkpoint.name, checkpoint.warnings) == (SECOND, [])
+
+
+def test_a_checkpoint_under_another_name_is_passed_over(tmp_path: Path) -> None:
+    directory = save(tmp_path, FIRST)
+    shutil.copytree(directory, tmp_path / THIRD)
+    checkpoint = load_latest(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.name == FIRST
+    assert f"copy of '{FIRST}'" in checkpoint.warnings[0]
+
+
+def test_what_is_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
+    directory = save(tmp_path, FIRST)
+    shutil.copytree(directory, tmp_path / "keep")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "zzz").mkdir()
+    for name in (SECOND, THIRD):
+        save(tmp_path, name, keep=1)
+        checkpoint = load_latest(tmp_path)
+        assert checkpoint is not None
+        assert (checkpoint.name, checkpoint.warnings) == (name, [])
+    assert sorted(os.listdir(tmp_path)) == [THIRD, "keep", "notes.txt", "zzz"]
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "state.json", "state.safetensors"])
+def test_a_directory_that_is_saved_meanwhile_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    save(tmp_path, FIRST)
+    opened = ebu.run.reading.open_file
+    saved: list[Path] = []
+
+    def open_late(path: Path, most: int | None = None) -> Any:
+        if path.name == file and not saved:
+            saved.append(path)
+            save(tmp_path, SECOND, keep=1)
+        return opened(path, most)
+
+    monkeypatch.setattr(ebu.run.reading, "open_file", open_late)
+    monkeypatch.setattr(ebu.run.checkpoint, "open_file", open_late)
+    checkpoint = load_latest(tmp_path, state_only=True)
+    assert saved
+    assert checkpoint is not None
+    assert (checkpoint.name, checkpoint.warnings) == (SECOND, [])
 
 
 # --- a disk that fails ----------------------------------------------------------------------

@@ -161,7 +161,7 @@ def test_an_altered_number_that_may_grow_is_reported(tmp_path: Path) -> None:
     start_and_leave(tmp_path)
     for frames in (None, "1000", [1000]):
         write_config(tmp_path, config_of(frames=frames))
-        with pytest.raises(EbuError, match="frames was"):
+        with pytest.raises(EbuError, match="frames is"):
             open_run(tmp_path)
 
 

@@ -236,9 +236,9 @@ def test_a_tensorboard_that_is_looking_forgets_what_was_cut(tmp_path: Path) -> N
 # --- a disk that fails ----------------------------------------------------------------------
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monitor = Monitor(tmp_path)
+    os.dup2(os.open("/dev/full", os.O_WRONLY), monitor._metrics._descriptor)
     with pytest.raises(EbuError, match=r"metrics\.jsonl: No space left on device; free space"):
         monitor.scalars(4, {"a": 1.0})
     monitor.close()
