@@ -13,8 +13,9 @@ from agents.distillation.records import (
     retention,
 )
 from agents.distillation.settings import DistillConfig, Stopped
-from ebu.run.cli import parse, run_command, stop_on_signals
+from ebu.run.cli import parse, run_command
 from ebu.run.progress import say
+from ebu.run.signals import stop_on_signals
 
 
 def main() -> int:
@@ -30,9 +31,9 @@ def main() -> int:
     from ebu.commands.distilling.run import run
 
     stopped_by: list[int] = []
-    stop_on_signals(stopped_by.append)
     try:
-        outcomes = run(config, should_stop=lambda: bool(stopped_by))
+        with stop_on_signals(stopped_by.append):
+            outcomes = run(config, should_stop=lambda: bool(stopped_by))
     except Stopped:
         say("stopped: run the same command again to resume")
         return 128 + stopped_by[0]

@@ -29,6 +29,7 @@ from ebu.run.machine import (
 )
 from ebu.run.progress import progress_bar
 from ebu.run.settings import one_of
+from ebu.run.signals import raise_on_interrupt
 from envs import UnknownGameError
 from envs.protocols import PROTOCOLS, Protocol
 
@@ -58,6 +59,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     Raises `UsageError` for a request that cannot be met, before anything is played, and `EbuError`
     for a run without whole weights.
     """
+    raise_on_interrupt()
     rules = rules_of(config)
     agent = None
     if rules.precision is not None:

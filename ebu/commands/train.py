@@ -4,9 +4,10 @@ import sys
 
 from ebu.commands.train_arguments import gymnasium_defaults, parse_arguments
 from ebu.commands.trust import trust_words
-from ebu.run.cli import run_command, stop_on_signals
+from ebu.run.cli import run_command
 from ebu.run.hints import program_command, tensorboard_command
 from ebu.run.settings import flat
+from ebu.run.signals import stop_on_signals
 from envs import is_atari
 
 
@@ -33,14 +34,14 @@ def main() -> int:
         stopped_by.append(number)
         trainer.stop_requested = True
 
-    stop_on_signals(stop)
     progress = Progress(config.frames, initial=trainer.frames)
-    try:
-        finished = already_played or trainer.run(config.frames, progress)
-        finished = finished and trainer.finish(progress)
-    finally:
-        progress.close()
-        trainer.close()
+    with stop_on_signals(stop):
+        try:
+            finished = already_played or trainer.run(config.frames, progress)
+            finished = finished and trainer.finish(progress)
+        finally:
+            progress.close()
+            trainer.close()
     if trainer.profile is not None:
         say(
             f"profile: {trainer.profile.path}: open it in TensorBoard or on ui.perfetto.dev"

@@ -371,7 +371,7 @@ def _verify(directory: Path, state_only: bool, run: Mapping[str, Any] | None) ->
         raise _Damaged(f"{MANIFEST}: it is a copy of {shorten(manifest['name'])}")
     for relative, file in files.items():
         path = directory / relative
-        if ".." in path.parts or path == Path(relative):
+        if ".." in Path(relative).parts or Path(relative).is_absolute():
             raise _Damaged(f"{MANIFEST}: names {shorten(relative)}")
         if state_only and relative not in (TENSORS, VALUES):
             continue

@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from decimal import Context, Decimal, Inexact, InvalidOperation
@@ -16,15 +15,12 @@ from ebu import __version__
 from ebu.errors import EbuError, UsageError
 from ebu.run.hints import program_name
 from ebu.run.settings import check_settings
+from ebu.run.streams import output_error, prepare_streams
 
 ConfigT = TypeVar("ConfigT")
 
 LARGEST_NUMBER = 10**15
 """No flag takes a number above this; a float still holds every integer up to here."""
-SECOND_SIGNAL = (
-    "a second Ctrl-C ends at once and loses what is not saved yet (what was saved before stays)"
-)
-"""What a program says that is stopping."""
 _COUNT = re.compile(r"([+-]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)([kKmM]?)")
 _EXACT = Context(prec=50, traps=[Inexact, InvalidOperation])
 _NUMBERS = tyro.constructors.ConstructorRegistry()
@@ -151,38 +147,12 @@ def all_cores() -> int:
     return os.cpu_count() or 1
 
 
-def stop_on_signals(stop: Callable[[int], None], *, hangup: bool = False) -> None:
-    """Call `stop` at the first SIGINT or SIGTERM, with its number; a second ends the process.
-
-    The first is answered at once with a line on standard error: what stops is being saved, and the
-    second loses what was not saved yet. `hangup`: at SIGHUP too, and leave signals alone that nohup
-    or the shell's & have set to be ignored.
-    """
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if hangup:
-        numbers = [
-            number
-            for number in (signal.SIGHUP, *numbers)
-            if signal.getsignal(number) != signal.SIG_IGN
-        ]
-
-    def first(number: int, _: object) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_DFL)
-        # Past the buffers of sys.stderr, which may be in the middle of a line.
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            os.write(sys.stderr.fileno(), f"\nstopping: saving; {SECOND_SIGNAL}\n".encode())
-        stop(number)
-
-    for number in numbers:
-        signal.signal(number, first)
-
-
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit: 0 or what it returns, 2 for usage, 1 for failure, 130 on Ctrl-C.
 
     Errors a user can act on are printed as one line on standard error.
     """
+    prepare_streams()
     try:
         code = main()
     except EbuError as error:
@@ -192,4 +162,6 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
+    if cut := output_error():
+        print(f"warning: standard output is cut: {cut.strerror}", file=sys.stderr)
     sys.exit(code or 0)

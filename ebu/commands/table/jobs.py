@@ -18,9 +18,9 @@ from tqdm import tqdm
 from ebu.commands.reporting.runs import tail
 from ebu.commands.table.provenance import append_process
 from ebu.errors import EbuError
-from ebu.run.cli import stop_on_signals
 from ebu.run.directory import METRICS, is_locked
 from ebu.run.progress import StatusLine, say
+from ebu.run.signals import stop_on_signals
 
 POLL_SECONDS = 0.2
 # Loaded before any fork: a forked child may load nothing.
@@ -118,7 +118,7 @@ class Worker:
             ) from error
 
     def stop(self) -> None:
-        """Ask the process to save and to end; a second time, to end at once."""
+        """Ask the process to save and to end."""
         if self._process.poll() is None:
             self._process.terminate()
 
@@ -171,10 +171,22 @@ def run_tasks(
     the work before its end, if one did. Raises `EbuError` where a file of the study cannot be
     written; no process is left behind then.
     """
+    signals: list[int] = []
+    with stop_on_signals(signals.append):
+        failed = _run(tasks, at_a_time, code, scored, signals)
+    return failed, signals[0] if signals else None
+
+
+def _run(
+    tasks: Sequence[Task],
+    at_a_time: int,
+    code: dict[str, str],
+    scored: Callable[[Task], str],
+    signals: Sequence[int],
+) -> list[str]:
+    """Train and score until all is done, or a signal has come; the names of what failed."""
     progress = StudyProgress(tasks)
     waiting, running, failed, busy = deque(tasks), list[Worker](), list[str](), set[str]()
-    signals: list[int] = []
-    stop_on_signals(signals.append, hangup=True)
     stopping = False
     try:
         while waiting or running:
@@ -223,4 +235,4 @@ def run_tasks(
         for worker in running:
             worker.wait()
         progress.close()
-    return failed, signals[0] if signals else None
+    return failed

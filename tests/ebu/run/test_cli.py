@@ -1,8 +1,5 @@
 """Flags from dataclasses; errors as one line and an exit code."""
 
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +8,7 @@ from typing import Literal
 import pytest
 
 from ebu.errors import EbuError, UsageError
-from ebu.run.cli import SECOND_SIGNAL, count, parse, run_command
+from ebu.run.cli import count, parse, run_command
 
 
 @dataclass(frozen=True)
@@ -152,52 +149,3 @@ def test_exit_codes(
     assert out == ""
     assert err.count("\n") == (1 if line else 0)
     assert err.startswith("error: " + line if line else "")
-
-
-SAVES = """
-import time
-from ebu.run.cli import run_command, stop_on_signals
-
-def main() -> int:
-    stopped = []
-    stop_on_signals(stopped.append)
-    print("ready", flush=True)
-    while True:
-        time.sleep(0.01)
-        if stopped:
-            print("saving", flush=True)
-            time.sleep(SECONDS)
-            return 128 + stopped[0]
-
-run_command(main)
-"""
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        *((signal.SIGINT, None), (signal.SIGTERM, None)),
-        *((signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)),
-    ],
-)
-def test_the_first_signal_saves_and_says_so_and_a_second_ends_it(
-    first: signal.Signals, second: signal.Signals | None
-) -> None:
-    program = SAVES.replace("SECONDS", "0" if second is None else "60")
-    with subprocess.Popen(
-        [sys.executable, "-c", program],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[3],
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(first)
-        assert process.stdout.readline() == "saving\n"
-        if second is not None:
-            process.send_signal(second)
-        _, said = process.communicate(timeout=30)
-    assert process.returncode == (128 + first if second is None else -second)
-    assert said.count(SECOND_SIGNAL) == 1
-    assert "Traceback" not in said

@@ -1,0 +1,111 @@
+"""Signals: the first saves, a second lets it finish, a third ends."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ebu.run.signals import THIRD
+
+SAVES = """
+import time
+from ebu.run.cli import run_command
+from ebu.run.signals import stop_on_signals
+
+def main() -> int:
+    stopped = []
+    with stop_on_signals(stopped.append):
+        print("ready", flush=True)
+        while not stopped:
+            time.sleep(0.01)
+        print("saving", flush=True)
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            time.sleep(0.01)
+        return 128 + stopped[0]
+
+run_command(main)
+"""
+
+
+def start(seconds: float, **options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
+        [sys.executable, "-c", SAVES.replace("SECONDS", str(seconds))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        *([signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP], [signal.SIGUSR1]),
+        *([signal.SIGINT] * 2, [signal.SIGTERM, signal.SIGINT], [signal.SIGINT] * 3),
+        [signal.SIGHUP, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM],
+    ],
+    ids=lambda numbers: "-".join(number.name for number in numbers),
+)
+def test_what_is_being_saved_is_saved_unless_a_third_signal_ends_it(
+    numbers: list[signal.Signals],
+) -> None:
+    third = len(numbers) == 3
+    with start(60 if third else 0.5) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(numbers[0])
+        assert process.stdout.readline() == "saving\n"
+        for position, number in enumerate(numbers[1:], 2):
+            process.send_signal(number)
+            if third and position == 2:
+                while "still saving" not in process.stderr.readline():
+                    pass
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == (-numbers[2] if third else 128 + numbers[0])
+    assert "Traceback" not in said
+    if len(numbers) < 3:
+        assert said.count(THIRD) == len(numbers)
+
+
+def test_nohup_is_respected() -> None:
+    def ignore() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    with start(0, preexec_fn=ignore) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        process.send_signal(signal.SIGUSR1)
+        process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGUSR1
+
+
+@pytest.mark.parametrize("start", [["train.py"], ["-m", "ebu.commands.report"]])
+def test_an_interrupted_start_gives_no_traceback(start: list[str]) -> None:
+    # As Ctrl-C in the middle of loading a package.
+    interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    program = f"""
+import sys, runpy
+sys.argv = {[start[0] if start[0] != "-m" else "-m", "--help"]!r}
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == "tyro":
+            {interrupt}
+sys.meta_path.insert(0, Finder())
+import ebu.commands.{start[-1].rpartition(".")[2] if start[0] == "-m" else "train"}
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
