@@ -31,7 +31,7 @@ _BEFORE_RECORDED = ("device", "threads")
 
 NOT_PART_OF_THE_RUN = frozenset({"run_dir", "checkpoint_minutes", "overlap", "profile"})
 """Settings that change nothing in what a run computes."""
-_NOT_THE_IDENTITY = NOT_PART_OF_THE_RUN | AUTOMATIC.keys() | {"frames", "teacher"}
+_NOT_THE_IDENTITY = NOT_PART_OF_THE_RUN | {"device", "precision", "threads", "frames", "teacher"}
 """Settings that a run may change when it is resumed, and paths of others."""
 
 MOST_ACTIONS, MOST_INPUTS = 1 << 16, 1 << 20
@@ -60,6 +60,7 @@ class Settings(TypedDict, total=False):
     precision: str
     device: str
     threads: int | None
+    num_envs: int | None
     seed: int
     frames: int
     epsilon_end: float
