@@ -1,25 +1,18 @@
-"""All that a machine with a GPU can show, in one command of less than 9 minutes, offline.
+"""All that a machine with a GPU can show, offline: checks, figures, and a game of 10M frames.
 
-    python -m benchmarks.gpu --json gpu.json
+    python -m benchmarks.gpu --run checks       about 4 minutes, at most 5
+    python -m benchmarks.gpu --run figures      about 6 minutes, at most 7
+    python -m benchmarks.gpu --run game --game pong
+    python -m benchmarks.gpu --run checks --device cpu --rehearse      anywhere, in small
 
-| part | benchmark |
+| run | what it measures |
 | --- | --- |
-| targets | target_speed: backward targets, the scan against the recursion step by step |
-| replay | replay_speed: a memory of a million transitions on the GPU |
-| environments | env_speed: the emulators on all cores |
-| parity, also deterministic | parity: CUDA graphs against the same operations one by one |
-| pieces | update_speed: every graph with its limits; eleven learners as one |
-| deterministic | train_speed: what --deterministic costs |
-| pong, breakout at U updates per step | train_speed: whole runs, their stages with the limits; |
-| | Pong also in bfloat16 and, at the default preset's U, an evaluation's share |
+| checks | each path on the device once (`gpu_checks`) |
+| figures | targets, graphs, emulators and whole runs, those that decide first (`gpu_figures`) |
+| game | train.py from start to end; it is stopped after --minutes, and resumed when repeated |
 
-Each part has a share of the time left, and is stopped after it. One that fails is recorded with
-its last line, and the others still run; training comes last and takes as many rounds as there is
-time for.
-
-The results file is written after every part. It holds `parts`, by their names: the `command`, the
-`seconds` it took and its `results`, see the benchmark, or its `error` in one line. A Markdown file
-of the same name holds all tables.
+Results go to --out as `RUN.jsonl`, a line as soon as there is a figure, see `pieces`; at the end
+all of them to `RUN.md`. What processes print is in `RUN.log`. Whatever is killed, the lines stay.
 """
 
 import json
@@ -27,178 +20,192 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from importlib import util
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, Self
 
-import torch
-
-from benchmarks.measurement import BenchmarkSettings, describe, parse_settings, say, write_json
-from ebu.commands.presets import DEFAULT
+from benchmarks.gpu_checks import Scope, checks_of
+from benchmarks.gpu_figures import figures_pieces
+from benchmarks.measurement import BenchmarkSettings, describe, parse_settings, say
+from benchmarks.pieces import ROOT, Notes, Piece, supervise, tables, work
+from benchmarks.runs import one_set_of_environments
 from ebu.errors import EbuError, UsageError
-from ebu.run.cli import all_cores, run_command
+from ebu.run.cli import run_command
+from ebu.run.directory import EVALUATIONS, METRICS
 from ebu.run.files import write_whole
-from ebu.run.settings import Positive, PositiveFloat, Threads
+from ebu.run.logs import last_frames
+from ebu.run.machine import device_named, prepare_torch
+from ebu.run.settings import Device, Positive, PositiveFloat, Threads
 
-ROOT = Path(__file__).resolve().parents[1]
-# Seconds at the end of a part in which no round of training may still be under way.
-MARGIN = 5
+MINUTES = {"checks": 5.0, "figures": 7.0, "game": 9.0}
+STOPPING_SECONDS = 30
+"""In which a stopped run writes its checkpoint."""
 
 
 @dataclass(frozen=True)
 class Settings(BenchmarkSettings):
     """What is measured."""
 
+    run: Literal["checks", "figures", "game"] = "checks"
+    """Which of the three."""
+    out: Path = Path("gpu")
+    """Directory of the results."""
+    only: str = ""
+    """Only pieces with this in their name."""
+    device: Device = "cuda"
+    """cuda; cpu with --rehearse."""
+    rehearse: bool = False
+    """Everything in small, to see that it runs."""
+    minutes: PositiveFloat | None = None
+    """For all of it [default: 5 for checks, 7 for figures, 9 for a game]."""
     num_envs: Positive = 64
-    """Environments of ours."""
+    """Environments of a run."""
     threads: Threads = 0
-    """Cores to use; 0: all."""
-    minutes: PositiveFloat = 8.5
-    """Minutes for all parts together."""
-    json: Path | None = Path("gpu.json")
-    """Where the results go; the tables go to the same name with .md."""
+    """Threads of torch and of the emulators; 0: one for torch, all cores for the emulators."""
+    game: str = "pong"
+    """Of --run game."""
+    frames: Positive = 10_000_000
+    """Of --run game."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of --run game."""
+    worker: tuple[str, ...] = ()
+    """Set by the program itself: when it began, and the pieces to measure in this process."""
+
+    def checked(self) -> Self:
+        """These settings. Raises `UsageError` without a GPU."""
+        if self.device == "cpu" and not self.rehearse:
+            raise UsageError("--device cpu: add --rehearse, or run the benchmarks one by one")
+        device_named(self.device)
+        return self
 
 
-class Part(NamedTuple):
-    """One call of another benchmark.
-
-    | field | meaning |
-    | --- | --- |
-    | weight | share of the time left that it takes, relative to that of the parts after it |
-    | command | name of the benchmark and its flags, without --json |
-    | rounds | it takes --minutes and repeats itself that long |
-    """
-
-    name: str
-    weight: float
-    command: str
-    rounds: bool = False
-
-
-def parts_of(settings: Settings) -> list[Part]:
-    """Everything to be measured, in order."""
-    peers = "native emulator" + (" sync async" if util.find_spec("cv2") else "")
-    seed = f"--seed {settings.seed}"
-    every = f"{seed} --device cuda"
-    envs = f"--num-envs {settings.num_envs}"
-    cores = f"{envs} --threads {settings.threads}"
-    both = "--precisions float32 bfloat16"
-    train = (
-        f"train_speed {every} {cores} --replay-capacity 1000000 --warmup-updates 2000 "
-        f"--learning-starts {DEFAULT.loop.learning_starts}"
+def scope_of(settings: Settings) -> Scope:
+    """The machine and the size."""
+    return Scope(
+        device=device_named(settings.device),
+        rehearse=settings.rehearse,
+        num_envs=4 if settings.rehearse else settings.num_envs,
+        threads=settings.threads,
+        seed=settings.seed,
     )
-    each = "--updates-per-step 1 --window 20000"
-    fourth = "--updates-per-step 0.25 --window 35000"
-    breakout = "--game breakout"
-    short = "--steps 100 --rounds 3"
-    return [
-        Part("targets", 40, f"target_speed {every} --steps 32 512 8192 --repetitions 3"),
-        Part("replay", 40, f"replay_speed {every} {envs} --repetitions 1000"),
-        Part("environments", 50, f"env_speed {seed} {cores} {short} --against {peers}"),
-        Part("parity", 75, f"parity {every} {both}"),
-        Part("parity, deterministic", 75, f"parity {every} {both} --deterministic"),
-        Part("pieces", 60, f"update_speed {every} {envs} {both}"),
-        Part("deterministic", 45, f"{train} --agents ebu --deterministic {each}", True),
-        Part("pong at 1 updates per step", 80, f"{train} {both} {each}", True),
-        Part("breakout at 1 updates per step", 50, f"{train} {breakout} {each}", True),
-        Part("pong at 0.25 updates per step", 95, f"{train} {both} {fourth} --evaluate", True),
-        Part("breakout at 0.25 updates per step", 50, f"{train} {breakout} {fourth}", True),
-    ]
 
 
-class PartResult(NamedTuple):
-    """A part's entry in the results file, and its tables."""
-
-    entry: dict[str, Any]
-    tables: str
-
-
-def run_part(part: Part, seconds: float) -> PartResult:
-    """Run a part for at most so long, in a process group that ends with it."""
-    benchmark, *flags = part.command.split()
-    if part.rounds:
-        flags += ["--minutes", f"{max(seconds - MARGIN, 1) / 60:.2f}"]
-    command = ["-m", f"benchmarks.{benchmark}", *flags]
-    entry: dict[str, Any] = {"command": " ".join(["python", *command])}
-    with tempfile.TemporaryDirectory() as name:
-        results, printed, log = (Path(name, file) for file in ("results", "printed", "log"))
-        started = time.monotonic()
-        with printed.open("w") as out, log.open("w") as errors:
-            process = subprocess.Popen(
-                [sys.executable, *command, "--json", str(results)],
-                cwd=ROOT,
-                stdout=out,
-                stderr=errors,
-                process_group=0,
-            )
-            try:
-                code = process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                code = None
-            finally:
-                if process.returncode is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-        entry["seconds"] = time.monotonic() - started
-        if code is None:
-            return PartResult({**entry, "error": f"not done after {seconds:.0f} s"}, "")
-        if code != 0:
-            lines = log.read_text().strip().splitlines() or [f"exit status {code}"]
-            return PartResult({**entry, "error": lines[-1]}, "")
-        figures = json.loads(results.read_text())
-        # Said once, for all parts.
-        del figures["machine"], figures["versions"]
-        return PartResult({**entry, "results": figures}, printed.read_text().partition("\n\n")[2])
+def pieces_of(settings: Settings) -> list[Piece]:
+    """The pieces of a run, in order."""
+    pieces = (checks_of if settings.run == "checks" else figures_pieces)(scope_of(settings))
+    chosen = [piece for piece in pieces if settings.only in piece.name]
+    if not chosen:
+        names = ", ".join(piece.name for piece in pieces)
+        raise UsageError(f"--only {settings.only}: no piece has this in its name: {names}")
+    return chosen
 
 
-def write(context: dict[str, Any], parts: dict[str, PartResult], path: Path) -> str:
-    """Write what there is to the results file and the tables; returns these."""
-    lines = [f"# Benchmarks on {context['machine']['gpu'] or context['machine']['cpu']}\n"]
-    for title, fields in context.items():
-        line = ", ".join(f"{key} {value}" for key, value in fields.items())
-        lines.append(f"{title}: {line}\n")
-    for name, (entry, tables) in parts.items():
-        lines.append(f"## {name}\n\n    {entry['command']}\n")
-        lines.append(tables or f"failed: {entry['error']}\n")
-    text = "\n".join(lines)
-    write_json(path, {**context, "parts": {name: part.entry for name, part in parts.items()}})
-    write_whole(path.with_suffix(".md"), text.encode())
-    return text
+def measure_here(settings: Settings) -> int:
+    """Measure pieces in this process."""
+    # Read when cuBLAS first computes; the runs with --deterministic need it.
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    scope = scope_of(settings)
+    prepare_torch(scope.device, settings.threads or 1, autotune=True)
+    began, *names = settings.worker
+    with one_set_of_environments():
+        path = settings.out / f"{settings.run}.jsonl"
+        return work(pieces_of(settings), names, path, float(began))
 
 
-def run_parts(parts: Sequence[Part], context: dict[str, Any], minutes: float, path: Path) -> str:
-    """Run all parts in the time there is and write the results.
-
-    Returns all tables; raises `EbuError`, after everything is written, if a part failed.
-    """
-    ends = time.monotonic() + 60 * minutes
-    done: dict[str, PartResult] = {}
-    for number, part in enumerate(parts):
-        weights = sum(each.weight for each in parts[number:])
-        seconds = (ends - time.monotonic()) * part.weight / weights
-        say(f"{number + 1}/{len(parts)}  {part.name}: at most {seconds:.0f} s")
-        result = done[part.name] = run_part(part, seconds)
-        text = write(context, done, path)
-        line = result.entry.get("error", f"done in {result.entry['seconds']:.0f} s")
-        say(f"{number + 1}/{len(parts)}  {part.name}: {line}")
-    failed = [name for name, result in done.items() if "error" in result.entry]
+def measure_all(settings: Settings) -> None:
+    """Have all pieces measured, and write the tables. Raises `EbuError` if one failed."""
+    path = settings.out / f"{settings.run}.jsonl"
+    flags = [f"--{name}" for name in ("rehearse",) if settings.rehearse]
+    for name in ("run", "out", "only", "device", "num_envs", "threads", "seed"):
+        value = getattr(settings, name)
+        if value != "":
+            flags.append(f"--{name.replace('_', '-')}={value}")
+    command = [sys.executable, "-m", "benchmarks.gpu", *flags, "--worker"]
+    pieces = pieces_of(settings)
+    minutes = settings.minutes or MINUTES[settings.run]
+    try:
+        failed = supervise(command, pieces, path, minutes, describe(settings))
+    finally:
+        write_tables(path)
     if failed:
-        raise EbuError(f"failed: {'; '.join(failed)}; all else is in {path}")
-    return text
+        raise EbuError(f"failed: {'; '.join(failed)}; all that there is lies in {path}")
 
 
-def main() -> None:
-    """Run all parts, print the tables and write both files."""
+def write_tables(path: Path) -> None:
+    """Print what was noted, and write it next to the results file."""
+    text = "\n".join(tables(Notes(path, 0.0).read())) + "\n"
+    write_whole(path.with_suffix(".md"), text.encode())
+    print(text)
+
+
+def play_game(settings: Settings) -> None:
+    """Train on a game for the time there is, resuming what was begun, and note how far it came."""
+    run_dir = settings.out / f"{settings.game}-{settings.precision}"
+    frames = 4_000 if settings.rehearse else settings.frames
+    flags = {
+        "game": settings.game,
+        "run-dir": run_dir,
+        "frames": frames,
+        "precision": settings.precision,
+        "num-envs": scope_of(settings).num_envs,
+        "threads": settings.threads,
+        "device": settings.device,
+        "seed": settings.seed,
+    }
+    if settings.rehearse:
+        flags |= {"network": "net1", "replay-capacity": 2_000, "learning-starts": 200}
+        flags |= {"eval-every-frames": 2_000, "eval-episodes": 1, "updates-per-step": 0.1}
+    before = played(run_dir)
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *(f"--{name}={value}" for name, value in flags.items())],
+        cwd=ROOT,
+    )
+    seconds = 60 * (settings.minutes or MINUTES["game"]) - STOPPING_SECONDS
+    with ExitStack() as stack:
+        stack.callback(process.wait)
+        stack.callback(process.terminate)
+        try:
+            process.wait(max(seconds, 1))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+    taken = time.monotonic() - started
+    notes = Notes(settings.out / "game.jsonl", time.time() - taken)
+    evaluations = run_dir / EVALUATIONS
+    scores = evaluations.read_text().splitlines() if evaluations.is_file() else []
+    figures: dict[str, Any] = {
+        "frames": played(run_dir),
+        "seconds": taken,
+        "frames per second": (played(run_dir) - before) / taken,
+        "exit code": process.returncode,
+        "last evaluation": json.loads(scores[-1]) if scores else None,
+    }
+    notes.add(f"{settings.game}, {settings.precision}", figures)
+    print(f"{figures['frames']:,} of {frames:,} frames in {run_dir}")
+    if figures["frames"] < frames:
+        say("repeat the command to play on")
+
+
+def played(run_dir: Path) -> int:
+    """Frames in the logs of a run."""
+    path = run_dir / METRICS
+    return (last_frames(path) or 0) if path.is_file() else 0
+
+
+def main() -> int:
+    """Measure, or have it measured."""
     settings = parse_settings(Settings)
-    if not torch.cuda.is_available():
-        raise UsageError("there is no CUDA device here; each benchmark alone runs on the CPU, too")
-    settings = replace(settings, threads=settings.threads or all_cores())
-    path = settings.json or Path("gpu.json")
-    print(run_parts(parts_of(settings), describe(settings), settings.minutes, path))
+    settings.out.mkdir(parents=True, exist_ok=True)
+    if settings.worker:
+        return measure_here(settings)
+    if settings.run == "game":
+        play_game(settings)
+    else:
+        measure_all(settings)
+    return 0
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from ebu.run.files import write_whole
 from ebu.run.hardware import graphics_card, processor
 from ebu.run.machine import device_named, prepare_torch
 from ebu.run.settings import Device, NotNegative, Positive
+from ebu.targets import _sweep_kernel
 from envs.games import canonical_game
 
 # Untimed calls first: caches, lazy initialisation, the choice of kernels.
@@ -172,6 +173,13 @@ def times(
         _synchronize(device)
         seconds.append(time.perf_counter() - started)
     return seconds[WARMUP_CALLS:]
+
+
+def targets_by(device: torch.device) -> str:
+    """What computes backward targets on a device: recursion, kernel, or scan without Triton."""
+    if device.type == "cpu":
+        return "recursion"
+    return "scan" if _sweep_kernel(device) is None else "kernel"
 
 
 def _synchronize(device: torch.device) -> None:

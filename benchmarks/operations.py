@@ -18,22 +18,20 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from agents import build_agent, build_learner
 from benchmarks.measurement import BenchmarkSettings, markdown, run_benchmark
+from benchmarks.noise import agent_for, noise_memory
 from ebu.commands.presets import DEFAULT, for_agent
 from ebu.replay import EpisodicReplay
 from ebu.run.cli import run_command
 from ebu.run.machine import prepare_torch
 
 AGENTS, PRECISIONS = ("ebu", "dqn"), ("float32", "bfloat16")
-UPDATES, STREAMS, ACTIONS, SIDE = 16, 4, 6, 84
-SEGMENT_STEPS = 50
+UPDATES, ACTIONS = 16, 6
 CPU = torch.device("cpu")
 MARKS = ("detach", "_record_function")
 """Operations that do nothing to numbers."""
@@ -66,45 +64,17 @@ class Operations(TorchDispatchMode):
         return result
 
 
-def noise(seed: int) -> EpisodicReplay:
-    """A replay memory of frames of noise, in segments of one length."""
-    rng = np.random.default_rng(seed)
-    replay = EpisodicReplay(
-        capacity=8_000,
-        num_streams=STREAMS,
-        frame_shape=(SIDE, SIDE),
-        frame_dtype=torch.uint8,
-        stack=4,
-        device=CPU,
-    )
-    never, ones = np.zeros(STREAMS, bool), np.ones(STREAMS, np.float32)
-    for step in range(5 * SEGMENT_STEPS + 1):
-        replay.append(
-            rng.integers(256, size=(STREAMS, SIDE, SIDE), dtype=np.uint8),
-            rng.integers(ACTIONS, size=STREAMS),
-            rng.normal(size=STREAMS).astype(np.float32),
-            terminated=never | (step > 0 and step % SEGMENT_STEPS == 0),
-            truncated=never,
-            started=never | (step == 0),
-            probabilities=ones,
-        )
-    return replay
+def memory() -> EpisodicReplay:
+    """A memory of noise with frames of the size of Atari's."""
+    return noise_memory(CPU, side=84, actions=ACTIONS)
 
 
-def count(name: str, precision: str, replay: EpisodicReplay, seed: int = 0) -> dict[str, float]:
+def count(name: str, precision: str, replay: EpisodicReplay) -> dict[str, float]:
     """The figures of one update of an agent with the default preset's network."""
     settings = for_agent(DEFAULT, name)
-    learner = build_learner(
-        settings.method,
-        settings.learner,
-        stack=replay.stack,
-        frame_shape=replay.frame_shape,
-        num_actions=ACTIONS,
-        device=CPU,
-        precision=precision,
-        rng=np.random.default_rng(seed),
+    agent = agent_for(
+        replay, settings.method, settings.learner, precision=precision, actions=ACTIONS
     )
-    agent = build_agent(settings.method, learner, np.random.default_rng(seed))
     agent.learn(replay, 1)
     with Operations() as counted:
         agent.learn(replay, UPDATES)
@@ -118,10 +88,10 @@ def count(name: str, precision: str, replay: EpisodicReplay, seed: int = 0) -> d
 def measure(settings: Settings) -> dict[str, Any]:
     """The figures of every agent and precision."""
     prepare_torch(CPU, threads=1)
-    replay = noise(settings.seed)
+    replay = memory()
     return {
         "updates": [
-            {"agent": name, "precision": precision} | count(name, precision, replay, settings.seed)
+            {"agent": name, "precision": precision} | count(name, precision, replay)
             for name, precision in product(AGENTS, PRECISIONS)
         ]
     }

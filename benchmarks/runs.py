@@ -9,14 +9,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Annotated, Any, TypeVar, cast
+from unittest import mock
 
 import torch
 
 from benchmarks.measurement import DeviceSettings, GameSettings
+from ebu.commands import trainer as trainer_module
+from ebu.commands.presets import TrainConfig
+from ebu.commands.train_arguments import parse_arguments
+from ebu.interfaces import VectorEnvironment
 from ebu.run.progress import Progress
 from ebu.run.settings import Bounds, NotNegative, Positive, PositiveFloat
 from ebu.stopwatch import Mark
@@ -130,9 +135,6 @@ class WindowClock:
 @contextmanager
 def open_run(**settings: Any) -> Iterator[Trainer]:
     """A run of train.py with these settings, without evaluations and checkpoints."""
-    from ebu.commands.train_arguments import parse_arguments
-    from ebu.commands.trainer import build_trainer
-
     with tempfile.TemporaryDirectory() as run_dir:
         arguments = ["--run-dir", run_dir, "--eval-every-frames", "0"]
         arguments += ["--checkpoint-minutes", str(NEVER)]
@@ -142,11 +144,43 @@ def open_run(**settings: Any) -> Iterator[Trainer]:
                 arguments.append(f"--{flag}" if value else f"--no-{flag}")
             else:
                 arguments += [f"--{flag}", str(value)]
-        trainer = build_trainer(parse_arguments(arguments))
+        trainer = trainer_module.build_trainer(parse_arguments(arguments))
         try:
             yield trainer
         finally:
             trainer.close()
+
+
+@contextmanager
+def one_set_of_environments() -> Iterator[None]:
+    """Within it, runs of the same game and number of environments play in the same ones."""
+    built: dict[tuple[str, int], Any] = {}
+    make = trainer_module.make_env
+
+    def make_env(config: TrainConfig, game: str, *others: Any, **named: Any) -> Any:
+        key = game, config.num_envs
+        if key not in built:
+            built[key] = Reused(make(config, game, *others, **named))
+        return built[key]
+
+    with mock.patch.object(trainer_module, "make_env", make_env), ExitStack() as closing:
+        try:
+            yield
+        finally:
+            for env in built.values():
+                closing.callback(env.env.close)
+
+
+class Reused:
+    """Environments that stay open when a run closes them: the next one resets them."""
+
+    def __init__(self, env: VectorEnvironment) -> None:
+        self.env = env
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.env, name)
+
+    def close(self) -> None: ...
 
 
 def time_ours(contender: Contender, conditions: Conditions, seed: int) -> Window:

@@ -8,10 +8,10 @@ Three ways to the same targets of one episode, from values on the device to targ
 a GPU one kernel. K = 1 has a scalar β of 0.5; more learners have β from 0 to 1, and values of their
 own.
 
-The results file holds `targets`, a list of one entry for each T and K: `steps`, `learners`,
-`milliseconds` (for each way the median), `ratio` (of `loop` and `scan` over `used`) and
-`difference`: the largest between any two of the three, relative to the target or to 1, the size of
-a clipped reward, where the target is smaller.
+The results file holds `targets_by`, which of kernel, scan and recursion is `used`, and `targets`, a
+list of one entry for each T and K: `steps`, `learners`, `milliseconds` (for each way the median),
+`ratio` (of `loop` and `scan` over `used`) and `difference`: the largest between any two of the
+three, relative to the target or to 1, the size of a clipped reward, where the target is smaller.
 """
 
 import statistics
@@ -23,7 +23,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from benchmarks.measurement import DeviceSettings, markdown, run_benchmark, say, times
+from benchmarks.measurement import (
+    DeviceSettings,
+    markdown,
+    run_benchmark,
+    say,
+    targets_by,
+    times,
+)
 from ebu.errors import EbuError, UsageError
 from ebu.run.cli import run_command
 from ebu.run.settings import Positive
@@ -77,11 +84,11 @@ def compute_targets(way: str, steps: int, learners: int, seed: int, device: torc
 
 
 def measure_one(
-    steps: int, learners: int, settings: Settings, device: torch.device
+    steps: int, learners: int, *, repetitions: int, seed: int, device: torch.device
 ) -> dict[str, Any]:
     """The figures of one T and K. Raises `EbuError` if the ways do not agree."""
     say(f"T={steps}, K={learners}")
-    calls = {way: compute_targets(way, steps, learners, settings.seed, device) for way in WAYS}
+    calls = {way: compute_targets(way, steps, learners, seed, device) for way in WAYS}
     results = torch.stack([call().double() for call in calls.values()])
     apart = results.amax(0) - results.amin(0)
     largest = float((apart / results.abs().amax(0).clamp(min=1.0)).max())
@@ -91,7 +98,7 @@ def measure_one(
             "compute them: the times would not compare"
         )
     milliseconds = {
-        way: 1e3 * statistics.median(times(call, settings.repetitions, device))
+        way: 1e3 * statistics.median(times(call, repetitions, device))
         for way, call in calls.items()
     }
     return {
@@ -107,11 +114,18 @@ def measure(settings: Settings) -> dict[str, Any]:
     """The figures of every T and K."""
     device = settings.prepare()
     return {
+        "targets_by": targets_by(device),
         "targets": [
-            measure_one(steps, learners, settings, device)
+            measure_one(
+                steps,
+                learners,
+                repetitions=settings.repetitions,
+                seed=settings.seed,
+                device=device,
+            )
             for learners in settings.learners
             for steps in settings.steps
-        ]
+        ],
     }
 
 

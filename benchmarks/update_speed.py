@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from agents import Learner, build_agent
+from agents.agent import MEASURED_UPDATES
 from agents.graphs import capture
 from agents.segment_target import PASS_STATES
 from agents.stacked import StackedLearner
@@ -177,14 +178,14 @@ def pieces_of(
 
 
 def whole_updates(learner: Learner, replay: EpisodicReplay, flops: Flops) -> Iterator[Piece]:
-    """A gradient step of each agent with everything that it needs."""
-    for name in ("ebu", "dqn"):
+    """Gradient steps of each agent with everything that they need, one and a graph full of them."""
+    for name, updates in product(("ebu", "dqn"), (1, MEASURED_UPDATES)):
         method = for_agent(DEFAULT, name).method
         agent = build_agent(method, learner, np.random.default_rng(0))
         yield Piece(
-            f"all of a gradient step, {name}",
-            partial(agent.learn, replay, 1),
-            flops.update + BATCH_SIZE * flops.state,
+            f"all of {updates} gradient step{'s' * (updates > 1)}, {name}",
+            partial(agent.learn, replay, updates),
+            updates * (flops.update + BATCH_SIZE * flops.state),
             0,
         )
 
@@ -226,43 +227,71 @@ def count_launches(call: Callable[[], object]) -> dict[str, int]:
     }
 
 
+def figures_of(
+    replay: EpisodicReplay,
+    arguments: Mapping[str, Any],
+    *,
+    precision: str,
+    learners: int,
+    repetitions: int,
+    flops: Flops,
+    matrix: float,
+    copied: float,
+) -> Iterator[dict[str, Any]]:
+    """The figures of each piece of K learners.
+
+    | argument | meaning |
+    | --- | --- |
+    | arguments | of a learner that fits the replay memory |
+    | matrix, copied | rates of the machine, FLOP/s and bytes/s |
+    """
+    rng = np.random.default_rng(0)
+    options: dict[str, Any] = {**arguments, "precision": precision, "rng": rng}
+    if learners == 1:
+        learner = Learner(DEFAULT.learner, **options)
+    else:
+        learner = StackedLearner(DEFAULT.learner, num_learners=learners, **options)
+    pieces = pieces_of(learner, replay, flops, rng)
+    if learners == 1:
+        pieces = chain(pieces, whole_updates(learner, replay, flops))
+    with arithmetic(replay.device, precision):
+        for piece in pieces:
+            say(f"{precision}, K={learners}: {piece.name}")
+            yield {
+                "precision": precision,
+                "learners": learners,
+                "piece": piece.name,
+                **time_piece(piece.call, repetitions, replay.device),
+                "arithmetic_microseconds": 1e6 * piece.flops / matrix,
+                "bus_microseconds": 1e6 * piece.bus_bytes / copied,
+            }
+
+
 def measure(settings: Settings) -> dict[str, Any]:
     """All figures."""
     flops = count_flops(settings.game)
-    rng = np.random.default_rng(settings.seed)
     matrix: dict[str, float] = {}
     figures: list[dict[str, Any]] = []
+    one: dict[str, float] = {}
     with random_play(settings) as trainer:
-        replay, arguments = trainer.replay, network_arguments(trainer)
-        copied = copy_rate(replay.device)
+        device = trainer.replay.device
+        copied = copy_rate(device)
         for precision, learners in product(settings.precisions, settings.learners):
             if precision not in matrix:
-                matrix[precision] = matrix_rate(replay.device, precision)["max"]
-                one: dict[str, float] = {}
-            options = {**arguments, "precision": precision, "rng": rng}
-            if learners == 1:
-                learner = Learner(DEFAULT.learner, **options)
-            else:
-                learner = StackedLearner(DEFAULT.learner, num_learners=learners, **options)
-            pieces = pieces_of(learner, replay, flops, rng)
-            if learners == 1:
-                pieces = chain(pieces, whole_updates(learner, replay, flops))
-            for piece in pieces:
-                say(f"{precision}, K={learners}: {piece.name}")
-                with arithmetic(replay.device, precision):
-                    taken = time_piece(piece.call, settings.repetitions, replay.device)
-                one.setdefault(piece.name, taken["microseconds"])
-                figures.append(
-                    {
-                        "precision": precision,
-                        "learners": learners,
-                        "piece": piece.name,
-                        **taken,
-                        "arithmetic_microseconds": 1e6 * piece.flops / matrix[precision],
-                        "bus_microseconds": 1e6 * piece.bus_bytes / copied,
-                        "over_one": taken["microseconds"] / one[piece.name],
-                    }
-                )
+                matrix[precision] = matrix_rate(device, precision)["max"]
+                one = {}
+            for each in figures_of(
+                trainer.replay,
+                network_arguments(trainer),
+                precision=precision,
+                learners=learners,
+                repetitions=settings.repetitions,
+                flops=flops,
+                matrix=matrix[precision],
+                copied=copied,
+            ):
+                first = one.setdefault(each["piece"], each["microseconds"])
+                figures.append({**each, "over_one": each["microseconds"] / first})
     return {"matrix": matrix, "copy": copied, "pieces": figures}
 
 

@@ -25,9 +25,10 @@ import ebu.memory
 import ebu.targets
 from agents import AGENTS
 from agents.learner import Trained
+from benchmarks.noise import noise_memory
 from ebu.replay import EpisodicReplay
 from ebu.staging import Staging
-from tests.agents.test_graphs import FLAGS, agent_of, played_memory
+from tests.agents.test_graphs import FLAGS, agent_of
 
 ctypes.CDLL(os.environ["DEVICE_GUARD"])
 GPU = torch.device("cuda", 0)
@@ -158,7 +159,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crossings]:
 
 @pytest.fixture(scope="module")
 def replay(crossings: Crossings) -> EpisodicReplay:
-    return played_memory(GPU, steps=60)
+    return noise_memory(GPU, steps=60)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_an_agent_stays_on_its_gpu(
 ) -> None:
     kernel = {"float32": sweep, "bfloat16": None}[precision]
     monkeypatch.setattr(ebu.targets, "_sweep_kernel", lambda device: kernel)
-    agent = agent_of(name, GPU, precision=precision)
+    agent = agent_of(name, replay, precision=precision)
     for updates in (1, 3):
         before = crossings.downloads
         agent.learn(replay, updates)

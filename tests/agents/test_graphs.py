@@ -14,18 +14,18 @@ import agents.adaptive
 import agents.agent
 import agents.segment_target
 import agents.stacked
-from agents import AGENTS, Agent, LearnerConfig, build_agent, build_learner
+from agents import AGENTS, Agent, LearnerConfig
 from agents.graphs import Captured
+from benchmarks.gpu_checks import train_twice
+from benchmarks.noise import agent_for, noise_memory
 from benchmarks.parity import TOLERANCE, in_step
 from benchmarks.runs import in_process
 from ebu.replay import EpisodicReplay
 from ebu.run.machine import prepare_torch
-from envs import VectorStep
 from tests.made_up import CPU, same
 from tests.made_up_runs import SMALL
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-NUM_ACTIONS, SIDE, STREAMS = 4, 36, 4
 # Every agent, and for two of them every optimizer and precision, which all agents share.
 RECORDED = [
     *((name, "adam", "float32") for name in AGENTS),
@@ -40,55 +40,14 @@ FLAGS: dict[str, dict[str, Any]] = {
 """Flags that add to what is captured, with the agent as the last word."""
 
 
-def played_memory(device: torch.device, steps: int = 400) -> EpisodicReplay:
-    """Streams of noise whose games end, lose lives and are cut."""
-    streams, rng = STREAMS, np.random.default_rng(0)
-    replay = EpisodicReplay(
-        capacity=4000,
-        num_streams=streams,
-        frame_shape=(SIDE, SIDE),
-        frame_dtype=torch.uint8,
-        stack=4,
-        device=device,
-    )
-    started = np.ones(streams, dtype=bool)
-    for _ in range(steps):
-        over, cut = rng.random((2, streams)) < [[0.03], [0.01]]
-        replay.append(
-            rng.integers(256, size=(streams, SIDE, SIDE), dtype=np.uint8),
-            rng.integers(NUM_ACTIONS, size=streams),
-            rng.normal(size=streams).astype(np.float32),
-            over & ~started,
-            cut & ~over & ~started,
-            started,
-            np.ones(streams, dtype=np.float32),
-        )
-        started = (over | cut) & ~started
-    return replay
-
-
 def agent_of(
-    name: str, device: torch.device, *, precision: str = "float32", **config: Any
+    name: str, replay: EpisodicReplay, *, precision: str = "float32", **config: Any
 ) -> Agent:
-    learner_settings = LearnerConfig(
-        target_sync_updates=10, optimizer=config.pop("optimizer", "adam")
-    )
+    optimizer = config.pop("optimizer", "adam")
     flags = {**SMALL.get(name, {}), **FLAGS.get(name, {}), **config}
     settings = replace(AGENTS[name.split()[-1]], **flags)
-    learner = build_learner(
-        settings,
-        learner_settings,
-        stack=4,
-        frame_shape=(SIDE, SIDE),
-        num_actions=NUM_ACTIONS,
-        device=device,
-        precision=precision,
-        rng=np.random.default_rng(1),
-    )
-    agent = build_agent(settings, learner, np.random.default_rng(2))
-    none, noise = np.zeros(STREAMS, dtype=bool), np.zeros((STREAMS, SIDE, SIDE), dtype=np.uint8)
-    agent.observe(VectorStep(noise, np.zeros(STREAMS, np.float32), none, none, none, ~none))
-    return agent
+    learner = LearnerConfig(target_sync_updates=10, optimizer=optimizer)
+    return agent_for(replay, settings, learner, precision=precision)
 
 
 class Recorded(Captured[Any]):
@@ -144,12 +103,12 @@ def test_recorded_updates_are_those_that_are_called(
     # Several networks compute as on a GPU. Groups are small: recording takes its time.
     monkeypatch.setattr(agents.stacked, "IN_TURN", set())
     monkeypatch.setattr(agents.agent, "MEASURED_UPDATES", 2)
-    replay = played_memory(CPU)
+    replay = noise_memory(CPU)
     options: dict[str, Any] = {"optimizer": optimizer, "precision": precision}
-    called = agent_of(name, CPU, **options)
+    called = agent_of(name, replay, **options)
     for module in (agents.agent, agents.adaptive, agents.segment_target):
         monkeypatch.setattr(module, "capture", record)
-    recorded = agent_of(name, CPU, **options)
+    recorded = agent_of(name, replay, **options)
     for _ in range(3):
         called.learn(replay, 11)
         recorded.learn(replay, 11)
@@ -174,11 +133,11 @@ def test_graphs_on_a_gpu_train_as_separate_launches_do(
 ) -> None:
     device = torch.device("cuda")
     prepare_torch(device, threads=1)
-    replay = played_memory(device)
+    replay = noise_memory(device)
     options: dict[str, Any] = {"optimizer": optimizer, "precision": precision}
     both = {
-        "graphed": agent_of(name, device, **options),
-        "eager": agent_of(name, device, cuda_graphs=False, **options),
+        "graphed": agent_of(name, replay, **options),
+        "eager": agent_of(name, replay, cuda_graphs=False, **options),
     }
     assert in_step(both, replay, 100) <= TOLERANCE[precision]
     assert all(agent.learner.updates == 100 for agent in both.values())
@@ -192,19 +151,7 @@ def test_graphs_on_a_gpu_train_as_separate_launches_do(
         assert np.array_equal(one, other)
 
 
-def train_twice(device_name: str) -> bool:
-    """Whether two agents end with the same bits, under --deterministic."""
-    device = torch.device(device_name)
-    prepare_torch(device, threads=1, deterministic=True)
-    replay, states = played_memory(device), []
-    for _ in range(2):
-        agent = agent_of("ebu", device)
-        agent.learn(replay, 200)
-        states.append(agent.state_dict()["learner"])
-    return same(states[0], states[1])
-
-
 @GPU
 def test_deterministic_runs_on_a_gpu_give_the_same_bits() -> None:
     # In a process of its own: cuBLAS looks at its settings when it first computes.
-    assert in_process(train_twice, "cuda")
+    assert in_process(train_twice, "cuda", 200) == 0

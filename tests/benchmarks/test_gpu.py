@@ -1,89 +1,110 @@
-"""All benchmarks of a GPU in one command: flags, failures, time limits."""
+"""The commands for a GPU: rehearsed on the CPU, killed half-way, refused without a device."""
 
-import importlib
-import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import gpu
-from ebu.errors import EbuError, UsageError
-from ebu.run.cli import parse
+from benchmarks import gpu, gpu_figures
+from benchmarks.pieces import ROOT, Notes
+from benchmarks.runs import Conditions, Contender, Window, one_set_of_environments, open_run
+from ebu.errors import UsageError
 
-CONTEXT: dict[str, Any] = {"machine": {"gpu": "a GPU", "cpu": "a CPU"}, "settings": {"seed": 0}}
-WRITE_RESULTS = """
-import json, sys
-from pathlib import Path
-print("seed 0\\n\\n| the table |")
-figures = {"machine": {}, "versions": {}, "flags": sys.argv[1:-2]}
-Path(sys.argv[-1]).write_text(json.dumps(figures))
-"""
+REHEARSAL = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--rehearse", "--threads=1"]
 
 
-@pytest.fixture
-def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scripts that take no time in the place of the benchmarks."""
-    package = tmp_path / "benchmarks"
-    package.mkdir()
-    for name, text in {
-        "__init__": "",
-        "works": WRITE_RESULTS,
-        "fails": "import sys; print('on my way', file=sys.stderr); sys.exit('error: not today')",
-        "hangs": "import time; time.sleep(600)",
-    }.items():
-        (package / f"{name}.py").write_text(text)
-    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["checks", "figures"])
+def test_a_rehearsal_measures_all(run: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*REHEARSAL, "--run", run, "--out", tmp_path, "--minutes", "30"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = Notes(tmp_path / f"{run}.jsonl", 0.0).read()
+    settings = gpu.Settings(run=run, device="cpu", rehearse=True)  # type: ignore[arg-type]
+    assert {line["piece"] for line in lines if "done" in line} == {
+        piece.name for piece in gpu.pieces_of(settings)
+    }
+    assert not any("error" in line for line in lines)
+    assert any(line.get("targets by") == "recursion" for line in lines)
+    assert "## " in (tmp_path / f"{run}.md").read_text()
 
 
-@pytest.mark.usefixtures("scripts")
-def test_a_part_that_fails_leaves_the_others(tmp_path: Path) -> None:
-    path = tmp_path / "gpu.json"
-    parts = [
-        gpu.Part("first", 1, "fails --seed 0"),
-        gpu.Part("second", 1, "works --seed 1"),
-        gpu.Part("third", 1, "works", rounds=True),
-    ]
-    with pytest.raises(EbuError, match=r"^failed: first; all else is in .*gpu\.json$"):
-        gpu.run_parts(parts, CONTEXT, 1.0, path)
-    report = json.loads(path.read_text())
-    assert {key: report[key] for key in CONTEXT} == CONTEXT
-    outcome = report["parts"]
-    assert outcome["first"]["error"] == "error: not today"
-    assert outcome["second"]["command"] == "python -m benchmarks.works --seed 1"
-    # Machine and versions are reported once, for all parts.
-    assert outcome["second"]["results"] == {"flags": ["--seed", "1"]}
-    flag, minutes = outcome["third"]["results"]["flags"]
-    assert flag == "--minutes"
-    assert 0.5 < float(minutes) < 1.0  # all that the others left
-    tables = path.with_suffix(".md").read_text()
-    failed = "## first\n\n    python -m benchmarks.fails --seed 0\n\nfailed: error: not today"
-    assert failed in tables
-    assert tables.count("| the table |") == 2
+@pytest.mark.slow
+def test_a_rehearsed_game_is_played_to_its_end_and_resumed(tmp_path: Path) -> None:
+    def play(minutes: str) -> dict[str, float]:
+        command = [*REHEARSAL, "--run", "game", "--out", str(tmp_path), "--minutes", minutes]
+        subprocess.run(command, cwd=ROOT, check=True)
+        figures: dict[str, float] = Notes(tmp_path / "game.jsonl", 0.0).read()[-1]
+        return figures
+
+    # 30 seconds are for the checkpoint: it is stopped after a few seconds.
+    first = play("0.6")
+    last = play("20")
+    assert first["frames"] <= last["frames"] == 4_000
+    assert last["exit code"] == 0
 
 
-@pytest.mark.usefixtures("scripts")
-def test_a_part_is_stopped_when_its_time_is_up() -> None:
-    entry, tables = gpu.run_part(gpu.Part("slow", 1, "hangs"), 0.5)
-    assert entry["error"] == "not done after 0 s"
-    assert 0.5 <= entry["seconds"] < 60
-    assert tables == ""
+@pytest.mark.slow
+def test_figures_stay_when_the_command_is_killed_half_way(tmp_path: Path) -> None:
+    path = tmp_path / "figures.jsonl"
+    command = [*REHEARSAL, "--run", "figures", "--out", str(tmp_path), "--minutes", "30"]
+    measuring = subprocess.Popen(command, cwd=ROOT, process_group=0)
+    while not any("done" in line for line in Notes(path, 0.0).read()):
+        assert measuring.poll() is None
+        time.sleep(0.1)
+    os.killpg(measuring.pid, signal.SIGKILL)
+    measuring.wait()
+    assert any("milliseconds" in line for line in Notes(path, 0.0).read())
 
 
-def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_a_game_share_their_environments(tmp_path: Path) -> None:
+    sizes = {"replay_capacity": 200, "learning_starts": 10**6, "threads": 1, "device": "cpu"}
+    with one_set_of_environments():
+        seen = []
+        for game, num_envs in (("pong", 2), ("pong", 2), ("pong", 1)):
+            with open_run(game=game, num_envs=num_envs, frames=80, **sizes) as trainer:
+                assert trainer.run(80)
+                seen.append(trainer.env.env)  # type: ignore[attr-defined]
+        assert seen[0] is seen[1] is not seen[2]
+
+
+def test_the_commands_fit_a_quarter_of_an_hour_and_refuse_what_they_cannot_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert gpu.MINUTES["checks"] + gpu.MINUTES["figures"] <= 12
+    assert max(gpu.MINUTES.values()) <= 9
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("sys.argv", ["gpu.py"])
-    with pytest.raises(UsageError, match=r"^there is no CUDA device here"):
-        gpu.main()
+    for flags, complaint in (
+        ([], "no CUDA device"),
+        (["--device", "cpu"], "--rehearse"),
+        (["--device", "cpu", "--rehearse", "--only", "nothing such"], "no piece"),
+    ):
+        monkeypatch.setattr("sys.argv", ["gpu.py", *flags])
+        with pytest.raises(UsageError, match=complaint):
+            gpu.main()
 
 
-def test_all_parts_understand_their_flags() -> None:
-    """On the machine with the GPU a flag that is wrong would cost a part."""
-    parts = gpu.parts_of(gpu.Settings(threads=16))
-    assert len({part.name for part in parts}) == len(parts)
-    for part in parts:
-        benchmark, *flags = part.command.split()
-        flags += ["--minutes", "1.5"] if part.rounds else []
-        settings = importlib.import_module(f"benchmarks.{benchmark}").Settings
-        parse(settings, flags, prog=benchmark, description="")
+def test_threads_reach_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def note(contender: Contender, conditions: Conditions, seed: int) -> Window:
+        threads.append(conditions.threads)
+        return Window(1.0, 400, 100)
+
+    monkeypatch.setattr(gpu_figures, "time_ours", note)
+    scope = gpu.scope_of(gpu.Settings(device="cpu", rehearse=True, threads=3))
+    pieces = [each for each in gpu_figures.figures_pieces(scope) if "per step" in each.name]
+    for piece in pieces:
+        (figures,) = piece.measure()
+        assert figures["frames per second"] == 400
+    assert threads == [3] * len(pieces) != []
+    assert gpu_figures.where(scope)["threads"] == 3

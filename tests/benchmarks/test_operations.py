@@ -17,7 +17,7 @@ LIMITS = {
 
 @pytest.fixture(scope="module")
 def replay() -> EpisodicReplay:
-    return operations.noise(0)
+    return operations.memory()
 
 
 @pytest.mark.parametrize(("name", "precision"), LIMITS)
