@@ -56,8 +56,10 @@ class Operations(TorchDispatchMode):
         if func.is_view or func.__name__.startswith(MARKS):
             return result
         self.operations += 1
-        touched = tree_leaves((args, kwargs, result))
-        tensors = {id(each): each for each in touched if isinstance(each, Tensor)}.values()
+        # Rows that are selected are read, not all that there are.
+        selects = func is torch.ops.aten.index_select.default
+        touched = [result, result, args[2]] if selects else tree_leaves((args, kwargs, result))
+        tensors = [each for each in touched if isinstance(each, Tensor)]
         self.bytes += sum(each.nbytes for each in tensors)
         if "copy" in func.__name__ or "clone" in func.__name__:
             self.copies += max(1, len(tensors) // 2)
