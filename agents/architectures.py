@@ -2,6 +2,7 @@
 
 nature                                the network of Mnih et al. 2015 (Nature)
 dueling                               the same convolutions, two streams (Wang et al. 2016)
+impala, impala2, impala4, …           residual blocks, so many times as wide (Espeholt et al. 2018)
 net1, net2, net3                      the three sizes of Rusu et al. 2015 below it
 16-32-32/256                          any other widths: three convolutions, dense layer
 nature@tucker=16,32,32,32,svd=64      the second and third convolution in Tucker-2 form, ranks
@@ -30,11 +31,12 @@ class Architecture:
 
     | field | meaning |
     | --- | --- |
-    | filters | of the three convolutions |
+    | filters | of the three convolutions, or of the three stages of an Impala network |
     | hidden | units of the dense layer, in each stream of a dueling network |
     | dueling | a stream for the state's value and one for the advantages |
     | tucker | ranks of the second convolution (in, out), then of the third; None: both whole |
     | svd | rank of the first dense layer; None: whole |
+    | impala | stages of residual blocks in place of the convolutions |
     """
 
     filters: tuple[int, int, int]
@@ -42,6 +44,7 @@ class Architecture:
     dueling: bool = False
     tucker: tuple[int, int, int, int] | None = None
     svd: int | None = None
+    impala: bool = False
 
 
 ARCHITECTURES = {
@@ -61,6 +64,7 @@ RankRule = str | float
 
 _COUNT = r"([1-9]\d{0,3})"
 _WIDTHS = re.compile(rf"{_COUNT}-{_COUNT}-{_COUNT}/{_COUNT}")
+_IMPALA = re.compile(rf"impala{_COUNT}?")
 _RANKS = re.compile(rf"tucker={_COUNT},{_COUNT},{_COUNT},{_COUNT}(?:,svd={_COUNT})?|svd={_COUNT}")
 
 
@@ -72,9 +76,13 @@ def architecture(name: str) -> Architecture:
     base, factorised, ranks = name.partition("@")
     sizes = whole_architecture(base)
     if sizes is None:
-        raise UsageError(unknown("network", name, [*ARCHITECTURES], "widths such as 16-32-32/256"))
+        raise UsageError(
+            unknown("network", name, [*ARCHITECTURES], "impala4, or widths such as 16-32-32/256")
+        )
     if factorised:
         tucker, svd = parse_ranks(ranks)
+        if tucker is not None and sizes.impala:
+            raise UsageError(f"network '{name}': only its dense layer can be factored, by svd=")
         sizes = replace(sizes, tucker=tucker, svd=svd)
         _check_ranks(name, sizes)
     return sizes
@@ -82,6 +90,10 @@ def architecture(name: str) -> Architecture:
 
 def whole_architecture(name: str) -> Architecture | None:
     """The sizes of a network that is not factorised; None for an unknown name."""
+    impala = _IMPALA.fullmatch(name)
+    if impala is not None:
+        width = int(impala.group(1) or 1)
+        return Architecture((16 * width, 32 * width, 32 * width), 512, impala=True)
     widths = _WIDTHS.fullmatch(name)
     if widths is None:
         return ARCHITECTURES.get(name)

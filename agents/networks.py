@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agents.architectures import KERNELS, STRIDES, Architecture, architecture
+from agents.impala import ImpalaTorso
 from ebu.errors import UsageError
 
 SMALLEST_SIDE = 36
@@ -242,7 +243,7 @@ class QNetwork(nn.Sequential):
 
     def __init__(
         self,
-        torso: NatureTorso | VectorTorso,
+        torso: NatureTorso | VectorTorso | ImpalaTorso,
         head: PlainHead | DuelingHead,
         num_quantiles: int = 0,
     ) -> None:
@@ -269,9 +270,7 @@ class QNetwork(nn.Sequential):
         """
         torso, head = self
         if not isinstance(torso, NatureTorso):
-            raise UsageError(
-                "a network over flat observations has no feature maps: leave out what compares them"
-            )
+            raise UsageError("this network has no three feature maps: leave out what compares them")
         assert isinstance(head, PlainHead | DuelingHead)
         (conv1, conv2, conv3), flat = torso.maps(states)
         hidden, outputs = head.hidden_and_outputs(flat)
@@ -301,8 +300,10 @@ def build_network(
     convolutions that flat frames leave out, or above the number of features.
     """
     sizes = architecture(name)
-    torso: NatureTorso | VectorTorso
-    if len(frame_shape) == 2:
+    torso: NatureTorso | VectorTorso | ImpalaTorso
+    if len(frame_shape) == 2 and sizes.impala:
+        torso = ImpalaTorso(sizes, stack, frame_shape)
+    elif len(frame_shape) == 2:
         if min(frame_shape) < SMALLEST_SIDE:
             raise UsageError(
                 f"images of {frame_shape[0]}×{frame_shape[1]} pixels are too small for the "

@@ -1,5 +1,6 @@
 """The Q-networks: their sizes, their first weights, what goes in and what comes out."""
 
+import itertools
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agents.architectures import ARCHITECTURES
+from agents.impala import ResidualBlock
 from agents.networks import Dense, DuelingHead, QNetwork, build_network
 from ebu.errors import UsageError
 
@@ -266,3 +268,30 @@ def test_an_image_too_small_for_the_convolutions_is_refused(frame_shape: tuple[i
         network_of(stack=4, frame_shape=frame_shape)
     assert "36" in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_an_impala_network_has_the_shape_of_its_paper_and_the_asked_width() -> None:
+    for name, width in (("impala", 1), ("impala2", 2)):
+        network = build_network(
+            name, stack=4, frame_shape=(84, 84), num_actions=18, generator=torch.Generator()
+        )
+        channels, weights = (4, 16 * width, 32 * width, 32 * width), 0
+        for inputs, outputs in itertools.pairwise(channels):
+            weights += 9 * inputs * outputs + outputs + 4 * (9 * outputs**2 + outputs)
+        # 84, 42, 21, 11 pixels a side.
+        weights += channels[-1] * 11 * 11 * 512 + 512 + 512 * 18 + 18
+        assert sum(weight.numel() for weight in network.parameters()) == weights
+    states = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8)
+    values = network(states)
+    assert values.shape == (3, 18)
+    torch.testing.assert_close(network(states[1:2]), values[1:2], rtol=1e-4, atol=1e-4)
+    # The division by 255: floats of another scale are other images.
+    assert not torch.allclose(network(states.float() / 255), values)
+
+
+def test_a_residual_block_with_zero_weights_changes_nothing() -> None:
+    block = ResidualBlock(3)
+    for weight in block.parameters():
+        torch.nn.init.zeros_(weight)
+    maps = torch.randn(2, 3, 5, 5)
+    assert torch.equal(block(maps), maps)

@@ -151,6 +151,7 @@ class Plain(nn.Module):
         super().__init__()
         if not exportable(network):
             raise UsageError(ONLY_SINGLE_NETWORKS)
+        self.num_quantiles = cast(QNetwork, network).num_quantiles
         torso, head = cast(QNetwork, copy.deepcopy(network).cpu())
         assert isinstance(torso, NatureTorso)
         first, _, second, _, third, _, _ = torso
@@ -173,6 +174,8 @@ class Plain(nn.Module):
         features = self.conv1(stacks.float()).relu()
         features = self.conv3(self.conv2(features).relu()).relu()
         outputs: Tensor = self.head(features.flatten(1))
+        if self.num_quantiles:
+            outputs = outputs.unflatten(1, (-1, self.num_quantiles)).mean(-1)
         return outputs
 
 

@@ -19,11 +19,12 @@ from agents.distillation.deploy.deployment import (
     parity_states,
     write_checked,
 )
-from agents.distillation.deploy.export import onnx_bytes, quantise
+from agents.distillation.deploy.export import Plain, onnx_bytes, quantise
 from agents.distillation.deploy.onnx_policy import (
     OnnxPolicy,
     compare,
 )
+from agents.networks import build_network
 from agents.trained import Outputs, TrainedAgent
 from ebu.errors import EbuError, UsageError
 from tests.agents.distillation.small_pipelines import SIDE, rng_of, teacher_of
@@ -65,6 +66,20 @@ def content(agent: TrainedAgent) -> bytes:
 
 
 # --- float32 --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", ["net3", "dueling"])
+def test_quantiles_are_exported_as_their_means(network: str) -> None:
+    built = build_network(
+        network,
+        stack=4,
+        frame_shape=(SIDE, SIDE),
+        num_actions=4,
+        generator=torch.Generator().manual_seed(0),
+        quantiles=5,
+    )
+    stacks = STATES.stacks(torch.arange(6))
+    torch.testing.assert_close(Plain(built)(stacks), built(stacks), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
