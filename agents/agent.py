@@ -8,6 +8,7 @@ from torch.profiler import record_function
 
 from agents.augmentation import Augmentation
 from agents.averages import Averages
+from agents.finiteness import FiniteUpdates, all_finite
 from agents.graphs import capture
 from agents.learner import Learner
 from agents.settings import AgentConfig
@@ -81,6 +82,7 @@ class Agent:
         device, graphs = learner.device, config.cuda_graphs
         self._staging = Staging(device)
         self._averages = Averages(("loss/huber", "q/mean", "q/max", "q/target"), device)
+        self._finite = FiniteUpdates(device)
         self._ages = 0.0
         self._updates_since_line = 0
         self._values = capture(learner.values, device, enabled=graphs)
@@ -88,7 +90,7 @@ class Agent:
         self._gradient_steps = capture(
             self._learn_from,
             device,
-            changes=lambda: [*learner.tensors(), self._averages.sums],
+            changes=lambda: [*learner.tensors(), self._averages.sums, *self._finite.tensors()],
             enabled=graphs,
         )
 
@@ -199,6 +201,7 @@ class Agent:
         Returns target - Q(s, a) before the last, (B,) or (K, B); `measured` adds the averages of
         the first.
         """
+        losses = []
         for row in range(len(located)):
             batch = self.target.batch(replay, located[row])
             targets = self.target(batch, **{name: each[row] for name, each in prepared.items()})
@@ -208,10 +211,19 @@ class Agent:
             states = self.augmentation.apply(batch.states, shift, factor)
             with record_function("update"):
                 loss, values = self.learner.update(states, batch.actions, targets, weight)
+                losses.append(loss)
                 if measured and row == 0:
                     # With several learners, averaged over them too.
                     self._averages.add(loss.mean(), values.mean(), values.max(), targets.mean())
+        self._finite.add(losses)
         return targets - values
+
+    def first_failed_update(self) -> int | None:
+        """The first update whose loss was not finite, or the last if weights are not; else None."""
+        failed = self._finite.first_failure()
+        if failed is None and not all_finite(self.learner.tensors()):
+            return self.learner.updates
+        return failed
 
     def metrics(self) -> dict[str, float]:
         """Averages since the last call, for the logs."""
@@ -234,6 +246,7 @@ class Agent:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.learner.load_state_dict(state["learner"])
+        self._finite.start_at(self.learner.updates)
         self.sampler.load_state_dict(state["sampler"])
         self.target.load_state_dict(state["target"])
         self.augmentation.load_state_dict(state.get("augmentation", {}))

@@ -4,6 +4,7 @@ nature                                the network of Mnih et al. 2015 (Nature)
 dueling                               the same convolutions, two streams (Wang et al. 2016)
 impala, impala2, impala4, …           residual blocks, so many times as wide (Espeholt et al. 2018)
 net1, net2, net3                      the three sizes of Rusu et al. 2015 below it
+grid                                  one convolution over the cells of a small grid
 16-32-32/256                          any other widths: three convolutions, dense layer
 nature@tucker=16,32,32,32,svd=64      the second and third convolution in Tucker-2 form, ranks
                                       in, out, in, out; the first dense layer of rank 64
@@ -47,12 +48,15 @@ class Architecture:
     impala: bool = False
 
 
+GRID = "grid"
+"""The network of MinAtar (Young, Tian 2019) for small grids."""
 ARCHITECTURES = {
     "nature": Architecture((32, 64, 64), 512),
     "dueling": Architecture((32, 64, 64), 512, dueling=True),
     "net1": Architecture((16, 32, 32), 256),
     "net2": Architecture((16, 16, 16), 128),
     "net3": Architecture((16, 16, 16), 64),
+    GRID: Architecture((16, 16, 16), 128),
 }
 """Networks that have a name of their own."""
 TEACHER = "teacher"

@@ -172,6 +172,34 @@ class VectorTorso(nn.Sequential):
                 nn.init.uniform_(layer.bias, -2, 2, generator=generator)
 
 
+class GridTorso(nn.Sequential):
+    """One convolution over the cells of a grid (B, stack, C, H, W), of `filters[0]` channels."""
+
+    def __init__(self, sizes: Architecture, stack: int, frame_shape: tuple[int, ...]) -> None:
+        channels, height, width = frame_shape
+        filters = sizes.filters[0]
+        self.num_features = filters * height * width
+        super().__init__(
+            GridCells(),
+            nn.Conv2d(stack * channels, filters, kernel_size=3, padding=1),
+            nn.ReLU(inplace=True),
+            FlattenPixels(),
+        )
+
+
+class GridCells(nn.Module):
+    """(B, stack, C, H, W) -> (B, stack · C, H, W), bytes on a logarithmic scale from 0 to 1.
+
+    A byte is a code such as 1 to 10 as often as a brightness: divided by 255, codes would vanish.
+    """
+
+    def forward(self, stacks: Tensor) -> Tensor:
+        cells = stacks.flatten(1, 2)
+        if cells.dtype != torch.uint8:
+            return cells
+        return torch.log1p(cells.float()) / math.log(256)
+
+
 class PlainHead(nn.Sequential):
     """One hidden layer, one value per action."""
 
@@ -243,7 +271,7 @@ class QNetwork(nn.Sequential):
 
     def __init__(
         self,
-        torso: NatureTorso | VectorTorso | ImpalaTorso,
+        torso: NatureTorso | VectorTorso | GridTorso | ImpalaTorso,
         head: PlainHead | DuelingHead,
         num_quantiles: int = 0,
     ) -> None:
@@ -294,13 +322,14 @@ def build_network(
     With `quantiles` it predicts so many of each action's return, and returns their means.
 
     The weights and biases of the output layer are multiplied by `output_scale`. Two-axis frames get
-    convolutions, flat ones a hidden layer in their place, with biases in [-2, 2].
+    convolutions, grids (C, H, W) a single one, flat ones a hidden layer in their place, with biases
+    in [-2, 2].
 
     Raises `UsageError` for an unknown name, an image too small for the convolutions, and ranks of
     convolutions that flat frames leave out, or above the number of features.
     """
     sizes = architecture(name)
-    torso: NatureTorso | VectorTorso | ImpalaTorso
+    torso: NatureTorso | VectorTorso | GridTorso | ImpalaTorso
     if len(frame_shape) == 2 and sizes.impala:
         torso = ImpalaTorso(sizes, stack, frame_shape)
     elif len(frame_shape) == 2:
@@ -313,7 +342,7 @@ def build_network(
     else:
         if sizes.tucker is not None:
             raise UsageError(f"network '{name}': flat observations leave no convolutions to factor")
-        torso = VectorTorso(sizes, stack, frame_shape)
+        torso = (GridTorso if len(frame_shape) == 3 else VectorTorso)(sizes, stack, frame_shape)
     if sizes.svd is not None and sizes.svd > torso.num_features:
         raise UsageError(
             f"network '{name}': rank {sizes.svd} of a dense layer over {torso.num_features} "

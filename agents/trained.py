@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from agents.agent import epsilon_greedy, policy_weights
+from agents.finiteness import all_finite
 from agents.networks import QNetwork, build_network
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import load_latest
@@ -155,6 +156,12 @@ def load_agent(
         raise EbuError(
             f"the weights in {run_dir} do not fit its config.json ({reason}): restore it"
         ) from error
+    if not all_finite(list(network.state_dict().values())):
+        raise EbuError(
+            f"the {weights} weights in {run_dir}, of frame {checkpoint.state['frames']:,}, are not "
+            "finite: its training failed; start a new run with a lower --learning-rate, or in an "
+            "environment whose rewards and observations are finite"
+        )
     return TrainedAgent(
         network,
         outputs,

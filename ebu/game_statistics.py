@@ -24,7 +24,8 @@ class GameStatistics:
     def add(self, step: VectorStep) -> None:
         """Count one step of every environment."""
         played = ~step.started
-        self.steps[step.started] = 0
+        # Usually 0 already, but for games that were left without an end.
+        self.steps[step.started] = self._returns[step.started] = self._clipped[step.started] = 0
         self.steps += played
         self._returns += step.rewards
         self._clipped += np.clip(step.rewards, -1, 1)

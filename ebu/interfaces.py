@@ -58,6 +58,23 @@ class VectorEnvironment(Protocol):
     def close(self) -> None: ...
 
 
+class TrainingEnvironment(VectorEnvironment, Protocol):
+    """Environments whose games can be left and begun again."""
+
+    @property
+    def observation(self) -> str:
+        """What the observations are taken for, in one line."""
+        ...
+
+    def seedings(self) -> dict[str, Any]:
+        """What `start_fresh` needs, also in the middle of a step that failed."""
+        ...
+
+    def start_fresh(self, state: dict[str, Any]) -> VectorStep:
+        """Begin new games with seeds after those of a saved state, or of `seedings`."""
+        ...
+
+
 class Act(Protocol):
     """A policy: chooses an action for each of N environments, greedily but for ε.
 
@@ -103,6 +120,9 @@ class LearningAgent(Protocol):
 
     def observe(self, step: VectorStep) -> None: ...
     def learn(self, replay: EpisodicReplay, updates: int) -> None: ...
+    def first_failed_update(self) -> int | None:
+        """The first update after which loss or weights are not finite; None if there is none."""
+
     def metrics(self) -> dict[str, float]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...

@@ -8,8 +8,9 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from ebu.errors import EbuError
 from ebu.game_statistics import GameStatistics
-from ebu.interfaces import Distiller, LearningAgent, VectorEnvironment, VectorStep
+from ebu.interfaces import Distiller, LearningAgent, TrainingEnvironment, VectorStep
 from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import Checkpoint, save_checkpoint
 from ebu.run.directory import EVALUATIONS, METRICS
@@ -27,6 +28,9 @@ from ebu.schedules import (
 from ebu.stopwatch import Mark, Stopwatch
 from ebu.value_probes import ValueProbes
 
+FRESH_GAMES = "fresh_games"
+"""Directory of the checkpoint that is written when an environment fails."""
+
 
 class Trainer:
     """Trains one agent in N environments.
@@ -38,6 +42,7 @@ class Trainer:
     | rng | draws the exploration |
     | evaluate | called with (frames, should_stop); returns the record with its "mean", or None if |
     | | it was told to stop |
+    | film | called with (frames) when an evaluation is logged |
     | run_dir | checkpoints go to checkpoints/, the best evaluated weights to best/ |
     | lock | the run directory's open lock file, held until `close` |
     | identity | settings that its checkpoints carry: see `identity_of` |
@@ -54,7 +59,7 @@ class Trainer:
         gamma: float,
         clip_rewards: bool,
         life_loss_ends_segment: bool,
-        env: VectorEnvironment,
+        env: TrainingEnvironment,
         replay: EpisodicReplay,
         agent: LearningAgent,
         exploration: ExplorationConfig,
@@ -64,6 +69,7 @@ class Trainer:
         run_dir: Path,
         lock: IO[str],
         identity: Mapping[str, Any] | None = None,
+        film: Callable[[int], None] | None = None,
         profile: Profile | None = None,
         distiller: Distiller | None = None,
     ) -> None:
@@ -76,6 +82,7 @@ class Trainer:
         self.rng = rng
         self.monitor = monitor
         self.evaluate = evaluate
+        self.film = film
         self.run_dir = run_dir
         self.identity = identity
         self.profile = profile
@@ -90,7 +97,9 @@ class Trainer:
         # Next agent step at which open segments may be cut: see `_segment_ends`.
         self._next_cut = config.learning_starts
         self._best: float | None = None
-        self._started = self._saved = False
+        self._started = False
+        self._evaluating = self._finishing = False
+        self._last_saved: Path | None = None
         self._games = GameStatistics(env.num_envs)
         self._probes = ValueProbes(env.num_envs, gamma=gamma, clip_rewards=clip_rewards)
         self._log_schedule = Schedule(config.log_every_frames, EARLY_LINES)
@@ -123,7 +132,7 @@ class Trainer:
                 self._log()
             if self._eval_schedule.due(self.frames):
                 # A run that has results and no checkpoint is not started again.
-                if not self._saved:
+                if self._last_saved is None:
                     self.save()
                 self._evaluate(progress)
             if self.stop_requested or self.frames >= until_frames:
@@ -178,7 +187,11 @@ class Trainer:
     def _learn(self) -> None:
         updates = self._updates_due()
         with self._stopwatch.time("learning"):
-            self.agent.learn(self.replay, updates)
+            try:
+                self.agent.learn(self.replay, updates)
+            except EbuError:
+                self._check_finite()
+                raise
         if self.distiller is not None:
             with self._stopwatch.time("distilling"):
                 self.distiller.learn(self.replay, updates)
@@ -232,7 +245,21 @@ class Trainer:
         self.updates += owed
         return owed
 
+    def _check_finite(self) -> None:
+        """Raise `EbuError` if an update was not finite: no log and no checkpoint may hold it."""
+        failed = self.agent.first_failed_update()
+        if failed is None:
+            return
+        kept = (
+            "nothing was saved yet" if self._last_saved is None else f"{self._last_saved} is kept"
+        )
+        raise EbuError(
+            f"update {failed:,} of {self.run_dir} is not finite, noticed at frame {self.frames:,}: "
+            f"{kept}; start a new run with a lower --learning-rate"
+        )
+
     def _log(self) -> None:
+        self._check_finite()
         metrics = self._games.metrics(self.env.frames_per_step)
         metrics |= {
             "train/epsilon": self.epsilon,
@@ -251,6 +278,7 @@ class Trainer:
         self._log_schedule.done(self.frames)
 
     def _evaluate(self, progress: Progress | None) -> None:
+        self._check_finite()
         record = self._play_evaluation(progress)
         if record is None:
             return
@@ -266,12 +294,23 @@ class Trainer:
 
     def _play_evaluation(self, progress: Progress | None) -> dict[str, Any] | None:
         """Evaluate and log the result; None if told to stop before its end."""
+        if progress is not None:
+            say(f"{self.frames:,} frames: evaluating in {self.config.eval_episodes} games")
         with self._stopwatch.time("evaluation"):
+            self._evaluating = True
             record = self.evaluate(self.frames, lambda: self.stop_requested)
+            self._evaluating = False
         if record is not None:
             self.monitor.evaluation(self.frames, record)
             if progress is not None:
-                say(f"{self.frames:,} frames: mean {record['mean']:.2f} of {record['games']} games")
+                capped = f", {record['capped_games']} cut" if record.get("capped_games") else ""
+                say(
+                    f"{self.frames:,} frames: mean {record['mean']:.2f} of {record['games']} games"
+                    f"{capped}"
+                )
+            if self.film is not None:
+                with self._stopwatch.time("evaluation"):
+                    self.film(self.frames)
         return record
 
     def finish(self, progress: Progress | None = None) -> bool:
@@ -281,6 +320,7 @@ class Trainer:
         the distilled networks. The trainer cannot train afterwards. Returns whether everything was
         written, False if told to stop before the evaluation's end.
         """
+        self._finishing = True
         if last_frames(self.run_dir / METRICS) != self.frames:
             self._log()
         evaluated = last_frames(self.run_dir / EVALUATIONS) == self.frames
@@ -291,25 +331,59 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint; changes nothing in the run."""
+        return self._save("checkpoints", self.state_dict())
+
+    def _save(self, directory: str, state: dict[str, Any], **options: Any) -> Path:
+        self._check_finite()
         with self._stopwatch.time("checkpoints"):
             saved = save_checkpoint(
-                self.run_dir / "checkpoints",
+                self.run_dir / directory,
                 self._checkpoint_name(),
-                self.state_dict(),
+                state,
                 writers=[self.replay.write_frames],
                 logs=self.monitor.sync(),
                 run=self.identity,
+                **options,
             )
             if self.distiller is not None:
                 self.distiller.save(self.frames)
-            self._saved = True
-            return saved
+        self._last_saved = saved
+        return saved
 
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint of a run with the same settings."""
-        self.load_state_dict(checkpoint.state)
+    def rescue(self) -> str:
+        """Save what was learned when an environment has failed; returns what to do next.
+
+        In play the last whole step is saved for --fresh-games, beside the exact checkpoints. In an
+        evaluation the run itself is intact: it is saved as ever, with the evaluation passed over.
+        """
+        if not self._started:
+            return "nothing was played yet"
+        if self._finishing:
+            return "everything is trained and saved; only the last evaluation is missing"
+        if self._evaluating:
+            self._eval_schedule.done(self.frames)
+            return (
+                f"saved {self.save()}: run the same command again to resume after this evaluation"
+            )
+        exact = (
+            "" if self._last_saved is None else ", or as it is to resume from the last exact one"
+        )
+        saved = self._save(FRESH_GAMES, self.state_dict(self.env.seedings()), keep=1)
+        return (
+            f"saved {saved}: run the same command with --fresh-games to resume from there with new "
+            f"games{exact}"
+        )
+
+    def load(self, checkpoint: Checkpoint, *, fresh_games: bool = False) -> None:
+        """Continue from a checkpoint of a run with the same settings.
+
+        fresh_games: begin new games and truncate those that were played.
+        """
+        self.load_state_dict(checkpoint.state, fresh_games=fresh_games)
         self.replay.read_frames(checkpoint.directory)
-        self._saved = True
+        self._last_saved = checkpoint.directory
+        if fresh_games:
+            self._receive(self.env.start_fresh(checkpoint.state["env"]), None, None)
 
     def close(self) -> None:
         """Close the environments and the logs, and release the lock of the run directory."""
@@ -325,7 +399,8 @@ class Trainer:
         stages = self._stopwatch.seconds | self.agent.seconds
         return Mark(time.perf_counter(), self.frames, self.updates, stages)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, env: dict[str, Any] | None = None) -> dict[str, Any]:
+        """All that changes in a run but the replay's frames; `env`: in place of its state."""
         return {
             "frames": self.frames,
             "agent_steps": self.agent_steps,
@@ -339,12 +414,12 @@ class Trainer:
             "games": self._games.state_dict(),
             "probes": self._probes.state_dict(),
             "agent": self.agent.state_dict(),
-            "env": self.env.state_dict(),
+            "env": self.env.state_dict() if env is None else env,
             "replay": self.replay.state_dict(),
             **({} if self.distiller is None else {"distiller": self.distiller.state_dict()}),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, fresh_games: bool = False) -> None:
         self._started = True
         self.agent_steps = state["agent_steps"]
         self.updates = state["updates"]
@@ -357,7 +432,8 @@ class Trainer:
         self._games.load_state_dict(state["games"])
         self._probes.load_state_dict(state["probes"])
         self.agent.load_state_dict(state["agent"])
-        self.env.load_state_dict(state["env"])
+        if not fresh_games:
+            self.env.load_state_dict(state["env"])
         self.replay.load_state_dict(state["replay"])
         if self.distiller is not None:
             self.distiller.load_state_dict(state["distiller"])

@@ -6,12 +6,14 @@
 
 import difflib
 import importlib
+from dataclasses import dataclass
 
 import gymnasium
 
 import envs.chain
 import envs.maze  # noqa: F401 (both register their environment)
-from envs.atari import AtariVector
+from envs.atari import FRAME_SKIP, AtariVector
+from envs.boundary import EnvironmentFault, Recipe, parse_args, reason
 from envs.games import (
     UnknownGameError,
     UnplayableGameError,
@@ -29,9 +31,11 @@ from envs.vector import ReplayMismatchError, VectorEnvironment, VectorStep
 
 __all__ = [
     "AtariVector",
+    "EnvironmentFault",
     "GymnasiumVector",
     "ReplayMismatchError",
     "UnknownGameError",
+    "Variant",
     "VectorEnvironment",
     "VectorStep",
     "check_game",
@@ -39,6 +43,31 @@ __all__ = [
     "make_vector",
     "random_and_human",
 ]
+
+
+ENDLESS_STEPS = 27_000
+"""Steps after which an evaluation game is truncated that has no limit of its own: as many as fit
+into the 30 minutes of an Atari game."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a run changes in its environments.
+
+    | field | meaning |
+    | --- | --- |
+    | env_args | NAME=VALUE each: arguments of a Gymnasium environment's constructor |
+    | env_wrappers | `module:Wrapper` each, the innermost first |
+    | eval_max_steps | steps after which an evaluation game is truncated; None: as it is registered,
+      or as the protocol says |
+    """
+
+    env_args: tuple[str, ...] = ()
+    env_wrappers: tuple[str, ...] = ()
+    eval_max_steps: int | None = None
+
+
+AS_REGISTERED = Variant()
 
 
 def make_vector(
@@ -49,14 +78,23 @@ def make_vector(
     protocol: Protocol,
     training: bool,
     num_threads: int = 0,
+    variant: Variant = AS_REGISTERED,
 ) -> VectorEnvironment:
     """Make N environments of an Atari game or a Gymnasium id (`CartPole-v1`, `module:MyEnv-v0`).
 
     The protocol's rules for training or evaluation apply to Atari; a Gymnasium environment keeps
-    its own. Raises UnknownGameError, with the nearest names of both kinds, and ValueError for an
-    environment with unsupported actions or observations.
+    its own, and an evaluation game without an end is truncated. Raises UnknownGameError, with the
+    nearest names of both kinds, and ValueError, in one line, for an environment that cannot be made
+    or has unsupported actions or observations.
     """
+    max_steps = None if training else variant.eval_max_steps
     if is_atari(game):
+        if variant.env_args or variant.env_wrappers:
+            raise ValueError(
+                f"{game} is played on the emulator, without --env-args and --env-wrappers; to have "
+                "them, play it through Gymnasium, by a name such as gymnasium:ALE/Pong-v5"
+            )
+        frames = protocol.train_max_frames if training else protocol.eval_max_frames
         return AtariVector(
             game,
             num_envs,
@@ -64,15 +102,21 @@ def make_vector(
             repeat_action_probability=protocol.repeat_action_probability,
             full_action_space=protocol.full_action_space,
             noop_max=protocol.train_noop_max if training else protocol.eval_noop_max,
-            max_frames_per_game=protocol.train_max_frames if training else protocol.eval_max_frames,
+            max_frames_per_game=frames if max_steps is None else max_steps * FRAME_SKIP,
             num_threads=num_threads,
         )
     check_game(game)
+    recipe = Recipe(
+        game,
+        parse_args(variant.env_args),
+        variant.env_wrappers,
+        max_steps=max_steps,
+        endless_steps=None if training else ENDLESS_STEPS,
+    )
     try:
-        return GymnasiumVector(game, num_envs, seed=seed)
-    except (gymnasium.error.Error, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{game} cannot be made: {reason}") from None
+        return GymnasiumVector(recipe, num_envs, seed=seed)
+    except EnvironmentFault as fault:
+        raise ValueError(str(fault)) from None
 
 
 def random_and_human(game: str, human_table: str) -> tuple[float | None, float | None]:
@@ -92,9 +136,12 @@ def check_game(game: str) -> None:
     if colon:
         try:
             importlib.import_module(module)  # registers its environments
-        except (ImportError, TypeError, ValueError) as error:
-            raise UnknownGameError(f"cannot import the module of {quote(game)}: {error}") from None
-    if registered_elsewhere(env_id):
+        except Exception as error:  # a module's own code runs
+            raise UnknownGameError(
+                f"cannot import the module of {quote(game)}: {reason(error)}"
+            ) from None
+    # With its module, a name is played through Gymnasium, an Atari game too.
+    if env_id in gymnasium.registry if colon else registered_elsewhere(env_id):
         return
     others = [name for name in gymnasium.registry if registered_elsewhere(name)]
     nearest = difflib.get_close_matches(env_id[:80], others, cutoff=0.7)

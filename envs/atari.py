@@ -9,13 +9,13 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 
 from envs.games import canonical_game
-from envs.vector import FRAME_SIDE, Outcome, VectorEnvironment, check_at_least
+from envs.observations import FRAME_SIDE, STACK
+from envs.vector import Outcome, VectorEnvironment, check_at_least
 from envs.watchdog import Watchdog
 
 FRAME_SKIP = 4  # emulator frames per step: the action is repeated, the last two are maxed
 RULES = ("repeat_action_probability", "full_action_space", "noop_max", "max_frames_per_game")
 """Keys of `AtariVector.identity` that are also arguments of `make_emulators`."""
-PATIENCE_SECONDS = 60  # a step takes milliseconds; a faulty emulator never returns
 
 
 class AtariVector(VectorEnvironment):
@@ -39,8 +39,11 @@ class AtariVector(VectorEnvironment):
 
     frame_shape: tuple[int, ...] = (FRAME_SIDE, FRAME_SIDE)
     frame_dtype: np.dtype[Any] = np.dtype(np.uint8)
-    stack = 4
+    stack = STACK
     frames_per_step = FRAME_SKIP
+    observation = (
+        f"the screen: grey frames of {FRAME_SIDE}×{FRAME_SIDE}, of which {STACK} are a state"
+    )
 
     def __init__(
         self,
@@ -80,21 +83,22 @@ class AtariVector(VectorEnvironment):
         )
         self._native = make_emulators(game, num_envs, num_threads=num_threads, **rules)
         self.num_actions = len(self._native.ale.get_action_set())
-        self._watchdog = Watchdog(f"the emulator of {game}", PATIENCE_SECONDS)
-        weakref.finalize(self, self._watchdog.stop)
+        self.watchdog = Watchdog(lambda: f"the emulator of {game}")
+        weakref.finalize(self, self.watchdog.stop)
         self._strengths = np.ones(num_envs, dtype=np.float32)
 
     def _reset(self, mask: np.ndarray, seeds: list[int]) -> Outcome:
-        frames, info = self._native.reset(
-            seed=np.array(seeds, dtype=np.int64), options={"reset_mask": mask}
-        )
+        with self.watchdog:
+            frames, info = self._native.reset(
+                seed=np.array(seeds, dtype=np.int64), options={"reset_mask": mask}
+            )
         return self._blank()._replace(frames=frames[:, 0], lives=info["lives"])
 
     def _start(self, actions: np.ndarray, active: np.ndarray) -> None:
         self._native.ale.send(actions, self._strengths)
 
     def _collect(self) -> Outcome:
-        with self._watchdog:
+        with self.watchdog:
             frames, rewards, terminated, truncated, info = self._native.ale.recv()
         return Outcome(
             frames=frames[:, 0],
@@ -105,7 +109,7 @@ class AtariVector(VectorEnvironment):
         )
 
     def _close(self) -> None:
-        self._watchdog.stop()
+        self.watchdog.stop()
         del self._native
 
 

@@ -12,8 +12,10 @@ import numpy as np
 from ale_py import ALEInterface, roms
 
 from envs.atari import RULES, AtariVector, make_emulators
+from envs.boundary import Environment, EnvironmentFault
 from envs.gymnasium_vector import GymnasiumVector
 from envs.vector import ReplayMismatchError, environment_seed
+from envs.watchdog import Watchdog
 
 
 class CannotFilmError(ValueError):
@@ -76,7 +78,7 @@ class Camera:
         if isinstance(env, AtariVector):
             self._screen = _AtariScreen(env.identity)
         else:
-            self._screen = _GymnasiumScreen(env.identity)
+            self._screen = _GymnasiumScreen(env, environment)
         self._reset()
 
     def step(self, action: int) -> None:
@@ -140,44 +142,57 @@ class _AtariScreen:
 
 
 class _GymnasiumScreen:
-    def __init__(self, identity: dict[str, Any]) -> None:
-        self._env_id: str = identity["game"]
-        self._env: gymnasium.Env[Any, Any] = gymnasium.make(self._env_id)
-        self._renders = "rgb_array" in self._env.metadata.get("render_modes", [])
+    def __init__(self, env: GymnasiumVector, environment: int) -> None:
+        self._recipe, self._index, self._watchdog = env.recipe, environment, Watchdog(lambda: "")
+        example = Environment(self._recipe, environment, self._watchdog)
+        example.close()
+        if not example.renders and env.observations.picture is None:
+            raise CannotFilmError(
+                f"{self._recipe.game} has no pictures: it cannot render rgb_array"
+            )
+        self._mode = "rgb_array" if example.renders else None
+        self._env: Environment | None = None
 
     def reset(self, seed: int) -> None:
-        self._env.close()
-        mode = {"render_mode": "rgb_array"} if self._renders else {}
-        self._env = gymnasium.make(self._env_id, **mode)  # type: ignore[arg-type]
-        self._observation, _ = self._env.reset(seed=seed)
+        if self._env is not None:
+            self._env.close()
+        try:
+            self._env = Environment(
+                self._recipe, self._index, self._watchdog, render_mode=self._mode
+            )
+        except EnvironmentFault as fault:
+            self._refuse_missing_library(fault)
+            raise
+        self._observation = self._env.reset(seed)
         self._over = False
 
     def step(self, action: int) -> tuple[float, bool]:
+        assert self._env is not None
         if self._over:
-            self._observation, _ = self._env.reset()
+            self._observation = self._env.reset()
             self._over = False
             return 0.0, False
-        first = int(self._env.action_space.start)  # type: ignore[attr-defined]
-        self._observation, reward, terminated, truncated, _ = self._env.step(first + action)
+        self._observation, reward, terminated, truncated = self._env.step(action)
         self._over = terminated or truncated
-        return float(reward), self._over
+        return reward, self._over
 
     def picture(self) -> np.ndarray:
-        if self._renders:
-            try:
-                pixels = self._env.render()
-            except gymnasium.error.DependencyNotInstalled as error:
-                raise CannotFilmError(f"{self._env_id} has no pictures: {error}") from None
-        else:
-            pixels = self._observation
-        picture = np.asarray(pixels)
-        if picture.ndim == 3 and picture.shape[2] == 1:
-            picture = picture[:, :, 0]
-        if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
-            raise CannotFilmError(f"{self._env_id} has no pictures: it cannot render rgb_array")
-        if picture.ndim == 2:
-            picture = np.repeat(picture[:, :, None], 3, axis=2)
-        return picture.copy()
+        assert self._env is not None
+        try:
+            picture = self._env.picture(self._observation)
+        except EnvironmentFault as fault:
+            self._refuse_missing_library(fault)
+            raise
+        assert picture is not None
+        return picture
 
     def close(self) -> None:
-        self._env.close()
+        if self._env is not None:
+            self._env.close()
+        self._watchdog.stop()
+
+    def _refuse_missing_library(self, fault: EnvironmentFault) -> None:
+        if isinstance(fault.__cause__, gymnasium.error.DependencyNotInstalled):
+            raise CannotFilmError(
+                f"{self._recipe.game} has no pictures: {fault.__cause__}"
+            ) from None

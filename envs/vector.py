@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-FRAME_SIDE = 84
-"""Height and width of the grey frames that images become."""
+from envs.watchdog import Watchdog
 
 
 class ReplayMismatchError(RuntimeError):
@@ -160,6 +159,10 @@ class VectorEnvironment(ABC):
     frame_dtype: np.dtype[Any]
     stack: int
     frames_per_step: int
+    observation: str = ""
+    """What the observations are taken for, in one line."""
+    watchdog: Watchdog
+    """Notices environments that do not answer."""
 
     def __init__(
         self,
@@ -282,6 +285,22 @@ class VectorEnvironment(ABC):
         self._last = self._replay_journal()
         self._verify_restored(state)
 
+    def difference(self) -> str | None:
+        """What differs between two games of one seed, in a few words; None where nothing does."""
+        return None
+
+    def seedings(self) -> dict[str, Any]:
+        """All that `start_fresh` needs, also in the middle of a step that failed."""
+        return {"seedings": self._journal.seedings.copy()}
+
+    def start_fresh(self, state: dict[str, Any]) -> VectorStep:
+        """Begin new games, with seeds that follow those of a saved state or of `seedings`."""
+        self._check_idle("start_fresh")
+        self._journal = Journal(self.num_envs)
+        seedings = (state.get("journal") or state).get("seedings", 0)
+        self._journal.seedings[:] = seedings
+        return self.reset()
+
     def close(self) -> None:
         """Release the environments. Calling it again does nothing."""
         if not self._closed:
@@ -358,9 +377,10 @@ class VectorEnvironment(ABC):
                 self._last = None
                 raise ReplayMismatchError(
                     f"environment {environment} of {self.identity['game']} did not return to its "
-                    f"saved state: {key.replace('_', ' ')} differ (saved with {state['engine']}, "
-                    f"this is {self._engine}); resume on the kind of machine and with the versions "
-                    "that the run was started with"
+                    f"saved state: {key.replace('_', ' ')} differ. Either it is no function of its "
+                    "seed and actions, or the machine or a version changed (saved with "
+                    f"{state['engine']}, this is {self._engine}): --fresh-games resumes with what "
+                    "was learned and new games"
                 )
 
 

@@ -61,6 +61,7 @@ class MadeUpGames:
 
     num_actions, frames_per_step = NUM_ACTIONS, 4
     frame_shape, frame_dtype = (3,), np.dtype(np.float32)
+    observation = "where and when it is"
 
     def __init__(self, num_envs: int, games: Callable[[int, int], Game], *, stack: int = 3) -> None:
         self.num_envs, self.games, self.stack = num_envs, games, stack
@@ -106,6 +107,14 @@ class MadeUpGames:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.game, self.step, self.over = state["game"], state["step"], state["over"]
+
+    def seedings(self) -> dict[str, Any]:
+        return {"game": self.game}
+
+    def start_fresh(self, state: dict[str, Any]) -> VectorStep:
+        self.game, self.step = state["game"].copy(), np.zeros(self.num_envs, dtype=np.int64)
+        self.over, self.actions = np.ones(self.num_envs, dtype=bool), self.game * 0
+        return self.recv()
 
     def close(self) -> None:
         self.closed = True

@@ -62,6 +62,9 @@ class Onlooker:
     def learn(self, replay: EpisodicReplay, updates: int) -> None:
         self.updates.append(updates)
 
+    def first_failed_update(self) -> int | None:
+        return None
+
     def metrics(self) -> dict[str, float]:
         return {}
 

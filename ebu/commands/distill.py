@@ -13,9 +13,11 @@ from agents.distillation.records import (
     retention,
 )
 from agents.distillation.settings import DistillConfig, Stopped
+from ebu.errors import EbuError
 from ebu.run.cli import parse, run_command
 from ebu.run.progress import say
 from ebu.run.signals import stop_on_signals
+from envs import EnvironmentFault
 
 
 def main() -> int:
@@ -37,6 +39,8 @@ def main() -> int:
     except Stopped:
         say("stopped: run the same command again to resume")
         return 128 + stopped_by[0]
+    except EnvironmentFault as fault:
+        raise EbuError(f"{fault}; run the same command again to resume") from fault
     return max([verdict(*outcome) for outcome in outcomes])
 
 

@@ -1,6 +1,7 @@
 """Score a trained agent under a named protocol, film its best game, show it live."""
 
 import sys
+from typing import Any
 
 from ebu.commands.evaluate_arguments import parse_arguments
 from ebu.run.cli import run_command
@@ -13,12 +14,18 @@ def main() -> int:
     from ebu.commands.evaluation import run
     from ebu.commands.evaluation_record import as_table
 
+    scored: list[dict[str, Any]] = []
+
+    def announce(record: dict[str, Any]) -> None:
+        print(as_table(record), flush=True)
+        scored.append(record)
+
     try:
-        record = run(config)
+        run(config, announce)
     except KeyboardInterrupt:
-        print("interrupted: no result", file=sys.stderr)
+        if not scored:
+            print("interrupted: no result", file=sys.stderr)
         return 130
-    print(as_table(record))
     return 0
 
 

@@ -26,6 +26,8 @@ class EvaluateConfig:
     epsilon: Share | None = None
     """Share of random actions [default: the protocol's, 0.05 under paper, the run's final one under
     machado]. With another number the score is none of the protocol."""
+    max_steps: Annotated[int | None, Bounds(least=1)] = None
+    """Agent steps after which a game is cut [default: as in the run's own evaluations]."""
     protocol: Annotated[str, OneOf(*PROTOCOLS)] | None = None
     """paper or machado [default: the one the run was trained under]."""
     weights: Literal["final", "best"] = "final"

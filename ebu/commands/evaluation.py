@@ -2,7 +2,8 @@
 
 import contextlib
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,8 +12,8 @@ import torch
 from agents import Precision, TrainedAgent, load_agent
 from ebu.commands.evaluate_arguments import EvaluateConfig, check
 from ebu.commands.reporting.scores import as_json, write_evaluation
-from ebu.commands.scoring import evaluator_for
-from ebu.commands.showing import Window, check_display, check_pictures, film_best
+from ebu.commands.scoring import evaluator_for, variant_of
+from ebu.commands.showing import check_display, check_pictures, film_best, open_window
 from ebu.commands.trust import check_trust
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Evaluation, Evaluator, random_play, seeds_of
@@ -30,7 +31,7 @@ from ebu.run.machine import (
 from ebu.run.progress import progress_bar
 from ebu.run.settings import one_of
 from ebu.run.signals import raise_on_interrupt
-from envs import UnknownGameError
+from envs import EnvironmentFault, UnknownGameError
 from envs.protocols import PROTOCOLS, Protocol
 
 
@@ -53,11 +54,13 @@ class Rules:
     evaluator: Evaluator
 
 
-def run(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluate as configured, write what was asked for, and return the result.
+def run(
+    config: EvaluateConfig, announce: Callable[[dict[str, Any]], None] = lambda record: None
+) -> dict[str, Any]:
+    """Evaluate as configured, write the result, announce it, film the best game, and return it.
 
     Raises `UsageError` for a request that cannot be met, before anything is played, and `EbuError`
-    for a run without whole weights.
+    for a run without whole, finite weights, and for an environment that fails.
     """
     raise_on_interrupt()
     rules = rules_of(config)
@@ -71,31 +74,45 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     except (UnknownGameError, ValueError) as error:
         raise UsageError(f"{config.run_dir} was trained on {rules.game}: {error}") from error
     with contextlib.closing(env):
-        if agent is not None:
-            check_fits(agent, env, config.run_dir, rules)
-        if config.video is not None or config.render:
-            check_pictures(env)
-        if config.render:
-            check_display()
-        watch = Window(env, rules.game).watch if config.render else None
-        with progress_bar("", rules.evaluator.episodes, "games") as progress:
+        played = play(config, rules, agent, env)
+        record = record_of(config, rules, agent, played)
+        try:
+            write_evaluation(config.run_dir, record)
+        except EbuError as error:
+            print(f"warning: the result is not in {config.run_dir}: {error}", file=sys.stderr)
+        try:
+            if config.json is not None:
+                write_whole(config.json, as_json(record))
+        finally:
+            announce(record)
+        if config.video is not None:
+            film_best(config.video, env, played)
+    return record
+
+
+def play(
+    config: EvaluateConfig, rules: Rules, agent: TrainedAgent | None, env: VectorEnvironment
+) -> Evaluation:
+    """Play all games, shown in a window if asked for."""
+    if agent is not None:
+        check_fits(agent, env, config.run_dir, rules)
+    if config.video is not None or config.render:
+        check_pictures(env)
+    if config.render:
+        check_display()
+    window = open_window(env, rules.game) if config.render else None
+    with progress_bar("", rules.evaluator.episodes, "games") as progress:
+        try:
             played = rules.evaluator.play(
                 random_play(env.num_actions) if agent is None else agent.choose,
                 env=env,
                 progress=progress,
-                watch=watch,
+                watch=None if window is None else window.watch,
             )
-        assert played is not None
-        record = record_of(config, rules, agent, played)
-        if config.video is not None:
-            film_best(config.video, env, played)
-    try:
-        write_evaluation(config.run_dir, record)
-    except EbuError as error:
-        print(f"warning: the result is not in {config.run_dir}: {error}", file=sys.stderr)
-    if config.json is not None:
-        write_whole(config.json, as_json(record))
-    return record
+        except EnvironmentFault as fault:
+            raise EbuError(f"{fault}; no score: --seed plays other games") from fault
+    assert played is not None
+    return played
 
 
 def rules_of(config: EvaluateConfig) -> Rules:
@@ -115,6 +132,9 @@ def rules_of(config: EvaluateConfig) -> Rules:
     final_epsilon = float(setting("epsilon_end"))
     device, threads = device_named(config.device), config.threads or all_cores()
     prepare_torch(device, torch_threads(config.threads, threads, device))
+    variant = variant_of(settings)
+    if config.max_steps is not None:
+        variant = replace(variant, eval_max_steps=config.max_steps)
     evaluator = evaluator_for(
         game,
         protocol,
@@ -126,6 +146,7 @@ def rules_of(config: EvaluateConfig) -> Rules:
         random_start_actions=int(setting("random_start_actions")),
         threads=threads,
         device=device,
+        variant=variant,
     )
     if evaluator.num_envs > evaluator.episodes:
         raise UsageError(
@@ -169,6 +190,12 @@ def check_fits(agent: TrainedAgent, env: VectorEnvironment, run_dir: Path, rules
             f"{rules.settings['protocol']}, as it was trained"
         )
     trained = agent.config["environment"]
+    here = getattr(env, "observation", "")
+    if trained.get("observation", here) != here:
+        raise UsageError(
+            f"{rules.game} shows {here} here, the agent in {run_dir} was trained on "
+            f"{trained['observation']}"
+        )
     if list(env.frame_shape) != list(trained["frame_shape"]) or env.stack != trained["stack"]:
         raise UsageError(
             f"{rules.game} shows frames {list(env.frame_shape)} here, the agent in {run_dir} was "

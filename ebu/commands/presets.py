@@ -25,6 +25,10 @@ class TrainConfig:
 
     game: str = "pong"
     """Atari game (pong, Pong, ALE/Pong-v5) or id of a Gymnasium environment (CartPole-v1)."""
+    env_args: tuple[str, ...] | None = None
+    """Arguments of a Gymnasium environment's constructor, NAME=VALUE each: --env-args level=3."""
+    env_wrappers: tuple[str, ...] | None = None
+    """Wrappers around a Gymnasium environment, module:Wrapper each, the innermost first."""
     agent: Annotated[str, tyro.conf.arg(help=AGENT_HELP)] = "ebu"
     preset: str = "default"
     """Starting point of all settings: default, or paper (those of the EBU paper's code)."""
@@ -41,6 +45,12 @@ class TrainConfig:
     """Up to this many no-ops at the start of a training game; evaluation follows the protocol."""
     life_loss_ends_segment: bool | None = None
     """Whether a lost life ends a segment as a game's end does [default: as the protocol says]."""
+    eval_max_steps: Positive | None = None
+    """Agent steps after which an evaluation game is cut [default: the protocol's 4,500 or 27,000;
+    of a Gymnasium environment its own limit, and 27,000 where it has none]."""
+    fresh_games: bool = False
+    """Resume with new games instead of those that were played: after an environment has failed, or
+    for one that is no function of its seed and actions."""
     num_envs: Annotated[int, Bounds(0, 10_000)] = 0
     """Environments stepped together; 0 takes 8, on a GPU 64."""
     replay_capacity: Positive = 1_000_000

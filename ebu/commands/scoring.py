@@ -1,11 +1,12 @@
 """The rules under which a game is scored: protocol, reference scores, and the run's settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
 from ebu.evaluation import Evaluator, Seeds, environments_for
-from envs import VectorEnvironment, make_vector, random_and_human
+from envs import Variant, VectorEnvironment, make_vector, random_and_human
 from envs.protocols import Protocol
 
 
@@ -21,6 +22,7 @@ def evaluator_for(
     random_start_actions: int,
     threads: int,
     device: torch.device,
+    variant: Variant,
 ) -> Evaluator:
     """The evaluator of a game under a protocol.
 
@@ -29,10 +31,11 @@ def evaluator_for(
     | num_envs | environments; None takes `environments_for(episodes)` |
     | epsilon | share of random actions; None takes the protocol's |
     | final_epsilon | the run's, which a protocol may ask for |
+    | variant | what the run changes in its environments |
     """
     random_score, human_score = random_and_human(game, protocol.human_table)
     return Evaluator(
-        new_env=env_maker(game, protocol, threads=threads, training=False),
+        new_env=env_maker(game, protocol, threads=threads, training=False, variant=variant),
         num_envs=environments_for(episodes) if num_envs is None else num_envs,
         episodes=episodes,
         seeds=seeds,
@@ -46,7 +49,7 @@ def evaluator_for(
 
 
 def env_maker(
-    game: str, protocol: Protocol, *, threads: int, training: bool
+    game: str, protocol: Protocol, *, threads: int, training: bool, variant: Variant
 ) -> Callable[[int, int], VectorEnvironment]:
     """Makes environments of a game from their number and a seed, by the rules of a protocol."""
 
@@ -58,6 +61,16 @@ def env_maker(
             protocol=protocol,
             training=training,
             num_threads=min(threads, num_envs),
+            variant=variant,
         )
 
     return make_env
+
+
+def variant_of(settings: Mapping[str, Any]) -> Variant:
+    """What the settings of a run change in its environments; earlier runs have none of them."""
+    return Variant(
+        tuple(settings.get("env_args") or ()),
+        tuple(settings.get("env_wrappers") or ()),
+        settings.get("eval_max_steps"),
+    )

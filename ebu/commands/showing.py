@@ -7,7 +7,7 @@ from time import monotonic
 
 import numpy as np
 
-from ebu.errors import UsageError
+from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Evaluation
 from ebu.interfaces import VectorEnvironment
 from ebu.run.video import write_video
@@ -27,6 +27,7 @@ class Window:
         import matplotlib.pyplot as plt
 
         self._plt = plt
+        self._failed = False
         self._camera = Camera(env, 0)
         self._figure, axes = plt.subplots(num=title)
         axes.set_axis_off()
@@ -36,18 +37,50 @@ class Window:
         self._shown_at = monotonic()
 
     def watch(self, actions: np.ndarray) -> None:
-        """Follow environment 0 by one step of all, actions (N,)."""
-        if not self._plt.fignum_exists(self._figure.number):
+        """Follow environment 0 by one step of all, actions (N,); where that fails, warn and end."""
+        if self._failed or not self._plt.fignum_exists(self._figure.number):
             return
-        self._camera.step(int(actions[0]))
-        self._image.set_data(self._camera.picture())
+        try:
+            self._camera.step(int(actions[0]))
+            self._image.set_data(self._camera.picture())
+        except Exception as error:  # whatever the code of an environment does to draw itself
+            self._failed = True
+            warn("the games are no longer shown", error)
+            return
         # Also lets the window answer; a step of zero seconds would not.
         self._plt.pause(max(0.001, self._shown_at + 1 / LIVE_FPS - monotonic()))
         self._shown_at = monotonic()
 
 
+def open_window(env: VectorEnvironment, title: str) -> Window | None:
+    """A window on environment 0; None, with a warning, where it cannot be drawn."""
+    try:
+        return Window(env, title)
+    except Exception as error:
+        warn("the games cannot be shown", error)
+        return None
+
+
 def film_best(path: Path, env: VectorEnvironment, played: Evaluation) -> None:
-    """Write the best game as a video, cut after `VIDEO_SECONDS`."""
+    """Write the best game as a video, cut after `VIDEO_SECONDS`; where it fails, warn.
+
+    Raises `EbuError` where the disk fails.
+    """
+    try:
+        _film_best(path, env, played)
+    except EbuError:
+        raise
+    except Exception as error:
+        warn(f"{path} was not written, the best game could not be filmed", error)
+
+
+def warn(what: str, error: Exception) -> None:
+    """Print a line on pictures that failed: they are decoration, and end nothing."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    print(f"warning: {what}: {reason}", file=sys.stderr)
+
+
+def _film_best(path: Path, env: VectorEnvironment, played: Evaluation) -> None:
     best = played.best_game
     shown = -(-int(played.stops[best] - played.starts[best] + 1) // VIDEO_EVERY)
     most = VIDEO_SECONDS * VIDEO_FPS
@@ -58,11 +91,13 @@ def film_best(path: Path, env: VectorEnvironment, played: Evaluation) -> None:
 
 
 def check_pictures(env: VectorEnvironment) -> None:
-    """Raise `UsageError` for environments without pictures."""
+    """Raise `UsageError` for environments without pictures; drawing them may still fail."""
     try:
         next(film(env, 0, np.empty(0, dtype=np.int64), 0, 0))
     except CannotFilmError as error:
         raise UsageError(f"no pictures for --video or --render: {error}") from error
+    except Exception:  # said when the score is
+        return
 
 
 def check_display() -> None:

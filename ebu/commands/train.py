@@ -4,11 +4,12 @@ import sys
 
 from ebu.commands.train_arguments import gymnasium_defaults, parse_arguments
 from ebu.commands.trust import trust_words
+from ebu.errors import EbuError
 from ebu.run.cli import run_command
 from ebu.run.hints import program_command, tensorboard_command
 from ebu.run.settings import flat
 from ebu.run.signals import stop_on_signals
-from envs import is_atari
+from envs import EnvironmentFault, is_atari, watchdog
 
 
 def main() -> int:
@@ -22,6 +23,7 @@ def main() -> int:
     run_dir = trainer.run_dir
     if not is_atari(config.game):
         say(gymnasium_defaults(config))
+        say(f"observations are {trainer.env.observation}")
     started = f"resuming at frame {trainer.frames:,}" if trainer.frames else "starting"
     say(f"{run_dir}: {started}; watch it with: {tensorboard_command(run_dir)}")
     already_played = trainer.finished(config.frames)
@@ -34,11 +36,20 @@ def main() -> int:
         stopped_by.append(number)
         trainer.stop_requested = True
 
+    def rescue(what: str) -> str:
+        try:
+            return f"{what}; {trainer.rescue()}"
+        except EbuError as error:
+            return f"{what}; {error}"
+
+    watchdog.last_words = rescue
     progress = Progress(config.frames, initial=trainer.frames)
     with stop_on_signals(stop):
         try:
             finished = already_played or trainer.run(config.frames, progress)
             finished = finished and trainer.finish(progress)
+        except EnvironmentFault as fault:
+            raise EbuError(rescue(str(fault))) from fault
         finally:
             progress.close()
             trainer.close()

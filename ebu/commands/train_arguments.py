@@ -29,6 +29,7 @@ from ebu.run.hints import program_name
 from ebu.run.reading import shorten
 from ebu.run.settings import flat, one_of
 from envs import UnknownGameError, check_game
+from envs.boundary import parse_args
 from envs.games import list_games
 
 
@@ -200,6 +201,10 @@ def _check(config: TrainConfig) -> None:
         check_game(config.game)
     except UnknownGameError as error:
         raise UsageError(f"--game: {error}") from None
+    try:
+        parse_args(config.env_args or ())
+    except ValueError as error:
+        raise UsageError(f"--env-args: {error}") from None
     config.method.check()
     students = config.distill or ()
     for flag, names in (("--network", (config.learner.network,)), ("--distill", students)):

@@ -1,24 +1,24 @@
 """Put a training run together: environments, replay memory, agent, logs and checkpoints."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from agents import Agent, build_agent, build_learner
-from ebu.commands.presets import TrainConfig
+from agents import build_agent, build_learner
+from agents.architectures import GRID
+from ebu.commands.presets import GYMNASIUM, TrainConfig
 from ebu.commands.run_logs import open_logs
-from ebu.commands.scoring import env_maker, evaluator_for
+from ebu.commands.scoring import env_maker, evaluator_for, variant_of
+from ebu.commands.training_evaluation import TrainingEvaluation
 from ebu.errors import EbuError, UsageError
-from ebu.evaluation import Evaluator, seeds_at
+from ebu.evaluation import seeds_at
 from ebu.frames import torch_dtype
-from ebu.interfaces import VectorEnvironment
 from ebu.replay import EpisodicReplay
-from ebu.run.checkpoint import load_latest
+from ebu.run.checkpoint import Checkpoint, load_latest
 from ebu.run.directory import (
     NOT_PART_OF_THE_RUN,
     directory_name,
@@ -26,21 +26,20 @@ from ebu.run.directory import (
     open_run_directory,
     read_earlier_config,
 )
-from ebu.run.logs import Monitor
 from ebu.run.machine import choose_machine, choose_num_envs, prepare_torch
 from ebu.run.profiling import Profile
 from ebu.run.progress import say
 from ebu.run.settings import flat
-from ebu.training import Trainer
-from envs import ReplayMismatchError, is_atari
-from envs.film import CannotFilmError, film
+from ebu.training import FRESH_GAMES, Trainer
+from envs import EnvironmentFault, ReplayMismatchError, Variant, VectorEnvironment, is_atari
 from envs.games import canonical_game
 from envs.protocols import PROTOCOLS, Protocol
 
 MOST_EVALUATION_ENVS = 32
 # Emulators load their game one after the other, in one call that shows no progress.
 MANY_ENVS, EMULATOR_SECONDS = 16, 0.2
-FILM_STEPS, FILM_EVERY, FILM_FPS = 1_000, 4, 15
+DIFFERS = "differs"
+"""In config.json what differs between two copies of a game, where something does."""
 
 
 def build_trainer(config: TrainConfig) -> Trainer:
@@ -53,9 +52,9 @@ def build_trainer(config: TrainConfig) -> Trainer:
     run_dir = config.run_dir or Path(
         "runs", f"{directory_name(game)}-{config.agent}-{config.preset}-seed{config.seed}"
     )
-    before = read_earlier_config(run_dir)
-    machine = choose_machine(config.device, config.threads, config.precision, before)
-    config = replace(config, num_envs=choose_num_envs(config.num_envs, machine.device, before))
+    earlier = read_earlier_config(run_dir)
+    machine = choose_machine(config.device, config.threads, config.precision, earlier)
+    config = replace(config, num_envs=choose_num_envs(config.num_envs, machine.device, earlier))
     for line in machine.warnings:
         say(f"warning: {line}")
     prepare_torch(
@@ -70,7 +69,13 @@ def build_trainer(config: TrainConfig) -> Trainer:
     weights_rng, exploration_rng, drawing_rng, env_rng = (
         np.random.default_rng(child) for child in to_seed.spawn(4)
     )
-    env = make_env(config, game, protocol, machine.threads, seed=int(env_rng.integers(2**31)))
+    variant = variant_of(flat(config))
+    env = make_env(
+        config, game, protocol, machine.threads, variant, seed=int(env_rng.integers(2**31))
+    )
+    # Of all networks only this one takes small grids; a network that was chosen stays.
+    if len(env.frame_shape) == 3 and config.learner.network == GYMNASIUM.learner.network:
+        config = replace(config, learner=replace(config.learner, network=GRID))
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(env.close)
         replay = EpisodicReplay(
@@ -92,10 +97,11 @@ def build_trainer(config: TrainConfig) -> Trainer:
             rng=weights_rng,
         )
         agent = build_agent(config.method, learner, drawing_rng)
+        environment = description_of(env, earlier, game)
         description = {
             "settings": {**flat(config), "game": game, **machine.settings()},
             "automatic": machine.automatic,
-            "environment": description_of(env),
+            "environment": environment,
         }
         students = None
         if config.distill:
@@ -111,7 +117,13 @@ def build_trainer(config: TrainConfig) -> Trainer:
             )
         )
         identity = identity_of(description)
-        checkpoint = load_latest(run_dir / "checkpoints", run=identity)
+        checkpoint = newest_checkpoint(run_dir, identity, fresh_games=config.fresh_games)
+        if checkpoint is not None and DIFFERS in environment and not config.fresh_games:
+            raise UsageError(
+                f"{run_dir}: its game is no function of its seed and actions "
+                f"({environment[DIFFERS]} between two copies): add --fresh-games to resume with "
+                "new games"
+            )
         monitor = on_failure.enter_context(
             contextlib.closing(
                 open_logs(run_dir, checkpoint, config, description, asdict(protocol))
@@ -127,7 +139,9 @@ def build_trainer(config: TrainConfig) -> Trainer:
             random_start_actions=config.exploration.random_start_actions,
             threads=machine.threads,
             device=machine.device,
+            variant=variant,
         )
+        evaluation = TrainingEvaluation(evaluator, agent, monitor, config.seed)
         trainer = Trainer(
             config.loop,
             gamma=config.method.gamma,
@@ -139,7 +153,8 @@ def build_trainer(config: TrainConfig) -> Trainer:
             exploration=config.exploration,
             rng=exploration_rng,
             monitor=monitor,
-            evaluate=TrainingEvaluation(evaluator, agent, monitor, config.seed),
+            evaluate=evaluation.play,
+            film=evaluation.film,
             run_dir=run_dir,
             lock=lock,
             identity=identity,
@@ -147,11 +162,14 @@ def build_trainer(config: TrainConfig) -> Trainer:
             distiller=students,
         )
         if checkpoint is not None:
-            say(f"{run_dir}: replaying the games up to frame {checkpoint.state['frames']:,}")
+            games = "beginning new games at" if config.fresh_games else "replaying the games up to"
+            say(f"{run_dir}: {games} frame {checkpoint.state['frames']:,}")
             try:
-                trainer.load(checkpoint)
+                trainer.load(checkpoint, fresh_games=config.fresh_games)
             except ReplayMismatchError as error:
                 raise EbuError(str(error)) from error
+            except EnvironmentFault as fault:
+                raise EbuError(f"{fault}; --fresh-games resumes with new games") from fault
             except KeyError as error:
                 raise EbuError(
                     f"{checkpoint.directory} was written by another version and has no {error}: "
@@ -175,14 +193,21 @@ def protocol_of(config: TrainConfig) -> Protocol:
 
 
 def make_env(
-    config: TrainConfig, game: str, protocol: Protocol, threads: int, *, seed: int
+    config: TrainConfig,
+    game: str,
+    protocol: Protocol,
+    threads: int,
+    variant: Variant,
+    *,
+    seed: int,
 ) -> VectorEnvironment:
     """The environments to train in. Raises `UsageError` where they cannot be made."""
     if is_atari(game) and config.num_envs >= MANY_ENVS:
         seconds = config.num_envs * EMULATOR_SECONDS
         say(f"starting {config.num_envs} emulators, one by one: {seconds:.0f} s or more")
     try:
-        env = env_maker(game, protocol, threads=threads, training=True)(config.num_envs, seed)
+        maker = env_maker(game, protocol, threads=threads, training=True, variant=variant)
+        env = maker(config.num_envs, seed)
     except ValueError as error:
         raise UsageError(f"--game: {error}") from error
     step_frames = config.num_envs * env.frames_per_step
@@ -195,35 +220,48 @@ def make_env(
     return env
 
 
-def description_of(env: VectorEnvironment) -> dict[str, Any]:
-    """What config.json says of the environments."""
-    return {
+def description_of(
+    env: VectorEnvironment, earlier: dict[str, Any] | None, game: str
+) -> dict[str, Any]:
+    """What config.json says of the environments.
+
+    Before a run's first step two copies of its game are compared; a game that differs is said to
+    be.
+    """
+    description = {
         "num_actions": env.num_actions,
         "stack": env.stack,
         "frame_shape": list(env.frame_shape),
         "frame_dtype": str(np.dtype(env.frame_dtype)),
         "frames_per_step": env.frames_per_step,
     }
+    before = {} if earlier is None else earlier["environment"]
+    # Runs of earlier versions have neither.
+    if earlier is None or "observation" in before:
+        description["observation"] = env.observation
+    if earlier is not None:
+        return {**description, **{name: before[name] for name in (DIFFERS,) if name in before}}
+    try:
+        difference = env.difference()
+    except EnvironmentFault as fault:
+        raise EbuError(str(fault)) from fault
+    if difference is not None:
+        description[DIFFERS] = difference
+        say(
+            f"warning: {game} is no function of its seed and actions ({difference} between two "
+            "copies): it is trained, but no run can be repeated, and only --fresh-games resumes it"
+        )
+    return description
 
 
-class TrainingEvaluation:
-    """Scores the agent in training, and shows the start of the best game in TensorBoard."""
-
-    def __init__(self, evaluator: Evaluator, agent: Agent, monitor: Monitor, seed: int) -> None:
-        self.evaluator = evaluator
-        self.agent = agent
-        self.monitor = monitor
-        self.seed = seed
-
-    def __call__(self, frames: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
-        """Play the evaluation due at `frames`; None if told to stop before its end."""
-        evaluator = replace(self.evaluator, seeds=seeds_at(self.seed, frames))
-        with contextlib.closing(evaluator.make_env()) as env:
-            played = evaluator.play(self.agent.play, env=env, should_stop=should_stop)
-            if played is None:
-                return None
-            game = film(env, *played.recording(played.best_game))
-            with contextlib.suppress(CannotFilmError):
-                pictures = list(islice(game, 0, FILM_STEPS, FILM_EVERY))
-                self.monitor.animation(frames, "eval/best_game", np.stack(pictures), fps=FILM_FPS)
-        return evaluator.summarise(played)
+def newest_checkpoint(
+    run_dir: Path, identity: Mapping[str, Any], *, fresh_games: bool
+) -> Checkpoint | None:
+    """The newest checkpoint, for fresh games also of those that an environment's fault left."""
+    exact = load_latest(run_dir / "checkpoints", run=identity)
+    if not fresh_games:
+        return exact
+    left = load_latest(run_dir / FRESH_GAMES, run=identity)
+    if exact is None or left is None:
+        return exact or left
+    return max(exact, left, key=lambda checkpoint: int(checkpoint.state["frames"]))

@@ -29,7 +29,9 @@ _BEFORE_RECORDED = ("device", "threads")
 """Taken as automatic in runs whose config.json does not say what was."""
 
 
-NOT_PART_OF_THE_RUN = frozenset({"run_dir", "checkpoint_minutes", "overlap", "profile"})
+NOT_PART_OF_THE_RUN = frozenset(
+    {"run_dir", "checkpoint_minutes", "overlap", "profile", "fresh_games"}
+)
 """Settings that change nothing in what a run computes."""
 _NOT_THE_IDENTITY = NOT_PART_OF_THE_RUN | {"device", "precision", "threads", "frames", "teacher"}
 """Settings that a run may change when it is resumed, and paths of others."""
@@ -46,6 +48,8 @@ class Environment(TypedDict, total=False):
     frame_shape: list[int]
     frame_dtype: str
     frames_per_step: int
+    observation: str
+    differs: str
 
 
 class Settings(TypedDict, total=False):
@@ -70,6 +74,9 @@ class Settings(TypedDict, total=False):
     gamma: float
     beta: float
     clip_rewards: bool
+    env_args: list[str] | None
+    env_wrappers: list[str] | None
+    eval_max_steps: int | None
 
 
 class Config(TypedDict):

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from agents.architectures import ARCHITECTURES
 from agents.impala import ResidualBlock
-from agents.networks import Dense, DuelingHead, QNetwork, build_network
+from agents.networks import Dense, DuelingHead, GridCells, QNetwork, build_network
 from ebu.errors import UsageError
 
 ATARI: dict[str, Any] = {"stack": 4, "frame_shape": (84, 84)}
@@ -295,3 +295,20 @@ def test_a_residual_block_with_zero_weights_changes_nothing() -> None:
         torch.nn.init.zeros_(weight)
     maps = torch.randn(2, 3, 5, 5)
     assert torch.equal(block(maps), maps)
+
+
+def test_a_grid_network_keeps_small_cells_and_scales_bytes_by_their_logarithm() -> None:
+    network = build_network(
+        "grid", stack=2, frame_shape=(4, 5, 3), num_actions=6, generator=torch.Generator()
+    )
+    cells = torch.randint(0, 256, (7, 2, 4, 5, 3), dtype=torch.uint8)
+    assert network(cells).shape == (7, 6)
+    scaled = GridCells()(cells)
+    assert scaled.shape == (7, 8, 5, 3)
+    torch.testing.assert_close(scaled.flatten(), (cells.double() + 1).log2().flatten().float() / 8)
+    # Each cell and channel counts.
+    values = network(torch.zeros(1, 2, 4, 5, 3))
+    for cell in range(2 * 4 * 5 * 3):
+        one = torch.zeros(2 * 4 * 5 * 3)
+        one[cell] = 1
+        assert not torch.equal(network(one.view(1, 2, 4, 5, 3)), values)

@@ -171,8 +171,10 @@ def test_an_emulator_that_does_not_answer_ends_the_process_with_one_line() -> No
         import time
         import numpy as np
         import envs.atari
-        envs.atari.PATIENCE_SECONDS = 1
+        import envs.watchdog
+        envs.watchdog.GRACE_SECONDS = 1
         env = envs.atari.AtariVector("pong", 1, seed=0, num_threads=1)
+        env.watchdog.seconds = 1
         env.reset()
         began = time.monotonic()
         while time.monotonic() - began < 2.5:  # many short waits, longer than the patience

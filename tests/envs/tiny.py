@@ -73,9 +73,8 @@ def _register(name: str, space: spaces.Space[Any], limit: int | None = None, **k
 
 _register("TinyColour", _image(40, 50, 3), actions=spaces.Discrete(3, start=5))
 _register("TinyGrey", _image(84, 84))
-_register("TinyGreyChannel", _image(30, 30, 1))
+_register("TinyGrid", _image(10, 10, 4))
 _register("TinyNumbers", _numbers(2, 3, dtype=np.float64))
-_register("TinyBytes", _image(7))
 _register("TinyEndless", _numbers(2), limit=6, end=0.0)
 _register("TinyLast", _numbers(2), limit=1, end=1.0)
 _register("TinyCounting", _numbers(2), counts_games=True)

@@ -23,7 +23,7 @@ from agents.distillation.settings import (
 )
 from agents.distillation.students import student_of
 from agents.distillation.teachers import Teacher, check_plays, load_teachers
-from ebu.commands.scoring import evaluator_for
+from ebu.commands.scoring import evaluator_for, variant_of
 from ebu.commands.trust import check_trust
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import seeds_of
@@ -98,6 +98,7 @@ def _build_pipeline(
             random_start_actions=settings["random_start_actions"],
             threads=config.threads,
             device=teacher.device,
+            variant=variant_of(settings),
         )
     except KeyError as error:
         raise EbuError(f"{run_dir}: its config.json lacks {error}: restore it") from error

@@ -1,0 +1,56 @@
+"""Evaluations during training: play them, and show the best game in TensorBoard."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from agents import Agent
+from ebu.commands.showing import warn
+from ebu.evaluation import Evaluation, Evaluator, seeds_at
+from ebu.interfaces import VectorEnvironment
+from ebu.run.logs import Monitor
+from envs.film import CannotFilmError, film
+
+FILM_STEPS, FILM_EVERY, FILM_FPS = 1_000, 4, 15
+
+
+class TrainingEvaluation:
+    """Scores the agent in training, and shows the start of the best game in TensorBoard."""
+
+    def __init__(self, evaluator: Evaluator, agent: Agent, monitor: Monitor, seed: int) -> None:
+        self.evaluator = evaluator
+        self.agent = agent
+        self.monitor = monitor
+        self.seed = seed
+        self._last: tuple[VectorEnvironment, Evaluation] | None = None
+        self._can_film = True
+
+    def play(self, frames: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+        """Play the evaluation due at `frames`; None if told to stop before its end."""
+        self._last = None
+        evaluator = replace(self.evaluator, seeds=seeds_at(self.seed, frames))
+        with contextlib.closing(evaluator.make_env()) as env:
+            played = evaluator.play(self.agent.play, env=env, should_stop=should_stop)
+        if played is None:
+            return None
+        self._last = env, played
+        return evaluator.summarise(played)
+
+    def film(self, frames: int) -> None:
+        """Show the best game of the last evaluation; where that fails, warn and never try again."""
+        if self._last is None or not self._can_film:
+            return
+        env, played = self._last
+        try:
+            game = film(env, *played.recording(played.best_game))
+            pictures = list(islice(game, 0, FILM_STEPS, FILM_EVERY))
+            self.monitor.animation(frames, "eval/best_game", np.stack(pictures), fps=FILM_FPS)
+        except CannotFilmError:
+            self._can_film = False
+        except Exception as error:  # whatever the code of an environment does to draw itself
+            self._can_film = False
+            warn("the best game could not be filmed, training goes on without pictures", error)

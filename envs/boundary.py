@@ -1,0 +1,265 @@
+"""The boundary to Gymnasium: makes, resets, steps and renders, and checks what comes back."""
+
+import contextlib
+import importlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from envs.observations import Observations, abbreviate, abbreviate_value, observations_of
+from envs.watchdog import Hung, Watchdog
+
+ResultT = TypeVar("ResultT")
+MOST_ACTIONS = 256
+"""The journal of a vector environment holds an action in a byte."""
+
+
+class EnvironmentFault(RuntimeError):
+    """What an environment did that no training can use, in one line with its index and step."""
+
+
+class EnvironmentHang(EnvironmentFault):
+    """A call that did not return."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make an environment.
+
+    | field | meaning |
+    | --- | --- |
+    | game | a registered id, `CartPole-v1` or `module:MyEnv-v0` |
+    | args | keyword arguments of its constructor, by name |
+    | wrappers | `module:Wrapper` each, the innermost first |
+    | max_steps | a game is truncated after this many steps; None: when the environment says so |
+    | endless_steps | as `max_steps`, for an environment that was registered without a limit |
+    """
+
+    game: str
+    args: Mapping[str, Any]
+    wrappers: tuple[str, ...] = ()
+    max_steps: int | None = None
+    endless_steps: int | None = None
+
+    def make(self, **options: Any) -> gymnasium.Env[Any, Any]:
+        """A new environment; raises what its constructor raises."""
+        # What Gymnasium's own checker warns of is refused here.
+        made = gymnasium.make(self.game, disable_env_checker=True, **self.args, **options)
+        for wrapper in self.wrappers:
+            module, _, name = wrapper.partition(":")
+            made = getattr(importlib.import_module(module), name)(made)
+        return made
+
+    def identity(self) -> dict[str, Any]:
+        """What differs from the game as it is registered, as JSON values."""
+        given = {
+            "env_args": dict(self.args),
+            "env_wrappers": list(self.wrappers),
+            "max_steps": self.max_steps,
+            "endless_steps": self.endless_steps,
+        }
+        return {name: value for name, value in given.items() if value}
+
+
+def recipe_of(identity: Mapping[str, Any]) -> Recipe:
+    """The recipe of a vector environment with this identity."""
+    return Recipe(
+        identity["game"],
+        identity.get("env_args", {}),
+        tuple(identity.get("env_wrappers", ())),
+        identity.get("max_steps"),
+        identity.get("endless_steps"),
+    )
+
+
+_PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
+
+
+def parse_args(words: Sequence[str]) -> dict[str, Any]:
+    """Arguments as they are typed, `level=3 name=dark fast=true`, to values.
+
+    Raises ValueError, in one line, for a word that is no NAME=VALUE.
+    """
+    arguments: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"{abbreviate_value(word)} is not NAME=VALUE, such as level=3")
+        try:
+            value = json.loads(_PYTHON_WORDS.get(text, text))
+        except (ValueError, RecursionError):
+            value = text
+        arguments[name] = value
+    return arguments
+
+
+class Environment:
+    """One Gymnasium environment that is asked for nothing without checking the answer.
+
+    Raises EnvironmentFault whenever a call raises, does not return, or returns something else than
+    Gymnasium's interface says.
+
+    | argument | meaning |
+    | --- | --- |
+    | index | of the environment in its vector |
+    | watchdog | notices calls that do not return |
+    | render_mode | as in Gymnasium |
+
+    | attribute | meaning |
+    | --- | --- |
+    | observations | what the observations are taken for |
+    | num_actions | actions are 0..num_actions - 1 |
+    """
+
+    def __init__(
+        self, recipe: Recipe, index: int, watchdog: Watchdog, *, render_mode: str | None = None
+    ) -> None:
+        self._name = f"environment {index} of {recipe.game}"
+        self._watchdog = watchdog
+        self._doing = "make"
+        self._games = self._steps = 0
+        options = {} if render_mode is None else {"render_mode": render_mode}
+        self._env: gymnasium.Env[Any, Any] = self._ask("make", recipe.make, **options)
+        self.renders = "rgb_array" in (self._env.metadata or {}).get("render_modes", [])
+        actions, space = self._env.action_space, self._env.observation_space
+        if not isinstance(actions, spaces.Discrete):
+            raise ValueError(
+                f"has actions {abbreviate(actions)}; only Discrete ones can be chosen by a "
+                "Q-network: choose another game, or a wrapper that makes them Discrete"
+            )
+        if not 1 <= actions.n <= MOST_ACTIONS:
+            raise ValueError(f"has {actions.n} actions; 1 to {MOST_ACTIONS} are supported")
+        self.num_actions = int(actions.n)
+        self._first_action = int(actions.start)
+        self.observations: Observations = observations_of(space)
+        spec = self._env.spec
+        limited = spec is not None and spec.max_episode_steps is not None
+        self._limit = recipe.max_steps or (None if limited else recipe.endless_steps) or math.inf
+
+    def reset(self, seed: int | None = None) -> Any:
+        """Start a game, seeded or not, and return its first observation, not checked yet."""
+        self._games += 1
+        self._steps = 0
+        returned = self._ask("reset", self._env.reset, **({} if seed is None else {"seed": seed}))
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise self._fault(f"reset returned {_count(returned)} instead of (observation, info)")
+        return returned[0]
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool]:
+        """Take a step: observation, not checked yet, reward, terminated, truncated."""
+        self._steps += 1
+        returned = self._ask("step", self._env.step, self._first_action + action)
+        if not isinstance(returned, tuple) or len(returned) != 5:
+            raise self._fault(
+                f"step returned {_count(returned)} instead of (observation, reward, terminated, "
+                "truncated, info)"
+            )
+        observation, reward, terminated, truncated, _ = returned
+        over = self._flag(terminated, "terminated")
+        cut = self._flag(truncated, "truncated") or self._steps >= self._limit
+        return observation, self._number(reward), over, cut and not over
+
+    def frame(self, observation: Any) -> np.ndarray:
+        """The frame that an observation becomes."""
+        return self._read(self.observations.read, observation)
+
+    def picture(self, observation: Any) -> np.ndarray | None:
+        """(H, W, 3) uint8 for people: rendered, or the observation; None where there is neither."""
+        if self.renders:
+            pixels = np.asarray(self._ask("render", self._env.render))
+            if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1):
+                pixels = np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
+            if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+                raise self._fault(f"render returned {pixels.dtype} of shape {pixels.shape}")
+            return pixels.copy()
+        picture = self.observations.picture
+        return None if picture is None else self._read(picture, observation)
+
+    def close(self) -> None:
+        """Release the environment; what it complains of then is of no use to anybody."""
+        with contextlib.suppress(EnvironmentFault):
+            self._ask("close", self._env.close)
+
+    def where(self) -> str:
+        """The environment and the call that is made, or was made last."""
+        return f"{self._name}, {self._doing}{self._when()}"
+
+    def _when(self) -> str:
+        return f" {self._steps} of its game {self._games}" if self._games else ""
+
+    def _ask(
+        self, doing: str, function: Callable[..., ResultT], *args: Any, **named: Any
+    ) -> ResultT:
+        watchdog = self._watchdog
+        self._doing = doing
+        watchdog.describe = self.where
+        try:
+            with watchdog:
+                return function(*args, **named)
+        except Hung:
+            raise EnvironmentHang(watchdog.what()) from None
+        except (Exception, SystemExit) as error:
+            if doing == "make":
+                raise EnvironmentFault(
+                    f"{self._name} cannot be made: {reason(error)}{_advice(error)}"
+                ) from error
+            raise self._fault(f"{doing} raised {reason(error)}") from error
+
+    def _read(self, read: Callable[[Any], np.ndarray], observation: Any) -> np.ndarray:
+        try:
+            return read(observation)
+        except Exception as error:
+            what = str(error) if type(error) is ValueError else reason(error)
+            raise self._fault(f"its observation {what}") from error
+
+    def _fault(self, what: str) -> EnvironmentFault:
+        when = f", step {self._steps} of its game {self._games}" if self._games else ""
+        return EnvironmentFault(f"{self._name}{when}: {what}")
+
+    def _number(self, reward: Any) -> float:
+        try:
+            value = np.asarray(reward)
+            number = float(value) if value.shape == () and value.dtype.kind in "biuf" else None
+        except Exception:
+            number = None
+        if number is None:
+            raise self._fault(f"its reward is {abbreviate_value(reward)}, not a number")
+        if not abs(number) <= _LARGEST:
+            raise self._fault(f"its reward is {number:g}, not finite")
+        return number
+
+    def _flag(self, value: Any, name: str) -> bool:
+        if value is True or value is False:
+            return value
+        array = np.asarray(value)
+        if array.shape != () or array.dtype.kind not in "biu" or array not in (0, 1):
+            raise self._fault(f"{name} is {abbreviate_value(value)}, not true or false")
+        return bool(array)
+
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def reason(error: BaseException) -> str:
+    """What was raised, on one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, gymnasium.error.Error) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _advice(error: BaseException) -> str:
+    # Of a constructor called with too few, too many or unknown arguments.
+    return "; --env-args NAME=VALUE gives arguments" if isinstance(error, TypeError) else ""
+
+
+def _count(returned: Any) -> str:
+    if isinstance(returned, tuple):
+        return f"{len(returned)} values"
+    return f"one {type(returned).__name__}"

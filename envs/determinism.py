@@ -1,0 +1,58 @@
+"""Whether a game is a function of its seed and actions, asked by playing two copies."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from envs.boundary import Environment, EnvironmentFault, EnvironmentHang, Recipe
+from envs.watchdog import Watchdog
+
+STEPS, LAG = 64, 16
+"""Steps of each copy, and of the first alone: what both share differs where they take turns, what
+one leaves behind where they do not."""
+
+
+def find_difference(recipe: Recipe, seed: int) -> str | None:
+    """In a few words what differs between two copies with one seed; None where all is equal.
+
+    A fault is left for play to meet, where it is reported and what was learned is saved. Raises
+    EnvironmentHang, for which nobody should wait twice.
+    """
+    watchdog = Watchdog(lambda: recipe.game)
+    try:
+        first, second = _play(recipe, seed, watchdog), _play(recipe, seed, watchdog)
+        seen: list[tuple[str, Any]] = []
+        compared = 0
+        while True:
+            entry = next(first, None)
+            if entry is not None:
+                seen.append(entry)
+            if entry is None or len(seen) > LAG:
+                (name, theirs), other = seen[compared], next(second, None)
+                if other is None or other[0] != name or not np.array_equal(other[1], theirs):
+                    return f"its {name} differs"
+                compared += 1
+            if compared == len(seen):
+                return None
+    finally:
+        watchdog.stop()
+
+
+def _play(recipe: Recipe, seed: int, watchdog: Watchdog) -> Iterator[tuple[str, Any]]:
+    try:
+        env = Environment(recipe, 0, watchdog)
+        actions = np.random.default_rng(seed).integers(env.num_actions, size=STEPS)
+        yield "first observation", env.frame(env.reset(seed))
+        for step, action in enumerate(actions.tolist(), 1):
+            observation, reward, terminated, truncated = env.step(action)
+            yield f"observation after step {step}", env.frame(observation)
+            yield f"reward of step {step}", reward
+            yield f"end after step {step}", (terminated, truncated)
+            if terminated or truncated:
+                yield f"observation of a game begun after step {step}", env.frame(env.reset())
+        env.close()
+    except EnvironmentHang:
+        raise
+    except EnvironmentFault as fault:
+        yield "fault", str(fault)

@@ -1,0 +1,204 @@
+"""Faults of environments become one line each, with the environment's index and its step."""
+
+import re
+import time
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+import tests.faulty as faulty
+from envs import EnvironmentFault, UnknownGameError, Variant, make_vector
+from envs.boundary import Environment, Recipe, parse_args
+from envs.determinism import find_difference
+from envs.gymnasium_vector import GymnasiumVector
+from envs.protocols import PROTOCOLS
+from envs.vector import VectorEnvironment
+from envs.watchdog import Watchdog
+from tests.envs.play import actions_for, play
+
+PAPER = PROTOCOLS["paper"]
+
+
+class Slip(faulty.Base):
+    """Returns what it is told to at its fifth step: from `step`, or from the second `reset`."""
+
+    def __init__(self, render_mode: str | None = None, **returned: Any) -> None:
+        super().__init__(render_mode)
+        self.returned, self.games = returned, 0
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.games += 1
+        started = super().reset(**kwargs)
+        return self.returned["reset"] if "reset" in self.returned and self.games == 2 else started
+
+    def step(self, action: Any) -> Any:
+        usual = super().step(action)
+        if self.t != 5:
+            return usual
+        if self.returned.get("exits"):
+            raise SystemExit(3)
+        if "step" in self.returned:
+            return self.returned["step"]
+        names = ("observation", "reward", "terminated", "truncated", "info")
+        return tuple(self.returned.get(n, u) for n, u in zip(names, usual, strict=True))
+
+
+gymnasium.register("Slip-v0", Slip, disable_env_checker=True)
+SEEN = np.ones(4, np.float32)
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        {"observation": 1.0},
+        {"observation": np.ones((1, 4), np.float32)},
+        {"observation": None},
+        {"observation": np.array([1, np.inf, 1, 1], np.float32)},
+        {"observation": [[1], [1, 2]]},
+        {"reward": float("nan")},
+        {"reward": float("-inf")},
+        {"reward": 1e39},
+        {"reward": None},
+        {"reward": "1"},
+        {"reward": np.ones(1)},
+        {"reward": 1j},
+        {"reward": [1.0]},
+        {"terminated": None},
+        {"terminated": 0.5},
+        {"truncated": np.array([True])},
+        {"step": (SEEN, 1.0, False, {})},
+        {"step": (SEEN, 1.0, False, False, {}, 1)},
+        {"step": None},
+        {"step": [SEEN, 1.0, False, False]},
+        {"exits": True},
+        {"reset": SEEN},
+        {"reset": (SEEN, {}, 1)},
+    ],
+)
+def test_what_is_no_step_or_reset_is_refused_where_it_enters(returned: dict[str, Any]) -> None:
+    env = GymnasiumVector(Recipe("Slip-v0", returned), 2, seed=1)
+    env.reset()
+    with pytest.raises(EnvironmentFault) as fault:
+        play(env, actions_for(env, 40))
+    where = "reset" if "reset" in returned else "step 5 of its game 1"
+    assert re.match(f"environment 0 of Slip-v0, .*{where}", str(fault.value))
+    assert "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("reward", "number"),
+    [(1, 1.0), (True, 1.0), (np.float64(2), 2.0), (np.int8(-3), -3.0), (np.array(0.5), 0.5)],
+)
+def test_numbers_of_every_type_are_rewards(reward: Any, number: float) -> None:
+    env = GymnasiumVector(Recipe("Slip-v0", {"reward": reward}), 1, seed=1)
+    env.reset()
+    assert play(env, actions_for(env, 5))[-1].rewards.tolist() == [number]
+
+
+@pytest.mark.parametrize("name", ["Hangs", "HangsInReset"])
+def test_a_call_that_does_not_return_is_left(name: str) -> None:
+    env = GymnasiumVector(f"tests.faulty:{name}-v0", 2, seed=1)
+    env.watchdog.seconds = 1
+    env.reset()
+    began = time.monotonic()
+    with pytest.raises(EnvironmentFault, match="has not answered for 1 seconds"):
+        play(env, actions_for(env, 5_000))
+    assert time.monotonic() - began < 30
+    env.close()
+
+
+def test_new_games_begin_after_a_fault_with_other_seeds() -> None:
+    def vector() -> GymnasiumVector:
+        return GymnasiumVector("tests.faulty:Crashes-v0", 2, seed=2)
+
+    env = vector()
+    first = env.reset()
+    with pytest.raises(EnvironmentFault, match="step raised ValueError: simulator lost"):
+        play(env, actions_for(env, 9_000))
+    fresh = vector()
+    step = fresh.start_fresh(env.seedings())
+    assert step.started.all()
+    assert not np.array_equal(step.frames, first.frames)
+    # Of a saved state, too, and what follows is restored to the bit.
+    rows = play(fresh, actions_for(fresh, 30))
+    again = vector()
+    again.load_state_dict(fresh.state_dict())
+    np.testing.assert_array_equal(again.state_dict()["reached"]["rewards"], fresh._reward_sums)
+    assert len(rows) == 30
+
+
+@pytest.mark.parametrize("name", ["GlobalRandom", "GlobalSeed"])
+def test_games_that_differ_between_two_copies_are_noticed(name: str) -> None:
+    assert "differs" in str(find_difference(Recipe(f"tests.faulty:{name}-v0", {}), 1))
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "ebu/Chain-v0", "tests.faulty:WrongShape-v0"])
+def test_games_that_are_functions_of_their_seed_do_not_differ(name: str) -> None:
+    assert find_difference(Recipe(name, {}), 1) is None
+
+
+def made(game: str, training: bool = False, **variant: Any) -> VectorEnvironment:
+    return make_vector(
+        game, 1, seed=0, protocol=PAPER, training=training, variant=Variant(**variant)
+    )
+
+
+def test_evaluation_games_without_an_end_are_cut() -> None:
+    def steps(env: VectorEnvironment, most: int) -> int | None:
+        env.reset()
+        cut = [bool(step.truncated[0]) for step in play(env, actions_for(env, most))]
+        return cut.index(True) + 1 if True in cut else None
+
+    assert steps(made("tests.faulty:Endless-v0", eval_max_steps=30), 100) == 30
+    assert steps(made("tests.faulty:Endless-v0", training=True, eval_max_steps=30), 100) is None
+    assert made("tests.faulty:Endless-v0").identity["endless_steps"] == 27_000
+    # A limit of its own is shorter or longer than that, and stays.
+    assert steps(made("TinyEndless-v0"), 20) == 6
+
+
+def test_arguments_and_wrappers_are_part_of_the_environment() -> None:
+    wrapper = "gymnasium.wrappers:FlattenObservation"
+    env = made("tests.faulty:NeedsArgument-v0", env_args=("level=3",), env_wrappers=(wrapper,))
+    assert env.identity["env_args"] == {"level": 3}
+    assert env.identity["env_wrappers"] == [wrapper]
+    assert made("Blackjack-v1", env_wrappers=(wrapper,)).frame_shape == (45,)
+    refused: tuple[tuple[str, dict[str, Any], str], ...] = (
+        ("tests.faulty:NeedsArgument-v0", {}, "cannot be made.*--env-args"),
+        ("CartPole-v1", {"env_args": ("level=3",)}, "cannot be made.*level"),
+        ("CartPole-v1", {"env_wrappers": ("no.such:Wrapper",)}, "cannot be made.*no"),
+        ("CartPole-v1", {"env_wrappers": ("gymnasium.wrappers",)}, "cannot be made"),
+        ("pong", {"env_args": ("level=3",)}, "gymnasium:ALE/Pong-v5"),
+    )
+    for game, variant, words in refused:
+        with pytest.raises(ValueError, match=words) as error:
+            made(game, **variant)
+        assert "\n" not in str(error.value)
+
+
+def test_arguments_are_read_as_values() -> None:
+    words = ["a=3", "b=0.5", "c=true", "d=False", "e=dark blue", "f=[1, 2]", "g=None", "h=x=y"]
+    read = {"a": 3, "b": 0.5, "c": True, "d": False, "e": "dark blue", "f": [1, 2], "g": None}
+    assert parse_args(words) == {**read, "h": "x=y"}
+    for word in ("level", "=3", "a b=3"):
+        with pytest.raises(ValueError, match="NAME=VALUE"):
+            parse_args([word])
+
+
+def test_atari_through_gymnasium_is_an_image_or_the_memory() -> None:
+    assert made("gymnasium:ALE/Pong-v5").frame_shape == (84, 84)
+    memory = made("gymnasium:ALE/Pong-v5", env_args=("obs_type=ram",))
+    assert (memory.frame_shape, memory.observation) == ((128,), "128 bytes, scaled to [0, 1]")
+    with pytest.raises(UnknownGameError):
+        made("gymnasium:ALE/Pongg-v5")
+
+
+def test_pictures_are_rendered_or_observed() -> None:
+    env = Environment(Recipe("tests.faulty:FloatImage-v0", {}), 0, Watchdog(lambda: ""))
+    picture = env.picture(env.reset(1))
+    assert picture is not None
+    assert (picture.shape, picture.dtype) == ((84, 84, 3), np.dtype(np.uint8))
+    failing = Environment(Recipe("tests.faulty:RenderFails-v0", {}), 3, Watchdog(lambda: ""))
+    with pytest.raises(EnvironmentFault, match=r"environment 3 .*render raised RuntimeError"):
+        failing.picture(failing.reset(1))
