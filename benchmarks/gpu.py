@@ -50,7 +50,7 @@ class Settings(BenchmarkSettings):
 
     run: Literal["checks", "figures", "game"] = "checks"
     """Which of the three."""
-    out: Path = Path("gpu")
+    out: Path = Path("runs/gpu")
     """Directory of the results."""
     only: str = ""
     """Only pieces with this in their name."""
@@ -199,6 +199,8 @@ def main() -> int:
     """Measure, or have it measured."""
     settings = parse_settings(Settings)
     settings.out.mkdir(parents=True, exist_ok=True)
+    # As Ctrl-C: processes that were started end, and the tables are written.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if settings.worker:
         return measure_here(settings)
     if settings.run == "game":

@@ -166,10 +166,10 @@ def graphs(scope: Scope, name: str, precision: str, optimizer: str) -> Iterator[
     yield metrics
 
 
-def train_twice(device_name: str, updates: int) -> float:
+def train_twice(device_name: str, updates: int, threads: int = 1) -> float:
     """How far apart two agents end under --deterministic."""
     device = torch.device(device_name)
-    prepare_torch(device, threads=1, deterministic=True)
+    prepare_torch(device, threads, deterministic=True)
     replay = noise_memory(device)
     ends = [agent_of("ebu", replay) for _ in range(2)]
     for agent in ends:
@@ -179,7 +179,8 @@ def train_twice(device_name: str, updates: int) -> float:
 
 def deterministic(scope: Scope) -> Iterator[Figures]:
     """The same bits twice, in a process of its own: cuBLAS reads its settings once."""
-    apart = in_process(train_twice, scope.device.type, 5 if scope.rehearse else 200)
+    updates = 5 if scope.rehearse else 200
+    apart = in_process(train_twice, scope.device.type, updates, scope.threads or 1)
     yield {"apart": apart}
     assert apart == 0, "not the same bits"
 

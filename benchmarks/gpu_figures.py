@@ -152,7 +152,7 @@ def rates(device: torch.device, precision: str) -> tuple[Flops, float, float]:
 
 def graphs_of(scope: Scope, precision: str, learners: int) -> Iterator[Figures]:
     """Each graph of an update, with its limits; see `update_speed`."""
-    prepare_torch(scope.device, 1, autotune=True)
+    prepare_torch(scope.device, scope.threads or 1, autotune=True)
     replay = memory(scope.device, scope.rehearse)
     flops, matrix, copied = rates(scope.device, precision)
     arguments: dict[str, Any] = {

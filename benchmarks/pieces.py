@@ -22,6 +22,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 import traceback
 import warnings
@@ -77,6 +78,7 @@ def last_lines(text: str) -> str:
 def work(pieces: Iterable[Piece], names: Sequence[str], path: Path, began: float) -> int:
     """Measure the pieces of these names and note what they yield; returns an exit code."""
     faulthandler.register(SHOW_STACKS)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     notes = Notes(path, began)
     for piece in pieces:
         if piece.name not in names:
@@ -98,6 +100,14 @@ def work(pieces: Iterable[Piece], names: Sequence[str], path: Path, began: float
             notes.add(piece.name, {"warning": line})
         gc.collect()
     return 0
+
+
+def _end_with(parent: int) -> None:
+    """Kill this process and its children when the one that supervises it is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
 
 
 def supervise(

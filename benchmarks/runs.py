@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Annotated, Any, TypeVar, cast
@@ -180,7 +180,10 @@ class Reused:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.env, name)
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        # A run that failed may have left a step begun.
+        with suppress(RuntimeError):
+            self.env.recv()
 
 
 def time_ours(contender: Contender, conditions: Conditions, seed: int) -> Window:

@@ -37,6 +37,8 @@ SHORT: Table = {
     "benchmarks.target_speed": {"--steps": 128, "--repetitions": 1},
     "benchmarks.env_speed": {"--steps": 50},
     "benchmarks.update_speed": {"--repetitions": 2},
+    "benchmarks.host_speed": {"--steps": 100, "--repetitions": 2, "--rounds": 1},
+    "benchmarks.operations": {},
     "benchmarks.gpu": {},
     "benchmarks.call_stack": {},
     "docs/results/plot.py": {},

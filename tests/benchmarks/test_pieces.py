@@ -80,3 +80,25 @@ def test_figures_stay_when_everything_is_killed(tmp_path: Path) -> None:
     os.killpg(measuring.pid, signal.SIGKILL)
     assert measuring.wait() == -signal.SIGKILL
     assert by_piece(path)["works"]["second"] == 2.5
+
+
+def test_no_process_outlives_the_one_that_supervises_it(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    program = (
+        "import sys; from pathlib import Path; from benchmarks.pieces import supervise; "
+        "from tests.benchmarks.small_pieces import PIECES; "
+        f"pieces = [PIECES[0], PIECES[4]._replace(seconds=60)]; path = {str(path)!r}; "
+        f"supervise([sys.executable, '-m', {MODULE!r}, path], pieces, Path(path), 5.0, {{}})"
+    )
+    supervisor = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    while "before" not in by_piece(path).get("hangs", {}):
+        assert supervisor.poll() is None
+        time.sleep(0.05)
+    supervisor.kill()
+    supervisor.wait()
+    status = Path(f"/proc/{by_piece(path)['works']['process']}/stat")
+    ends = time.monotonic() + 30
+    # Gone, or a zombie that nobody has waited for.
+    while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < ends
+        time.sleep(0.05)
