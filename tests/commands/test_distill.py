@@ -249,7 +249,7 @@ def test_a_teacher_of_another_game_is_one_line(
 def test_saved_states_must_be_of_the_teachers_game(
     teacher: Path, whole: Path, tmp_path: Path
 ) -> None:
-    game = {"game": "tests.envs.tiny:TinyGreyChannel-v0"}
+    game = {"game": "tests.envs.tiny:TinyColour-v0"}
     other = copy_as_other_run(teacher, tmp_path / "other", settings=game)
     for directory, said in (
         (whole / "states", "are of tests.envs.tiny:TinyGrey-v0, the agent in .* name states of"),

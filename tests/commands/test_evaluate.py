@@ -289,7 +289,7 @@ def test_the_window_follows_the_game(
             super().watch(actions)
             shown.append(np.asarray(self._image.get_array()).copy())
 
-    monkeypatch.setattr("ebu.commands.evaluation.Window", Noticing)
+    monkeypatch.setattr("ebu.commands.showing.Window", Noticing)
     record = run(config_for(runs("breakout"), episodes=1, render=True, random=True))
     assert len(shown) == record["lengths_frames"][0] // 4
     assert len({picture.tobytes() for picture in shown}) > 10
