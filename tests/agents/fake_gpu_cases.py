@@ -6,6 +6,7 @@ In a process of their own, into which a guard of devices is loaded that knows no
 import ctypes
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -23,9 +24,9 @@ import agents.agent
 import agents.segment_target
 import ebu.memory
 import ebu.targets
-from agents import AGENTS
+from agents import AGENTS, Agent, LearnerConfig
 from agents.learner import Trained
-from benchmarks.noise import noise_memory
+from benchmarks.noise import agent_for, noise_memory
 from ebu.replay import EpisodicReplay
 from ebu.staging import Staging
 from tests.agents.test_graphs import FLAGS, agent_of
@@ -143,6 +144,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crossings]:
     original_descend = Trained.descend
     for module in (agents.agent, agents.adaptive, agents.segment_target):
         monkeypatch.setattr(module, "capture", as_in_a_graph(watch))
+    monkeypatch.setattr(ebu.targets, "_sweep_kernel", lambda device: sweep)
     monkeypatch.setattr(Staging, "__init__", lambda self, device: setattr(self, "device", device))
     monkeypatch.setattr(Staging, "upload", upload)
     monkeypatch.setattr(nn.Module, "to", move)
@@ -173,9 +175,35 @@ def test_an_agent_stays_on_its_gpu(
     name: str,
     precision: str,
 ) -> None:
-    kernel = {"float32": sweep, "bfloat16": None}[precision]
-    monkeypatch.setattr(ebu.targets, "_sweep_kernel", lambda device: kernel)
-    agent = agent_of(name, replay, precision=precision)
+    if precision == "bfloat16":
+        # Targets by the scan, as without Triton.
+        monkeypatch.setattr(ebu.targets, "_sweep_kernel", lambda device: None)
+    learn_and_play(agent_of(name, replay, precision=precision), replay, crossings)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "learner"),
+    [
+        ("ebu", {"shift_pixels": 2}, {"target_average": 0.1, "average_updates": 3}),
+        ("nstep", {"intensity": 0.1}, {"quantiles": 5, "network": "dueling", "reset_updates": 2}),
+        ("dqn", {}, {"network": "impala", "weight_decay": 0.1}),
+    ],
+)
+def test_ingredients_stay_on_their_gpu(
+    crossings: Crossings,
+    replay: EpisodicReplay,
+    name: str,
+    method: dict[str, Any],
+    learner: dict[str, Any],
+) -> None:
+    agent = agent_for(
+        replay, replace(AGENTS[name], **method), LearnerConfig(**learner), precision="bfloat16"
+    )
+    learn_and_play(agent, replay, crossings)
+
+
+def learn_and_play(agent: Agent, replay: EpisodicReplay, crossings: Crossings) -> None:
+    """Learn one update and then several; act, also as in evaluations."""
     for updates in (1, 3):
         before = crossings.downloads
         agent.learn(replay, updates)
