@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SOME = "[ebu-float32] or [prioritized-bfloat16] or found"
+SOME = "[ebu-float32] or found"
 ROOT = Path(__file__).resolve().parents[2]
 GUARD = """
 #include <c10/core/impl/DeviceGuardImplInterface.h>
