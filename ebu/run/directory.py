@@ -146,7 +146,7 @@ def read_earlier_config(run_dir: Path) -> dict[str, Any] | None:
 
 def automatic_settings(config: Mapping[str, Any]) -> list[str]:
     """Settings that were automatic when the run of this config.json started."""
-    return list(config.get("automatic", _BEFORE_RECORDED))
+    return [name for name in config.get("automatic", _BEFORE_RECORDED) if name in AUTOMATIC]
 
 
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:

@@ -1,0 +1,357 @@
+"""Damaged files and command lines in bulk: a clear error or a correct load, nothing else.
+
+    python -m tests.fuzz --inputs 100000 --commands 2000 --minutes 30
+
+Every input is a function of the seed and its number, so a failure is repeated by its number alone.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents import load_agent
+from agents.distillation.collect import from_replay
+from agents.distillation.dataset import load_states
+from agents.distillation.report.rows import assemble
+from agents.distillation.settings import DistillConfig
+from ebu.commands.evaluate_arguments import EvaluateConfig
+from ebu.commands.evaluate_arguments import parse_arguments as parse_evaluate
+from ebu.commands.report import ReportConfig
+from ebu.commands.reporting.runs import find_run_directories, read_runs
+from ebu.commands.table.plan import StudyConfig, plan
+from ebu.commands.table.provenance import provenance_of
+from ebu.commands.table.results import ResultsTable, row
+from ebu.commands.train_arguments import Arguments, flags_of_run, parse_arguments
+from ebu.errors import EbuError
+from ebu.run.checkpoint import load_latest
+from ebu.run.cli import parse
+from ebu.run.directory import identity_of, read_config
+from ebu.run.logs import last_frames
+from tests.checkpoints import reseal
+from tests.distillations import distilled, train_teacher
+from tests.run_directories import evaluation
+
+ODD: list[Any] = [
+    *(None, True, False, 0, -1, 1, 7, 2**31, 2**63, -(2**63) - 1, 10**400, 0.5, -0.0, 1e308),
+    *(float("nan"), float("inf"), "", "x", "pong", "a\nb", "\x00", "\ud800", "ε", "../..", "-x"),
+    *("9" * 500, "0x10", "1e400", [], {}, [[]], [None], [1, 2, 3], [-1], {"": 1}, ["tensor"]),
+    *(["value", 1], ["array"], ["hexadecimal", "0x"], [[1] * 70] * 3, "frames.zst", "module:Env"),
+]
+Loader = Callable[[Path], object]
+
+
+def read_run(run_dir: Path) -> object:
+    """What commands read of a run directory."""
+    runs, _, _ = read_runs(find_run_directories([run_dir]))
+    last_frames(run_dir / "metrics.jsonl")
+    return [row(run) for run in runs], provenance_of(run_dir)
+
+
+def read_checkpoints(run_dir: Path) -> object:
+    """Everything that resuming a run reads."""
+    return load_latest(run_dir / "checkpoints", run=identity_of(read_config(run_dir)))
+
+
+def read_replay(run_dir: Path) -> object:
+    """The states of its replay memory."""
+    num_actions = read_config(run_dir)["environment"].get("num_actions", 1)
+
+    def label(states: Any) -> Any:
+        return states.flatten(1).float()[:, :1].expand(-1, num_actions)
+
+    return from_replay(run_dir, label, rng=np.random.default_rng(0), count=8)
+
+
+def read_table(out: Path) -> None:
+    """The results table of the directories in it."""
+    ResultsTable(out, out).fill()
+
+
+LOADERS: dict[str, tuple[Loader, ...]] = {
+    "run": (read_run, load_agent, flags_of_run, read_checkpoints, read_replay),
+    "out": (assemble, lambda out: load_states(out / "states"), read_config, read_table),
+    "student": (read_run, load_agent, read_config),
+}
+
+
+def make_samples(root: Path) -> dict[str, Path]:
+    """A run, a distillation of it, and a student."""
+    run_dir = train_teacher(root / "run")
+    record = json.dumps({**evaluation(1.0, 200), "protocol": "paper"})
+    (run_dir / "evaluations").mkdir()
+    (run_dir / "evaluations/one.json").write_text(record)
+    (run_dir / "metrics.jsonl").write_text(
+        '{"frames":100}\n{"frames":200,"train/return_last_100_games":1.5}\n'
+    )
+    (run_dir / "evaluations.jsonl").write_text(
+        '{"frames":200,"mean":1.0,"games":2,"interval_95":[0.5,1.5]}\n'
+    )
+    (run_dir / "provenance.json").write_text(
+        '{"ebu_version":"1","commit":"a","hardware":"b","train_seconds":1.5}'
+    )
+    distilled(run_dir, root / "out")
+    student = next(iter(sorted((root / "out/students").iterdir())))
+    return {"run": run_dir, "out": root / "out", "student": student}
+
+
+def damage(path: Path, others: list[Path], rng: random.Random) -> str:
+    """Alter a file in one of many ways; says how."""
+    content = path.read_bytes()
+    kinds = [
+        "flip",
+        "cut",
+        "empty",
+        "insert",
+        "swap",
+        "link",
+        "device",
+        "pipe",
+        "directory",
+        "gone",
+    ]
+    # What a program would write is the harder case.
+    kinds += 12 * ["json"] if path.suffix in (".json", ".jsonl") else 3 * ["flip"]
+    how = rng.choice(kinds)
+    position = rng.randrange(len(content) + 1)
+    match how:
+        case "flip":
+            altered = bytearray(content)
+            for _ in range(rng.choice((1, 1, 8))):
+                if altered:
+                    altered[rng.randrange(len(altered))] ^= 1 << rng.randrange(8)
+            path.write_bytes(altered)
+        case "cut":
+            path.write_bytes(content[:position])
+        case "empty":
+            path.write_bytes(b"")
+        case "insert":
+            odd = rng.choice((b"\x00", b"\xff\xfe", b"[" * 100_000, b'"', b"\n", rng.randbytes(9)))
+            path.write_bytes(content[:position] + odd + content[position:])
+        case "swap":
+            path.write_bytes(rng.choice(others).read_bytes())
+        case "json":
+            path.write_bytes(altered_json(content, rng, log=path.suffix == ".jsonl"))
+        case _:
+            path.unlink()
+            match how:
+                case "link":
+                    path.symlink_to(rng.choice(("/etc/passwd", "/nowhere", "..", path.name)))
+                case "device":
+                    path.symlink_to("/dev/zero")
+                case "pipe":
+                    os.mkfifo(path)
+                case "directory":
+                    path.mkdir()
+    return how
+
+
+def altered_json(content: bytes, rng: random.Random, *, log: bool) -> bytes:
+    """JSON, or lines of it, with a value replaced, a key lost, or a key more."""
+    lines = content.splitlines() if log else [content]
+    if not lines:
+        return rng.randbytes(9)
+    number = rng.randrange(len(lines))
+    value = json.loads(lines[number])
+    for _ in range(rng.choice((1, 1, 2))):
+        nodes = [node for node in _nodes(value) if node]
+        if not nodes:
+            break
+        node = rng.choice(nodes)
+        key = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
+        if isinstance(node, dict) and rng.random() < 0.15:
+            del node[key]
+        elif rng.random() < 0.2:
+            node[key] = [node[key]]
+        else:
+            node[key] = rng.choice(ODD)
+    lines[number] = json.dumps(value).encode()
+    return b"\n".join(lines) + b"\n"
+
+
+def _nodes(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list):
+        yield value
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _nodes(inner)
+
+
+@contextlib.contextmanager
+def damaged(root: Path, rng: random.Random) -> Iterator[str]:
+    """The directory with one file altered, and whole again afterwards."""
+    files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    weights = [1 if path.name.startswith("events") else 8 for path in files]
+    (path,) = rng.choices(files, weights)
+    manifest = path.parent / "manifest.json"
+    before = {each: each.read_bytes() for each in {path, manifest} if each.is_file()}
+    how = damage(path, files, rng)
+    if manifest in before and path.is_file() and not path.is_symlink() and rng.random() < 0.7:
+        # As a stranger would, who knows how digests are made.
+        with contextlib.suppress(Exception):
+            reseal(path.parent)
+    try:
+        yield f"{path.relative_to(root)}: {how}"
+    finally:
+        for each, content in before.items():
+            if each.is_dir() and not each.is_symlink():
+                shutil.rmtree(each)
+            else:
+                each.unlink(missing_ok=True)
+            each.write_bytes(content)
+
+
+def fuzz_loaders(samples: dict[str, Path], numbers: range, seed: int, until: float) -> Counter[str]:
+    """Load damaged samples; how often each outcome was met, see `outcome`."""
+    met: Counter[str] = Counter()
+    for number in numbers:
+        if time.monotonic() > until:
+            break
+        rng = random.Random(f"{seed}-{number}")
+        kind = rng.choice(list(samples))
+        loader = rng.choice(LOADERS[kind])
+        with damaged(samples[kind], rng) as what:
+            met[outcome(lambda: loader(samples[kind]), f"input {number}, {kind}/{what}")] += 1  # noqa: B023
+    return met
+
+
+def outcome(call: Callable[[], object], what: str) -> str:
+    """`loaded`, `refused` or `helped`; for anything else, what the input was and what came."""
+    began = time.process_time()
+    try:
+        with silence():
+            call()
+        found = "loaded"
+    except EbuError as error:
+        if "\n" in str(error) or not str(error):
+            return f"{what}: not one line: {str(error)!r}"
+        found = "refused"
+    except SystemExit as exit_:
+        if exit_.code not in (0, None):
+            return f"{what}: exit code {exit_.code}"
+        found = "helped"
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-4:]
+        where = " ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in at)
+        return f"{what}: {error!r} at {where}"
+    seconds = time.process_time() - began
+    return found if seconds < 20 else f"{what}: took {seconds:.0f} s"
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Print nothing."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+FINE = {"loaded", "refused", "helped"}
+WORDS = [
+    *("", "0", "1", "-1", "2", "1e6", "10M", "1e400", "9" * 400, "nan", "inf", "0.5", "-0.5", "x"),
+    *("pong", "CartPole-v1", "no_module:Env-v0", "ebu", "dqn", "net3", "1-1-1/1", "teacher"),
+    *("teacher@svd=3", "kl", "hard", "kl+hint=0.1", "atari5", "base:", "a: --beta 1", "\udcff"),
+    *("ε", "a b", "--", "-", "/dev/null", "/nowhere/x", ".", "cpu", "auto", "paper", "float32"),
+]
+
+
+def parse_study(args: list[str]) -> object:
+    """As study.py reads its command line."""
+    cut = args.index("--") if "--" in args else len(args)
+    config = parse(StudyConfig, args[:cut], prog="study.py", description="")
+    return plan(config, args[cut + 1 :])
+
+
+PARSERS: dict[str, tuple[type, Callable[[list[str]], object]]] = {
+    "train.py": (Arguments, parse_arguments),
+    "evaluate.py": (EvaluateConfig, parse_evaluate),
+    "study.py": (StudyConfig, parse_study),
+    "distill.py": (
+        DistillConfig,
+        lambda args: parse(DistillConfig, args, prog="distill.py", description="").plan(),
+    ),
+    "report.py": (ReportConfig, lambda args: parse(ReportConfig, args, prog="x", description="")),
+}
+
+
+def _flags(config: type) -> Iterator[str]:
+    for entry in dataclasses.fields(config):
+        default = entry.default_factory
+        if default is not dataclasses.MISSING and dataclasses.is_dataclass(made := default()):
+            yield from _flags(type(made))
+        else:
+            yield f"--{entry.name.replace('_', '-')}"
+
+
+def fuzz_commands(numbers: range, seed: int, until: float) -> Counter[str]:
+    """Parse random command lines; as `fuzz_loaders`."""
+    met: Counter[str] = Counter()
+    flags = {
+        name: [*_flags(config), "--help", "--version"] for name, (config, _) in PARSERS.items()
+    }
+    for number in numbers:
+        if time.monotonic() > until:
+            break
+        rng = random.Random(f"{seed}-command-{number}")
+        name = rng.choice(list(PARSERS))
+        args: list[str] = []
+        for _ in range(rng.randrange(5)):
+            flag = rng.choice(flags[name if rng.random() < 0.9 else "train.py"])
+            values = rng.choices(WORDS, k=rng.choice((0, 1, 1, 1, 1, 2)))
+            if values and rng.random() < 0.3:
+                args.append(f"{flag}={values[0]}")
+            else:
+                args += [flag, *values]
+        if rng.random() < 0.3:
+            args.insert(0, rng.choice(WORDS))
+        _, parser = PARSERS[name]
+        met[outcome(lambda: parser(args), f"command {number}: {name} {args}")] += 1  # noqa: B023
+    return met
+
+
+def main() -> None:
+    """Fuzz until all is done or the time is over, and print the counts."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--inputs", type=int, default=100_000)
+    options.add_argument("--commands", type=int, default=2_000)
+    options.add_argument("--first", type=int, default=0)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--minutes", type=float, default=30.0)
+    given = options.parse_args()
+    began = time.monotonic()
+    until = began + 60 * given.minutes
+    with tempfile.TemporaryDirectory() as root:
+        last = given.first + given.commands
+        commands = fuzz_commands(range(given.first, last), given.seed, until)
+        last = given.first + given.inputs
+        with silence():
+            samples = make_samples(Path(root))
+        inputs = fuzz_loaders(samples, range(given.first, last), given.seed, until)
+    wrong = [each for each in [*commands, *inputs] if each not in FINE]
+    print("\n".join(sorted(wrong)))
+    for name, met, asked in (
+        ("commands", commands, given.commands),
+        ("inputs", inputs, given.inputs),
+    ):
+        counts = {found: met[found] for found in sorted(FINE) if met[found]}
+        print(f"{sum(met.values()):,} of {asked:,} {name}: {counts}")
+    print(f"{len(wrong)} wrong, {time.monotonic() - began:,.0f} s")
+    if sum(inputs.values()) < given.inputs or sum(commands.values()) < given.commands:
+        sys.exit("not all was tried: give it more --minutes")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
