@@ -36,11 +36,11 @@ from tests.made_up import same
 SMALL = (
     "--num-envs 2 --replay-capacity 300 --learning-starts 50 --updates-per-step 0.1 --threads 1 "
     "--device cpu --log-every-frames 100 --eval-every-frames 150 --eval-episodes 2 "
-    "--checkpoint-minutes 0.001"
+    "--checkpoint-minutes 0.002"
 )
 ATARI = f"{SMALL} --frames 1600 --game pong --network 2-2-2/4 --eval-every-frames 0"
 TRAININGS = {
-    **{agent: f"{SMALL} --frames 400 --game {NUMBERS} --agent {agent}" for agent in AGENTS},
+    **{agent: f"{SMALL} --frames 240 --game {NUMBERS} --agent {agent}" for agent in AGENTS},
     "paper": f"{ATARI} --protocol paper",
     "machado": f"{ATARI} --protocol machado",
     "CartPole-v1": f"{SMALL} --frames 400 --game CartPole-v1",

@@ -7,6 +7,7 @@ Every input is a function of the seed and its number, so a failure is repeated b
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import io
 import json
@@ -178,7 +179,7 @@ def altered_json(content: bytes, rng: random.Random, *, log: bool) -> bytes:
         elif rng.random() < 0.2:
             node[key] = [node[key]]
         else:
-            node[key] = rng.choice(ODD)
+            node[key] = copy.deepcopy(rng.choice(ODD))
     lines[number] = json.dumps(value).encode()
     return b"\n".join(lines) + b"\n"
 
