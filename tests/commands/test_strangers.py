@@ -129,7 +129,7 @@ def test_a_run_has_a_checkpoint_before_its_first_evaluation(
         assert list((tmp_path / "run" / "checkpoints").iterdir())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ebu.commands.trainer.TrainingEvaluation.__call__", interrupted)
+    monkeypatch.setattr("ebu.commands.trainer.TrainingEvaluation.play", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", FLAGS)
     monkeypatch.undo()
