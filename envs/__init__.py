@@ -13,7 +13,8 @@ import gymnasium
 import envs.chain
 import envs.maze  # noqa: F401 (both register their environment)
 from envs.atari import FRAME_SKIP, AtariVector
-from envs.boundary import EnvironmentFault, Recipe, parse_args, reason
+from envs.boundary import Recipe, parse_args, reason
+from envs.faults import EnvironmentFault
 from envs.games import (
     UnknownGameError,
     UnplayableGameError,

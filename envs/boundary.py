@@ -12,20 +12,13 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from envs.faults import EnvironmentFault, EnvironmentHang
 from envs.observations import Observations, abbreviate, abbreviate_value, observations_of
-from envs.watchdog import Hung, Watchdog
+from envs.watchdog import Watchdog
 
 ResultT = TypeVar("ResultT")
 MOST_ACTIONS = 256
 """The journal of a vector environment holds an action in a byte."""
-
-
-class EnvironmentFault(RuntimeError):
-    """What an environment did that no training can use, in one line with its index and step."""
-
-
-class EnvironmentHang(EnvironmentFault):
-    """A call that did not return."""
 
 
 @dataclass(frozen=True)
@@ -202,8 +195,8 @@ class Environment:
         try:
             with watchdog:
                 return function(*args, **named)
-        except Hung:
-            raise EnvironmentHang(watchdog.what()) from None
+        except EnvironmentHang:
+            raise
         except (Exception, SystemExit) as error:
             if doing == "make":
                 raise EnvironmentFault(

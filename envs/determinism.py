@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.boundary import Environment, EnvironmentFault, EnvironmentHang, Recipe
+from envs.boundary import Environment, Recipe
+from envs.faults import EnvironmentFault, EnvironmentHang
 from envs.watchdog import Watchdog
 
 STEPS, LAG = 64, 16

@@ -12,7 +12,8 @@ import numpy as np
 from ale_py import ALEInterface, roms
 
 from envs.atari import RULES, AtariVector, make_emulators
-from envs.boundary import Environment, EnvironmentFault
+from envs.boundary import Environment
+from envs.faults import EnvironmentFault
 from envs.gymnasium_vector import GymnasiumVector
 from envs.vector import ReplayMismatchError, environment_seed
 from envs.watchdog import Watchdog

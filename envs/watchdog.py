@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
+from envs.faults import EnvironmentHang
+
 PATIENCE_SECONDS = 50
 """A step takes milliseconds, a reset seconds; a faulty environment never returns."""
 GRACE_SECONDS = 5
@@ -23,8 +25,8 @@ class Watchdog:
 
     `describe` says what is waited for; it is called when that hangs.
 
-    A body in Python is left with `Hung`. Native code cannot be interrupted: a few seconds later the
-    process ends, after `last_words`, which are asked for in the watching thread.
+    A body in Python is left, and EnvironmentHang raised. Native code cannot be interrupted: a few
+    seconds later the process ends, after `last_words`, which the watching thread asks for.
 
     Entering and leaving only write a number, so a step costs nothing measurable. A daemon thread
     reads the number once a second and counts how often it is unchanged. It counts reads instead of
@@ -51,8 +53,10 @@ class Watchdog:
         self._waits += 1
         self._waiting = self._waits
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._waiting = 0
+        if kind is Hung:
+            raise EnvironmentHang(self.what()) from None
 
     def stop(self) -> None:
         """Stop the watching thread."""

@@ -15,8 +15,12 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("first", [1, 2, 7])
 @pytest.mark.parametrize("learners", [0, 3])
-def test_the_first_update_that_is_not_finite_is_kept(bad: float, first: int, learners: int) -> None:
+@pytest.mark.parametrize("waits", [False, True])
+def test_the_first_update_that_is_not_finite_is_kept(
+    bad: float, first: int, learners: int, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     updates = FiniteUpdates(CPU)
+    monkeypatch.setattr(updates, "_waits", waits)  # as on a GPU
     updates.start_at(100)
     losses = [torch.full((learners,) if learners else (), 1e30) for _ in range(9)]
     losses[first - 1].view(-1)[-1] = bad

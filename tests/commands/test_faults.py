@@ -54,20 +54,18 @@ def error_of(messages: str) -> str:
 
 
 def test_a_fault_in_play_is_saved_and_new_games_go_on(tmp_path: Path, run: Command) -> None:
-    fast = ("--eval-every-frames", "0", "--updates-per-step", "0.02")
-    words = words_for(tmp_path / "run", "tests.faulty:Crashes-v0", 9000, *fast)
-    code, _, messages = run(train, *words)
-    assert code == 1
-    line = error_of(messages)
-    assert "simulator lost" in line
-    assert "--fresh-games" in line
-    left = load_latest(tmp_path / "run/fresh_games")
-    assert left is not None
-    code, _, messages = run(train, *words, "--fresh-games")
-    assert f"beginning new games at frame {left.state['frames']:,}" in messages
-    later = load_latest(tmp_path / "run" / ("fresh_games" if code else "checkpoints"))
-    assert later is not None
-    assert later.state["frames"] > left.state["frames"]
+    words = words_for(tmp_path / "run", "tests.faulty:WrongShape-v0", 600)
+    reached = [0]
+    for more in ((), ("--fresh-games",), ("--fresh-games",)):
+        code, _, messages = run(train, *words, *more)
+        assert code == 1
+        assert "step 7 of its game 1: its observation has shape" in error_of(messages)
+        assert "--fresh-games" in error_of(messages)
+        assert ("beginning new games at frame" in messages) == bool(more)
+        left = load_latest(tmp_path / "run/fresh_games")
+        assert left is not None
+        reached.append(left.state["frames"])
+    assert reached == [0, 12, 24, 36]
 
 
 def test_a_game_that_is_no_function_of_its_seed_is_said_to_be(tmp_path: Path, run: Command) -> None:

@@ -8,8 +8,9 @@ import gymnasium
 import numpy as np
 import pytest
 
+import tests.envs.tiny  # noqa: F401 (registers its environments)
 import tests.faulty as faulty
-from envs import EnvironmentFault, UnknownGameError, Variant, make_vector
+from envs import AtariVector, EnvironmentFault, UnknownGameError, Variant, make_vector
 from envs.boundary import Environment, Recipe, parse_args
 from envs.determinism import find_difference
 from envs.gymnasium_vector import GymnasiumVector
@@ -106,6 +107,15 @@ def test_a_call_that_does_not_return_is_left(name: str) -> None:
     with pytest.raises(EnvironmentFault, match="has not answered for 1 seconds"):
         play(env, actions_for(env, 5_000))
     assert time.monotonic() - began < 30
+    env.close()
+
+
+def test_an_emulators_reset_is_watched_like_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = AtariVector("pong", 1, seed=1, num_threads=1)
+    env.watchdog.seconds = 1
+    monkeypatch.setattr(env._native, "reset", lambda **_: time.sleep(60))
+    with pytest.raises(EnvironmentFault, match="emulator of pong has not answered for 1 seconds"):
+        env.reset()
     env.close()
 
 
