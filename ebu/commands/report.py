@@ -77,7 +77,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
         found.group.name: milestones(found.group, curves, found.profile_table) for found in groups
     }
     text = report_text(comparison, groups, reached, damaged, pictures)
-    write_whole(out / "report.md", text.encode())
+    write_whole(out / "report.md", text.encode(errors="backslashreplace"))
     write_whole(out / "report.json", report_record(comparison, groups, reached, damaged))
     print(text, end="")
     print(f"{out / 'report.md'}: {len(runs)} runs", file=sys.stderr)

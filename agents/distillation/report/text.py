@@ -56,7 +56,7 @@ def write_report(out: Path) -> Report:
     report = assemble(out)
     write_record(out / DATA, report)
     write_whole(out / PICTURE, picture(report["rows"]))
-    write_whole(out / REPORT, report_text(report).encode())
+    write_whole(out / REPORT, report_text(report).encode(errors="backslashreplace"))
     return report
 
 

@@ -98,7 +98,7 @@ class Worker:
         self._started = time.time()
         try:
             self._log: IO[bytes] = task.log.open("ab")
-            self._log.write(f"$ {' '.join(command)}\n".encode())
+            self._log.write(f"$ {' '.join(command)}\n".encode(errors="backslashreplace"))
             self._log.flush()
             self._offset = self._log.tell()
             # A session of its own: Ctrl-C in a terminal reaches the study alone, which passes on
