@@ -73,13 +73,15 @@ def read_frames(directory: Path, ring: Tensor, first: int, end: int) -> None:
         for key, value in _layout(ring, first, end).items():
             if index[key] != value:
                 raise ValueError(f"{key} is {index[key]}, expected {value}")
-        chunks = index["chunks"]
-        if [tuple(chunk[:3]) for chunk in chunks] != list(_chunks(ring, first, end)):
+        chunks = list(_chunks(ring, first, end))
+        if [chunk[:3] for chunk in index["chunks"]] != [list(chunk) for chunk in chunks]:
             raise ValueError("its list of chunks is not whole")
-        check_fits([size for *_, size in chunks], list[int], "the chunks' sizes")
+        sizes = [size for *_, size in index["chunks"]]
+        check_fits(sizes, list[int], "the chunks' sizes")
         with open_file(directory / _DATA) as file:
             left = os.fstat(file.fileno()).st_size
-            for stream, step, count, size in chunks:
+            # Not by the numbers of the file, where true equals 1 and means something else.
+            for (stream, step, count), size in zip(chunks, sizes, strict=True):
                 if not 0 <= size <= left:
                     raise ValueError(f"{_DATA} is too short")
                 data = file.read(size)

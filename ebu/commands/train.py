@@ -27,8 +27,10 @@ def main() -> int:
     started = f"resuming at frame {trainer.frames:,}" if trainer.frames else "starting"
     say(f"{run_dir}: {started}; watch it with: {tensorboard_command(run_dir)}")
     already_played = trainer.finished(config.frames)
+    trust = trust_words(flat(config))
     if already_played:
-        more = program_command("train.py", "--resume", run_dir, "--frames", 2 * trainer.frames)
+        further = ("--resume", run_dir, *trust, "--frames", 2 * trainer.frames)
+        more = program_command("train.py", *further)
         say(f"already at {trainer.frames:,} frames: train it further with: {more}")
     stopped_by: list[int] = []
 
@@ -60,10 +62,9 @@ def main() -> int:
             else "no profile was written: too few steps with updates were made"
         )
     if not finished:
-        again = program_command("train.py", "--resume", run_dir, *trust_words(flat(config)))
+        again = program_command("train.py", "--resume", run_dir, *trust)
         say(f"stopped at frame {trainer.frames:,}: resume with: {again}")
         return 128 + stopped_by[0]
-    trust = trust_words(flat(config))
     say(f"done: score it with: {program_command('evaluate.py', run_dir, *trust)}")
     if is_atari(config.game):
         filming = program_command("evaluate.py", run_dir, "--video", "best_game.mp4")

@@ -263,7 +263,8 @@ def differences(
         grows = isinstance(was, int) and isinstance(is_now, int) and is_now > was
         if was == is_now or name in may_change or (grows and name in may_grow):
             continue
-        found.append(f"{name} was {was}, is {is_now}{' (may only grow)' * (name in may_grow)}")
+        line = f"{name} was {was}, is {is_now}{' (may only grow)' * (name in may_grow)}"
+        found.append(" ".join(line.split()))
     return found
 
 

@@ -21,6 +21,8 @@ MOST_LOG_BYTES = 1 << 30
 """A log, such as metrics.jsonl, is at most this long."""
 MOST_NESTED = 64
 """Lists and objects in JSON are nested at most this deep."""
+LARGEST_FLOAT = 1e100
+"""No number that is measured is as large, and its square is still finite."""
 MOST_ENTRIES = 200_000
 """A run directory holds at most this many files."""
 
@@ -96,8 +98,9 @@ def parse_json(text: bytes | str, *, finite: bool = True) -> Any:
 def check_fits(value: Any, kind: Any, what: str = "it") -> None:
     """Raise `RefusedFileError` unless a JSON value is of this type.
 
-    `kind` may be built of int (64 bits), float (finite), bool, str, None, list, dict, unions,
-    literals and typed dictionaries, of which keys that are not named may be anything.
+    `kind` may be built of int (64 bits), float (finite, at most `LARGEST_FLOAT`), bool, str, None,
+    list, dict, unions, literals and typed dictionaries, of which keys that are not named may be
+    anything.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if typing.is_typeddict(kind):
@@ -121,7 +124,7 @@ def check_fits(value: Any, kind: Any, what: str = "it") -> None:
     elif kind is int:
         fits = type(value) is int and abs(value) < 2**63
     elif kind is float:
-        fits = _fits(value, int) or (type(value) is float and math.isfinite(value))
+        fits = _fits(value, int) or (type(value) is float and abs(value) < LARGEST_FLOAT)
     else:
         fits = kind is Any or value is kind or (isinstance(kind, type) and type(value) is kind)
     if not fits:
