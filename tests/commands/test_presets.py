@@ -203,7 +203,7 @@ def test_games_are_listed_as_they_are_typed(capsys: pytest.CaptureFixture[str]) 
     table, _, rest = capsys.readouterr().out.partition("\n\n")
     sets = {game: sets for game, *sets in map(str.split, table.splitlines())}
     assert [game for game in sets if canonical_game(game) != game] == []
-    assert sets["ms_pacman"] == ["paper49", "all57"]
+    assert sets["ms_pacman"] == ["paper49", "all57", "atari100k", "atari100k-5"]
     for name, games in GAME_SETS.items():
         assert {game for game, among in sets.items() if name in among} == set(games)
     assert "CartPole-v1" in rest
