@@ -60,17 +60,6 @@ class Recipe:
         return {name: value for name, value in given.items() if value}
 
 
-def recipe_of(identity: Mapping[str, Any]) -> Recipe:
-    """The recipe of a vector environment with this identity."""
-    return Recipe(
-        identity["game"],
-        identity.get("env_args", {}),
-        tuple(identity.get("env_wrappers", ())),
-        identity.get("max_steps"),
-        identity.get("endless_steps"),
-    )
-
-
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 
 

@@ -1,11 +1,14 @@
 """Play one game with a trained agent: python examples/play_agent.py RUN_DIR [SEED]"""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from agents import load_agent
+from ebu.commands.scoring import variant_of
+from ebu.commands.trust import check_trust
 from ebu.frames import FrameStack, torch_dtype
 from envs import make_vector
 from envs.protocols import PROTOCOLS
@@ -16,7 +19,11 @@ def play(run_dir: str, seed: int = 0) -> float:
     agent = load_agent(run_dir)
     settings = agent.config["settings"]
     protocol = PROTOCOLS[settings["protocol"]]
-    env = make_vector(settings["game"], 1, seed=seed, protocol=protocol, training=False)
+    check_trust(Path(run_dir), settings, trusted=False)
+    variant = variant_of(settings)
+    env = make_vector(
+        settings["game"], 1, seed=seed, protocol=protocol, training=False, variant=variant
+    )
     dtype, cpu = torch_dtype(env.frame_dtype), torch.device("cpu")
     frames = FrameStack(1, env.frame_shape, dtype, env.stack, cpu)
     step, score, over = env.reset(), 0.0, False
