@@ -246,7 +246,7 @@ class Agent:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.learner.load_state_dict(state["learner"])
-        self._finite.start_at(self.learner.updates)
+        self._finite.start_at(state["learner"]["updates"])
         self.sampler.load_state_dict(state["sampler"])
         self.target.load_state_dict(state["target"])
         self.augmentation.load_state_dict(state.get("augmentation", {}))

@@ -6,18 +6,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+AT_ONCE = {"cpu"}
+"""Kinds of device on which a loss is read at once, which takes less there than to note it."""
+
 
 class FiniteUpdates:
-    """Counts the updates before the first whose loss is NaN or infinite.
-
-    On the CPU a loss is read at once, which takes less than to note it.
-    """
+    """Counts the updates before the first whose loss is NaN or infinite."""
 
     def __init__(self, device: torch.device) -> None:
         # 0, and NaN from the first such loss on: zero times any finite number adds nothing.
         self._poison = torch.zeros((), device=device)
         self._finite = torch.zeros((), dtype=torch.int64, device=device)
-        self._waits = device.type != "cpu"
         self._before = 0
         self._failed = False
 
@@ -28,7 +27,7 @@ class FiniteUpdates:
     def add(self, losses: Sequence[Tensor]) -> None:
         """Count updates with these losses, each () or (K,) float32, in the order they were made."""
         sums = [loss.sum() if loss.dim() else loss for loss in losses]
-        if self._waits:
+        if self._poison.device.type not in AT_ONCE:
             poison = (torch.stack((self._poison, *sums)) * 0).cumsum(0)
             self._finite.add_((poison == poison)[1:].sum())
             self._poison.copy_(poison[-1])

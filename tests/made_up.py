@@ -169,7 +169,7 @@ class TableLearner:
         return []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"salt": self.salt}
+        return {"salt": self.salt, "updates": 0}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.salt = state["salt"]
@@ -343,7 +343,7 @@ def targets_by_row(updates: Iterable[Update]) -> dict[tuple[int, int], float]:
 
 def through_disk(state: dict[str, Any], directory: Path) -> dict[str, Any]:
     """A state as the next process gets it."""
-    save_checkpoint(directory, "state", state)
+    save_checkpoint(directory, "frames-000000000001", state)
     checkpoint = load_latest(directory)
     assert checkpoint is not None
     return checkpoint.state

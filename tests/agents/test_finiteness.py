@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from agents import finiteness
 from agents.finiteness import FiniteUpdates, all_finite
 from tests.made_up_runs import real_run
 
@@ -19,8 +20,8 @@ CPU = torch.device("cpu")
 def test_the_first_update_that_is_not_finite_is_kept(
     bad: float, first: int, learners: int, waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(finiteness, "AT_ONCE", set() if waits else {"cpu"})  # as on a GPU
     updates = FiniteUpdates(CPU)
-    monkeypatch.setattr(updates, "_waits", waits)  # as on a GPU
     updates.start_at(100)
     losses = [torch.full((learners,) if learners else (), 1e30) for _ in range(9)]
     losses[first - 1].view(-1)[-1] = bad

@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import agents.adaptive
 import agents.agent
+import agents.finiteness
 import agents.segment_target
 import agents.stacked
 from agents import AGENTS, Agent, LearnerConfig
@@ -103,6 +104,8 @@ def test_recorded_updates_are_those_that_are_called(
     # Several networks compute as on a GPU. Groups are small: recording takes its time.
     monkeypatch.setattr(agents.stacked, "IN_TURN", set())
     monkeypatch.setattr(agents.agent, "MEASURED_UPDATES", 2)
+    # Losses are noted, as on a GPU, not read.
+    monkeypatch.setattr(agents.finiteness, "AT_ONCE", set())
     replay = noise_memory(CPU)
     options: dict[str, Any] = {"optimizer": optimizer, "precision": precision}
     called = agent_of(name, replay, **options)

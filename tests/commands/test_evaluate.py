@@ -126,8 +126,8 @@ def test_the_command_prints_a_table_and_changes_nothing_but_adds_its_result(
     record = json.loads((tmp_path / "e.json").read_text())
     assert Path(path).parent == run_dir / "evaluations"
     assert json.loads(Path(path).read_text()) == record
-    (newest,) = (run_dir / "checkpoints").iterdir()
-    trained = int(newest.name.removeprefix("frames-"))
+    newest = max(path.name for path in (run_dir / "checkpoints").iterdir())
+    trained = int(newest.removeprefix("frames-"))
     expected = {"game": "breakout", "policy": "agent", "weights": "final", "epsilon": 0.05}
     expected |= {"trained_frames": trained, "human_table": "nature2015", "precision": "float32"}
     assert expected.items() <= record.items()
@@ -389,7 +389,7 @@ def test_without_a_display_nothing_is_rendered(runs: Callable[[str], Path]) -> N
 def test_an_interrupted_evaluation_has_no_result(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(config: EvaluateConfig) -> dict[str, Any]:
+    def interrupted(config: EvaluateConfig, announce: object) -> dict[str, Any]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("ebu.commands.evaluation.run", interrupted)

@@ -141,8 +141,9 @@ def test_a_killed_run_ends_as_one_that_was_never_killed(
         expected = 0 if moment == "never" else -signal.SIGKILL
         assert ended.returncode == expected, (moment, ended.stderr)
         assert "Traceback" not in ended.stderr
-        if moment != "never" and (killed / "checkpoints").is_dir():
-            state = newest(killed).state["agent"]
+        checkpoint = load_latest(killed / "checkpoints")
+        if moment != "never" and checkpoint is not None:
+            state = checkpoint.state["agent"]
             resumed_inside_a_draw += agent == "ebu" and bool(state["sampler"]["draws"]["index"])
     assert resumed_inside_a_draw >= (2 if agent == "ebu" else 0)
 

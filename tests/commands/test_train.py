@@ -20,7 +20,6 @@ from ebu.commands.presets import DEFAULT, PAPER
 from ebu.commands.train_arguments import flags_of, gymnasium_defaults, parse_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.errors import EbuError, UsageError
-from ebu.run.checkpoint import load_latest
 from ebu.run.profiling import PROFILED_STEPS
 from ebu.run.settings import flat
 from ebu.training import Trainer
@@ -235,7 +234,10 @@ def test_environments_left_to_the_program_are_those_of_the_device_or_of_the_run(
 def test_a_directory_without_a_checkpoint_starts_again_with_clean_logs(tmp_path: Path) -> None:
     # What a run leaves that was killed before its first checkpoint.
     run(tmp_path, until=1600)
-    shutil.rmtree(tmp_path / "checkpoints")
+    for name in ("checkpoints", "best", "evaluations"):
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+    (tmp_path / "evaluations.jsonl").unlink()
+    (tmp_path / "checkpoints").mkdir()
     assert metrics(tmp_path)
     trainer = build(tmp_path)
     assert trainer.frames == 0
@@ -289,7 +291,7 @@ def test_a_signal_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in stderr
-    assert stderr.index("second Ctrl-C") < stderr.index("resume with: ")
+    assert stderr.index("Ctrl-C") < stderr.index("resume with: ")
     python, program, *args = shlex.split(stderr.rpartition(" with: ")[2])
     assert (ROOT / python).samefile(sys.executable)
     assert program == "train.py"
@@ -304,8 +306,8 @@ def test_a_signal_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
 
 def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path: Path) -> None:
     run(tmp_path, until=1600)
-    saved = load_latest(tmp_path / "checkpoints")
-    assert saved is not None
+    saved = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert saved
     # The weights alone are larger: the next checkpoint fails in the middle, as on a full disk.
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
     start = "import runpy; runpy.run_path('train.py', run_name='__main__')"
@@ -313,7 +315,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path: Path) -> No
     assert ended.returncode == 1, ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in ended.stderr
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [saved.name]
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == saved
     run(tmp_path)
 
 

@@ -1,5 +1,6 @@
 """GIFs that keep every colour, MP4s that any player shows, one clear line for what is neither."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -101,10 +102,10 @@ def test_a_full_disk_leaves_the_earlier_video(
     path = tmp_path / "game.gif"
     path.write_bytes(b"before")
 
-    def full(self: Path, content: bytes) -> int:
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(EbuError, match="No space left on device"):
         write_video(path, moving_dot(2), fps=15)
     assert path.read_bytes() == b"before"
