@@ -1,10 +1,18 @@
 """How the tests are run."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
+
+# Signals as in a terminal, also under nohup or in the background of a script: processes that tests
+# start inherit what is ignored.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
+
 
 # Machines pause; a property is not wrong because one of its examples was slow.
 hypothesis.settings.register_profile("ebu", deadline=None)
