@@ -19,7 +19,6 @@ def play(run_dir: str, seed: int = 0) -> float:
     agent = load_agent(run_dir)
     settings = agent.config["settings"]
     protocol = PROTOCOLS[settings["protocol"]]
-    check_trust(Path(run_dir), settings, trusted=False)
     variant = variant_of(settings)
     env = make_vector(
         settings["game"], 1, seed=seed, protocol=protocol, training=False, variant=variant
@@ -38,4 +37,5 @@ def play(run_dir: str, seed: int = 0) -> float:
 
 
 if __name__ == "__main__":
+    check_trust(Path(sys.argv[1]), load_agent(sys.argv[1]).config["settings"], trusted=False)
     print(play(sys.argv[1], *map(int, sys.argv[2:3])))
