@@ -141,11 +141,6 @@ def load_agent(
         )
         is_student = settings["agent"] == STUDENT
         network.load_state_dict(policy_weights(checkpoint.state["agent"]))
-        if not all(bool(weight.isfinite().all()) for weight in network.parameters()):
-            raise EbuError(
-                f"the {weights} weights in {run_dir} are not finite, its training has diverged: "
-                "train again with a lower --learning-rate"
-            )
         outputs = _outputs_named(settings["outputs"]) if is_student else "values"
         frames = checkpoint.state["frames"]
         check_fits(frames, int, "frames")
