@@ -20,8 +20,7 @@ from ebu.staging import Staging
 from ebu.stopwatch import Stopwatch
 
 MEASURED_UPDATES = 16
-"""Loss and action values are measured, for the logs, in one update of so many; also the most in a
-CUDA graph."""
+"""Loss and action values are logged for one update in 16; a CUDA graph holds at most 16."""
 
 
 def epsilon_greedy(

@@ -2,7 +2,7 @@
 
 nature                                the network of Mnih et al. 2015 (Nature)
 dueling                               the same convolutions, two streams (Wang et al. 2016)
-impala, impala2, impala4, …           residual blocks, so many times as wide (Espeholt et al. 2018)
+impala, impala2, impala4, …           residual blocks, 1, 2, 4 times as wide (Espeholt et al. 2018)
 net1, net2, net3                      the three sizes of Rusu et al. 2015 below it
 grid                                  one convolution over the cells of a small grid
 16-32-32/256                          any other widths: three convolutions, dense layer

@@ -26,7 +26,7 @@ class Augmentation:
         self._rng = rng
 
     def draw(self, updates: int, size: int) -> dict[str, np.ndarray]:
-        """What is random in so many minibatches, a row for each, as arguments of `apply`."""
+        """Draw the arguments of `apply` for several minibatches, a row for each."""
         drawn: dict[str, np.ndarray] = {}
         if self._shift:
             shape = (updates, size, 2)

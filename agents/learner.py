@@ -65,8 +65,8 @@ class Learner:
         build = functools.partial(self._build, generator=generator)
         self.online, self.target = (self._built(build).to(device) for _ in range(2))
         self.target.requires_grad_(False)
-        # What passes compute with. In bfloat16 the weights beside them are rounded once when they
-        # change instead of in every pass, with the same values.
+        # Passes compute with these. In bfloat16 they are copies, rounded once when weights change
+        # instead of in every pass.
         self._fast_online, self._fast_target = self.online, self.target
         if precision == "bfloat16":
             self._fast_online = _rounded(copy.deepcopy(self.online))
@@ -145,7 +145,7 @@ class Learner:
                     list(self.online.parameters()),
                     self.config.target_average,
                 )
-                self.refresh()
+                _round_to(self._fast_target, self.target)
         return taken
 
     @property
@@ -177,7 +177,7 @@ class Learner:
             self.sync_target()
 
     def _reset(self) -> None:
-        """Draw the head anew, the torso a fifth of the way to a new one; forget all averages."""
+        """Reinitialise the head, shrink the torso towards a new draw, clear the optimizer."""
         generator = torch.Generator().manual_seed((self._seed + self.updates) % 2**63)
         drawn = self._build(generator=generator).to(self.device)
         for part, new, share in zip(
@@ -211,9 +211,8 @@ class Learner:
     @torch.no_grad()
     def refresh(self) -> None:
         """Compute with the weights as they are now; call after they were set from outside."""
-        for network, fast in ((self.online, self._fast_online), (self.target, self._fast_target)):
-            if fast is not network:
-                torch._foreach_copy_(list(fast.parameters()), list(network.parameters()))
+        _round_to(self._fast_online, self.online)
+        _round_to(self._fast_target, self.target)
 
     def _forward(self, network: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
         with self._autocast:
@@ -298,6 +297,12 @@ class Trained:
 def _quantiles_of(network: nn.Module) -> Callable[[Tensor], Tensor]:
     assert isinstance(network, QNetwork)
     return network.quantiles
+
+
+def _round_to(fast: nn.Module, network: nn.Module) -> None:
+    """Copy a network's weights to what passes compute with, unless that is the network itself."""
+    if fast is not network:
+        torch._foreach_copy_(list(fast.parameters()), list(network.parameters()))
 
 
 def _rounded(network: nn.Module) -> nn.Module:

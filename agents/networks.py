@@ -319,7 +319,8 @@ def build_network(
 ) -> QNetwork:
     """Build a Q-network: He-uniform weights and biases of 0.1, as the EBU paper's code.
 
-    With `quantiles` it predicts so many of each action's return, and returns their means.
+    With `quantiles` > 0 it predicts that many quantiles of each action's return, and its outputs
+    are their means.
 
     The weights and biases of the output layer are multiplied by `output_scale`. Two-axis frames get
     convolutions, grids (C, H, W) a single one, flat ones a hidden layer in their place, with biases

@@ -106,11 +106,9 @@ class SegmentTarget(Target[ConfigT_co]):
     ) -> dict[str, np.ndarray | Tensor]:
         pieces = minibatches.pieces
         new = list({id(draw): draw for draw, _, _ in pieces if draw.targets is None}.values())
-        if self.learner.device.type in TOGETHER:
-            self._compute(replay, new)
-        else:
-            for draw in new:
-                self._compute(replay, [draw])
+        together = self.learner.device.type in TOGETHER and new
+        for draws in [new] if together else [[draw] for draw in new]:
+            self._compute(replay, draws)
         parts = []
         for draw, first, size in pieces:
             assert draw.targets is not None
@@ -123,8 +121,6 @@ class SegmentTarget(Target[ConfigT_co]):
 
     def _compute(self, replay: EpisodicReplay, draws: Sequence[Draw]) -> None:
         """Compute the targets of drawn segments: in one row of passes, and in one sweep."""
-        if not draws:
-            return
         device = self.learner.device.type
         segments = [draw.segment for draw in draws]
         streams, starts, lengths, terminated = np.array(segments).T

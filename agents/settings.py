@@ -41,8 +41,7 @@ class AgentConfig:
     importance_updates: Positive = 40_000
     """With --prioritized, updates until beta is 1: fewer than a run of 1M frames makes."""
     shift_pixels: Annotated[int, Bounds(0, 40)] = 0
-    """Shift the images that are trained on by up to so many pixels either way (Yarats et al. 2021);
-    0 leaves them."""
+    """Shift training images at random by up to this many pixels (Yarats et al. 2021); 0 never."""
     intensity: Share = 0.0
     """Multiply the images that are trained on by 1 + intensity * noise, the noise normal and cut at
     2 (Yarats et al. 2021); 0 leaves them."""

@@ -14,6 +14,7 @@ form of EBU is this project's own; quantile regression is from Dabney, Rowland, 
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ebu.returns import linear_targets
 from ebu.targets import backward_targets, double_backward_targets
@@ -93,7 +94,6 @@ def quantile_huber(predicted: Tensor, targets: Tensor, *, delta: float) -> Tenso
     count = len(predicted)
     middles = (torch.arange(count, device=predicted.device) + 0.5) / count
     errors = targets[None] - predicted[:, None]
-    sizes = errors.abs()
-    huber = torch.where(sizes <= delta, 0.5 * errors**2, delta * (sizes - 0.5 * delta))
+    huber = functional.huber_loss(errors, torch.zeros_like(errors), reduction="none", delta=delta)
     weights = (middles[:, None, None] - (errors.detach() < 0).float()).abs()
     return (weights * huber / delta).mean(1).sum(0)
