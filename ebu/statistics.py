@@ -87,7 +87,9 @@ def even_out(scores: Iterable[np.ndarray]) -> np.ndarray:
     return np.take_along_axis(padded, repeats, axis=1)
 
 
-def probability_of_improvement(scores: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
+def probability_of_improvement(
+    scores: np.ndarray | Sequence[np.ndarray], others: np.ndarray | Sequence[np.ndarray]
+) -> float:
     """Probability that a run of one agent scores higher than one of another in the same game.
 
     scores, others: (seeds,) for each game. Ties count half; games weigh the same (Agarwal et al.
@@ -98,25 +100,6 @@ def probability_of_improvement(scores: Sequence[np.ndarray], others: Sequence[np
         for one, other in zip(scores, others, strict=True)
     ]
     return float(np.mean(shares))
-
-
-def improvement_interval(
-    scores: Sequence[np.ndarray],
-    others: Sequence[np.ndarray],
-    rng: np.random.Generator,
-    *,
-    resamples: int = 2_000,
-    confidence: float = CONFIDENCE,
-) -> tuple[float, float]:
-    """Percentile interval of `probability_of_improvement`: the seeds of each game are resampled."""
-
-    def drawn(of: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [rng.choice(of_game, size=len(of_game)) for of_game in of]
-
-    found = [probability_of_improvement(drawn(scores), drawn(others)) for _ in range(resamples)]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(found, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def _padded(scores: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

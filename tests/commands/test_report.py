@@ -266,7 +266,7 @@ def test_published_rows_of_atari_100k_are_those_of_the_published_scores(
     shares = np.array(
         [normalised(game, agent.score(game), "57table") for game in ATARI100K], dtype=np.float64
     )
-    assert row.name == agent.name
+    assert row.agent.name == agent.name
     # Some papers rounded other scores, and aggregates over runs are not of the games' means.
     assert row.mean == pytest.approx(shares.mean(), abs=0.006)
     assert row.above_human == (shares > 1).sum()

@@ -11,8 +11,8 @@ from ebu.commands.reporting.comparison import Group
 from ebu.commands.reporting.published import HUMAN_TABLES, normalised, reference_agents, relative
 from ebu.commands.reporting.runs import Run
 from ebu.statistics import (
+    StatisticT,
     even_out,
-    improvement_interval,
     mean_interval,
     mean_median_iqm,
     performance_profile,
@@ -189,8 +189,8 @@ def normalised_scores(
 
 
 def intervals(
-    scores: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    scores: Sequence[np.ndarray], statistic: Callable[[np.ndarray], StatisticT]
+) -> tuple[StatisticT, StatisticT] | tuple[None, None]:
     """Stratified bootstrap intervals of a statistic; None where a game has a single score."""
     if min(map(len, scores)) < 2:
         return None, None
@@ -223,13 +223,16 @@ def improvements(group: Group, table: str) -> list[Improvement]:
         if not games:
             continue
         ours, theirs = (normalised_scores(group, name, games, table) for name in (one, other))
-        interval: tuple[float | None, float | None] = (None, None)
-        if min(map(len, [*ours, *theirs])) > 1:
-            rng = np.random.default_rng(BOOTSTRAP_SEED)
-            interval = improvement_interval(ours, theirs, rng)
+        low, high = intervals([*ours, *theirs], _improvement)
         probability = probability_of_improvement(ours, theirs)
-        found.append(Improvement(one, other, len(games), probability, *interval))
+        found.append(Improvement(one, other, len(games), probability, low, high))
     return found
+
+
+def _improvement(scores: np.ndarray) -> float:
+    """Probability of improvement of the first half of the rows over the second."""
+    half = len(scores) // 2
+    return probability_of_improvement(scores[:half], scores[half:])
 
 
 def games_above_human(group: Group, name: str, games: Sequence[str], table: str) -> int:

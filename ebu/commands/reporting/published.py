@@ -105,45 +105,27 @@ class Published100k:
 
     | field | meaning |
     | --- | --- |
-    | iqm | over all runs; of the games' means where `iqm_of_means` |
+    | iqm | over all runs; of the games' means where the number of runs is not known |
     | above_human | games |
     """
 
-    name: str
+    agent: ReferenceAgent
     mean: float
     median: float
     iqm: float
-    iqm_of_means: bool
     above_human: int
-    runs: int | None
-    source: str
 
 
-def _published_100k(
-    index: int, mean: float, median: float, iqm: float, above_human: int
-) -> Published100k:
-    agent = AGENTS_100K[index]
-    return Published100k(
-        agent.name,
-        mean,
-        median,
-        iqm,
-        agent.runs is None,
-        above_human,
-        agent.runs,
-        agent.source,
-    )
-
-
-PUBLISHED_26 = (
-    _published_100k(0, 0.285, 0.161, 0.142, 2),
-    _published_100k(1, 0.264, 0.204, 0.186, 1),
-    _published_100k(2, 0.261, 0.092, 0.113, 2),
-    _published_100k(3, 0.465, 0.313, 0.280, 3),
-    _published_100k(4, 0.616, 0.396, 0.337, 6),
-    _published_100k(5, 1.271, 0.684, 0.700, 9),
-    _published_100k(6, 2.247, 0.917, 1.139, 12),
-)
+_AGGREGATES_100K = {
+    "DER": (0.285, 0.161, 0.142, 2),
+    "OTRainbow": (0.264, 0.204, 0.186, 1),
+    "CURL": (0.261, 0.092, 0.113, 2),
+    "DrQ(ε)": (0.465, 0.313, 0.280, 3),
+    "SPR": (0.616, 0.396, 0.337, 6),
+    "SR-SPR": (1.271, 0.684, 0.700, 9),
+    "BBF": (2.247, 0.917, 1.139, 12),
+}
+PUBLISHED_26 = tuple(Published100k(agent, *_AGGREGATES_100K[agent.name]) for agent in AGENTS_100K)
 
 
 @dataclass(frozen=True)

@@ -213,13 +213,13 @@ def _reference_scores(group: Group) -> str:
 def _published_26() -> list[str]:
     rows = [
         [
-            row.name,
+            row.agent.name,
             _share(row.mean),
             _share(row.median),
-            _share(row.iqm) + (", of the games' means" if row.iqm_of_means else ""),
+            _share(row.iqm) + ("" if row.agent.runs else ", of the games' means"),
             str(row.above_human),
-            NONE if row.runs is None else str(row.runs),
-            row.source,
+            str(row.agent.runs or NONE),
+            row.agent.source,
         ]
         for row in PUBLISHED_26
     ]
