@@ -10,6 +10,7 @@ from agents import load_agent
 from ebu.commands.scoring import variant_of
 from ebu.commands.trust import check_trust
 from ebu.frames import FrameStack, torch_dtype
+from ebu.run.directory import read_config
 from envs import make_vector
 from envs.protocols import PROTOCOLS
 
@@ -37,5 +38,6 @@ def play(run_dir: str, seed: int = 0) -> float:
 
 
 if __name__ == "__main__":
-    check_trust(Path(sys.argv[1]), load_agent(sys.argv[1]).config["settings"], trusted=False)
+    run = Path(sys.argv[1])
+    check_trust(run, read_config(run)["settings"], trusted=False)
     print(play(sys.argv[1], *map(int, sys.argv[2:3])))
