@@ -23,14 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-import numpy as np
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
-from torch import Tensor
-
 from ebu.errors import EbuError
-from ebu.memory import available_bytes
+from ebu.run.checkpoint_state import TENSORS, VALUES, read_state, split_state, write_state
 from ebu.run.directory import differences
 from ebu.run.files import sync
 from ebu.run.reading import (
@@ -38,7 +32,6 @@ from ebu.run.reading import (
     check_directory,
     check_fits,
     open_file,
-    read_file,
     read_json,
     shorten,
 )
@@ -46,17 +39,11 @@ from ebu.run.reading import (
 FORMAT = 1
 NAME = re.compile(r"(?:(?:frames|updates)-[0-9]+|states|trained)(?:\.replaced)?")
 """Names of checkpoints; whatever else is in their directory is left alone."""
-TENSORS, VALUES, MANIFEST = "state.safetensors", "state.json", "manifest.json"
+MANIFEST = "manifest.json"
 
 # While a checkpoint is replaced by one of the same name the earlier one keeps this suffix, under
 # which it is still found and loaded.
 REPLACED = ".replaced"
-
-# Where the free memory is not known.
-MOST_TENSOR_BYTES = 64 << 30
-
-# json reads and writes decimal digits, of which Python converts at most 4300.
-LONGEST_DECIMAL_BITS = 8192
 
 
 @dataclass(frozen=True)
@@ -115,15 +102,14 @@ def save_checkpoint(
     """
     if not NAME.fullmatch(name) or name.endswith(REPLACED):
         raise ValueError(f"not a name for a checkpoint: {name!r}")
-    tensors, values = _split(state)
+    tensors, values = split_state(state)
     temporary = root / f".{name}.{os.getpid()}.tmp"
     try:
         root.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(root)
         try:
             temporary.mkdir()
-            (temporary / TENSORS).write_bytes(safetensors.torch.save(tensors))
-            (temporary / VALUES).write_bytes(json.dumps(values).encode())
+            write_state(temporary, tensors, values)
             for writer in writers:
                 writer(temporary)
             _write_manifest(temporary, name, dict(logs or {}), run)
@@ -195,7 +181,7 @@ def _load_first(
     for directory in directories:
         try:
             logs = _verify(directory, state_only, run)
-            state = _read_state(directory)
+            state = read_state(directory)
             return Checkpoint(state, directory, directory.name, logs), passed_over
         except (_Damaged, RefusedFileError) as damage:
             passed_over.append((directory.name, str(damage)))
@@ -207,106 +193,6 @@ def _load_first(
         except OSError as error:
             passed_over.append((directory.name, error.strerror or str(error)))
     return None, passed_over
-
-
-# --- the state as two files -----------------------------------------------------------------
-
-
-def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by path, and a tree in which each leaf says what it is: a list, [kind, value]."""
-    tensors: dict[str, Tensor] = {}
-    storages: set[int] = set()
-
-    def add(path: str, tensor: Tensor) -> None:
-        tensor = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-        # safetensors refuses two tensors that share memory.
-        if tensor.untyped_storage().data_ptr() in storages:
-            tensor = tensor.clone()
-        storages.add(tensor.untyped_storage().data_ptr())
-        tensors[path] = tensor
-
-    def walk(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        tree: dict[str, Any] = {}
-        for key, value in node.items():
-            path = f"{prefix}{key}"
-            if not isinstance(key, str) or "/" in key or path == "__metadata__":
-                raise TypeError(f"state key {path!r}: keys are strings without '/'")
-            if isinstance(value, Mapping):
-                tree[key] = walk(value, f"{path}/")
-            elif isinstance(value, Tensor):
-                tree[key] = ["tensor"]
-                add(path, value)
-            elif isinstance(value, np.ndarray):
-                tree[key] = ["array"]
-                add(path, _tensor_of(value, path))
-            elif isinstance(value, int) and value.bit_length() > LONGEST_DECIMAL_BITS:
-                tree[key] = ["hexadecimal", hex(value)]
-            else:
-                _check_json(value, path)
-                tree[key] = ["value", value]
-        return tree
-
-    return tensors, walk(state, "")
-
-
-def _tensor_of(array: np.ndarray, path: str) -> Tensor:
-    try:
-        # Not ascontiguousarray: it turns an array without axes into one with one.
-        return torch.from_numpy(array.copy(order="C"))
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"state[{path!r}]: arrays of dtype {array.dtype} cannot be saved"
-        ) from error
-
-
-def _check_json(value: Any, path: str) -> None:
-    if isinstance(value, list | tuple):
-        for element in value:
-            _check_json(element, path)
-    elif isinstance(value, Mapping):
-        for key, element in value.items():
-            if not isinstance(key, str):
-                raise TypeError(f"state[{path!r}]: keys are strings, not {key!r}")
-            _check_json(element, path)
-    elif isinstance(value, int) and value.bit_length() > LONGEST_DECIMAL_BITS:
-        raise TypeError(f"state[{path!r}]: an integer in a list has at most 2466 digits")
-    # A float32 scalar, too: it would come back as a float, and round differently.
-    elif not isinstance(value, int | float | str | None):
-        raise TypeError(f"state[{path!r}]: {type(value).__name__} is not a JSON value")
-
-
-def _join(tensors: dict[str, Tensor], tree: Any, prefix: str = "") -> dict[str, Any]:
-    state: dict[str, Any] = {}
-    for key, node in tree.items():
-        path = f"{prefix}{key}"
-        match node:
-            case dict():
-                state[key] = _join(tensors, node, f"{path}/")
-            case ["tensor"]:
-                state[key] = tensors[path]
-            case ["array"]:
-                state[key] = tensors[path].numpy()
-            case ["hexadecimal", digits]:
-                state[key] = int(digits, 16)
-            case ["value", value]:
-                state[key] = value
-            case _:
-                raise ValueError(f"{path}: {node!r}")
-    return state
-
-
-def _read_state(directory: Path) -> dict[str, Any]:
-    free = available_bytes(torch.device("cpu"))
-    content = read_file(directory / TENSORS, MOST_TENSOR_BYTES if free is None else free)
-    try:
-        tensors = safetensors.torch.load(content)
-    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise _Damaged(f"{TENSORS}: cannot be read") from error
-    try:
-        return _join(tensors, read_json(directory / VALUES, finite=False))
-    # Content with the right digest is what was written, unless the digest was altered with it.
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _Damaged(f"{VALUES}: cannot be read") from error
 
 
 # --- the manifest ---------------------------------------------------------------------------
