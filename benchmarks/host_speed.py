@@ -87,7 +87,9 @@ def without_a_device() -> Iterator[None]:
     gather, copy = Tensor.index_select, Tensor.copy_
 
     def launch_gather(memory: Tensor, axis: int, rows: Tensor) -> Tensor:
-        return memory[: len(rows)] if memory.dim() > 2 else gather(memory, axis, rows)
+        if memory.dim() > 2:
+            return memory[0].expand(len(rows), *memory.shape[1:])
+        return gather(memory, axis, rows)
 
     def launch_copy(place: Tensor, values: Tensor, non_blocking: bool = False) -> Tensor:
         return place if place.dim() > 3 else copy(place, values, non_blocking)
