@@ -49,7 +49,8 @@ from ebu.run.progress import say
 
 EXPORTS = "export.json"
 PARITY_STATES, CALIBRATION_STATES, TIMED_STATES = 10_000, 512, 64
-CALLS, WARMUP_CALLS = 1_000, 50
+CALLS, BLOCK_CALLS, WARMUP_CALLS = 1_000, 100, 10
+"""Timed calls of each network in all and in a block; calls before each block that do not count."""
 
 NameT = TypeVar("NameT", bound=Hashable)
 
@@ -67,8 +68,8 @@ class Int8Record(TypedDict):
     | key | meaning |
     | --- | --- |
     | onnx, bytes | file name and size |
-    | calibrated_on | number of states |
-    | states, agreement | share of these other held-out states with torch's action |
+    | calibrated_on | number of states, of those to train on |
+    | states, agreement | share of the held-out states with torch's action |
     | evaluation | games that the file itself has played |
     """
 
@@ -105,7 +106,7 @@ class ExportRecord(TypedDict):
 
 
 class ExportRecords(TypedDict):
-    """All agents exported together, by name: their latencies were taken in turns.
+    """All agents exported together, by name: their latencies were taken in the same minutes.
 
     left_out: the names of those that cannot be exported, and why.
     """
@@ -163,7 +164,8 @@ def deploy(
     | argument | meaning |
     | --- | --- |
     | agents | on the CPU, by the names of their files: `teacher`, `net1-kl`, … |
-    | dataset | of their game; held-out states are used for calibration and compared first |
+    | dataset | of their game; int8 files are calibrated on states to train on and judged on |
+    | | held-out ones, float32 files are compared on held-out ones first |
     | score | plays the games of a score, or loads it from this file |
     | calls | of each network that are timed |
 
@@ -171,7 +173,7 @@ def deploy(
     torch's or it cannot be written; an earlier file is then unchanged.
     """
     require_export()
-    calibrate, judge = calibration_states(dataset)
+    calibrate, judge = _spread(dataset.train, CALIBRATION_STATES), dataset.held_out
     exports: dict[str, ExportRecord] = {}
     left_out: dict[str, str] = {}
     timed: dict[tuple[str, str], Callable[[], object]] = {}
@@ -260,45 +262,36 @@ def _spread(indices: Tensor, count: int) -> Tensor:
     return indices[torch.linspace(0, len(indices) - 1, count).long()]
 
 
-def calibration_states(dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """Held-out states to calibrate on, at most 512, evenly spread, and those to judge by: others.
-
-    Indices (K,) and (L,) int64. Of a single held-out state both are that one.
-    """
-    held_out = dataset.held_out
-    if len(held_out) < 2:
-        return held_out, held_out
-    count = min(CALIBRATION_STATES, len(held_out) // 2)
-    chosen = torch.zeros(len(held_out), dtype=torch.bool)
-    chosen[torch.linspace(0, len(held_out) - 1, count).long()] = True
-    return held_out[chosen], held_out[~chosen]
-
-
 def latencies(
     timed: Mapping[NameT, Callable[[], object]],
     *,
     calls: int = CALLS,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[NameT, Latency]:
-    """Time `calls` calls of each network, in turns, on one thread of torch.
+    """Time `calls` calls of each network, in blocks, on one thread of torch.
 
-    In turns, because whatever else the machine does then slows all of them alike: ratios hold where
-    the figures themselves do not. Calls to warm up come first and are not timed.
+    Blocks of the networks take turns, because whatever else the machine does then slows all of them
+    alike: ratios hold where the figures themselves do not. Calls do not: a small network would find
+    the caches full of a large one's weights, as it never does where it plays alone. So each block
+    starts with calls that are not timed.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         taken: dict[NameT, list[int]] = {name: [] for name in timed}
-        for _ in range(WARMUP_CALLS + calls):
+        for first in range(0, calls, BLOCK_CALLS):
             for name, call in timed.items():
-                started = clock()
-                call()
-                taken[name].append(clock() - started)
+                for _ in range(WARMUP_CALLS):
+                    call()
+                for _ in range(min(BLOCK_CALLS, calls - first)):
+                    started = clock()
+                    call()
+                    taken[name].append(clock() - started)
     finally:
         torch.set_num_threads(threads)
     found: dict[NameT, Latency] = {}
     for name, nanoseconds in taken.items():
-        p50, p99 = np.percentile(nanoseconds[WARMUP_CALLS:], [50, 99]) / 1_000
+        p50, p99 = np.percentile(nanoseconds, [50, 99]) / 1_000
         found[name] = {"p50_us": float(p50), "p99_us": float(p99)}
     return found
 

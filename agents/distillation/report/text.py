@@ -41,11 +41,11 @@ student's action loses there by the teacher's outputs, in their units. *Above th
 score's interval lies above random play and above the best constant action."""
 HOW_TIMED = """\
 Inference of one state (batch 1) on one thread, without preprocessing and emulator: median and 99th
-percentile, timed in turns, so that ratios hold where a busy machine slows all."""
+percentile, timed in blocks that take turns, so that ratios hold where a busy machine slows all."""
 PARITY = """\
 Difference: largest of any output between file and torch, as a share of the outputs' spread within a
-state; a file beyond the tolerance is not written. Int8 agreement: share of held-out states, none of
-them calibrated on, with the float32 network's action."""
+state; a file beyond the tolerance is not written. Int8 files are calibrated on states to train on;
+their agreement is the share of held-out states with the float32 network's action."""
 
 
 def write_report(out: Path) -> Report:

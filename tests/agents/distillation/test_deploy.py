@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from agents.distillation.deploy.deployment import (
-    calibration_states,
     deploy,
     latencies,
     read_exports,
@@ -71,8 +70,9 @@ def test_the_int8_file_itself_is_scored_and_compared_where_it_was_not_calibrated
         int8 = record["int8"]
         policy = OnnxPolicy(directory / int8["onnx"])
         assert int8["evaluation"] == Scorer()(Path(), policy.choose)
-        assert int8["calibrated_on"] + int8["states"] == len(STATES.held_out)
-        _, judge = calibration_states(STATES)
+        judge = STATES.held_out
+        assert int8["calibrated_on"] == min(512, len(STATES.train))
+        assert int8["states"] == len(judge)
         agreeing = [
             policy.act(stack.numpy()) == AGENTS[name].act(stack) for stack in STATES.stacks(judge)
         ]
@@ -108,10 +108,15 @@ class Clock:
         self.now += next(self.taken[name])
 
 
-def test_percentiles_by_hand_in_turns_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_percentiles_by_hand_in_blocks_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agents.distillation.deploy.deployment.WARMUP_CALLS", 2)
-    # The warm-up is slow, and not counted.
-    taken = {"a": iter([10**6, 10**6, *range(1, 102)]), "b": iter([10**6] * 2 + [7] * 101)}
+    monkeypatch.setattr("agents.distillation.deploy.deployment.BLOCK_CALLS", 60)
+    # The warm-up of each block is slow, and not counted.
+    slow = [10**6, 10**6]
+    taken = {
+        "a": iter([*slow, *range(1, 61), *slow, *range(61, 102)]),
+        "b": iter([*slow, *[7] * 60, *slow, *[7] * 41]),
+    }
     clock = Clock(taken)
     threads = torch.get_num_threads()
     found = latencies(
@@ -120,5 +125,5 @@ def test_percentiles_by_hand_in_turns_after_a_warm_up(monkeypatch: pytest.Monkey
         clock=clock,
     )
     assert found == {"a": {"p50_us": 51, "p99_us": 100}, "b": {"p50_us": 7, "p99_us": 7}}
-    assert clock.order == ["a", "b"] * 103
+    assert clock.order == ["a"] * 62 + ["b"] * 62 + ["a"] * 43 + ["b"] * 43
     assert torch.get_num_threads() == threads

@@ -14,8 +14,6 @@ from torch import nn
 from agents.distillation.dataset import Dataset
 from agents.distillation.deploy import deployment, export, onnx_policy
 from agents.distillation.deploy.deployment import (
-    CALIBRATION_STATES,
-    calibration_states,
     parity_states,
     write_checked,
 )
@@ -222,18 +220,6 @@ def test_bytes_enter_an_int8_file_as_they_are(content: bytes) -> None:
     # The outputs leave as they were computed.
     (last,) = (node for node in graph.node if "logits" in node.output)
     assert last.op_type in ("Gemm", "Add", "MatMul")
-
-
-@pytest.mark.parametrize(("length", "count"), [(1, 1), (7, 3), (2_000, CALIBRATION_STATES)])
-def test_calibrated_and_judged_on_different_held_out_states(length: int, count: int) -> None:
-    states = set_of(length, length)
-    calibrate, judge = calibration_states(states)
-    assert len(calibrate) == count
-    together = [*calibrate.tolist(), *judge.tolist()]
-    if length == 1:
-        assert calibrate.tolist() == judge.tolist() == states.held_out.tolist()
-    else:
-        assert sorted(together) == states.held_out.tolist()
 
 
 # --- playing --------------------------------------------------------------------------------
