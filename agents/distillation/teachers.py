@@ -4,8 +4,8 @@ The temperature τ divides the teacher's outputs before they are a policy. It is
 values: the temperatures of classification, 3 to 20, make nearly every policy of Q-values uniform.
 Published are 0.01 (Rusu et al. 2015) and 0.1 (Agarwal et al. 2022), for values of clipped rewards.
 `auto`, this project's own rule, is the median over states of the gap between the teacher's best and
-second-best action: in the median state the best action is then e times as probable as the next,
-whatever the scale of the rewards.
+second-best action, leaving out those that do the same as the best: in the median state the best
+action is then e times as probable as the next, whatever the scale of the rewards.
 """
 
 import math
@@ -27,6 +27,8 @@ from agents.trained import Outputs, TrainedAgent, load_agent
 from ebu.errors import EbuError, UsageError
 from ebu.interfaces import Act, VectorEnvironment
 
+SAME_SHARE = 0.1
+"""Actions whose outputs differ by less, as a share of a state's range, do the same."""
 ENSEMBLE = "ensemble"
 """An ensemble's entry in its settings: its `run_dir` and `network` in words."""
 
@@ -133,7 +135,7 @@ class Temperature:
     | field | unit | meaning |
     | --- | --- | --- |
     | value | of the outputs | τ |
-    | median_gap | of the outputs | best minus second-best output, the median over states |
+    | median_gap | of the outputs | see `median_gap` |
     | entropy | nats | of softmax(outputs / τ), the mean over states; at most log A |
     """
 
@@ -165,9 +167,29 @@ def temperature_of(setting: str, outputs: Tensor, *, kind: Outputs = "values") -
 
 
 def median_gap(outputs: Tensor) -> Tensor:
-    """Median () float64 over states of best minus second-best of their outputs (N, A), A ≥ 2."""
-    best = outputs.topk(2, dim=1).values
-    return (best[:, 0] - best[:, 1]).double().quantile(0.5)
+    """Median () float64 over states of best minus second-best of their outputs (N, A), A ≥ 2.
+
+    The second-best is of the actions that do not do the same as the best, see `same_actions`: the
+    gap between an action and its double is the noise of the teacher. 0 where all do the same.
+    """
+    best, actions = outputs.max(dim=1)
+    others = outputs.masked_fill(same_actions(outputs)[actions], -math.inf).amax(dim=1)
+    gaps = torch.where(others.isneginf(), torch.nan, best - others)
+    return gaps.double().nanquantile(0.5).nan_to_num(0.0)
+
+
+def same_actions(outputs: Tensor) -> Tensor:
+    """Which actions do the same, by their outputs (N, A): (A, A) bool, symmetric.
+
+    In Pong, RIGHT and RIGHTFIRE. Two actions do the same if their outputs differ in the median
+    state by at most `SAME_SHARE` of the median range of a state's outputs; own rule.
+    """
+    least = SAME_SHARE * (outputs.amax(dim=1) - outputs.amin(dim=1)).median()
+    medians = [
+        (outputs - outputs[:, [action]]).abs().median(dim=0).values
+        for action in range(outputs.shape[1])
+    ]
+    return torch.stack(medians) <= least
 
 
 def mean_entropy(outputs: Tensor, temperature: float) -> float:

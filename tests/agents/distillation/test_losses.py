@@ -14,7 +14,7 @@ from agents.distillation import losses
 from agents.distillation.experimental import adversarial, generators
 from agents.distillation.losses import Minibatch, Objective
 from agents.distillation.settings import LOSSES, check_weights, read_temperature
-from agents.distillation.teachers import mean_entropy, median_gap, temperature_of
+from agents.distillation.teachers import mean_entropy, median_gap, same_actions, temperature_of
 from agents.trained import Outputs
 from ebu.errors import EbuError, UsageError
 from tests.agents.distillation.small_pipelines import config_with, rng_of
@@ -229,6 +229,19 @@ def test_the_median_gap_is_between_the_two_best_actions() -> None:
     outputs = torch.tensor([[1.0, 4.0, 3.0], [0.0, -2.0, -9.0], [7.0, 7.0, 0.0]])
     assert median_gap(outputs) == 1.0
     assert median_gap(outputs[:2]) == 1.5
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_the_gap_ignores_actions_that_do_the_same(noise: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(500, 3, generator=generator)
+    doubled = outputs.repeat(1, 3) + noise * torch.randn(500, 9, generator=generator)
+    same = same_actions(doubled)
+    assert torch.equal(same, torch.eye(3, dtype=torch.bool).repeat(3, 3))
+    assert torch.equal(same_actions(outputs), torch.eye(3, dtype=torch.bool))
+    assert float(median_gap(doubled)) == pytest.approx(float(median_gap(outputs)), abs=5 * noise)
+    # Where all actions do the same there is no gap.
+    assert median_gap(outputs[:, [0, 0, 0]]) == 0.0
 
 
 @pytest.mark.parametrize("scale", [0.01, 300.0])
