@@ -7,9 +7,10 @@ from agents.learner import Learner
 from agents.segment_target import SegmentTarget
 from agents.settings import AdaptiveEbuConfig, EbuConfig
 from ebu.batch import Batch
+from ebu.double_backward import double_backward_targets
 from ebu.quantiles import quantile_backward_targets
 from ebu.stopwatch import Stopwatch
-from ebu.targets import backward_targets, double_backward_targets, propagated_share
+from ebu.targets import backward_targets, propagated_share
 
 
 class EbuTarget(SegmentTarget[EbuConfig]):

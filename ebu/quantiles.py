@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ebu.double_backward import double_backward_targets
 from ebu.returns import linear_targets
-from ebu.targets import backward_targets, double_backward_targets
+from ebu.targets import backward_targets
 
 
 @torch.no_grad()

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ebu.double_backward import double_backward_targets
 from ebu.quantiles import quantile_backward_targets, quantile_huber
-from ebu.targets import backward_targets, double_backward_targets
+from ebu.targets import backward_targets
 
 unit = st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0])
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ebu.double_backward import by_rounds, double_backward_targets
 from ebu.targets import (
     backward_targets,
     backward_targets_loop,
-    double_backward_targets,
     one_step_targets,
     propagated_share,
 )
@@ -416,3 +416,25 @@ def test_double_with_one_network_is_not_double() -> None:
     torch.testing.assert_close(y, plain)
     assert not bool(y[..., 0, 1:].any())
     assert not bool(y[..., 1, 7:].any())
+
+
+def test_double_in_kernels_equals_the_recursion(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = random_problem(batch=(4,), steps=9, num_actions=3)
+    target = problem.pop("next_values")
+    online = torch.randn(target.shape, generator=torch.Generator().manual_seed(1))
+
+    def targets() -> Tensor:
+        return double_backward_targets(
+            problem["rewards"],
+            online,
+            target,
+            problem["actions"],
+            problem["terminated"],
+            gamma=0.9,
+            beta=torch.tensor([0.0, 0.3, 1.0]),
+            lengths=torch.tensor([1, 5, 9, 9]),
+        )
+
+    on_a_cpu = targets()
+    monkeypatch.setattr("ebu.double_backward.by_recursion", by_rounds)
+    assert torch.equal(targets(), on_a_cpu)
