@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ebu.frames import FrameStack, torch_dtype
-from ebu.interfaces import Act, VectorEnvironment
+from ebu.interfaces import Act, TrainingEnvironment, VectorEnvironment
 from ebu.statistics import human_normalised, mean_interval
 
 MOST_ENVIRONMENTS = 16
@@ -96,7 +96,7 @@ class Evaluator:
     | device | where the stacks of frames are |
     """
 
-    new_env: Callable[[int, int], VectorEnvironment]
+    new_env: Callable[[int, int], TrainingEnvironment]
     num_envs: int
     episodes: int
     seeds: Seeds
@@ -107,7 +107,7 @@ class Evaluator:
     human_table: str
     device: torch.device
 
-    def make_env(self) -> VectorEnvironment:
+    def make_env(self) -> TrainingEnvironment:
         """New environments, seeded alike in every call; the caller closes them."""
         return self.new_env(self.num_envs, self.seeds.environments)
 

@@ -70,6 +70,10 @@ class TrainingEnvironment(VectorEnvironment, Protocol):
         """What `start_fresh` needs, also in the middle of a step that failed."""
         ...
 
+    def reseed(self, seed: int) -> None:
+        """Forget all games: what follows, from `reset` on, is as if made with this seed."""
+        ...
+
     def start_fresh(self, state: dict[str, Any]) -> VectorStep:
         """Begin new games with seeds after those of a saved state, or of `seedings`."""
         ...

@@ -301,6 +301,13 @@ class VectorEnvironment(ABC):
         self._journal.seedings[:] = seedings
         return self.reset()
 
+    def reseed(self, seed: int) -> None:
+        """Forget all games: what follows, from `reset` on, is as if made with this seed."""
+        self._check_idle("reseed")
+        self._seed = self.identity["seed"] = seed
+        self._journal = Journal(self.num_envs)
+        self._last = None
+
     def close(self) -> None:
         """Release the environments. Calling it again does nothing."""
         if not self._closed:

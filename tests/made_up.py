@@ -111,6 +111,8 @@ class MadeUpGames:
     def seedings(self) -> dict[str, Any]:
         return {"game": self.game}
 
+    def reseed(self, seed: int) -> None: ...
+
     def start_fresh(self, state: dict[str, Any]) -> VectorStep:
         self.game, self.step = state["game"].copy(), np.zeros(self.num_envs, dtype=np.int64)
         self.over, self.actions = np.ones(self.num_envs, dtype=bool), self.game * 0

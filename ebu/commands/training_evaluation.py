@@ -11,7 +11,7 @@ import numpy as np
 from agents import Agent
 from ebu.commands.showing import warn
 from ebu.evaluation import Evaluation, Evaluator, seeds_at
-from ebu.interfaces import VectorEnvironment
+from ebu.interfaces import TrainingEnvironment
 from ebu.run.logs import Monitor
 from envs.film import CannotFilmError, film
 
@@ -26,19 +26,33 @@ class TrainingEvaluation:
         self.agent = agent
         self.monitor = monitor
         self.seed = seed
-        self._last: tuple[VectorEnvironment, Evaluation] | None = None
+        self._env: TrainingEnvironment | None = None
+        self._last: tuple[TrainingEnvironment, Evaluation] | None = None
         self._can_film = True
 
     def play(self, frames: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
         """Play the evaluation due at `frames`; None if told to stop before its end."""
         self._last = None
         evaluator = replace(self.evaluator, seeds=seeds_at(self.seed, frames))
-        with contextlib.closing(evaluator.make_env()) as env:
+        with contextlib.ExitStack() as on_failure:
+            env = self._environments(evaluator)
+            on_failure.callback(env.close)
             played = evaluator.play(self.agent.play, env=env, should_stop=should_stop)
+            on_failure.pop_all()
+        # Emulators load their game one after the other: a second or two for each evaluation.
+        self._env = env
         if played is None:
             return None
         self._last = env, played
         return evaluator.summarise(played)
+
+    def _environments(self, evaluator: Evaluator) -> TrainingEnvironment:
+        """Those of the last evaluation; new ones at first, and after a failure."""
+        env, self._env = self._env, None
+        if env is None:
+            return evaluator.make_env()
+        env.reseed(evaluator.seeds.environments)
+        return env
 
     def film(self, frames: int) -> None:
         """Show the best game of the last evaluation; where that fails, warn and never try again."""

@@ -111,6 +111,23 @@ def test_a_state_at_the_time_limit_continues(elsewhere: ProcessPoolExecutor) -> 
     assert_same(steps[52:], there)
 
 
+@pytest.mark.parametrize("kind", ["atari", "cartpole", "memory across games"])
+def test_reseeded_environments_are_as_new_ones(kind: str) -> None:
+    def made(seed: int) -> VectorEnvironment:
+        if kind == "atari":
+            return AtariVector("breakout", 2, seed=seed, num_threads=1, noop_max=30)
+        game = {"cartpole": "CartPole-v1", "memory across games": "tests.envs.tiny:TinyCounting-v0"}
+        return GymnasiumVector(game[kind], 2, seed=seed)
+
+    new, reseeded = made(7), made(3)
+    actions = actions_for(new, 90)
+    reseeded.reset()
+    play(reseeded, actions[::-1])
+    reseeded.reseed(7)
+    assert_same([new.reset(), *play(new, actions)], [reseeded.reset(), *play(reseeded, actions)])
+    assert reseeded.identity == new.identity
+
+
 def test_taking_states_changes_nothing_and_so_does_the_number_of_threads() -> None:
     options: dict[str, Any] = {"seed": 3, "reseed_every_frames": 4 * 3 * 60, **STICKY}
     saved = AtariVector("breakout", 3, num_threads=1, **options)
