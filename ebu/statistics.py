@@ -1,6 +1,5 @@
 """Statistics of scores: intervals, normalisation, and aggregates over games and seeds."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -142,58 +141,3 @@ def stratified_bootstrap_interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(statistics, [tail, 1 - tail], axis=0)
     return low, high
-
-
-def share_interval(
-    scores: Sequence[float],
-    highest: Sequence[float],
-    lowest: Sequence[float],
-    *,
-    confidence: float = CONFIDENCE,
-) -> tuple[float, float] | None:
-    """The interval (low, high) of the share (S − R) / (T − R) of mean scores, by Fieller (1954).
-
-    All shares r for which a t test does not reject S − R = r (T − R), given the scatter of `scores`
-    (S), `highest` (T) and `lowest` (R), each (n,); the degrees of freedom are Welch's and
-    Satterthwaite's. A bootstrap would be too narrow with thirty games, and far too narrow over
-    three seeds.
-
-    None with fewer than two scores of any of them, and where T cannot be told from R: every share
-    is possible then.
-    """
-    samples = (scores, highest, lowest)
-    if min(map(len, samples)) < 2:
-        return None
-    from scipy.optimize import brentq
-    from scipy.stats import t as students_t
-
-    s, t, r = (float(np.mean(sample)) for sample in samples)
-    variances = np.array([float(np.var(sample, ddof=1)) / len(sample) for sample in samples])
-    freedoms = np.array([len(sample) - 1 for sample in samples])
-
-    def margin(*weights: float) -> float:
-        """How far a sum of weighted means may be from its expectation by chance."""
-        parts = np.array(weights) ** 2 * variances
-        variance = float(parts.sum())
-        if variance == 0:
-            return 0.0
-        freedom = variance**2 / float((parts**2 / freedoms).sum())
-        return float(students_t.isf((1 - confidence) / 2, freedom)) * math.sqrt(variance)
-
-    def excess(share: float) -> float:
-        """Of the squared difference over what chance may make of it; not above 0 in the set."""
-        return (s - share * t - (1 - share) * r) ** 2 - margin(1.0, share, 1 - share) ** 2
-
-    # Otherwise `excess` is above 0 for no share that is large enough.
-    if t - r <= margin(0.0, 1.0, 1.0) * (1 + 1e-9):
-        return None
-    inside = (s - r) / (t - r)
-
-    def end(step: float) -> float:
-        if excess(inside + step * 1e-12) > 0:
-            return inside
-        while excess(inside + step) <= 0:
-            step *= 2
-        return float(brentq(excess, inside, inside + step))
-
-    return end(-1.0), end(1.0)

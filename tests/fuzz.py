@@ -28,7 +28,7 @@ import numpy as np
 from agents import load_agent
 from agents.distillation.collect import from_replay
 from agents.distillation.dataset import load_states
-from agents.distillation.report.rows import assemble
+from agents.distillation.report.rows import Report, compose, read_records
 from agents.distillation.settings import DistillConfig
 from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.evaluate_arguments import parse_arguments as parse_evaluate
@@ -83,9 +83,14 @@ def read_table(out: Path) -> None:
     ResultsTable(out, out).fill()
 
 
+def read_report(out: Path) -> Report:
+    """The report of a distillation by the default method."""
+    return compose(read_records(out, "kl"))
+
+
 LOADERS: dict[str, tuple[Loader, ...]] = {
     "run": (read_run, load_agent, flags_of_run, read_checkpoints, read_replay),
-    "out": (assemble, lambda out: load_states(out / "states"), read_config, read_table),
+    "out": (read_report, lambda out: load_states(out / "states"), read_config, read_table),
     "student": (read_run, load_agent, read_config),
 }
 

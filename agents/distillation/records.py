@@ -220,16 +220,3 @@ def retention(student: Score, teacher: TeacherRecord) -> float | None:
     random = teacher["random"]["mean"]
     gain = teacher["evaluation"]["mean"] - random
     return (student["mean"] - random) / gain if gain > 0 else None
-
-
-def describe(student: StudentRecord, teacher: TeacherRecord) -> str:
-    """One line on a trained and scored student."""
-    held_out, share = student["held_out"], retention(student["evaluation"], teacher)
-    retained = "the teacher is no better than random play"
-    if share is not None:
-        retained = f"retains {share:.1%}"
-    return (
-        f"{student['student']}, {student['method']}, seed {student['seed']}: "
-        f"{student['evaluation']['mean']:,.2f}, {retained}; held-out loss {held_out['loss']:.4g}, "
-        f"agreement {held_out['agreement']:.1%}; trained in {student['seconds']:,.0f} s"
-    )

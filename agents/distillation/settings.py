@@ -97,7 +97,10 @@ LOSSES = {**MAIN_LOSSES, **ADDED_LOSSES, "mutual": Loss("logits")}
 no losses of their own: they give other teacher outputs to `kl`."""
 
 MAY_CHANGE = frozenset(
-    {"out", "min_retention", "checkpoint_minutes", "baselines", "export", "trust_env"}
+    {
+        *("out", "min_retention", "retention_test", "checkpoint_minutes", "baselines"),
+        *("export", "trust_env"),
+    }
 )
 """Settings that change no result, only whether it is computed."""
 MAY_GROW = frozenset({"games", "seeds", "baseline_seeds", "from_scratch", "generations"})
@@ -185,7 +188,9 @@ class DistillConfig:
     export: bool = True
     """Export the chosen students and the teacher to ONNX, float32 and int8, and measure both."""
     min_retention: Weight | None = None
-    """Exit with 1 if a chosen student retains less than this share of the teacher's score."""
+    """Exit with 1 unless each chosen student retains at least this share of the teacher's score."""
+    retention_test: Literal["bound", "mean"] = "bound"
+    """What --min-retention tests: the lower end of the 95 % interval, or the mean alone."""
     device: Device = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
     precision: Literal["float32", "tf32", "bfloat16", "auto"] = "auto"
@@ -248,6 +253,20 @@ class DistillConfig:
             for name in self.students
         ]
 
+    @property
+    def main_method(self) -> str:
+        """The method of the students that are asked for; others are baselines."""
+        return StudentSpec("", self._main_losses(), 0, self._procedure).method
+
+    @property
+    def _procedure(self) -> str:
+        return "refined" if self.refine_labels else ""
+
+    def _main_losses(self) -> dict[str, float]:
+        losses = {self.loss: 1.0} | {name: getattr(self, name) for name in ADDED_LOSSES}
+        losses["mutual"] = float(self.mutual)
+        return {name: weight for name, weight in losses.items() if weight}
+
     def plan(self) -> list[StudentSpec]:
         """Every student to train, those of the main method first.
 
@@ -269,17 +288,14 @@ class DistillConfig:
             refuse_factorised("--generations", self.students)
         if self.export:
             require_export()
-        losses = {self.loss: 1.0} | {name: getattr(self, name) for name in ADDED_LOSSES}
-        losses["mutual"] = float(self.mutual)
-        main = self._checked({name: weight for name, weight in losses.items() if weight})
+        main = self._checked(self._main_losses())
         others = [self._checked(read_method(text)) for text in self.baselines]
         names = [method_name(weights) for weights in others]
         if len(set(names)) < len(names):
             raise UsageError(f"--baselines {' '.join(self.baselines)}: name each once")
-        procedure = "refined" if self.refine_labels else ""
-        others = [weights for weights in others if procedure or weights != main]
+        others = [weights for weights in others if self._procedure or weights != main]
         return [
-            *self._specs(main, self.seeds, procedure),
+            *self._specs(main, self.seeds, self._procedure),
             *(spec for weights in others for spec in self._specs(weights, self.baseline_seeds)),
         ]
 

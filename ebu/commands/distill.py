@@ -5,13 +5,8 @@ python distill.py runs/pong-ebu-default-seed0 --students net1 net2 net3 --out ru
 
 import sys
 
-from agents.distillation.records import (
-    REPORT,
-    StudentRecord,
-    TeacherRecord,
-    describe,
-    retention,
-)
+from agents.distillation.records import REPORT, StudentRecord, TeacherRecord, retention
+from agents.distillation.report.retention import describe, retention_interval
 from agents.distillation.settings import DistillConfig, Stopped
 from ebu.errors import EbuError
 from ebu.run.cli import parse, run_command
@@ -45,17 +40,25 @@ def main() -> int:
 
 
 def verdict(config: DistillConfig, teacher: TeacherRecord, students: list[StudentRecord]) -> int:
-    """Print the chosen students; the exit code, 1 if one retains less than asked for."""
+    """Print the chosen students; the exit code, 1 if one is not shown to retain what was asked."""
     failed = []
     for student in config.best_of(students):
-        share = retention(student["evaluation"], teacher)
         print(f"chosen: {describe(student, teacher)}")
-        if config.min_retention is not None and (share is None or share < config.min_retention):
-            failed.append(student["student"])
+        score = student["evaluation"]
+        retained = retention(score, teacher)
+        if config.retention_test == "bound":
+            interval = retention_interval([score], teacher)
+            retained = None if interval is None else interval[0]
+        if config.min_retention is not None and (
+            retained is None or retained < config.min_retention
+        ):
+            found = "no figure" if retained is None else f"{retained:.1%}"
+            failed.append(f"{student['student']} ({found})")
     say(f"report: {config.out / REPORT}")
     if failed:
+        tested = "lower bound of the" if config.retention_test == "bound" else "mean"
         say(
-            f"less than --min-retention {config.min_retention:g} of the teacher's score retained: "
+            f"the {tested} retention is below --min-retention {config.min_retention:g}: "
             f"{', '.join(failed)}"
         )
     return 1 if failed else 0

@@ -39,16 +39,24 @@ def test_the_exit_code_says_whether_enough_is_retained(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outcome = distilled(teacher, tmp_path)
-    retained = 0.4
-    monkeypatch.setattr(distill, "retention", lambda *_: retained)
-    codes = {}
-    for least in (0.3, 0.5):
-        config = config_of(teacher, tmp_path, "--min-retention", least)
-        codes[least] = distill.verdict(*outcome._replace(config=config))
-    assert codes == {0.3: 0, 0.5: 1}
+    mean, interval = 0.4, [0.2, 0.6]
+    monkeypatch.setattr(distill, "retention", lambda *_: mean)
+    monkeypatch.setattr(distill, "retention_interval", lambda *_: interval)
+
+    def code(*flags: object) -> int:
+        config = config_of(teacher, tmp_path, *flags)
+        return distill.verdict(*outcome._replace(config=config))
+
+    assert code() == 0
+    codes = [code("--min-retention", least) for least in (0.1, 0.3, 0.5)]
+    assert codes == [0, 1, 1]
+    on_request = ("--retention-test", "mean")
+    codes = [code("--min-retention", least, *on_request) for least in (0.1, 0.3, 0.5)]
+    assert codes == [0, 0, 1]
     # Where the teacher itself gains nothing, nothing is retained.
     monkeypatch.setattr(distill, "retention", lambda *_: None)
-    assert distill.verdict(*outcome._replace(config=config)) == 1
+    monkeypatch.setattr(distill, "retention_interval", lambda *_: None)
+    assert [code("--min-retention", 0, *flags) for flags in ((), on_request)] == [1, 1]
 
 
 @pytest.mark.parametrize("source", ["noise", "mixed", "replay"])

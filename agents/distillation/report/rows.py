@@ -4,9 +4,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
-
-import numpy as np
+from typing import Any, Literal, NamedTuple, TypedDict, cast
 
 from agents.architectures import TEACHER
 from agents.distillation.deploy.deployment import (
@@ -33,9 +31,18 @@ from agents.distillation.records import (
     read_record,
     retention,
 )
+from agents.distillation.report.retention import (
+    Comparison,
+    MethodRow,
+    compare_methods,
+    floor_of,
+    is_above,
+    method_row,
+    retention_interval,
+    weakness,
+)
 from agents.distillation.settings import SYNTHETIC, WARNINGS
 from ebu.errors import UsageError
-from ebu.statistics import share_interval
 
 BASELINES = {HARD: "trained on hard labels", SCRATCH: "trained from scratch"}
 """Methods that others are compared with, in words."""
@@ -51,8 +58,8 @@ class Row(TypedDict):
     | method, seed | of a student |
     | chosen | of a student's seeds the one with the lowest held-out loss |
     | evaluation | its games |
-    | above_floor | its interval lies above random play and the best constant action |
-    | retention, retention_95 | share of the teacher's gain on random play, interval over games |
+    | above_floor | it is above random play and the best constant action, see `is_above` |
+    | retention, retention_95 | share of the teacher's gain on random play; interval over games |
     | raw_ratio | mean score over the teacher's |
     | agreement, regret | on held-out states, see `HeldOut`; held_out_loss: the main loss there |
     | bytes, p50_us, p99_us | of the exported file, and of its latency in onnxruntime |
@@ -80,21 +87,6 @@ class Row(TypedDict):
     seconds: float | None
 
 
-class MethodRow(TypedDict):
-    """All seeds of one student and method: means, and the retention's interval over the seeds."""
-
-    name: str
-    method: str
-    seeds: list[int]
-    chosen_seed: int
-    score: float
-    retention: float | None
-    retention_95: list[float] | None
-    held_out_loss: float
-    agreement: float
-    regret: float
-
-
 class Report(TypedDict):
     """The content of report.json.
 
@@ -102,7 +94,9 @@ class Report(TypedDict):
     | --- | --- |
     | members | of an ensemble of teachers; else none |
     | warnings | reasons to doubt the figures, a line each |
+    | main | the method of the students that were asked for; others are baselines |
     | rows, methods | single policies, and students over their seeds |
+    | comparisons | methods against the main one |
     | exports | by `export_name` |
     | missing | what was not measured, a line each |
     """
@@ -110,14 +104,36 @@ class Report(TypedDict):
     teacher: TeacherRecord
     members: list[MemberRecord]
     warnings: list[str]
+    main: str
     rows: list[Row]
     methods: list[MethodRow]
+    comparisons: list[Comparison]
     exports: dict[str, ExportRecord]
     missing: list[str]
 
 
-def assemble(out: Path) -> Report:
-    """The report of what an output directory holds so far.
+class Records(NamedTuple):
+    """What was measured in a distillation.
+
+    | field | meaning |
+    | --- | --- |
+    | members | of an ensemble of teachers; else none |
+    | students | finished ones |
+    | main | the method of the students that were asked for, `DistillConfig.main_method` |
+    | deployed | exported files |
+    | unfinished | names of directories of students that are not finished |
+    """
+
+    teacher: TeacherRecord
+    members: list[MemberRecord]
+    students: list[StudentRecord]
+    main: str
+    deployed: ExportRecords
+    unfinished: list[str]
+
+
+def read_records(out: Path, main: str) -> Records:
+    """The records that an output directory holds so far.
 
     Raises `UsageError` for a directory without a teacher's record, `EbuError` for damaged records.
     """
@@ -127,29 +143,56 @@ def assemble(out: Path) -> Report:
     ensemble = read_record(out / ENSEMBLE_FILE, EnsembleRecord)
     directories = sorted(path for path in (out / STUDENTS).glob("*") if path.is_dir())
     read = {path.name: read_record(path / RESULT_FILE, StudentRecord) for path in directories}
-    students = [record for record in read.values() if record is not None]
-    methods = {record["method"] for record in students}
-    # Hard labels are no baseline where there is nothing else.
-    main = methods - BASELINES.keys() or methods - {SCRATCH}
+    return Records(
+        teacher,
+        [] if ensemble is None else ensemble["members"],
+        [record for record in read.values() if record is not None],
+        main,
+        read_exports(out / EXPORT),
+        [name for name, record in read.items() if record is None],
+    )
+
+
+def compose(records: Records) -> Report:
+    """The report of these records."""
+    teacher, members, students, main, deployed, unfinished = records
+    # Where several games have one network, all students are of a procedure.
+    found = {record["method"] for record in students if is_main(record["method"], main)}
+    main = min(found, key=len, default=main)
     # Large ones first, and those of the main method.
-    students.sort(
-        key=lambda s: (-s["multiply_adds"], s["student"], s["method"] not in main, *_identity(s))
+    students = sorted(
+        students,
+        key=lambda s: (
+            *(-s["multiply_adds"], s["student"], not is_main(s["method"], main)),
+            *_identity(s),
+        ),
     )
     groups = [
         list(group) for _, group in itertools.groupby(students, key=lambda s: _identity(s)[:2])
     ]
     best = [chosen(group) for group in groups]
-    deployed = read_exports(out / EXPORT)
-    unfinished = [f"{name} is not finished" for name, record in read.items() if record is None]
     return {
         "teacher": teacher,
-        "members": [] if ensemble is None else ensemble["members"],
+        "members": members,
         "warnings": _warnings(teacher, students),
+        "main": main,
         "rows": _rows(teacher, students, main, best, deployed["exports"]),
-        "methods": [_method_row(group, teacher) for group in groups],
+        "methods": [method_row(group, teacher) for group in groups],
+        "comparisons": compare_methods(groups, main),
         "exports": deployed["exports"],
-        "missing": [*unfinished, *_missing(students, best, deployed)],
+        "missing": [
+            *(f"{name} is not finished" for name in unfinished),
+            *_missing(students, best, deployed),
+        ],
     }
+
+
+def is_main(method: str, main: str) -> bool:
+    """Whether a method is the main one, or a procedure of it: a generation, a peer, several games.
+
+    Others have no procedures.
+    """
+    return method == main or method.startswith(f"{main}-")
 
 
 def _identity(record: StudentRecord) -> tuple[str, str, int]:
@@ -162,16 +205,12 @@ def _identity(record: StudentRecord) -> tuple[str, str, int]:
 def _rows(
     teacher: TeacherRecord,
     students: Sequence[StudentRecord],
-    main: set[str],
+    main: str,
     best: Sequence[StudentRecord],
     exports: Mapping[str, ExportRecord],
 ) -> list[Row]:
     """Random play and the best constant action, the teacher, the students, then int8 files."""
-    constant = teacher["constant"]
-    rows = [
-        _row("random play", "floor", teacher["random"], teacher),
-        _row(f"always action {constant['action']}", "floor", constant["evaluation"], teacher),
-    ]
+    rows = [_row(name, "floor", score, teacher) for name, score in floor_of(teacher).items()]
     exported: list[tuple[Row, ExportRecord]] = []
 
     def add(
@@ -194,7 +233,7 @@ def _rows(
         held_out = student["held_out"]
         add(
             name,
-            "student" if method in main else "baseline",
+            "student" if is_main(method, main) else "baseline",
             student,
             export if export is not None and export["seed"] == seed else None,
             method=method,
@@ -219,16 +258,15 @@ def _row(name: str, kind: Kind, score: Score, teacher: TeacherRecord, **known: A
     share, interval = retention(score, teacher), None
     # Both ends of the scale are known.
     if share is not None and score is not teacher["random"] and score is not teacher["evaluation"]:
-        interval = _retained(score["returns"], teacher)
+        interval = retention_interval([score], teacher)
     mean = teacher["evaluation"]["mean"]
-    floor = teacher["random"], teacher["constant"]["evaluation"]
     row = {
         **dict.fromkeys(Row.__annotations__),
         "name": name,
         "kind": kind,
         "chosen": False,
         "evaluation": score,
-        "above_floor": None if kind == "floor" else is_above(score, *floor),
+        "above_floor": None if kind == "floor" else is_above(score, *floor_of(teacher).values()),
         "retention": share,
         "retention_95": interval,
         "raw_ratio": score["mean"] / mean if mean > 0 else None,
@@ -241,63 +279,15 @@ def _file(size: int, latency: Latency) -> dict[str, float]:
     return {"bytes": size, "p50_us": latency["p50_us"], "p99_us": latency["p99_us"]}
 
 
-def _retained(scores: Sequence[float], teacher: TeacherRecord) -> list[float] | None:
-    """The interval of a retention: over games of a student, or over students of several seeds."""
-    interval = share_interval(
-        scores, teacher["evaluation"]["returns"], teacher["random"]["returns"]
-    )
-    return None if interval is None else list(interval)
-
-
-def is_above(score: Score, *floor: Score) -> bool | None:
-    """Whether an interval lies above all these means; None without an interval."""
-    if score["interval_95"] is None:
-        return None
-    return score["interval_95"][0] > max(other["mean"] for other in floor)
-
-
-def _method_row(group: Sequence[StudentRecord], teacher: TeacherRecord) -> MethodRow:
-    """All seeds of one student and method."""
-    scores = [record["evaluation"]["mean"] for record in group]
-    shares = [retention(record["evaluation"], teacher) for record in group]
-    gained = [share for share in shares if share is not None]
-    held_out = [record["held_out"] for record in group]
-    return {
-        "name": group[0]["student"],
-        "method": group[0]["method"],
-        "seeds": [record["seed"] for record in group],
-        "chosen_seed": chosen(group)["seed"],
-        "score": float(np.mean(scores)),
-        "retention": float(np.mean(gained)) if gained else None,
-        "retention_95": _retained(scores, teacher) if gained else None,
-        "held_out_loss": float(np.mean([found["loss"] for found in held_out])),
-        "agreement": float(np.mean([found["agreement"] for found in held_out])),
-        "regret": float(np.mean([found["regret"] for found in held_out])),
-    }
-
-
 # --- warnings -------------------------------------------------------------------------------
 
 
 def _warnings(teacher: TeacherRecord, students: Sequence[StudentRecord]) -> list[str]:
     found = []
-    score, constant = teacher["evaluation"], teacher["constant"]
-    floor = {
-        "random play": teacher["random"],
-        f"always action {constant['action']}": constant["evaluation"],
-    }
-    if score["interval_95"] is None:
-        found.append(
-            "The teacher's score is of a single game and has no interval. Play more games."
-        )
-    for name, other in floor.items():
-        if is_above(score, other) is False:
-            assert score["interval_95"] is not None
-            low, high = score["interval_95"]
-            found.append(
-                f"The teacher's score, {low:,.2f} to {high:,.2f}, is not above that of {name}, "
-                f"{other['mean']:,.2f}: retention means little. Train the teacher further."
-            )
+    score = teacher["evaluation"]
+    if weak := weakness(teacher):
+        advice = "play more games" if score["games"] == 1 else "train the teacher further"
+        found.append(f"{weak[0].upper()}{weak[1:]}: retention means little. To mend it, {advice}.")
     source = teacher["states"]["source"]
     if source in SYNTHETIC:
         found.append(

@@ -25,20 +25,31 @@ from agents.distillation.records import (
     write_record,
 )
 from agents.distillation.report.picture import picture
-from agents.distillation.report.rows import MethodRow, Report, Row, assemble
+from agents.distillation.report.retention import Comparison, MethodRow, weakness
+from agents.distillation.report.rows import Report, Row, compose, read_records
 from ebu.run.files import write_whole
+from ebu.statistics import CONFIDENCE
 
 DATA, PICTURE = "report.json", "pareto.png"
 NONE = "–"
 ItemT = TypeVar("ItemT")
 HOW_TO_READ = """\
 *Retained* is (score − random) / (teacher − random) of mean scores: 0 % is random play, 100 % the
-teacher. Its 95 % interval is Fieller's over the games of all three; over seeds, in the table of
-methods, it is for another student trained alike. The raw ratio, score / teacher, means nothing
+teacher. All have played the same games, and every interval is of differences within a game; this
+one is Fieller's, of this one student over games. The raw ratio, score / teacher, means nothing
 where random play scores or scores are negative. Of several seeds the one with the lowest held-out
 loss is **chosen**. Agreement: share of held-out states with the teacher's action. Regret: what the
-student's action loses there by the teacher's outputs, in their units. *Above the floor*: the
-score's interval lies above random play and above the best constant action."""
+student's action loses there by the teacher's outputs, in their units. *Above the floor*: the score
+is above random play and above the best constant action, by the intervals of the differences."""
+HOW_MANY_SEEDS = """\
+*Retained* is here the mean over seeds. Its interval is a confidence interval of the method: of the
+mean over students of all seeds and all games. *Another student* is a prediction: what one more
+student of the method, with a seed of its own, may retain in as many games. Both need two seeds."""
+HOW_COMPARED = """\
+Mean score minus that of the main method, `{main}`, for the same student in the same games; seeds
+and games both count as drawn. The intervals hold all together with 95 % (Bonferroni). p: that there
+is no difference, corrected for the number of comparisons (Holm); *higher* and *lower* are said
+where it is below 0.05. Two intervals of retention that overlap, or do not, compare nothing."""
 HOW_TIMED = """\
 Inference of one state (batch 1) on one thread, without preprocessing and emulator: median and 99th
 percentile, timed in blocks that take turns, so that ratios hold where a busy machine slows all."""
@@ -48,16 +59,22 @@ state; a file beyond the tolerance is not written. Int8 files are calibrated on 
 their agreement is the share of held-out states with the float32 network's action."""
 
 
-def write_report(out: Path) -> Report:
-    """Read what an output directory holds so far and write its report there.
+def write_report(out: Path, main: str) -> Report:
+    """Write the report of what an output directory holds so far; `main`: see `Records`.
 
-    Raises as `assemble`, and `EbuError` where the disk is full or fails.
+    Raises as `read_records`, and `EbuError` where the disk is full or fails.
     """
-    report = assemble(out)
-    write_record(out / DATA, report)
-    write_whole(out / PICTURE, picture(report["rows"]))
-    write_whole(out / REPORT, report_text(report).encode(errors="backslashreplace"))
+    report = compose(read_records(out, main))
+    write_files(out, report)
     return report
+
+
+def write_files(out: Path, report: Report) -> None:
+    """Write a report's files. Raises `EbuError` where the disk is full or fails."""
+    write_record(out / DATA, report)
+    weak = weakness(report["teacher"]) is not None
+    write_whole(out / PICTURE, picture(report["rows"], weak=weak))
+    write_whole(out / REPORT, report_text(report).encode(errors="backslashreplace"))
 
 
 def report_text(report: Report) -> str:
@@ -69,9 +86,14 @@ def report_text(report: Report) -> str:
     if report["members"]:
         parts.append(_members(report["members"]))
     parts += [f"![Score retention against inference cost]({PICTURE})"]
-    parts += ["## Scores", _scores(rows), HOW_TO_READ]
+    weak = [f"**Weak teacher:** {why}."] if (why := weakness(teacher)) else []
+    parts += ["## Scores", *weak, _scores(rows), HOW_TO_READ]
     if report["methods"]:
-        parts += ["## Methods, over their seeds", _methods(report["methods"])]
+        parts += ["## Methods, over their seeds", *weak, _methods(report["methods"])]
+        parts += [HOW_MANY_SEEDS]
+    if report["comparisons"]:
+        parts += ["## Methods compared", _comparisons(report["comparisons"])]
+        parts += [HOW_COMPARED.format(main=report["main"])]
     parts += ["## Sizes", _sizes(rows)]
     exports = report["exports"]
     if exports:
@@ -84,10 +106,13 @@ def report_text(report: Report) -> str:
 
 def _setting(teacher: TeacherRecord) -> str:
     score, states = teacher["evaluation"], teacher["states"]
+    human = score["human_normalised"]
+    of_human = "" if human is None else f", {human:.1%} human-normalised"
     rounds = f" in {states['rounds']} rounds" if states["rounds"] > 1 else ""
     return (
         f"Teacher: {teacher['network']} from `{teacher['run_dir']}`, trained on "
-        f"{teacher['frames']:,} frames; {teacher['num_actions']} actions. Every score is the mean "
+        f"{teacher['frames']:,} frames; {teacher['num_actions']} actions. It scores "
+        f"{_score(score)}{of_human}. Every score is the mean "
         f"of {score['games']} games under protocol `{score['protocol']}` with ε = "
         f"{score['epsilon']:g} and seed {score['seed']}, random play aside (ε = 1). States, from "
         f"{states['source']}{rounds}: {states['train']:,} to train on, {states['held_out']:,} of "
@@ -141,11 +166,35 @@ def _methods(methods: Sequence[MethodRow]) -> str:
         ("seeds", lambda row: ", ".join(map(str, row["seeds"]))),
         ("chosen", lambda row: str(row["chosen_seed"])),
         ("score", lambda row: f"{row['score']:,.2f}"),
-        ("retained, 95 % over seeds", lambda r: _retained(r["retention"], r["retention_95"])),
+        ("retained, 95 % of the method", lambda r: _retained(r["retention"], r["retention_95"])),
+        ("another student, 95 %", lambda row: _ends(row["another_95"])),
         ("agreement", lambda row: f"{row['agreement']:.1%}"),
         ("regret", lambda row: f"{row['regret']:.4g}"),
         ("held-out loss", lambda row: f"{row['held_out_loss']:.4g}"),
     )
+
+
+def _comparisons(comparisons: Sequence[Comparison]) -> str:
+    return _table(
+        comparisons,
+        ("student", lambda row: _code(row["name"])),
+        ("method", lambda row: row["method"]),
+        ("score − main method's, 95 % together", _gap),
+        ("p (Holm)", lambda row: "< 0.001" if row["p_value"] < 0.001 else f"{row['p_value']:.3f}"),
+        ("found", verdict),
+    )
+
+
+def _gap(row: Comparison) -> str:
+    low, high = row["together_95"]
+    return f"{row['difference']:+,.2f} [{low:+,.2f}, {high:+,.2f}]"
+
+
+def verdict(row: Comparison) -> str:
+    """What a comparison has found."""
+    if row["p_value"] >= 1 - CONFIDENCE:
+        return "no difference shown"
+    return "higher" if row["difference"] > 0 else "lower"
 
 
 def _sizes(rows: Sequence[Row]) -> str:
@@ -237,8 +286,11 @@ def _score(score: Score) -> str:
 def _retained(share: float | None, interval: Sequence[float] | None) -> str:
     if share is None:
         return NONE
-    ends = "" if interval is None else f" [{interval[0]:.1%}, {interval[1]:.1%}]"
-    return f"{share:.1%}{ends}"
+    return f"{share:.1%}" if interval is None else f"{share:.1%} {_ends(interval)}"
+
+
+def _ends(interval: Sequence[float] | None) -> str:
+    return NONE if interval is None else f"[{interval[0]:.1%}, {interval[1]:.1%}]"
 
 
 def _of(part: float, whole: float | None) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +204,12 @@ def open_output(
     may_change |= TYPED_PATHS if paths.keys() <= recorded.keys() else paths.keys()
     if recorded.get("games", 0) is None:
         may_change |= {"games"}
+    # What they had no setting for is as they did it by default.
+    may_change |= {
+        field.name
+        for field in fields(config)
+        if recorded and field.name not in recorded and getattr(config, field.name) == field.default
+    }
     with open_run_directory(
         config.out,
         description,

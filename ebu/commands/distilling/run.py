@@ -8,7 +8,8 @@ from typing import NamedTuple
 from agents.distillation.dataset import Dataset
 from agents.distillation.deploy.deployment import deploy_students
 from agents.distillation.pipeline import Pipeline
-from agents.distillation.records import TEACHER_FILE, StudentRecord, TeacherRecord, describe
+from agents.distillation.records import TEACHER_FILE, StudentRecord, TeacherRecord
+from agents.distillation.report.retention import describe
 from agents.distillation.report.text import write_report
 from agents.distillation.settings import (
     SYNTHETIC,
@@ -125,6 +126,6 @@ def reporting(config: DistillConfig) -> Iterator[None]:
         yield
     except Stopped:
         if (config.out / TEACHER_FILE).exists():
-            write_report(config.out)
+            write_report(config.out, config.main_method)
         raise
-    write_report(config.out)
+    write_report(config.out, config.main_method)

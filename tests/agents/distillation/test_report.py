@@ -18,10 +18,12 @@ from agents.distillation.records import (
     write_record,
 )
 from agents.distillation.report.picture import draw, front
-from agents.distillation.report.rows import Report, Row, assemble
-from agents.distillation.report.text import report_text, write_report
+from agents.distillation.report.retention import describe
+from agents.distillation.report.rows import Report, Row, compose, read_records
+from agents.distillation.report.text import report_text, verdict, write_report
 from ebu.errors import EbuError, UsageError
-from ebu.statistics import mean_interval, share_interval
+from ebu.paired import paired_difference, share_interval
+from ebu.statistics import mean_interval
 from tests.figures import unreadable
 
 
@@ -144,6 +146,7 @@ def recorded(
     students: list[StudentRecord] = STUDENTS,
     exports: dict[str, ExportRecord] | None = EXPORTS,
     left_out: dict[str, str] | None = None,
+    main: str = "kl",
 ) -> Report:
     """What the report of these records holds."""
     write_record(out / "teacher.json", teacher or teacher_record())
@@ -153,7 +156,7 @@ def recorded(
     if exports is not None:
         records = {"exports": exports, "left_out": left_out or {}}
         write_record(out / "export" / "export.json", records)
-    return assemble(out)
+    return compose(read_records(out, main))
 
 
 def row_of(
@@ -200,17 +203,52 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     assert of_net2["held_out_loss"] == pytest.approx(0.051)
 
 
-def test_intervals_are_over_games_for_one_player_and_over_seeds_for_a_method(
-    tmp_path: Path,
-) -> None:
+def test_intervals_are_paired_and_of_a_student_a_method_or_another_student(tmp_path: Path) -> None:
     report = recorded(tmp_path)
-    teacher, random = around(102), [1, 2, 3]
+    known = np.array(around(102)), np.array([1.0, 2, 3])
     row = row_of(report, "net1", "kl", 2)
-    assert row["retention_95"] == list(share_interval(around(98), teacher, random) or ())
+    assert row["retention_95"] == list(share_interval(np.array([around(98)]), *known) or ())
     (of_net1, single) = (m for m in report["methods"] if m["name"] == "net1")
-    assert of_net1["retention_95"] == list(share_interval([100, 96, 98], teacher, random) or ())
+    students = np.array([around(mean) for mean in (100, 96, 98)])
+    assert of_net1["retention_95"] == list(share_interval(students, *known) or ())
+    assert of_net1["another_95"] == list(share_interval(students, *known, another=True) or ())
     assert single["method"] == "hard"
-    assert single["retention_95"] is None
+    assert single["retention_95"] is single["another_95"] is None
+
+
+def test_methods_are_compared_with_the_main_one_by_pairs_and_corrected(tmp_path: Path) -> None:
+    students = [
+        student_record("net1", seed, mean + 3 * seed, 0.1, method)
+        for method, mean in (("kl", 80), ("hard", 40), ("noisy", 81))
+        for seed in range(2)
+    ]
+    first, second = recorded(tmp_path, students=students)["comparisons"]
+    assert [first["method"], second["method"]] == ["hard", "noisy"]
+    returns = {
+        method: np.array([s["evaluation"]["returns"] for s in students if s["method"] == method])
+        for method in ("kl", "hard", "noisy")
+    }
+    # Two comparisons: intervals of 97.5 %, and the smaller p-value twice.
+    for found, times in ((first, 2), (second, 1)):
+        expected = paired_difference(returns[found["method"]], returns["kl"], confidence=0.975)
+        assert expected is not None
+        assert found["difference"] == pytest.approx(expected.mean)
+        assert found["together_95"] == pytest.approx([expected.low, expected.high])
+        assert found["p_value"] == pytest.approx(times * expected.p_value)
+    assert [verdict(found) for found in (first, second)] == ["lower", "no difference shown"]
+
+
+def test_other_games_are_not_compared(tmp_path: Path) -> None:
+    other = score_of(*around(90), seed=8)
+    students = [
+        student_record("net1", 0, 80, 0.1),
+        student_record("net1", 1, 80, 0.1),
+        student_record("net1", 0, 0, 0.1, "hard", evaluation=other),
+    ]
+    report = recorded(tmp_path, students=students, exports=None)
+    row = row_of(report, "net1", "hard", 0)
+    assert (row["retention_95"], row["above_floor"], report["comparisons"]) == (None, None, [])
+    assert any("hard, seed 0 was scored with another seed" in line for line in report["warnings"])
 
 
 def test_int8_files_have_rows_of_their_own(tmp_path: Path) -> None:
@@ -229,33 +267,41 @@ def test_int8_files_have_rows_of_their_own(tmp_path: Path) -> None:
     assert (row["bytes"], row["p50_us"]) == (121_473, 65 / 2)
 
 
-@pytest.mark.parametrize(("mean", "above"), [(10.9, False), (11.1, True)])
-def test_above_the_floor_is_an_interval_above_random_and_the_best_constant(
+@pytest.mark.parametrize(("mean", "above"), [(8.4, False), (8.6, True)])
+def test_above_the_floor_is_above_random_and_the_best_constant_game_by_game(
     tmp_path: Path, mean: float, above: bool
 ) -> None:
-    # Student's t for three games two apart: 4.97 to both sides; the constant scores 6.
+    # The constant scores 5, 6, 7, and each difference is one apart: Student's t is 2.48 to a side.
     report = recorded(tmp_path, students=[student_record("net1", 0, mean, 0.1)], exports=None)
     assert row_of(report, "net1", "kl", 0)["above_floor"] is above
     assert row_of(report, "always action 3")["above_floor"] is None
 
 
 @pytest.mark.parametrize(
-    ("methods", "baselines"),
+    ("main", "methods", "baselines"),
     [
-        (["kl", "hard", "from-scratch"], ["hard", "from-scratch"]),
-        (["hard", "from-scratch"], ["from-scratch"]),
-        (["from-scratch"], ["from-scratch"]),
-        (["hard+hint0.1", "hard"], ["hard"]),
+        ("kl", ["kl", "hard", "from-scratch"], ["hard", "from-scratch"]),
+        ("hard", ["kl", "hard"], ["kl"]),
+        ("hard", ["hard", "from-scratch"], ["from-scratch"]),
+        ("hard+hint0.1", ["hard+hint0.1", "hard"], ["hard"]),
+        ("kl", ["kl", "kl-gen2", "kl+hint0.1"], ["kl+hint0.1"]),
+        ("kl+mutual1", ["kl+mutual1", "kl+mutual1-peer", "kl"], ["kl"]),
+        ("kl-refined", ["kl-refined", "kl-refined-gen2", "kl"], ["kl"]),
+        ("kl", ["kl-joint", "hard-joint"], ["hard-joint"]),
     ],
 )
-def test_what_is_a_baseline(tmp_path: Path, methods: list[str], baselines: list[str]) -> None:
+def test_what_is_a_baseline(
+    tmp_path: Path, main: str, methods: list[str], baselines: list[str]
+) -> None:
     students = [student_record("net1", 0, 50, 0.1, method) for method in methods]
-    report = recorded(tmp_path, students=students, exports=None)
+    report = recorded(tmp_path, students=students, exports=None, main=main)
     kinds = {row["method"]: row["kind"] for row in report["rows"] if row["method"]}
     assert kinds == {m: "baseline" if m in baselines else "student" for m in methods}
-    # Baselines come last.
+    # Baselines come last, and none of them is chosen.
     found = [row["kind"] for row in report["rows"] if row["method"]]
     assert found == sorted(found, reverse=True)
+    chosen_rows = [line for line in report_text(report).splitlines() if "chosen |" in line]
+    assert not any(f" {m} | 0 " in line for line in chosen_rows[1:] for m in baselines)
 
 
 # --- words ----------------------------------------------------------------------------------
@@ -277,7 +323,7 @@ def test_sizes_latencies_and_files_are_compared_with_the_teachers(tmp_path: Path
     ("changes", "said"),
     [
         ({"evaluation": score_of(1, 2, 6)}, "not above that of random play, 2.00"),
-        ({"evaluation": score_of(7, 8, 9)}, "not above that of always action 3, 6.00"),
+        ({"evaluation": score_of(6, 8, 10)}, "not above that of always action 3, 6.00"),
         ({"evaluation": score_of(100)}, "a single game"),
     ],
 )
@@ -286,8 +332,11 @@ def test_a_teacher_that_is_not_above_the_floor_is_warned_of_in_the_head(
 ) -> None:
     report = recorded(tmp_path, teacher=teacher_record(**changes))
     assert any(said in line for line in report["warnings"])
-    head = report_text(report).partition("## ")[0]
-    assert f"**Warning:** {report['warnings'][0]}" in head
+    text = report_text(report)
+    assert f"**Warning:** {report['warnings'][0]}" in text.partition("## ")[0]
+    # It is said again where the figures are.
+    assert text.count("**Weak teacher:** ") == 2
+    assert said in describe(STUDENTS[0], report["teacher"])
 
 
 def test_a_teacher_that_has_gained_nothing_gives_no_shares(tmp_path: Path) -> None:
@@ -366,10 +415,10 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
 def test_the_json_is_the_report_and_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     names = ("report.md", "report.json", "pareto.png")
     recorded(tmp_path)
-    report = write_report(tmp_path)
+    report = write_report(tmp_path, "kl")
     assert json.loads((tmp_path / "report.json").read_text()) == report
     before = [(tmp_path / name).read_bytes() for name in names]
-    assert write_report(tmp_path) == report
+    assert write_report(tmp_path, "kl") == report
     assert [(tmp_path / name).read_bytes() for name in names] == before
 
 
@@ -407,13 +456,13 @@ def test_the_front_is_what_nothing_as_cheap_is_as_good_as(points: list[tuple[int
 
 def test_a_damaged_record_is_named_and_the_last_report_stays(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no teacher\.json"):
-        write_report(tmp_path)
+        write_report(tmp_path, "kl")
     recorded(tmp_path)
-    write_report(tmp_path)
+    write_report(tmp_path, "kl")
     before = (tmp_path / "report.md").read_bytes()
     name = "students/net1-kl-seed0/result.json"
     (tmp_path / name).write_text("{")
     with pytest.raises(EbuError, match=name) as failure:
-        write_report(tmp_path)
+        write_report(tmp_path, "kl")
     assert "\n" not in str(failure.value)
     assert (tmp_path / "report.md").read_bytes() == before

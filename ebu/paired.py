@@ -1,0 +1,158 @@
+"""Statistics of policies that were scored in the same games: shares, differences, Holm.
+
+Scores in the same games are alike: a game that is easy for one policy is easy for another. So
+everything here is computed of the differences within a game. The students of a method differ by
+their seeds, too, and stand for students of all other seeds: seeds and games are crossed random
+effects, with an error of its own for each student in each game.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ebu.statistics import CONFIDENCE
+
+_LEAST = 1e-12
+"""The smallest p-value that is told apart from 0."""
+
+
+class Difference(NamedTuple):
+    """A difference of mean scores, its interval, and the p-value of none."""
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+
+
+def share_interval(
+    scores: np.ndarray,
+    highest: np.ndarray,
+    lowest: np.ndarray,
+    *,
+    another: bool = False,
+    confidence: float = CONFIDENCE,
+) -> tuple[float, float] | None:
+    """The interval (low, high) of the share (S − R) / (T − R) of mean scores, by Fieller (1954).
+
+    | argument | shape | meaning |
+    | --- | --- | --- |
+    | scores | (K, n) | S, of K students of different seeds in n games |
+    | highest, lowest | (n,) | T and R, in the same games |
+    | another | | of the share of another student in as many games, not of the students' mean |
+
+    All shares r for which a t test does not reject S − R = r (T − R). Of one student the interval
+    is over games, as exact as a t test. Of several, the squared margins of games, of n − 1 degrees
+    of freedom, and of seeds, of K − 1, are added (Graybill, Wang 1980); a bootstrap over three
+    seeds would be far too narrow.
+
+    None for fewer than two games, for `another` student of one, and where T cannot be told from R:
+    every share is possible then. Raises ValueError if the games differ in number.
+    """
+    students, games = scores.shape
+    if not games == len(highest) == len(lowest):
+        raise ValueError(f"{games}, {len(highest)} and {len(lowest)} games cannot be paired")
+    if games < 2 or (another and students < 2):
+        return None
+    gains = np.stack([scores.mean(axis=0) - lowest, highest - lowest])
+    s, t = gains.mean(axis=1)
+    squared = _quantile(games - 1, confidence) ** 2 / games
+    (ss, st), (_, tt) = squared * np.cov(gains)
+    # (s − r t)² ≤ seeds + ss − 2 r st + r² tt, a quadratic in r.
+    a, b = t**2 - tt, s * t - st
+    if t <= 0 or a <= 1e-9 * t**2:
+        return None
+    c = s**2 - ss - _seed_margin([scores], confidence, another=another) ** 2
+    root = math.sqrt(max(b**2 - a * c, 0.0))
+    return float((b - root) / a), float((b + root) / a)
+
+
+def paired_difference(
+    one: np.ndarray, other: np.ndarray, *, confidence: float = CONFIDENCE
+) -> Difference | None:
+    """The difference of the mean scores of two methods, one − other, in the same games.
+
+    | argument | shape | meaning |
+    | --- | --- | --- |
+    | one, other | (K, n), (L, n) | scores of K and L students of different seeds in n games |
+
+    The scatter of seeds is taken to be the same in both. The p-value is the least risk at which the
+    interval excludes 0.
+
+    None where nothing is known of seeds, K = L = 1, and for fewer than two games. Raises ValueError
+    if the games differ in number.
+    """
+    games = one.shape[1]
+    if other.shape[1] != games:
+        raise ValueError(f"{games} and {other.shape[1]} games cannot be paired")
+    if games < 2 or len(one) + len(other) < 3:
+        return None
+    gaps = one.mean(axis=0) - other.mean(axis=0)
+    mean, error = float(gaps.mean()), float(gaps.std(ddof=1)) / games**0.5
+
+    def margin(level: float) -> float:
+        of_games = _quantile(games - 1, level) * error
+        return math.hypot(of_games, _seed_margin([one, other], level))
+
+    half = margin(confidence)
+    return Difference(mean, mean - half, mean + half, _least_risk(abs(mean), margin))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values adjusted for their number, in the same order (Holm 1979).
+
+    Rejecting those at most α makes a single wrong rejection among all at most α likely, however
+    the tests depend on each other.
+    """
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable").tolist()):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = least
+    return adjusted
+
+
+def _seed_margin(
+    groups: Sequence[np.ndarray], confidence: float, *, another: bool = False
+) -> float:
+    """How far the mean over seeds, or the difference of two groups' means, may be off by them.
+
+    groups: scores (K, n) of each method; 0 where no method has two seeds. `another`: how far one
+    more student may be from the mean. What the students' own games scatter is subtracted from the
+    scatter of their means, as it is in that of the games too; not of two students, too few for it.
+    """
+    freedom = sum(len(scores) - 1 for scores in groups)
+    if freedom == 0:
+        return 0.0
+    games = groups[0].shape[1]
+    means, rests = 0.0, 0.0
+    for scores in groups:
+        of_students = scores.mean(axis=1, keepdims=True)
+        means += float(np.square(of_students - scores.mean()).sum()) / freedom
+        rest = scores - of_students - scores.mean(axis=0) + scores.mean()
+        rests += float(np.square(rest).sum()) / (freedom * (games - 1)) / games
+    weight = sum(1 / len(scores) for scores in groups)
+    variance = (weight + another) * means - (weight * rests if freedom > 1 else 0.0)
+    return _quantile(freedom, confidence) * math.sqrt(max(variance, 0.0))
+
+
+def _quantile(freedom: int, confidence: float) -> float:
+    """How far Student's t strays from 0 with this confidence."""
+    # SciPy is slow to import, so it is imported where it is needed.
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + confidence) / 2))
+
+
+def _least_risk(distance: float, margin: Callable[[float], float]) -> float:
+    """The p-value: 1 − the confidence at which the margin is this distance."""
+    from scipy.optimize import brentq
+
+    if distance <= margin(0.0):
+        return 1.0
+    if distance > margin(1 - _LEAST):
+        return _LEAST
+    # By the exponent: small p-values are found as well as large ones.
+    found = brentq(lambda x: margin(1 - math.exp(x)) - distance, math.log(_LEAST), 0.0)
+    return math.exp(found)

@@ -1,0 +1,202 @@
+"""Intervals of shares and differences of policies that played the same games."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebu.paired import holm, paired_difference, share_interval
+from ebu.statistics import mean_interval
+
+scores = st.lists(st.integers(-5, 5), min_size=6, max_size=6)
+
+
+def of(*returns: float) -> np.ndarray:
+    return np.array(returns, dtype=np.float64)
+
+
+# --- shares ---------------------------------------------------------------------------------
+
+
+def test_with_scatter_of_the_scores_alone_it_is_students_t() -> None:
+    known = of(102, 102, 102, 102), of(2, 2, 2, 2)
+    assert share_interval(of(62, 62, 62, 62)[None], *known) == pytest.approx((0.6, 0.6))
+    student = of(60, 75, 66, 80)
+    low, high = mean_interval(student) or (math.nan, math.nan)
+    found = share_interval(student[None], *known)
+    assert found == pytest.approx(((low - 2) / 100, (high - 2) / 100))
+
+
+@given(
+    st.lists(st.integers(-50, 90), min_size=6, max_size=6),
+    scores,
+    scores,
+    st.floats(0.1, 10),
+    st.floats(-100, 100),
+)
+def test_at_its_ends_a_paired_t_test_has_the_p_value_of_its_confidence(
+    student: list[int], teacher: list[int], random: list[int], unit: float, zero: float
+) -> None:
+    samples = [of(*student), 60 + of(*teacher), of(*random)]
+    found = share_interval(samples[0][None], *samples[1:])
+    assert found is not None
+    for share in found:
+        gaps = samples[0] - share * samples[1] - (1 - share) * samples[2]
+        if np.ptp(gaps) < 1e-6:
+            assert gaps.mean() == pytest.approx(0, abs=1e-6)
+            continue
+        assert scipy.stats.ttest_1samp(gaps, 0).pvalue == pytest.approx(0.05, rel=1e-3)
+    # Neither the unit nor the zero of scores matters.
+    scaled = [unit * sample + zero for sample in samples]
+    again = share_interval(scaled[0][None], *scaled[1:])
+    assert again == pytest.approx(found, rel=1e-4, abs=1e-4)
+
+
+def test_seeds_by_hand_where_games_do_not_scatter() -> None:
+    students, known = of(50, 62, 68)[:, None] * np.ones(4), (of(*[102.0] * 4), of(*[2.0] * 4))
+    # Means 50, 62, 68 and the deviation of the three; t of two degrees of freedom is 4.3027.
+    mean, deviation = 60, math.sqrt((100 + 4 + 64) / 2)
+    for another, factor in ((False, math.sqrt(1 / 3)), (True, math.sqrt(4 / 3))):
+        half = 4.302653 * deviation * factor
+        found = share_interval(students, *known, another=another)
+        assert found == pytest.approx(((mean - half - 2) / 100, (mean + half - 2) / 100))
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "random"),
+    [
+        ([8], [12], [2]),
+        # The teacher cannot be told from random play, or is worse.
+        ([8, 9], [2, 30], [2, 3]),
+        ([8, 9], [2, 3], [12, 14]),
+        ([8, 9], [2, 2], [2, 2]),
+    ],
+)
+def test_there_is_none_where_every_share_is_possible(
+    student: list[float], teacher: list[float], random: list[float]
+) -> None:
+    assert share_interval(of(*student)[None], of(*teacher), of(*random)) is None
+
+
+def test_another_student_is_not_predicted_from_a_single_one() -> None:
+    games = of(12, 13, 14), of(2, 3, 1)
+    assert share_interval(of(8, 9, 7)[None], *games) is not None
+    assert share_interval(of(8, 9, 7)[None], *games, another=True) is None
+
+
+def test_different_games_cannot_be_paired() -> None:
+    with pytest.raises(ValueError, match="cannot be paired"):
+        share_interval(of(8, 9)[None], of(12, 13, 14), of(2, 3))
+    with pytest.raises(ValueError, match="cannot be paired"):
+        paired_difference(of(8, 9)[None], of(12, 13, 14)[None])
+
+
+# --- coverage -------------------------------------------------------------------------------
+
+TRIALS, GAMES, SEEDS = 400, 100, 3
+ERROR = 4 * math.sqrt(0.95 * 0.05 / TRIALS)
+"""Four standard errors of a coverage of 0.95 in the trials: passed by chance once in 16,000."""
+
+
+def students_in(
+    rng: np.random.Generator, mean: float, of_seeds: float, games: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (SEEDS, GAMES) of a method and (GAMES,) of one more student of it: a mean, the games'
+    own difficulty, what a seed makes of a student, and skewed chance."""
+    chance = rng.exponential(4, (SEEDS + 1, GAMES)) - 4
+    found = mean + rng.normal(0, of_seeds, (SEEDS + 1, 1)) + games + chance
+    return found[:SEEDS], found[SEEDS] - games
+
+
+@pytest.mark.parametrize("of_seeds", [0.0, 0.6, 3.0])
+@pytest.mark.parametrize("another", [False, True])
+def test_a_share_is_covered_as_often_as_it_says(of_seeds: float, another: bool) -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(TRIALS):
+        games = rng.exponential(4, GAMES) - 4
+        students, one_more = students_in(rng, 10, of_seeds, games)
+        teacher = 12 + 0.8 * games + rng.exponential(4, GAMES) - 4
+        random = 1 + rng.exponential(1, GAMES)
+        low, high = share_interval(students, teacher, random, another=another) or (1, 0)
+        truth = one_more.mean() if another else 10
+        covered += low <= (truth - 2) / (12 - 2) <= high
+    assert abs(covered / TRIALS - 0.95) < ERROR
+
+
+def test_a_student_is_covered_over_few_games() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(TRIALS):
+        games = rng.normal(0, 4, 10)
+        student, teacher, random = (
+            mean + share * games + rng.normal(0, 4 * mean / 12, 10)
+            for mean, share in ((10, 1), (12, 0.8), (1, 0))
+        )
+        low, high = share_interval(student[None], teacher, random) or (1, 0)
+        covered += low <= (10 - 1) / (12 - 1) <= high
+    assert abs(covered / TRIALS - 0.95) < ERROR
+
+
+@pytest.mark.parametrize("of_seeds", [0.0, 1.0])
+def test_none_of_many_methods_alike_is_called_different(of_seeds: float) -> None:
+    rng = np.random.default_rng(0)
+    trials, methods, wrong, excluded = 100, 5, 0, 0
+    for _ in range(trials):
+        games = rng.exponential(4, GAMES) - 4
+        main, *others = (students_in(rng, 10, of_seeds, games)[0] for _ in range(methods + 1))
+        found = [paired_difference(other, main) for other in others]
+        p_values = [difference.p_value for difference in found if difference is not None]
+        wrong += min(holm(p_values)) < 0.05
+        excluded += not found[0] or not found[0].low <= 0 <= found[0].high
+    # At most 5 % of the trials, and four standard errors of them.
+    most = 0.05 + 4 * math.sqrt(0.95 * 0.05 / trials)
+    assert wrong / trials < most
+    assert excluded / trials < most
+
+
+# --- differences ----------------------------------------------------------------------------
+
+
+def test_what_all_share_in_a_game_does_not_count() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(10, 1, (3, 20)), rng.normal(9, 1, (2, 20))
+    found = paired_difference(one, other)
+    assert found is not None
+    assert found == pytest.approx(paired_difference(one + np.arange(20), other + np.arange(20)))
+    assert found.mean == pytest.approx(one.mean() - other.mean())
+    swapped = paired_difference(other, one)
+    assert swapped is not None
+    assert swapped == pytest.approx((-found.mean, -found.high, -found.low, found.p_value))
+
+
+def test_the_p_value_is_the_least_risk_at_which_0_is_excluded() -> None:
+    rng = np.random.default_rng(1)
+    one, other = rng.normal(10, 3, (3, 20)), rng.normal(9, 3, (3, 20))
+    found = paired_difference(one, other)
+    assert found is not None
+    at_risk = paired_difference(one, other, confidence=1 - found.p_value)
+    assert at_risk is not None
+    assert min(abs(at_risk.low), abs(at_risk.high)) == pytest.approx(0, abs=1e-6)
+    same = paired_difference(one, one)
+    assert same is not None
+    assert same.p_value == 1.0
+
+
+def test_single_students_say_nothing_of_their_methods() -> None:
+    assert paired_difference(of(1, 2, 3)[None], of(4, 6, 7)[None]) is None
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.4]) == pytest.approx([0.8, 0.8])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), max_size=6))
+def test_holm_lies_between_no_correction_and_bonferronis(p_values: list[float]) -> None:
+    for p_value, adjusted in zip(p_values, holm(p_values), strict=True):
+        assert p_value <= adjusted <= min(1.0, len(p_values) * p_value) or adjusted == p_value
