@@ -1,6 +1,9 @@
 """Collect states: in play of teacher or student, or from a run's replay memory."""
 
+import heapq
+import itertools
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +22,8 @@ from ebu.run.checkpoint import load_latest
 
 EPSILON = 0.05
 """Share of random actions in collecting (Rusu et al. 2015)."""
+PART = 64
+"""Consecutive states that are kept or left out together: few frames are stored as mere context."""
 _READ_BATCH = 512
 
 Label = Callable[[Tensor], Tensor]
@@ -39,28 +44,29 @@ def collect(
     should_stop: Callable[[], bool] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Dataset | None:
-    """Reset N environments and play until `count` states have been seen and labelled.
+    """Reset N environments, play whole games, and keep `count` of their states.
 
-    Unfinished games are included, without their end: to leave them out would leave out long games,
-    which are mostly the good ones. The states depend only on the policies, the environment's seed
-    and `rng`.
+    Games begin until `count` states have been seen, and all that have begun are played to their
+    end: otherwise what only long games show would be missing, and those are mostly the good ones.
+    Of all states of all games parts of up to `PART` consecutive ones are kept at random. They
+    depend only on the policies, the environment's seed and `rng`.
 
     | argument | meaning |
     | --- | --- |
-    | label | the teacher's outputs; called once for each step, with the stacks of all N |
+    | label | the teacher's outputs; called once for each step, with the stacks of all that play |
     | act | chooses the actions, for instance a student's; None: the teacher |
     | epsilon | share of random actions |
-    | rng | draws the exploration, then the episodes that are held out |
+    | rng | draws the exploration, then the games that are held out; the parts by a child |
     | random_start_actions | the first actions of every game that are random whatever epsilon |
     | life_loss_ends_value | whether a lost life is `terminated`, as in replay memories |
     | device | where the policies compute; the CPU if not given |
     | should_stop | asked before every step; once it says yes, nothing is returned |
-    | progress | called after every step with the number of states so far |
+    | progress | called after every step with the number of states so far, at most `count` |
 
-    Raises `EbuError` if all states are of one episode.
+    Raises `EbuError` if all states are of one game.
     """
     device = device or torch.device("cpu")
-    record = _Record(env, count)
+    record = _Record(env, count, rng.spawn(1)[0])
     stack = FrameStack(
         env.num_envs, env.frame_shape, torch_dtype(env.frame_dtype), env.stack, device
     )
@@ -71,84 +77,174 @@ def collect(
         stacks = stack.push(step.frames, step.started)
         since_start[step.started] = 0
         record.start_games(step.started)
+        if not record.playing.any():
+            return record.dataset(rng)
         if should_stop is not None and should_stop():
             return None
+        playing = np.flatnonzero(record.playing)
+        if len(playing) < env.num_envs:
+            stacks = stacks[torch.from_numpy(playing).to(device)]
         outputs = label(stacks).float()
-        forced = since_start < random_start_actions
-        actions, _ = (
+        forced = since_start[playing] < random_start_actions
+        actions = np.zeros(env.num_envs, dtype=np.int64)
+        actions[playing], _ = (
             epsilon_greedy(outputs, epsilon=epsilon, rng=rng, forced_random=forced)
             if act is None
             else act(stacks, epsilon=epsilon, rng=rng, forced_random=forced)
         )
         # In a game's last frame no action is chosen: it is no state.
-        new = record.add(np.flatnonzero(~over), step.frames, outputs, actions)
+        new = {
+            int(j): output for j, output in zip(playing, outputs.cpu(), strict=True) if not over[j]
+        }
         env.send(actions)
-        step = env.recv()
-        ended = step.terminated | step.life_lost if life_loss_ends_value else step.terminated
-        record.add_consequences(new, step.rewards, ended)
-        since_start += 1
+        frames, step = step.frames, env.recv()
         over = step.terminated | step.truncated
+        ended = step.terminated | step.life_lost if life_loss_ends_value else step.terminated
+        for j, output in new.items():
+            record.add(
+                j, frames[j], output, actions[j], step.rewards[j], bool(ended[j]), last=over[j]
+            )
+        since_start += 1
         if progress is not None:
-            progress(record.seen)
-        if record.seen == count:
-            return record.dataset(rng)
+            progress(min(record.seen, count))
+
+
+@dataclass
+class _Part:
+    """Consecutive states of a game: which, and what has been seen of them.
+
+    context: up to stack − 1 frames before the first, of the same game; order: where the part comes
+    among all when they are thinned, uniform in [0, 1).
+    """
+
+    environment: int
+    game: int
+    number: int
+    order: float
+    context: list[np.ndarray]
+    frames: list[np.ndarray] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    actions: list[int] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    terminated: list[bool] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        return self.environment, self.game, self.number
+
+    @property
+    def whole_game(self) -> tuple[int, int]:
+        return self.environment, self.game
+
+    def cut(self, length: int) -> None:
+        """Leave out what comes after the first states."""
+        for values in (self.frames, self.outputs, self.actions, self.rewards, self.terminated):
+            del values[length:]
 
 
 class _Record:
-    """States in the order in which they are seen, of all environments."""
+    """Parts of the games of all environments, of which those first in order are kept."""
 
-    def __init__(self, env: VectorEnvironment, count: int) -> None:
+    def __init__(self, env: VectorEnvironment, count: int, rng: np.random.Generator) -> None:
         self.seen = 0
-        self._stack = env.stack
+        self.playing = np.ones(env.num_envs, dtype=bool)
+        """Environments whose game has begun in time."""
+        self._env, self._count, self._rng = env, count, rng
         self._games = np.full(env.num_envs, -1)
-        dtype = torch_dtype(env.frame_dtype)
-        self._frames = unfilled((count, *env.frame_shape), dtype, torch.device("cpu"))
-        self._outputs = torch.empty((count, env.num_actions), dtype=torch.float32)
-        self._environment, self._game, self._action = np.zeros((3, count), dtype=np.int64)
-        self._reward = np.zeros(count, dtype=np.float32)
-        self._terminated = np.zeros(count, dtype=bool)
+        self._open: dict[int, _Part] = {}
+        self._kept: list[tuple[float, tuple[int, int, int], _Part]] = []
+        self._stored = 0
 
     def start_games(self, started: np.ndarray) -> None:
         self._games += started
+        if self.seen >= self._count:
+            self.playing &= ~started
 
     def add(
-        self, which: np.ndarray, frames: np.ndarray, outputs: Tensor, actions: np.ndarray
-    ) -> np.ndarray:
-        """Add the states of these environments, as far as there is room; returns those added."""
-        which = which[: len(self._reward) - self.seen]
-        rows = slice(self.seen, self.seen + len(which))
-        self._frames[rows] = torch.from_numpy(frames[which])
-        self._outputs[rows] = outputs.cpu()[torch.from_numpy(which)]
-        self._environment[rows] = which
-        self._game[rows] = self._games[which]
-        self._action[rows] = actions[which]
-        self.seen += len(which)
-        return which
-
-    def add_consequences(
-        self, which: np.ndarray, rewards: np.ndarray, terminated: np.ndarray
+        self,
+        environment: int,
+        frame: np.ndarray,
+        output: Tensor,
+        action: int,
+        reward: float,
+        terminated: bool,
+        *,
+        last: bool,
     ) -> None:
-        rows = slice(self.seen - len(which), self.seen)
-        self._reward[rows] = rewards[which]
-        self._terminated[rows] = terminated[which]
+        """Add an environment's newest state and what came of its action; `last`: of its game."""
+        part = self._open.get(environment)
+        if part is None:
+            game = int(self._games[environment])
+            part = _Part(environment, game, 0, self._rng.random(), [])
+        part.frames.append(np.array(frame))
+        part.outputs.append(output)
+        part.actions.append(int(action))
+        part.rewards.append(float(reward))
+        part.terminated.append(terminated)
+        self.seen += 1
+        self._open[environment] = part
+        if last:
+            self._keep(self._open.pop(environment))
+        elif len(part) == PART:
+            before = [*part.context, *part.frames]
+            context = before[max(0, len(before) - self._env.stack + 1) :]
+            following = _Part(environment, part.game, part.number + 1, self._rng.random(), context)
+            self._open[environment] = following
+            self._keep(part)
+
+    def _keep(self, part: _Part) -> None:
+        """Keep a part, and let the last in order go as long as enough is left."""
+        # Places differ, so parts themselves are never compared.
+        heapq.heappush(self._kept, (-part.order, part.place, part))
+        self._stored += len(part)
+        while self._stored - len(self._kept[0][2]) >= self._count:
+            self._stored -= len(heapq.heappop(self._kept)[2])
 
     def dataset(self, rng: np.random.Generator) -> Dataset:
-        # Stable: within a game the order is that of time.
-        order = np.lexsort((self._game, self._environment))
-        games = np.stack([self._environment[order], self._game[order]])
-        begins = np.append(True, (games[:, 1:] != games[:, :-1]).any(axis=0))
-        starts = np.flatnonzero(begins)
-        rows = torch.from_numpy(order)
+        last = self._kept[0][2]
+        last.cut(len(last) - (self._stored - self._count))
+        parts = sorted((part for _, _, part in self._kept), key=lambda part: part.place)
+        # A part that follows the one before it needs no context of its own.
+        follows = [False] + [
+            after.place == (*before.whole_game, before.number + 1) and before is not last
+            for before, after in itertools.pairwise(parts)
+        ]
+        kept = [[] if follow else part.context for part, follow in zip(parts, follows, strict=True)]
+        sizes = [len(context) + len(part) for context, part in zip(kept, parts, strict=True)]
+        starts = np.cumsum(sizes) - sizes
+        shape, dtype = self._env.frame_shape, torch_dtype(self._env.frame_dtype)
+        frames = unfilled((sum(sizes), *shape), dtype, torch.device("cpu"))
+        newest: list[Tensor] = []
+        for start, context, part in zip(starts.tolist(), kept, parts, strict=True):
+            shown = [*context, *part.frames]
+            frames[start : start + len(shown)] = torch.from_numpy(np.stack(shown))
+            newest.append(torch.arange(start + len(context), start + len(shown)))
+            # Memory for the frames is needed once, not twice.
+            part.frames.clear()
+        games: dict[tuple[int, int], int] = {}
+        for part in parts:
+            games[part.whole_game] = games.get(part.whole_game, 0) + len(part.actions)
+        held_out = dict(zip(games, hold_out(np.array(list(games.values())), rng), strict=True))
+        begins = [not follow for follow in follows]
         return Dataset(
-            frames=self._frames[rows],
-            episodes=torch.from_numpy(starts),
-            held_out_episodes=hold_out(np.diff(np.append(starts, len(order))), rng),
-            newest=torch.arange(len(order)),
-            outputs=self._outputs[rows],
-            actions=torch.from_numpy(self._action[order]),
-            rewards=torch.from_numpy(self._reward[order]),
-            terminated=torch.from_numpy(self._terminated[order]),
-            stack=self._stack,
+            frames=frames,
+            episodes=torch.from_numpy(starts[begins]),
+            held_out_episodes=torch.stack(
+                [
+                    held_out[part.whole_game]
+                    for part, begin in zip(parts, begins, strict=True)
+                    if begin
+                ]
+            ),
+            newest=torch.cat(newest),
+            outputs=torch.stack([output for part in parts for output in part.outputs]),
+            actions=torch.tensor([action for part in parts for action in part.actions]),
+            rewards=torch.tensor([reward for part in parts for reward in part.rewards]),
+            terminated=torch.tensor([end for part in parts for end in part.terminated]),
+            stack=self._env.stack,
         )
 
 

@@ -166,21 +166,27 @@ def join(sets: Sequence[Dataset]) -> Dataset:
     )
 
 
-def draw_apart(states: Dataset, count: int, rng: np.random.Generator) -> Tensor:
-    """Draw states to train on from different episodes: indices (count,) int64.
+class ApartSampler:
+    """Draws states to train on from different episodes.
 
     For losses that compare the states of a minibatch: neighbours in time are all alike. Episodes
     are drawn without replacement until none is left, then again; of each one state, uniformly.
     """
-    train = states.train.cpu()
-    episodes = states.episode_of(train.to(states.device)).cpu()
-    firsts = torch.cat([torch.tensor([True]), episodes[1:] != episodes[:-1]]).nonzero().squeeze(1)
-    starts = firsts.numpy()
-    lengths = np.diff(np.append(starts, len(train)))
-    turns = -(-count // len(starts))
-    chosen = np.concatenate([rng.permutation(len(starts)) for _ in range(turns)])[:count]
-    drawn = starts[chosen] + rng.integers(lengths[chosen])
-    return train[torch.from_numpy(drawn)].to(states.device)
+
+    def __init__(self, states: Dataset) -> None:
+        self._train = states.train
+        episodes = states.episode_of(self._train).cpu()
+        firsts = torch.cat([torch.tensor([True]), episodes[1:] != episodes[:-1]])
+        self._starts = firsts.nonzero().squeeze(1).numpy()
+        self._lengths = np.diff(np.append(self._starts, len(episodes)))
+
+    def draw(self, count: int, rng: np.random.Generator) -> Tensor:
+        """Indices (count,) int64 of states."""
+        turns = -(-count // len(self._starts))
+        permutations = [rng.permutation(len(self._starts)) for _ in range(turns)]
+        chosen = np.concatenate(permutations)[:count]
+        drawn = self._starts[chosen] + rng.integers(self._lengths[chosen])
+        return self._train[torch.from_numpy(drawn).to(self._train.device)]
 
 
 def hard_targets(states: Dataset, *, gamma: float, beta: float, clip_rewards: bool) -> Tensor:

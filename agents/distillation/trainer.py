@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.averages import Averages
-from agents.distillation.dataset import Dataset, draw_apart
+from agents.distillation.dataset import ApartSampler, Dataset
 from agents.distillation.losses import Minibatch, Objective
 from agents.distillation.records import HeldOut
 from agents.distillation.settings import LOSSES, DistillConfig
@@ -146,8 +146,13 @@ class Trainer:
         """Damaged checkpoints that were skipped, one line each."""
         self._rng = rng
         self.pairs = list(zip(students, supervisions, strict=True))
-        self._train = [supervision.dataset.train for supervision in supervisions]
         device, weights = supervisions[0].dataset.device, supervisions[0].weights
+        self._train = [supervision.dataset.train for supervision in supervisions]
+        self._apart = [
+            ApartSampler(supervision.dataset)
+            for supervision in supervisions
+            if any(weights.get(name) for name in _COMPARING)
+        ]
         self._autocast = torch.autocast(
             device.type,
             torch.bfloat16,
@@ -240,9 +245,9 @@ class Trainer:
 
     def _draw(self, k: int) -> Tensor:
         """The states (B,) int64 of a minibatch for student k."""
-        supervision, size = self.pairs[k][1], self.config.batch_size
-        if any(supervision.weights.get(name) for name in _COMPARING):
-            return draw_apart(supervision.dataset, size, self._rng)
+        size = self.config.batch_size
+        if self._apart:
+            return self._apart[k].draw(size, self._rng)
         train = self._train[k]
         return train[torch.from_numpy(self._rng.integers(len(train), size=size)).to(train.device)]
 

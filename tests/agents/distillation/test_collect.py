@@ -53,15 +53,43 @@ def places_of(states: Dataset) -> list[Place]:
 # --- play -----------------------------------------------------------------------------------
 
 
-def test_states_are_those_in_which_an_action_is_chosen() -> None:
-    # Of a game of three steps the last frame is no state. Ten states: 6 + 4, the last step cut.
-    env = MadeUpGames(2, games_of([3], [5]))
-    states = collected(env, 10, epsilon=0.0)
-    first = [(1, 1, 1), (1, 1, 2), (1, 1, 3), (1, 2, 1), (1, 2, 2)]
-    assert places_of(states) == [*first, *((2, 1, step) for step in range(1, 6))]
-    assert states.episodes.tolist() == [0, 3, 5]
-    assert len(states.frames) == 10
-    assert states.terminated.nonzero().flatten().tolist() == [2, 9]
+def test_states_are_those_in_which_an_action_is_chosen_in_whole_games() -> None:
+    # Of a game of three steps the last frame is no state. When nine states have been seen both
+    # environments are in a game, and those are played to their ends.
+    for count in (9, 12):
+        env = MadeUpGames(2, games_of([3], [6]))
+        states = collected(env, count, epsilon=0.0)
+        games = [(1, 1, 3), (1, 2, 3), (2, 1, 6)]
+        every = [(env_, game, step) for env_, game, end in games for step in range(1, end + 1)]
+        assert set(places_of(states)) <= set(every)
+        assert len(states) == len(states.frames) == count
+    assert places_of(states) == every
+    assert states.episodes.tolist() == [0, 3, 6]
+    assert states.terminated.nonzero().flatten().tolist() == [2, 5, 11]
+
+
+def test_what_is_kept_of_long_games_is_from_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.distillation.collect.PART", 8)
+    # Half of the states have been seen when no game may begin any more.
+    states = collected(MadeUpGames(4, games_of([300])), 600)
+    assert len(states) == 600
+    where = np.array(places_of(states))
+    assert len({tuple(place) for place in where.tolist()}) == 600
+    assert where[:, 1].max() == 1
+    # Of 75 parts of 8 states half are late: 0.5 with a standard error of 0.06; five of them.
+    assert abs((where[:, 2] > 150).mean() - 0.5) < 0.29
+    # Every state is whole, although what precedes a part was left out.
+    for stack in every_stack(states):
+        env_, game, step = stack[-1].int().tolist()
+        shown = [[env_, game, step - age] if step > age else [0, 0, 0] for age in (2, 1, 0)]
+        assert stack.int().tolist() == shown
+    # Parts that follow each other share frames; others have at most two frames of context.
+    assert len(states) < len(states.frames) <= 600 + 2 * 76
+    # A game is held out with all of its parts.
+    held_out = states.held_out_episodes[states.episode_of(torch.arange(600))].numpy()
+    for game in range(1, 5):
+        assert len(set(held_out[where[:, 0] == game].tolist())) == 1
+    assert {True, False} == set(held_out.tolist())
 
 
 def test_stacks_labels_and_rewards_are_those_of_play() -> None:
@@ -92,7 +120,7 @@ def test_who_acts_and_how_often_at_random() -> None:
     # Whoever acts, the labels are the teacher's.
     assert torch.equal(by_student.outputs, table_values(every_stack(by_student)))
     assert {given["epsilon"] for given in asked} == {0.25}
-    assert [given["forced_random"].tolist() for given in asked] == [[n < 3] * 2 for n in range(20)]
+    assert [given["forced_random"].tolist() for given in asked] == [[n < 3] * 2 for n in range(31)]
 
     seen: list[int] = []
     greedy = collected(env, 1000, epsilon=0.0, progress=seen.append)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.distillation.dataset import (
+    ApartSampler,
     Dataset,
-    draw_apart,
     hard_targets,
     hold_out,
     join,
@@ -127,14 +127,14 @@ def test_draws_apart_visit_every_episode_before_one_comes_again() -> None:
     rng = np.random.default_rng(0)
     seen = set()
     for _ in range(100):
-        drawn = draw_apart(states, 5, rng)
+        drawn = ApartSampler(states).draw(5, rng)
         episodes = states.episode_of(drawn).tolist()
         assert len(set(episodes)) == 5
         assert not set(drawn.tolist()) & set(states.held_out.tolist())
         seen |= set(drawn.tolist())
     # A state of the longest episode is missed with probability 0.975^100 = 0.08, so some are.
     assert len(seen) > len(states.train) / 2
-    many = states.episode_of(draw_apart(states, 12, rng)).bincount(minlength=6)
+    many = states.episode_of(ApartSampler(states).draw(12, rng)).bincount(minlength=6)
     assert sorted(many.tolist()) == [0, 2, 2, 2, 3, 3]
 
 
