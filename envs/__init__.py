@@ -7,6 +7,7 @@
 import difflib
 import importlib
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 
 import gymnasium
 
@@ -137,6 +138,8 @@ def check_game(game: str) -> None:
     if colon:
         try:
             importlib.import_module(module)  # registers its environments
+            if env_id not in gymnasium.registry:
+                _load_plugins(module)
         except Exception as error:  # a module's own code runs
             raise UnknownGameError(
                 f"cannot import the module of {quote(game)}: {reason(error)}"
@@ -150,6 +153,14 @@ def check_game(game: str) -> None:
         _reject_unplayable(game)
         nearest = nearest_games(game) + nearest
     raise UnknownGameError(f"unknown game {quote(game)}{did_you_mean(nearest)}")
+
+
+def _load_plugins(module: str) -> None:
+    """Register what a package declares as Gymnasium's plugins, which version 1.0 stopped loading."""
+    package = module.partition(".")[0]
+    for plugin in entry_points(group="gymnasium.envs"):
+        if plugin.module.partition(".")[0] == package:
+            plugin.load()()
 
 
 def _reject_unplayable(game: str) -> None:

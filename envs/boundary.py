@@ -113,7 +113,8 @@ class Environment:
         if not isinstance(actions, spaces.Discrete):
             raise ValueError(
                 f"has actions {abbreviate(actions)}; only Discrete ones can be chosen by a "
-                "Q-network: choose another game, or a wrapper that makes them Discrete"
+                "Q-network: choose another game, or make them Discrete by an argument (--env-args "
+                "continuous=False, where there is one) or a wrapper (--env-wrappers module:Name)"
             )
         if not 1 <= actions.n <= MOST_ACTIONS:
             raise ValueError(f"has {actions.n} actions; 1 to {MOST_ACTIONS} are supported")

@@ -164,7 +164,10 @@ def did_you_mean(names: Iterable[str]) -> str:
     """`: did you mean a, b or c?`, or how to list the games if there are no names."""
     names = list(names)
     if not names:
-        return ": no similar name; --list-games lists the Atari games"
+        return (
+            ": no similar name; --list-games lists the Atari games, and an environment of another "
+            "package takes its module in front, minigrid:MiniGrid-Empty-5x5-v0"
+        )
     listed = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     return f": did you mean {listed}?"
 
