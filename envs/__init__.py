@@ -6,6 +6,7 @@
 
 import difflib
 import importlib
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
@@ -156,11 +157,13 @@ def check_game(game: str) -> None:
 
 
 def _load_plugins(module: str) -> None:
-    """Register what a package declares as Gymnasium's plugins, which version 1.0 stopped loading."""
+    """Register a package's plugins, as Gymnasium did by itself before version 1.0."""
     package = module.partition(".")[0]
-    for plugin in entry_points(group="gymnasium.envs"):
-        if plugin.module.partition(".")[0] == package:
-            plugin.load()()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what the import has registered already
+        for plugin in entry_points(group="gymnasium.envs"):
+            if plugin.module.partition(".")[0] == package:
+                plugin.load()()
 
 
 def _reject_unplayable(game: str) -> None:

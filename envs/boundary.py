@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -107,6 +108,9 @@ class Environment:
         self._doing = "make"
         self._games = self._steps = 0
         options = {} if render_mode is None else {"render_mode": render_mode}
+        if not os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}:
+            # Otherwise pygame looks for a screen and for speakers, and complains on stderr.
+            os.environ |= {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"} | os.environ
         self._env: gymnasium.Env[Any, Any] = self._ask("make", recipe.make, **options)
         self.renders = "rgb_array" in (self._env.metadata or {}).get("render_modes", [])
         actions, space = self._env.action_space, self._env.observation_space

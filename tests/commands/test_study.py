@@ -81,6 +81,20 @@ def test_the_table_of_the_readme_is_planned_seed_by_seed() -> None:
         assert parse_arguments(run.flags) == run.config
 
 
+def test_environments_are_made_with_the_arguments_and_wrappers_of_their_runs() -> None:
+    runs = planned(
+        games=("tests.faulty:NeedsArgument-v0",),
+        agents=("ebu",),
+        variants=("one: --env-args level=1", "two: --env-args level=2"),
+    )
+    assert [run.config.env_args for run in runs] == [("level=1",), ("level=2",)]
+    # Its observations are a Tuple without the wrapper.
+    wrapper = ("--env-wrappers", "gymnasium.wrappers:FlattenObservation")
+    runs += planned(*wrapper, games=("Blackjack-v1",), agents=("ebu",))
+    for run in runs:
+        assert parse_arguments(run.flags) == run.config
+
+
 def test_threads_are_shared_unless_asked_for_or_recorded(tmp_path: Path) -> None:
     (run,) = planned(agents=("ebu",), out=tmp_path)
     assert run.threads(3) == 3
@@ -109,6 +123,10 @@ def test_threads_are_shared_unless_asked_for_or_recorded(tmp_path: Path) -> None
         ("--games pong --variants 'a: --seed 1'", "--seed in variant a"),
         ("--games pong --variants 'a: --gamma 2'", "variant a, cannot be trained so: --gamma"),
         ("--games", "need a name each"),
+        ("--games tests.faulty:NeedsArgument-v0", "--env-args NAME=VALUE"),
+        ("--games CartPole-v1 --variants 'a: --env-args level=3'", "cannot be made"),
+        ("--games CartPole-v1 -- --env-wrappers gymnasium:NoSuch", "cannot be made"),
+        ("--games pong -- --env-args level=3", "gymnasium:ALE/Pong-v5"),
     ],
 )
 def test_what_cannot_be_played_is_refused_in_one_line_before_anything_is(

@@ -1,5 +1,7 @@
 """Names of games, sets of games, reference scores, protocols, and what a name is made into."""
 
+from pathlib import Path
+
 import gymnasium
 import pytest
 
@@ -8,6 +10,7 @@ from envs import (
     AtariVector,
     GymnasiumVector,
     UnknownGameError,
+    check_game,
     is_atari,
     make_vector,
 )
@@ -124,6 +127,29 @@ def test_a_registered_id_is_made_by_gymnasium(name: str) -> None:
     env = make_vector(name, 2, seed=0, protocol=PROTOCOLS["paper"], training=True)
     assert isinstance(env, GymnasiumVector)
     env.reset()
+
+
+def test_a_package_registers_its_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("plugged", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+        (tmp_path / name / "gym.py").write_text(
+            "from gymnasium.envs.registration import register\n"
+            "def register_envs():\n"
+            f"    register('{name}/Tiny-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+        )
+        metadata = tmp_path / f"{name}-1.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (metadata / "entry_points.txt").write_text(
+            f"[gymnasium.envs]\n{name} = {name}.gym:register_envs\n"
+        )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    check_game("plugged:plugged/Tiny-v0")
+    assert "other/Tiny-v0" not in gymnasium.registry
+    with pytest.raises(UnknownGameError, match=r"did you mean plugged/Tiny-v0"):
+        check_game("plugged:plugged/Tny-v0")
+    del gymnasium.registry["plugged/Tiny-v0"]
 
 
 @pytest.mark.parametrize(

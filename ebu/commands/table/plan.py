@@ -26,7 +26,7 @@ from ebu.run.directory import (
     read_config,
 )
 from ebu.run.settings import Bounds, NotNegative, Positive, did_you_mean, flat, one_of
-from envs import UnknownGameError, is_atari, make_vector
+from envs import UnknownGameError, Variant, check_game, is_atari, make_vector
 from envs.games import GAME_SETS, canonical_game, quote
 from envs.protocols import PROTOCOLS
 
@@ -166,7 +166,7 @@ def plan(config: StudyConfig, passed_on: Sequence[str]) -> list[PlannedRun]:
     _check_passed_on(passed_on, "after --")
     variants = variants_of(config.variants)
     configs: dict[bool, dict[tuple[str, str], TrainConfig]] = {True: {}, False: {}}
-    planned = []
+    planned, checked = [], set[tuple[str, str]]()
     cells = product(
         seeds_of(config), games_of(config.games), dict.fromkeys(config.agents), variants
     )
@@ -189,6 +189,9 @@ def plan(config: StudyConfig, passed_on: Sequence[str]) -> list[PlannedRun]:
                 raise UsageError(f"{of} cannot be trained so: {error}") from None
             _check_differs(agent, variant, of_kind)
         run = replace(of_kind[agent, variant], game=game, seed=seed, run_dir=run_dir)
+        if (game, variant) not in checked:
+            _check_environment(run)
+            checked.add((game, variant))
         games = config.episodes or PROTOCOLS[run.protocol].eval_episodes
         result_dir = None if config.results is None else config.results / name
         planned.append(PlannedRun(run_dir, run, flags, games, result_dir))
@@ -252,19 +255,29 @@ def games_of(names: Sequence[str]) -> list[str]:
         elif is_atari(name):
             games[canonical_game(name)] = None
         else:
-            _check_environment(name, key)
+            _check_name(name, key)
             games[name] = None
     return list(games)
 
 
-def _check_environment(name: str, key: str) -> None:
+def _check_name(name: str, key: str) -> None:
     try:
-        make_vector(name, 1, seed=0, protocol=PROTOCOLS["paper"], training=True).close()
+        check_game(name)
     except UnknownGameError as error:
         near = did_you_mean(key, GAME_SETS, cutoff=0.7)
         if near:
             raise UsageError(f"--games {quote(name)} is no set and no game{near}") from None
         raise UsageError(f"--games: {error}; sets are {', '.join(GAME_SETS)}") from None
+
+
+def _check_environment(run: TrainConfig) -> None:
+    """Raise `UsageError` for an environment that cannot be made with its arguments and wrappers."""
+    variant = Variant(run.env_args or (), run.env_wrappers or ())
+    if is_atari(run.game) and variant == Variant():
+        return
+    protocol = PROTOCOLS[run.protocol]
+    try:
+        make_vector(run.game, 1, seed=0, protocol=protocol, training=True, variant=variant).close()
     except ValueError as error:
         raise UsageError(f"--games: {error}") from None
 
