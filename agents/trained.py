@@ -5,11 +5,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.agent import epsilon_greedy, policy_weights
 from agents.finiteness import all_finite
-from agents.networks import QNetwork, build_network
+from agents.networks import build_network
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import load_latest
 from ebu.run.directory import CONFIG, identity_of, read_config
@@ -19,6 +19,8 @@ from ebu.run.reading import check_fits
 WEIGHTS = {"final": "checkpoints", "best": "best"}
 STUDENT = "student"
 """The agent that config.json names where a network was distilled and not trained on games."""
+IMPORTED = "imported"
+"""The same where its weights were imported from another library's file."""
 
 Outputs = Literal["values", "logits"]
 """What a network's outputs are: action values, or a policy's logits, which say nothing of value."""
@@ -30,7 +32,7 @@ factors of products, is that of GPUs; the CPU computes float32 in its place."""
 
 
 class TrainedAgent:
-    """A Q-network or a policy with the configuration of the run it comes from.
+    """A network with the configuration of the run it comes from, or of its game.
 
     | attribute | meaning |
     | --- | --- |
@@ -44,7 +46,7 @@ class TrainedAgent:
 
     def __init__(
         self,
-        network: QNetwork,
+        network: nn.Module,
         outputs: Outputs,
         config: dict[str, Any],
         frames: int,
@@ -139,9 +141,10 @@ def load_agent(
             generator=torch.Generator(),
             quantiles=settings.get("quantiles", 0),
         )
-        is_student = settings["agent"] == STUDENT
         network.load_state_dict(policy_weights(checkpoint.state["agent"]))
-        outputs = _outputs_named(settings["outputs"]) if is_student else "values"
+        outputs: Outputs = "values"
+        if settings["agent"] in (STUDENT, IMPORTED):
+            outputs = _outputs_named(settings["outputs"])
         frames = checkpoint.state["frames"]
         check_fits(frames, int, "frames")
     except UsageError as error:

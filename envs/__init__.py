@@ -9,6 +9,7 @@ import importlib
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from typing import Literal
 
 import gymnasium
 
@@ -33,6 +34,7 @@ from envs.protocols import Protocol
 from envs.vector import ReplayMismatchError, VectorEnvironment, VectorStep
 
 __all__ = [
+    "ActionSet",
     "AtariVector",
     "EnvironmentFault",
     "GymnasiumVector",
@@ -53,6 +55,9 @@ ENDLESS_STEPS = 27_000
 into the 30 minutes of an Atari game."""
 
 
+ActionSet = Literal["minimal", "full"]
+
+
 @dataclass(frozen=True)
 class Variant:
     """What a run changes in its environments.
@@ -63,11 +68,14 @@ class Variant:
     | env_wrappers | `module:Wrapper` each, the innermost first |
     | eval_max_steps | steps after which an evaluation game is truncated; None: as it is registered,
       or as the protocol says |
+    | action_set | of Atari: "full", all 18 actions, "minimal", those the game uses; None: as the
+      protocol says |
     """
 
     env_args: tuple[str, ...] = ()
     env_wrappers: tuple[str, ...] = ()
     eval_max_steps: int | None = None
+    action_set: ActionSet | None = None
 
 
 AS_REGISTERED = Variant()
@@ -103,7 +111,11 @@ def make_vector(
             num_envs,
             seed=seed,
             repeat_action_probability=protocol.repeat_action_probability,
-            full_action_space=protocol.full_action_space,
+            full_action_space=(
+                protocol.full_action_space
+                if variant.action_set is None
+                else variant.action_set == "full"
+            ),
             noop_max=protocol.train_noop_max if training else protocol.eval_noop_max,
             max_frames_per_game=frames if max_steps is None else max_steps * FRAME_SKIP,
             num_threads=num_threads,

@@ -5,7 +5,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
@@ -14,6 +14,7 @@ import tyro
 
 from agents.architectures import check_student
 from agents.distillation.records import StudentRecord, chosen, method_name, student_name
+from agents.foreign.flags import PolicyFlags
 from ebu.errors import UsageError
 from ebu.run.hints import install_command
 from ebu.run.settings import (
@@ -146,8 +147,10 @@ class DistillConfig:
     """Who is distilled into what, on which states, by which losses."""
 
     run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run directory of the teacher; it is only read. Several runs of one game are an ensemble of
-    teachers, runs of several games train one network with a head for each."""
+    """The teacher, which is only read: a run directory; or a policy from elsewhere, a zip of
+    Stable-Baselines3, weights of CleanRL, an ONNX file, or a function (module:function). Several of
+    one game are an ensemble of teachers, of several games they train one network with a head for
+    each."""
     out: Path
     """Output directory. Run the same command again to resume."""
     trust_env: bool = False
@@ -236,6 +239,7 @@ class DistillConfig:
     """Weight of the soft term in Hinton's mix; the hard term has the rest."""
     noise_scale: Weight = 0.5
     """Noise on a noisy teacher's values, in spreads of the state's values."""
+    policy: PolicyFlags = field(default_factory=PolicyFlags)
 
     @property
     def may_grow(self) -> frozenset[str]:

@@ -19,7 +19,10 @@ from ebu.run.checkpoint import save_checkpoint
 from ebu.run.directory import CONFIG, differences, identity_of, read_config, write_config
 
 # The teacher's settings that matter for playing; the others were about its training.
-PLAYING = ("game", "protocol", "epsilon_end", "random_start_actions")
+PLAYING = (
+    *("game", "protocol", "action_set", "epsilon_end", "random_start_actions"),
+    *("env_args", "env_wrappers", "eval_max_steps"),
+)
 
 
 class Student(nn.Module):
@@ -176,7 +179,7 @@ def save_student(
     config = {
         "settings": {
             **(settings or {}),
-            **{name: of_teacher[name] for name in PLAYING if name in of_teacher},
+            **{name: of_teacher[name] for name in PLAYING if of_teacher.get(name) is not None},
             "agent": STUDENT,
             "network": student.name,
             "outputs": student.outputs,

@@ -9,10 +9,10 @@ action is then e times as probable as the next, whatever the scale of the reward
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from agents.agent import epsilon_greedy
 from agents.distillation.dataset import Dataset
 from agents.distillation.records import Constant, Score
 from agents.distillation.settings import DistillConfig, load_experimental, read_temperature
-from agents.trained import Outputs, TrainedAgent, load_agent
+from agents.trained import Outputs, TrainedAgent
 from ebu.errors import EbuError, UsageError
 from ebu.interfaces import Act, VectorEnvironment
 
@@ -45,11 +45,13 @@ class Teacher(NamedTuple):
         return str(self.run_dir) + ("" if self.learner is None else f" learner {self.learner}")
 
 
-def load_teachers(config: DistillConfig, device: torch.device) -> dict[str, list[Teacher]]:
-    """Load the agents of all runs, by their games in the order of the runs.
+def load_teachers(
+    config: DistillConfig, device: torch.device, load: Callable[[Path], TrainedAgent]
+) -> dict[str, list[Teacher]]:
+    """Load all teachers by `load`, by their games in the order of the command line.
 
     Raises `UsageError` for a run that is named twice, and for agents of a game that do not fit
-    together; else as `load_teacher`.
+    together.
     """
     run_dirs = config.run_dirs
     if len({run_dir.resolve() for run_dir in run_dirs}) < len(run_dirs):
@@ -59,30 +61,12 @@ def load_teachers(config: DistillConfig, device: torch.device) -> dict[str, list
         if config.all_learners:
             found = load_experimental("ensemble").learners_of(run_dir, config.weights, device)
         else:
-            found = [Teacher(load_teacher(run_dir, config.weights, device), run_dir)]
+            found = [Teacher(load(run_dir), run_dir)]
         games.setdefault(str(found[0].agent.config["settings"]["game"]), []).extend(found)
     for members in games.values():
         if len(members) > 1:
             load_experimental("ensemble").check_members(members)
     return games
-
-
-def load_teacher(
-    run_dir: Path, weights: Literal["final", "best"], device: torch.device
-) -> TrainedAgent:
-    """Load the agent of a run for distillation.
-
-    Raises `UsageError` if this is no run, or one whose agent sees no images; `EbuError` if it holds
-    no whole weights.
-    """
-    teacher = load_agent(run_dir, weights, device)
-    shape = teacher.config["environment"]["frame_shape"]
-    if len(shape) != 2:
-        raise UsageError(
-            f"the agent in {run_dir} sees {teacher.config['settings']['game']} as {shape[0]} "
-            "numbers: teachers are agents that see images, such as Atari's"
-        )
-    return teacher
 
 
 def check_plays(teacher: TrainedAgent, run_dir: Path, env: VectorEnvironment) -> None:

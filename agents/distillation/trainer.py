@@ -323,11 +323,13 @@ def generator_from(rng: np.random.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(int(rng.integers(2**63)))
 
 
-def _layers(network: QNetwork, stacks: Tensor, names: frozenset[str]) -> dict[str, Tensor]:
+def _layers(network: nn.Module, stacks: Tensor, names: frozenset[str]) -> dict[str, Tensor]:
+    assert isinstance(network, QNetwork)
     features = network.features(stacks)._asdict()
     return {name: features[name].float() for name in (*sorted(names), "outputs")}
 
 
 @torch.no_grad()
-def _widths(network: QNetwork, stacks: Tensor) -> dict[str, int]:
+def _widths(network: nn.Module, stacks: Tensor) -> dict[str, int]:
+    assert isinstance(network, QNetwork)
     return {name: layer.shape[1] for name, layer in network.features(stacks)._asdict().items()}

@@ -20,7 +20,16 @@ class EvaluateConfig:
     """What is scored, and under which rules."""
 
     run_dir: Annotated[Path, tyro.conf.Positional]
-    """Directory of the run whose agent is scored. The result goes to RUN_DIR/evaluations."""
+    """Directory of the run whose agent is scored; the result goes to RUN_DIR/evaluations. Or a
+    policy from elsewhere: a zip of Stable-Baselines3, weights of CleanRL, an ONNX file, or a
+    function (module:function)."""
+    game: str | None = None
+    """Game of a policy from elsewhere, where its file does not say it."""
+    action_set: Literal["minimal", "full"] | None = None
+    """Atari actions of a policy from elsewhere: those that the game uses, or all 18 [default: as
+    many as it has outputs]."""
+    unit_pixels: bool = False
+    """An ONNX file takes pixels from 0 to 1, not from 0 to 255."""
     episodes: Annotated[int | None, Bounds(1, 1_000_000)] = None
     """Games to play [default: the protocol's, 30 under paper, 100 under machado]."""
     epsilon: Share | None = None
@@ -29,7 +38,8 @@ class EvaluateConfig:
     max_steps: Annotated[int | None, Bounds(least=1)] = None
     """Agent steps after which a game is cut [default: as in the run's own evaluations]."""
     protocol: Annotated[str, OneOf(*PROTOCOLS)] | None = None
-    """paper or machado [default: the one the run was trained under]."""
+    """paper, machado or atari100k [default: the one the run was trained under, paper where that is
+    not known]."""
     weights: Literal["final", "best"] = "final"
     """final: of the newest checkpoint; best: of the best evaluation in training."""
     random: bool = False

@@ -10,7 +10,10 @@ from typing import Any, get_args
 import torch
 
 from agents import Precision, TrainedAgent, load_agent
+from agents.foreign.flags import PolicyFlags
+from agents.foreign.formats import is_foreign
 from ebu.commands.evaluate_arguments import EvaluateConfig, check
+from ebu.commands.policies import load_policy
 from ebu.commands.reporting.scores import as_json, write_evaluation
 from ebu.commands.scoring import evaluator_for, variant_of
 from ebu.commands.showing import check_display, check_pictures, film_best, open_window
@@ -63,9 +66,10 @@ def run(
     for a run without whole, finite weights, and for an environment that fails.
     """
     raise_on_interrupt()
-    rules = rules_of(config)
-    agent = None
-    if rules.precision is not None:
+    foreign = load_foreign(config)
+    rules = rules_of(config, None if foreign is None else foreign.config["settings"])
+    agent = foreign if rules.precision is not None else None
+    if rules.precision is not None and agent is None:
         agent = load_agent(config.run_dir, config.weights, rules.evaluator.device, rules.precision)
         for line in agent.warnings:
             print(f"warning: {line}", file=sys.stderr)
@@ -77,7 +81,8 @@ def run(
         played = play(config, rules, agent, env)
         record = record_of(config, rules, agent, played)
         try:
-            write_evaluation(config.run_dir, record)
+            if foreign is None:
+                write_evaluation(config.run_dir, record)
         except EbuError as error:
             print(f"warning: the result is not in {config.run_dir}: {error}", file=sys.stderr)
         try:
@@ -115,16 +120,41 @@ def play(
     return played
 
 
-def rules_of(config: EvaluateConfig) -> Rules:
-    """The rules that a configuration and the run's own settings give; prepares torch for them."""
+def load_foreign(config: EvaluateConfig) -> TrainedAgent | None:
+    """The policy from elsewhere that is to be scored; None where it is a run's agent.
+
+    Raises as `load_policy`.
+    """
     check(config)
-    settings = read_config(config.run_dir)["settings"]
-    check_trust(config.run_dir, settings, config.trust_env)
+    given = PolicyFlags(
+        game=config.game, action_set=config.action_set, unit_pixels=config.unit_pixels
+    )
+    if not is_foreign(config.run_dir):
+        given.check_unused([config.run_dir])
+        return None
+    return load_policy(
+        config.run_dir,
+        replace(given, protocol=config.protocol),
+        device_named(config.device),
+        weights=config.weights,
+    )
+
+
+def rules_of(config: EvaluateConfig, settings: dict[str, Any] | None = None) -> Rules:
+    """The rules that a configuration and the run's own settings give; prepares torch for them.
+
+    `settings`: those of a policy that is no run's.
+    """
+    check(config)
+    if settings is None:
+        settings = read_config(config.run_dir)["settings"]
+        check_trust(config.run_dir, settings, config.trust_env)
+    of_run = settings
 
     def setting(name: str) -> Any:
-        if name not in settings:
+        if name not in of_run:
             raise EbuError(f"{config.run_dir}'s config.json lacks '{name}': restore it")
-        return settings[name]
+        return of_run[name]
 
     game, name = str(setting("game")), config.protocol or str(setting("protocol"))
     one_of("--protocol", name, PROTOCOLS)
@@ -224,6 +254,7 @@ def record_of(
         "weights": None if agent is None else config.weights,
         "trained_frames": None if agent is None else agent.frames,
         "teacher": None if agent is None else rules.settings.get("teacher"),
+        "from": None if agent is None else rules.settings.get("from"),
         "run_dir": str(config.run_dir),
         "seed": config.seed,
         "num_envs": evaluator.num_envs,

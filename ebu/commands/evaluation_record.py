@@ -9,7 +9,9 @@ def as_table(record: dict[str, Any]) -> str:
         player = "none: uniformly random actions"
     else:
         player = f"{record['weights']}, after {record['trained_frames']:,} frames of training"
-        if record["teacher"] is not None:
+        if record["from"] is not None:
+            player = f"those of {record['from']}"
+        elif record["teacher"] is not None:
             player = (
                 f"distilled from {record['teacher']} after its {record['trained_frames']:,} frames "
                 "of training"

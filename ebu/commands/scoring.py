@@ -67,10 +67,23 @@ def env_maker(
     return make_env
 
 
+def describe(env: VectorEnvironment) -> dict[str, Any]:
+    """What config.json says of environments."""
+    return {
+        "num_actions": env.num_actions,
+        "stack": env.stack,
+        "frame_shape": list(env.frame_shape),
+        "frame_dtype": str(env.frame_dtype),
+        "frames_per_step": env.frames_per_step,
+        "observation": env.observation,
+    }
+
+
 def variant_of(settings: Mapping[str, Any]) -> Variant:
     """What the settings of a run change in its environments; earlier runs have none of them."""
     return Variant(
         tuple(settings.get("env_args") or ()),
         tuple(settings.get("env_wrappers") or ()),
         settings.get("eval_max_steps"),
+        settings.get("action_set"),
     )

@@ -12,7 +12,7 @@ from agents import build_agent, build_learner
 from agents.architectures import GRID
 from ebu.commands.presets import GYMNASIUM, TrainConfig
 from ebu.commands.run_logs import open_logs
-from ebu.commands.scoring import env_maker, evaluator_for, variant_of
+from ebu.commands.scoring import describe, env_maker, evaluator_for, variant_of
 from ebu.commands.training_evaluation import TrainingEvaluation
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import seeds_at
@@ -228,17 +228,11 @@ def description_of(
     Before a run's first step two copies of its game are compared; a game that differs is said to
     be.
     """
-    description = {
-        "num_actions": env.num_actions,
-        "stack": env.stack,
-        "frame_shape": list(env.frame_shape),
-        "frame_dtype": str(np.dtype(env.frame_dtype)),
-        "frames_per_step": env.frames_per_step,
-    }
+    description = describe(env)
     before = {} if earlier is None else earlier["environment"]
     # Runs of earlier versions have neither.
-    if earlier is None or "observation" in before:
-        description["observation"] = env.observation
+    if earlier is not None and "observation" not in before:
+        del description["observation"]
     if earlier is not None:
         return {**description, **{name: before[name] for name in (DIFFERS,) if name in before}}
     try:

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import IO, Any, NotRequired, TypedDict
+from typing import IO, Any, Literal, NotRequired, TypedDict
 
 from ebu.errors import EbuError, UsageError
 from ebu.run.files import open_to_write, write_whole
@@ -33,7 +33,14 @@ NOT_PART_OF_THE_RUN = frozenset(
     {"run_dir", "checkpoint_minutes", "overlap", "profile", "fresh_games"}
 )
 """Settings that change nothing in what a run computes."""
-_NOT_THE_IDENTITY = NOT_PART_OF_THE_RUN | {"device", "precision", "threads", "frames", "teacher"}
+_NOT_THE_IDENTITY = NOT_PART_OF_THE_RUN | {
+    "device",
+    "precision",
+    "threads",
+    "frames",
+    "teacher",
+    "from",
+}
 """Settings that a run may change when it is resumed, and paths of others."""
 
 MOST_ACTIONS, MOST_INPUTS = 1 << 16, 1 << 20
@@ -77,6 +84,7 @@ class Settings(TypedDict, total=False):
     env_args: list[str] | None
     env_wrappers: list[str] | None
     eval_max_steps: int | None
+    action_set: Literal["minimal", "full"] | None
 
 
 class Config(TypedDict):

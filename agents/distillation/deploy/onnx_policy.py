@@ -3,7 +3,7 @@
 import importlib.util
 import math
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import torch
@@ -14,6 +14,10 @@ from agents.distillation.dataset import Dataset
 from agents.trained import TrainedAgent
 from ebu.errors import EbuError, UsageError
 from ebu.run.hints import install_command
+from ebu.run.reading import read_file
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 TOLERANCE = 1e-3
 """Largest difference from torch's outputs, as a share of the outputs' spread within a state.
@@ -23,6 +27,37 @@ Rounding leaves a millionth of the outputs themselves, of which the spread may b
 LEAST_AGREEMENT = 0.999
 """Share of states in which a file must choose torch's action: rounding may break ties."""
 COMPARE_BATCH = 256
+
+
+STATES = ("tensor(uint8)", "tensor(float)")
+"""Types of a file's input: images, and vectors."""
+MOST_BYTES = 1 << 30
+
+
+def open_session(content: bytes, name: str, *, threads: int = 1) -> "InferenceSession":
+    """An ONNX file in onnxruntime, on the CPU; `name` is what messages call it.
+
+    Raises `UsageError` where onnxruntime is missing, `EbuError` for what is no ONNX file.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise UsageError(f"playing by ONNX files needs onnxruntime: {install_command('export')}")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # A file is whole: weights that it says lie elsewhere are not read.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", "/dev/null/no-such-folder"
+    )
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    # onnxruntime's own errors have no base but Exception.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise EbuError(f"{name} is no ONNX file that can be run ({reason}): export it again") from (
+            error
+        )
 
 
 class OnnxPolicy:
@@ -46,33 +81,23 @@ class OnnxPolicy:
     """
 
     def __init__(self, file: str | Path | bytes, name: str = "", *, threads: int = 1) -> None:
-        if importlib.util.find_spec("onnxruntime") is None:
-            raise UsageError(
-                f"playing by ONNX files needs onnxruntime: {install_command('export')}"
-            )
-        import onnxruntime
-
         name = name or ("the file" if isinstance(file, bytes) else str(file))
-        if not isinstance(file, bytes) and not Path(file).is_file():
-            raise UsageError(f"there is no file {name}: export a network first")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
+        if not isinstance(file, bytes):
+            if not Path(file).is_file():
+                raise UsageError(f"there is no file {name}: export a network first")
+            try:
+                file = read_file(Path(file), MOST_BYTES)
+            except (OSError, ValueError) as error:
+                raise EbuError(f"{name} is refused: {error}") from error
+        self._session = open_session(file, name, threads=threads)
         try:
-            self._session = onnxruntime.InferenceSession(
-                file if isinstance(file, bytes) else str(file),
-                options,
-                providers=["CPUExecutionProvider"],
-            )
             (stacks,), (outputs,) = self._session.get_inputs(), self._session.get_outputs()
-            if stacks.type != "tensor(uint8)" or outputs.name not in ("values", "logits"):
+            if stacks.type not in STATES or outputs.name not in ("values", "logits"):
                 raise ValueError(f"it takes {stacks.type} and gives {outputs.name}")
             _, self.stack, *shape = stacks.shape
-        # onnxruntime's own errors have no base but Exception.
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
+        except ValueError as error:
             raise EbuError(
-                f"{name} is not a network that was exported here ({reason}): export it again"
+                f"{name} is not a network that was exported here ({error}): export it again"
             ) from error
         self._input = stacks.name
         self.frame_shape: tuple[int, ...] = tuple(shape)
@@ -81,12 +106,12 @@ class OnnxPolicy:
         self.about: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
 
     def outputs_of(self, stacks: np.ndarray) -> np.ndarray:
-        """Values or logits (B, A) float32 of stacks (B, stack, *frame_shape) uint8."""
+        """Values or logits (B, A) float32 of stacks (B, stack, *frame_shape)."""
         outputs: np.ndarray = self._session.run(None, {self._input: stacks})[0]
         return outputs
 
     def act(self, stack: np.ndarray) -> int:
-        """The greedy action for one stack (stack, *frame_shape) uint8, oldest frame first."""
+        """The greedy action for one stack (stack, *frame_shape), oldest frame first."""
         return int(self.outputs_of(stack[None]).argmax())
 
     def choose(

@@ -33,9 +33,9 @@ from agents.distillation.settings import (
     refuse_factorised,
     student_outputs,
 )
-from agents.distillation.teachers import ENSEMBLE, Teacher, load_teacher, temperature_of
+from agents.distillation.teachers import ENSEMBLE, Teacher, temperature_of
 from agents.networks import Features, QNetwork
-from agents.trained import WEIGHTS, TrainedAgent
+from agents.trained import WEIGHTS, TrainedAgent, load_agent
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import load_latest
 
@@ -73,9 +73,9 @@ def learners_of(
 ) -> list[Teacher]:
     """All learners of a run of adaptive EBU, by ascending diffusion factor.
 
-    Raises `UsageError` for a run of another agent or of one learner; else as `load_teacher`.
+    Raises `UsageError` for a run of another agent or of one learner; else as `load_agent`.
     """
-    playing = load_teacher(run_dir, weights, device)
+    playing = load_agent(run_dir, weights, device)
     settings = playing.config["settings"]
     count = settings.get("learners", 1)
     if settings["agent"] != LEARNERS or count < 2:

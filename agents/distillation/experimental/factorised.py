@@ -60,10 +60,10 @@ def factorise(teacher: TrainedAgent, how: str) -> tuple[str, QNetwork]:
     whole = str(teacher.config["settings"]["network"])
     if "@" in whole:
         raise UsageError(f"the teacher's network, {whole}, is factorised already: name another")
-    torso = teacher.network[0]
-    if not isinstance(torso, NatureTorso):
-        raise UsageError("a teacher of flat observations has no convolutions to factorise")
-    name = f"{whole}@{ranks_name(*_ranks(teacher.network, architecture(whole), choice))}"
+    own = teacher.network
+    if not isinstance(own, QNetwork) or not isinstance(own[0], NatureTorso):
+        raise UsageError("only a network with the three convolutions of this project is factorised")
+    name = f"{whole}@{ranks_name(*_ranks(own, architecture(whole), choice))}"
     environment = teacher.config["environment"]
     network = build_network(
         name,
@@ -73,7 +73,7 @@ def factorise(teacher: TrainedAgent, how: str) -> tuple[str, QNetwork]:
         generator=torch.Generator(),
     )
     with torch.no_grad():
-        _fill(network, teacher.network)
+        _fill(network, own)
     return name, network
 
 

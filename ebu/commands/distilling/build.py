@@ -1,12 +1,14 @@
 """Build what distill.py runs: a pipeline for each game, and the locked output directory."""
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from agents import TrainedAgent
@@ -14,15 +16,23 @@ from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import file_name
 from agents.distillation.settings import (
     KEGNET,
+    LOSSES,
     MAY_CHANGE,
+    REPLAY,
     SOURCES,
+    SYNTHETIC,
     DistillConfig,
     StudentSpec,
+    flag_of,
     load_experimental,
     student_outputs,
 )
 from agents.distillation.students import student_of
 from agents.distillation.teachers import Teacher, check_plays, load_teachers
+from agents.foreign.flags import PolicyFlags
+from agents.foreign.formats import is_foreign
+from agents.networks import NatureTorso, QNetwork
+from ebu.commands.policies import load_policy
 from ebu.commands.scoring import evaluator_for, variant_of
 from ebu.commands.trust import check_trust
 from ebu.errors import EbuError, UsageError
@@ -44,13 +54,26 @@ def check_teachers(
 ) -> dict[str, list[Teacher]]:
     """Load the teachers by their games, in the order of the runs.
 
-    Raises `UsageError` for what is no run, or one whose agent sees no images, and for students that
-    cannot be distilled from these teachers together; `EbuError` if a run holds no whole weights.
+    Raises `UsageError` for what is no teacher, and for students that cannot be distilled from these
+    teachers together; `EbuError` if a run holds no whole weights, and for damaged files.
     """
-    games = load_teachers(config, device)
+    foreign = {path for path in config.run_dirs if is_foreign(path)}
+
+    def load(path: Path) -> TrainedAgent:
+        # What is said of a policy from elsewhere is not said of the runs beside it.
+        flags = PolicyFlags() if foreign and path not in foreign else config.policy
+        return load_policy(path, flags, device, weights=config.weights, as_teacher=True)
+
+    games = load_teachers(config, device, load)
     for members in games.values():
         for member in members:
-            check_trust(member.run_dir, member.agent.config["settings"], config.trust_env)
+            if member.run_dir not in foreign:
+                check_trust(member.run_dir, member.agent.config["settings"], config.trust_env)
+    if config.states_from == REPLAY and foreign:
+        raise UsageError(
+            f"--states-from {REPLAY} reads the memory of a run, and a policy from elsewhere has "
+            "none: collect in play"
+        )
     if any(len(members) > 1 for members in games.values()):
         load_experimental("ensemble").check(config, specs)
     if len(games) > 1:
@@ -136,6 +159,7 @@ def check_students(
         name: student_of(teacher, name, generator=torch.Generator()).name
         for name in config.students
     }
+    _check_inside(config, teacher, specs)
     kinds = {student_outputs(spec.weights, config.outputs) for spec in specs}
     if "values" in kinds and teacher.outputs != "values":
         raise UsageError(
@@ -143,9 +167,12 @@ def check_students(
             "kl, hard or centred for --loss and --baselines, and no --outputs values"
         )
     if config.states_from in SOURCES and config.states_from != KEGNET:
-        height, width = teacher.config["environment"]["frame_shape"]
+        environment = teacher.config["environment"]
+        frame = (
+            math.prod(environment["frame_shape"]) * np.dtype(environment["frame_dtype"]).itemsize
+        )
         # All parts, and those of one game once more while they are joined.
-        needed = (games + 1) * config.states * height * width
+        needed = (games + 1) * config.states * frame
         available = available_bytes(torch.device("cpu"))
         if available is not None and needed > available:
             raise UsageError(
@@ -154,6 +181,31 @@ def check_students(
                 f"{config.states * available // needed} states fit"
             )
     return networks
+
+
+def _check_inside(
+    config: DistillConfig, teacher: TrainedAgent, specs: Sequence[StudentSpec]
+) -> None:
+    """Raise `UsageError` where a loss compares layers, or states are changed, that are not images.
+
+    Layers are compared of networks with three convolutions alone.
+    """
+    where, game = config.run_dirs[0], teacher.config["settings"]["game"]
+    used = {name for spec in specs for name, weight in spec.weights.items() if weight}
+    network = teacher.network
+    whole = isinstance(network, QNetwork) and isinstance(network[0], NatureTorso)
+    for name in sorted(used):
+        if LOSSES[name].layers and not whole:
+            raise UsageError(
+                f"{name} compares layers, and {where} has no three convolutions of this project: "
+                f"leave --{flag_of(name)} out"
+            )
+    if len(teacher.config["environment"]["frame_shape"]) == 2:
+        return
+    if config.states_from in SYNTHETIC:
+        raise UsageError(f"--states-from {config.states_from} makes images, and {game} shows none")
+    if config.refine_labels:
+        raise UsageError(f"--refine-labels shifts images, and {game} shows none: leave it out")
 
 
 def paths_from_out(config: DistillConfig) -> dict[str, Any]:
@@ -187,12 +239,15 @@ def open_output(
     Raises `UsageError` for a directory that was started with other settings, or is in use.
     """
     teachers = [member.agent for members in games.values() for member in members]
+    digests = [teacher.config["settings"].get("digest") for teacher in teachers]
+    unsaid = {name for name, value in flat(config.policy).items() if value in (None, False)}
     description = {
         "settings": {
-            **flat(config),
+            **{name: value for name, value in flat(config).items() if name not in unsaid},
             "games": max(games_of(config, teacher) for teacher in teachers),
             "run_dirs": [str(run_dir) for run_dir in config.run_dirs],
             "teacher_frames": [teacher.frames for teacher in teachers],
+            **({"teacher_digests": digests} if any(digests) else {}),
             **(paths := paths_from_out(config)),
         },
         "automatic": machine.automatic,

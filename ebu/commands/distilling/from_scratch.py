@@ -216,5 +216,6 @@ class _AsPolicy(Student):
 
 def measure_as_policy(agent: TrainedAgent, supervision: Supervision) -> HeldOut:
     """Measure an agent of action values on held-out states: its loss is that of its policy."""
+    assert isinstance(agent.network, QNetwork)
     student = _AsPolicy(agent.network, supervision.temperature)
     return replace(supervision, weights={"kl": 1.0}).measure(student)

@@ -81,7 +81,7 @@ def test_the_int8_file_itself_is_scored_and_compared_where_it_was_not_calibrated
 
 def test_what_is_no_single_network_is_left_out_and_noted(tmp_path: Path) -> None:
     ensemble, flat = agent_of("2-3-4/5"), teacher_of(frame_shape=(4,))
-    ensemble.network = nn.ModuleList([ensemble.network])  # type: ignore[assignment]
+    ensemble.network = nn.ModuleList([ensemble.network])
     scorer = Scorer()
     assert deploy(tmp_path, {"teacher": ensemble, "flat": flat}, STATES, scorer) == {}
     assert scorer.asked == []

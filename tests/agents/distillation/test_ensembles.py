@@ -135,7 +135,7 @@ def adaptive_run(run_dir: Path, **settings: Any) -> Path:
 
 def games_of(run_dirs: list[Path], *, all_learners: bool = True) -> dict[str, list[Teacher]]:
     config = replace(config_with(all_learners=all_learners), run_dirs=tuple(run_dirs))
-    return load_teachers(config, CPU)
+    return load_teachers(config, CPU, lambda run_dir: load_agent(run_dir, device=CPU))
 
 
 def test_the_learners_of_adaptive_ebu_are_members(tmp_path: Path) -> None:
