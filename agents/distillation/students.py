@@ -144,7 +144,12 @@ def multiply_adds(
 
 
 def network_sizes(network: nn.Module, environment: Mapping[str, Any]) -> Sizes:
-    """The sizes of a network that plays in this environment, as config.json describes it."""
+    """The sizes of a network that plays in this environment, as config.json describes it.
+
+    They are 0, for unknown, of what is computed by something else than torch.
+    """
+    if not num_parameters(network):
+        return {"parameters": 0, "multiply_adds": 0}
     return {
         "parameters": num_parameters(network),
         "multiply_adds": multiply_adds(

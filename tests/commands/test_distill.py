@@ -269,10 +269,13 @@ def test_saved_states_must_be_of_the_teachers_game(
         shutil.rmtree(tmp_path / "out")
 
 
-def test_a_teacher_that_sees_no_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_teacher_of_numbers_is_distilled(tmp_path: Path) -> None:
     run_dir = train(tmp_path / "numbers", f"--game {NUMBERS} --frames 60")
-    with pytest.raises(UsageError, match="as 6 numbers: teachers are agents that see images"):
-        distilled(run_dir, tmp_path / "out")
+    outcome = distilled(run_dir, tmp_path / "out", "--baselines", "regression", "--seeds", 1)
+    assert [student["method"] for student in outcome.students] == ["kl", "regression"]
+    assert outcome.students[0]["parameters"] < outcome.teacher["parameters"]
+    with pytest.raises(UsageError, match="attention compares layers"):
+        distilled(run_dir, tmp_path / "other", "--attention", 1)
 
 
 def test_a_policy_has_no_values_to_teach(teacher: Path, whole: Path, tmp_path: Path) -> None:

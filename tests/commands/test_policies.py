@@ -1,0 +1,162 @@
+"""Teachers from elsewhere on the command line: scored, distilled, imported, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents import load_agent
+from agents.distillation.settings import DistillConfig
+from agents.foreign.flags import PolicyFlags
+from ebu.commands import evaluation
+from ebu.commands.distilling.run import Outcome, run
+from ebu.commands.evaluate_arguments import EvaluateConfig
+from ebu.commands.importing import ImportConfig, import_policy
+from ebu.commands.policies import load_policy
+from ebu.errors import UsageError
+from ebu.run.cli import parse
+from tests.agents.foreign.files import CleanDqn, CleanDqnAtari, CleanPpo, clean_rl, sb3
+from tests.distillations import FLAGS, train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def zipped(tmp_path: Path) -> Path:
+    """A PPO of Stable-Baselines3 for CartPole."""
+    torch.manual_seed(0)
+    return sb3(tmp_path / "ppo.zip", CleanPpo(4, 2), 2)
+
+
+def scored(*args: object) -> dict[str, Any]:
+    words = ["--episodes", "2", "--threads", "1", "--device", "cpu", *map(str, args)]
+    return evaluation.run(parse(EvaluateConfig, words, prog="evaluate.py", description=""))
+
+
+def distilled(*args: object) -> Outcome:
+    (outcome,) = run(
+        parse(DistillConfig, [str(args[0]), *FLAGS, *map(str, args[1:])], prog="", description="")
+    )
+    return outcome
+
+
+def lean(stacks: np.ndarray) -> np.ndarray:
+    """CartPole by the pole's angle."""
+    angle = stacks[:, -1, 2]
+    return np.stack([-angle, angle], axis=1)
+
+
+def test_an_imported_agent_plays_the_games_of_its_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = clean_rl(tmp_path / "dqn.cleanrl_model", CleanDqn(4, 2), env_id="CartPole-v1")
+    record = scored(path)
+    assert (record["game"], record["from"]) == ("CartPole-v1", str(path))
+    import_policy(ImportConfig(path, tmp_path / "run"))
+    assert scored(tmp_path / "run")["returns"] == record["returns"]
+    assert [each.name for each in tmp_path.glob("*.cleanrl_model*")] == [path.name]
+    stacks = torch.randn(8, 1, 4)
+    files = load_policy(path, PolicyFlags(), CPU).outputs_of(stacks)
+    torch.testing.assert_close(load_agent(tmp_path / "run").outputs_of(stacks), files)
+    # The same file again is no other agent; another one is.
+    import_policy(ImportConfig(path, tmp_path / "run"))
+    other = clean_rl(tmp_path / "other", CleanDqn(4, 2), env_id="CartPole-v1")
+    with pytest.raises(UsageError, match="started with other settings: digest was"):
+        import_policy(ImportConfig(other, tmp_path / "run"))
+
+
+def test_a_policy_from_elsewhere_is_distilled_and_resumed(zipped: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    outcome = distilled(zipped, "--game", "CartPole-v1", "--out", out)
+    student = load_agent(out / "students" / "2-2-2_4-kl-seed0")
+    assert outcome.teacher["network"] == "Stable-Baselines3 PPO"
+    assert student.config["settings"]["game"] == "CartPole-v1"
+    assert student.outputs == "logits"
+    games = outcome.teacher["evaluation"]["returns"]
+    record = scored(zipped, "--game", "CartPole-v1")
+    assert record["returns"] == games
+    assert distilled(zipped, "--game", "CartPole-v1", "--out", out).students == outcome.students
+    sb3(zipped, CleanPpo(4, 2), 2)
+    with pytest.raises(UsageError, match="started with other settings: teacher_digests was"):
+        distilled(zipped, "--game", "CartPole-v1", "--out", out)
+
+
+def test_a_function_is_a_teacher(tmp_path: Path) -> None:
+    typed = f"{__name__}:lean"
+    flags = ("--game", "CartPole-v1", "--policy-outputs", "values", "--baselines", "regression")
+    outcome = distilled(typed, *flags, "--out", tmp_path / "out")
+    assert outcome.teacher["network"] == "function"
+    assert {s["outputs"] for s in outcome.students} == {"logits", "values"}
+    games = outcome.teacher["evaluation"]["returns"]
+    assert scored(typed, "--game", "CartPole-v1")["returns"] == games
+    assert (tmp_path / "out" / "report.md").exists()
+
+
+def test_the_action_set_follows_from_the_number_of_outputs(tmp_path: Path) -> None:
+    for outputs, chosen in ((4, None), (18, "full")):
+        path = clean_rl(tmp_path / f"{outputs}", CleanDqnAtari(outputs), env_id="ALE/Breakout-v5")
+        agent = load_policy(path, PolicyFlags(), CPU)
+        assert agent.config["settings"]["action_set"] == chosen
+        assert agent.config["environment"]["num_actions"] == outputs
+    record = scored(path, "--max-steps", 20)
+    assert (record["game"], record["protocol"], record["capped_games"]) == ("breakout", "paper", 2)
+    import_policy(ImportConfig(path, tmp_path / "run"))
+    assert scored(tmp_path / "run", "--max-steps", 20)["returns"] == record["returns"]
+    with pytest.raises(UsageError, match="has 18 outputs and breakout 4 actions here"):
+        load_policy(path, PolicyFlags(action_set="minimal"), CPU)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("", "does not say what it plays: add --game"),
+        ("--game pong", "has 2 outputs and pong 6 actions here"),
+        ("--game pogn", "--game pogn: unknown game 'pogn'"),
+        ("--game CartPole-v1 --protocol papr", "--protocol papr: choose one of"),
+        ("--game CartPole-v1 --weights best", "--weights best is for runs"),
+        ("--game CartPole-v1 --policy-outputs values", "gives logits: leave out --policy-outputs"),
+        ("--game CartPole-v1 --unit-pixels", "--unit-pixels is for ONNX files"),
+        ("--game CartPole-v1 --loss regression", "is a policy, which has no values to teach"),
+        ("--game CartPole-v1 --hint 1", "hint compares layers, and .* has no three convolutions"),
+        ("--game CartPole-v1 --states-from replay", "a policy from elsewhere has none"),
+        ("--game CartPole-v1 --states-from noise", "makes images, and CartPole-v1 shows none"),
+        ("--game CartPole-v1 --refine-labels", "--refine-labels shifts images"),
+        ("--game CartPole-v1 --from-scratch 9", "trains as the teacher was trained"),
+        ("--game CartPole-v1 --all-learners", "is not a run directory"),
+        ("--game CartPole-v1 --students teacher", "unknown network 'Stable-Baselines3 PPO'"),
+    ],
+)
+def test_what_cannot_be_distilled_is_one_line(
+    flags: str, said: str, zipped: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=said) as error:
+        distilled(zipped, *flags.split(), "--out", tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_of_policies_from_elsewhere_say_nothing_of_runs(tmp_path: Path) -> None:
+    run_dir = train(tmp_path / "run", "--game CartPole-v1 --frames 60")
+    said = "--game is for policies from elsewhere, and .*run is a run directory"
+    with pytest.raises(UsageError, match=said):
+        distilled(run_dir, "--game", "pong", "--out", tmp_path / "out")
+    with pytest.raises(UsageError, match=said):
+        scored(run_dir, "--game", "pong")
+    with pytest.raises(UsageError, match="is no file to import"):
+        import_policy(ImportConfig(run_dir, tmp_path / "out"))
+
+
+def test_weights_that_fit_no_network_are_not_imported(zipped: Path, tmp_path: Path) -> None:
+    flags = PolicyFlags(game="CartPole-v1")
+    with pytest.raises(UsageError, match="fits none of this project's networks"):
+        import_policy(ImportConfig(zipped, tmp_path / "run", flags))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_may_not_have_a_module_imported(tmp_path: Path) -> None:
+    path = clean_rl(tmp_path / "it", CleanDqn(6, 3), env_id="tests.envs.tiny:TinyNumbers-v0")
+    with pytest.raises(UsageError, match="whose module's code would be run"):
+        load_policy(path, PolicyFlags(), CPU)
+    game = PolicyFlags(game="tests.envs.tiny:TinyNumbers-v0")
+    assert load_policy(path, game, CPU).num_actions == 3
