@@ -1,4 +1,4 @@
-"""What a wheel installs: three packages, their data, and five commands that work elsewhere."""
+"""What a wheel installs: three packages, their data, and commands that work elsewhere."""
 
 import os
 import shutil
@@ -52,7 +52,7 @@ def test_a_wheel_holds_three_packages_and_their_data(wheel: Path) -> None:
                 assert path.relative_to(ROOT).as_posix() in names
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "study", "report", "distill"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "study", "report", "distill", "import"])
 def test_an_installed_command_works_elsewhere_and_calls_itself_by_its_name(
     name: str, installed: Path, tmp_path: Path
 ) -> None:
@@ -91,6 +91,7 @@ except SystemExit as exit_:
         ("study", ["--games pong --seeds 0"]),
         ("report", [""]),
         ("distill", ["run --states 0"]),
+        ("importing", ["weights.zip"]),
     ],
 )
 def test_help_and_errors_in_settings_load_nothing_heavy(name: str, refused: list[str]) -> None:

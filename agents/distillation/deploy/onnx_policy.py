@@ -55,9 +55,7 @@ def open_session(content: bytes, name: str, *, threads: int = 1) -> "InferenceSe
     # onnxruntime's own errors have no base but Exception.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise EbuError(f"{name} is no ONNX file that can be run ({reason}): export it again") from (
-            error
-        )
+        raise EbuError(f"{name} is no ONNX file that can be run: {reason}") from error
 
 
 class OnnxPolicy:

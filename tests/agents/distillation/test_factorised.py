@@ -179,7 +179,7 @@ def test_ranks_above_the_teachers_are_refused(how: str) -> None:
 def test_what_cannot_be_factorised_is_refused() -> None:
     with pytest.raises(UsageError, match="factorised already"):
         factorise(teacher_of("net2@svd=8"), "half")
-    with pytest.raises(UsageError, match="no convolutions"):
+    with pytest.raises(UsageError, match="three convolutions"):
         factorise(teacher_of("net3", frame_shape=(6,)), "svd=8")
 
 
