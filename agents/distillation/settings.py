@@ -181,6 +181,8 @@ class DistillConfig:
     """States to collect or make; 7 kB each on Atari. From replay at most this many, from a
     directory all."""
     states_from: Annotated[str, tyro.conf.arg(help=STATES_FROM_HELP)] = PLAY
+    kegnet_samples: Annotated[int, Bounds(1, 10**12)] = 9_600
+    """Samples that each of KegNet's five generators is trained on; its authors' are 5,120,000."""
     rounds: Repetitions = 3
     """Rounds of playing for states: the teacher plays the first, a student the others."""
     num_envs: Annotated[int, Bounds(1, 10_000)] = 16
@@ -208,6 +210,9 @@ class DistillConfig:
     refine_labels: bool = False
     """Label refinery: students see states shifted by up to 4 pixels, with the outputs of the
     teacher, or of the last generation, for what is shown."""
+    unshifted_labels: bool = False
+    """With --refine-labels: the outputs for the state before the shift, since a teacher that was
+    never trained on shifted states may be wrong about them."""
     mutual: bool = False
     """Train the students of a seed together, each also on the others' policies; a single name is
     trained with a second student of that name."""
@@ -264,7 +269,9 @@ class DistillConfig:
 
     @property
     def _procedure(self) -> str:
-        return "refined" if self.refine_labels else ""
+        if not self.refine_labels:
+            return ""
+        return "unshifted" if self.unshifted_labels else "refined"
 
     def _main_losses(self) -> dict[str, float]:
         losses = {self.loss: 1.0} | {name: getattr(self, name) for name in ADDED_LOSSES}
@@ -290,6 +297,10 @@ class DistillConfig:
             if self.mutual:
                 raise UsageError("--mutual and --generations are two procedures: leave one out")
             refuse_factorised("--generations", self.students)
+        if self.unshifted_labels and not self.refine_labels:
+            raise UsageError(
+                "--unshifted-labels says how to label shifted states: add --refine-labels"
+            )
         if self.export:
             require_export()
         main = self._checked(self._main_losses())

@@ -103,10 +103,12 @@ def test_generated_states_are_held_out_and_recorded_as_such(
         return noise(how["count"], frame_shape=shape, stack=4, label=agent.outputs_of, rng=rng)
 
     monkeypatch.setattr("agents.distillation.experimental.kegnet.generate", generate)
-    flags = ("--states-from", "kegnet", "--baselines", "--seeds", 1)
+    flags = ("--states-from", "kegnet", "--baselines", "--seeds", 1, "--kegnet-samples", 65)
     outcome = distilled(teacher, tmp_path, *flags)
     assert outcome.teacher["states"]["source"] == "kegnet"
     assert (asked["count"], asked["seed"], asked["directory"]) == (90, 0, tmp_path / "kegnet")
+    # Two minibatches of 64.
+    assert asked["config"].updates == 2
     assert "experimental" in capsys.readouterr().err
 
 
@@ -196,6 +198,7 @@ def test_a_teacher_that_learnt_from_no_games_cannot_be_trained_alike(
         ("--states 5", "--states 5: 2 rounds in 3 games need at least 6"),
         ("--states-from noise --loss hinton --outputs values", "needs games that were played"),
         ("--states 900000000", r"--states 900000000 takes .* GB of memory"),
+        ("--unshifted-labels", "says how to label shifted states: add --refine-labels"),
         ("--temperature cold", "--temperature cold: choose auto"),
         ("--device tpu", "--device tpu: choose one of"),
     ],

@@ -174,7 +174,9 @@ def test_a_distillation_that_recorded_typed_paths_alone_is_continued(
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     for name in ("run_dirs_from_out", "states_from_out"):
         del config["settings"][name]
-    del config["automatic"], config["settings"]["retention_test"]
+    for name in ("retention_test", "unshifted_labels", "kegnet_samples"):
+        del config["settings"][name]
+    del config["automatic"]
     config["settings"]["games"] = None
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
     distilled(teacher, tmp_path / "out")

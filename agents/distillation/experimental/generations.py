@@ -21,10 +21,13 @@ class RefinedSupervision(Supervision):
 
     Bagherinezhad et al. 2018, "Label Refinery": the label of a whole image may be wrong for a crop
     of it. Here an image is moved by up to `synthetic.SHIFT` pixels. Held-out states are not.
+    With `unshifted_labels` the outputs are those for the state before the shift: augmentation.
     """
 
     def shown(self, indices: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         stacks = shift(self.dataset.stacks(indices), rng)
+        if self.config.unshifted_labels:
+            return stacks, self.dataset.outputs[indices]
         return stacks, self.teacher.outputs_of(stacks)
 
 

@@ -53,11 +53,13 @@ _STREAM = int.from_bytes(b"kegn")
 def make_states(pipeline: Pipeline, source: str) -> Dataset:
     """States of generators trained on the pipeline's teacher, generated now or loaded."""
     count = pipeline.config.states
+    updates = -(-pipeline.config.kegnet_samples // KegNetConfig.batch_size)
 
     def make() -> Dataset:
         return generate(
             pipeline.teacher,
             count=count,
+            config=KegNetConfig(updates=updates),
             seed=pipeline.config.seed,
             directory=pipeline.config.out / KEGNET,
             should_stop=pipeline.should_stop,

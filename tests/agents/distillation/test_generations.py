@@ -89,6 +89,12 @@ def test_refined_labels_are_the_teachers_for_what_is_shown(tmp_path: Path) -> No
     assert torch.equal(stacks, shift(plain, np.random.default_rng(4)))
     assert not torch.equal(stacks, plain)
     assert torch.equal(labels, pipeline.teacher.outputs_of(stacks))
+    # Or those for what is not shown: the teacher never saw a shifted state.
+    unshifted = pipeline_in(tmp_path, teacher_of(1), refine_labels=True, unshifted_labels=True)
+    again, labels = refine(supervise(unshifted)).shown(indices, np.random.default_rng(4))
+    assert torch.equal(again, stacks)
+    assert torch.equal(labels, first.dataset.outputs[indices])
+    assert {spec.method for spec in unshifted.config.plan()[:3]} == {"kl-unshifted"}
     # Held-out states are neither shifted nor labelled again.
     student = pipeline.new_student(specs_of()[0], 1.0, np.random.default_rng(0))
     assert refine(first).measure(student) == first.measure(student)
