@@ -36,6 +36,7 @@ from agents.distillation.settings import (
 )
 from agents.distillation.students import (
     Student,
+    load_student,
     network_sizes,
     save_student,
     student_of,
@@ -49,7 +50,7 @@ from agents.distillation.teachers import (
     temperature_of,
 )
 from agents.distillation.trainer import PROGRESS, Supervision, Trainer, generator_from
-from agents.trained import TrainedAgent, load_agent
+from agents.trained import TrainedAgent
 from ebu.evaluation import Evaluator, random_play
 from ebu.interfaces import Act
 from ebu.run.directory import CONFIG
@@ -294,7 +295,7 @@ class Pipeline:
                 self.run(trainer)
             self.save(directory, spec, student, supervision, updates)
         shutil.rmtree(directory / PROGRESS, ignore_errors=True)
-        return load_agent(directory, device=self.teacher.device).choose
+        return load_student(directory, self.teacher.device).choose
 
     def _from_replay(self) -> Dataset:
         def read() -> Dataset:

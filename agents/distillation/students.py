@@ -13,8 +13,8 @@ from agents.architectures import TEACHER, check_student, whole_architecture
 from agents.distillation.records import Sizes
 from agents.distillation.settings import load_experimental
 from agents.networks import Features, PlainHead, QNetwork, build_network
-from agents.trained import STUDENT, WEIGHTS, Outputs, TrainedAgent
-from ebu.errors import UsageError
+from agents.trained import STUDENT, WEIGHTS, Outputs, TrainedAgent, load_agent
+from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import save_checkpoint
 from ebu.run.directory import CONFIG, differences, identity_of, read_config, write_config
 
@@ -204,6 +204,21 @@ def save_student(
     save_checkpoint(directory / WEIGHTS["final"], name, state, run=identity_of(config), keep=1)
     if not known:
         write_config(directory, config)
+
+
+def load_student(directory: Path, device: torch.device) -> TrainedAgent:
+    """Load a student that `save_student` wrote.
+
+    Raises `EbuError` where it is damaged or lost: without its directory it is trained again, with
+    the same result.
+    """
+    try:
+        return load_agent(directory, device=device)
+    except EbuError as error:
+        raise EbuError(
+            f"the student in {directory} is damaged, or a file of it is lost: put back a copy, or "
+            "delete that directory and run the same command again to train it again"
+        ) from error
 
 
 def _check_same(directory: Path, config: Mapping[str, Any]) -> None:

@@ -18,9 +18,8 @@ from agents.distillation.records import (
     write_record,
 )
 from agents.distillation.settings import StudentSpec, load_experimental
-from agents.distillation.students import Student, network_sizes
+from agents.distillation.students import Student, load_student, network_sizes
 from agents.distillation.trainer import PROGRESS, Supervision, Trainer
-from agents.trained import load_agent
 
 STUDENT_STREAM = int.from_bytes(b"stud")
 
@@ -139,8 +138,11 @@ def _saved_record(member: Member) -> StudentRecord | None:
     pipeline, spec, _ = member
     path = pipeline.directory(spec) / RESULT_FILE
     record = read_record(path, StudentRecord)
-    if record is not None and record["evaluation"]["games"] != pipeline.games:
-        agent = load_agent(pipeline.directory(spec), device=pipeline.teacher.device)
+    if record is None:
+        return None
+    # Also where it need not play: a lost file should not be noticed years later.
+    agent = load_student(pipeline.directory(spec), pipeline.teacher.device)
+    if record["evaluation"]["games"] != pipeline.games:
         record["evaluation"] = pipeline.score(spec.name, agent.choose)
         write_record(path, record)
     return record
@@ -153,7 +155,7 @@ def _finish(
     pipeline, spec, supervision = member
     directory = pipeline.directory(spec)
     pipeline.save(directory, spec, student, supervision, trainer.updates)
-    agent = load_agent(directory, device=pipeline.teacher.device)
+    agent = load_student(directory, pipeline.teacher.device)
     record: StudentRecord = {
         "student": spec.student,
         "network": student.name,

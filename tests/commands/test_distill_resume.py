@@ -114,6 +114,45 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(
     assert contents(out) == contents(whole)
 
 
+STUDENT = "students/2-2-2_4-kl-seed0"
+
+
+@pytest.mark.parametrize(
+    ("damaged", "how"),
+    [
+        (f"{STUDENT}/result.json", "cut"),
+        (f"{STUDENT}/config.json", "cut"),
+        (f"{STUDENT}/checkpoints/frames-000000000200/state.safetensors", "cut"),
+        (f"{STUDENT}/checkpoints", "lost"),
+        ("states/round-0/states/frames.zst", "cut"),
+        ("scores/teacher.json", "cut"),
+    ],
+)
+def test_what_is_damaged_is_named_and_made_again_when_the_advice_is_followed(
+    damaged: str, how: str, teacher: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    path = out / damaged
+    if how == "lost":
+        shutil.rmtree(path)
+    else:
+        path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(EbuError, match="put back a copy, or delete") as error:
+        distilled(teacher, out)
+    assert "\n" not in str(error.value)
+    named = Path(
+        next(word for word in str(error.value).split() if word.startswith("/")).rstrip(",")
+    )
+    assert out in named.parents
+    if named.is_dir():
+        shutil.rmtree(named)
+    else:
+        named.unlink()
+    distilled(teacher, out)
+    assert contents(out) == contents(whole)
+
+
 def test_told_to_stop_it_reports_what_there_is(teacher: Path, whole: Path, tmp_path: Path) -> None:
     stops, asked = [], 0
 

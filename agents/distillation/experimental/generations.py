@@ -11,9 +11,10 @@ from agents.distillation.experimental.synthetic import shift
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import StudentRecord, chosen
 from agents.distillation.settings import AUTO, StudentSpec, of_generation
+from agents.distillation.students import load_student
 from agents.distillation.trainer import Supervision
 from agents.distillation.training import train_student
-from agents.trained import TrainedAgent, load_agent
+from agents.trained import TrainedAgent
 
 
 class RefinedSupervision(Supervision):
@@ -69,7 +70,7 @@ def train(
             if generation > 1:
                 best = chosen(records)["seed"]
                 teacher_dir = pipeline.directory(next(s for s in named if s.seed == best))
-                student = load_agent(teacher_dir, device=first.dataset.device)
+                student = load_student(teacher_dir, first.dataset.device)
                 supervision = supervise_by(student, pipeline, first)
                 if isinstance(first, RefinedSupervision):
                     supervision = refine(supervision)
