@@ -47,7 +47,13 @@ class Recipe:
         made = gymnasium.make(self.game, disable_env_checker=True, **self.args, **options)
         for wrapper in self.wrappers:
             module, _, name = wrapper.partition(":")
-            made = getattr(importlib.import_module(module), name)(made)
+            try:
+                made = getattr(importlib.import_module(module), name)(made)
+            except Exception as error:
+                raise gymnasium.error.Error(
+                    f"{wrapper}: {reason(error)}; a wrapper is called with the environment alone: "
+                    "to give it more, name a function of your own that does, module:function"
+                ) from error
         return made
 
     def identity(self) -> dict[str, Any]:
@@ -159,7 +165,7 @@ class Environment:
     def picture(self, observation: Any) -> np.ndarray | None:
         """(H, W, 3) uint8 for people: rendered, or the observation; None where there is neither."""
         if self.renders:
-            pixels = np.asarray(self._ask("render", self._env.render))
+            pixels = _as_bytes(np.asarray(self._ask("render", self._env.render)))
             if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1):
                 pixels = np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
             if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
@@ -228,6 +234,12 @@ class Environment:
         if array.shape != () or array.dtype.kind not in "biu" or array not in (0, 1):
             raise self._fault(f"{name} is {abbreviate_value(value)}, not true or false")
         return bool(array)
+
+
+def _as_bytes(pixels: np.ndarray) -> np.ndarray:
+    """Brightnesses from 0 to 1, as matplotlib has them, scaled to bytes; others as they are."""
+    kind, dim = pixels.dtype.kind, pixels.size and pixels.min() >= 0 and pixels.max() <= 1
+    return np.rint(pixels * 255.0).astype(np.uint8) if kind in "bf" and dim else pixels
 
 
 _LARGEST = float(np.finfo(np.float32).max)

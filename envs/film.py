@@ -18,6 +18,9 @@ from envs.gymnasium_vector import GymnasiumVector
 from envs.vector import ReplayMismatchError, environment_seed
 from envs.watchdog import Watchdog
 
+SHOWN_SIDE = 160
+"""The longer side, in pixels, that smaller pictures are enlarged to, by a whole number."""
+
 
 class CannotFilmError(ValueError):
     """The environment has no pictures; the one-line message says why."""
@@ -185,7 +188,8 @@ class _GymnasiumScreen:
             self._refuse_missing_library(fault)
             raise
         assert picture is not None
-        return picture
+        times = max(1, SHOWN_SIDE // max(1, *picture.shape[:2]))
+        return picture.repeat(times, axis=0).repeat(times, axis=1)
 
     def close(self) -> None:
         if self._env is not None:

@@ -179,6 +179,12 @@ def test_arguments_and_wrappers_are_part_of_the_environment() -> None:
         ("CartPole-v1", {"env_args": ("level=3",)}, "cannot be made.*level"),
         ("CartPole-v1", {"env_wrappers": ("no.such:Wrapper",)}, "cannot be made.*no"),
         ("CartPole-v1", {"env_wrappers": ("gymnasium.wrappers",)}, "cannot be made"),
+        (
+            "CartPole-v1",
+            {"env_wrappers": ("gymnasium.wrappers:FrameStackObservation",)},
+            "cannot be made: .*stack_size.* function of your own",
+        ),
+        ("Pendulum-v1", {}, "Discrete by an argument"),
         ("pong", {"env_args": ("level=3",)}, "gymnasium:ALE/Pong-v5"),
     )
     for game, variant, words in refused:

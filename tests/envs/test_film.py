@@ -47,6 +47,13 @@ class Lights(gymnasium.Env[np.ndarray, Any]):
         return np.full((20, 30, 3), self.light, dtype=np.uint8)
 
 
+class FloatLights(Lights):
+    """Rendered as matplotlib has colours: between 0 and 1."""
+
+    def render(self) -> Any:
+        return super().render() / 255
+
+
 class GreyLights(Lights):
     """The light is seen, and not rendered."""
 
@@ -63,13 +70,16 @@ class DarkLights(Lights):
     metadata = {"render_modes": []}  # noqa: RUF012
 
 
+KINDS = (Lights, FloatLights, GreyLights, DarkLights)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
     """The made-up environments, known to Gymnasium for the tests of this file."""
-    for kind in (Lights, GreyLights, DarkLights):
+    for kind in KINDS:
         gymnasium.register(f"{kind.__name__}-v0", cast(Any, kind))
     yield
-    for kind in (Lights, GreyLights, DarkLights):
+    for kind in KINDS:
         del gymnasium.registry[f"{kind.__name__}-v0"]
 
 
@@ -142,7 +152,7 @@ def test_what_is_no_game_is_not_filmed(start: int, stop: int, words: str) -> Non
         list(film(env, 0, actions[:, 0], start, stop))
 
 
-@pytest.mark.parametrize("name", ["Lights", "GreyLights"])
+@pytest.mark.parametrize("name", ["Lights", "FloatLights", "GreyLights"])
 @pytest.mark.parametrize("reseed_every_frames", [40, 10_000])
 def test_a_gymnasium_game_is_filmed_as_it_was_played(name: str, reseed_every_frames: int) -> None:
     env = GymnasiumVector(f"{name}-v0", 2, seed=4, reseed_every_frames=reseed_every_frames)
@@ -151,7 +161,7 @@ def test_a_gymnasium_game_is_filmed_as_it_was_played(name: str, reseed_every_fra
     assert len(games) >= 5
     for start, stop in games:
         pictures = list(film(env, 1, actions[:, 1], start, stop))
-        assert pictures[0].shape == (20, 30, 3)
+        assert pictures[0].shape == (100, 150, 3)  # rendered as 20 × 30
         # The reward is the light, and the light is the picture.
         lights = [int(picture[0, 0, 0]) for picture in pictures[1:]]
         assert lights == [int(row.rewards[1]) for row in rows[start + 1 : stop + 1]]
