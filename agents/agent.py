@@ -148,7 +148,7 @@ class Agent:
         while updates > 0:
             # Priorities are those after the last update.
             longest = 1 if self.sampler.wants_errors else self.learner.longest_group
-            count = min(updates, longest)
+            count = min(updates, longest, self.target.anneal())
             self._learn_group(replay, count)
             updates -= count
 
@@ -172,6 +172,7 @@ class Agent:
             size = 1 << min(updates - done, MEASURED_UPDATES - position).bit_length() - 1
             errors = self._gradient_steps(
                 replay,
+                self.target.config,
                 position == 0,
                 **{name: tensor[done : done + size] for name, tensor in tensors.items()},
             )
@@ -187,6 +188,7 @@ class Agent:
     def _learn_from(
         self,
         replay: EpisodicReplay,
+        config: AgentConfig,
         measured: bool,
         *,
         located: Tensor,
@@ -196,6 +198,8 @@ class Agent:
         **prepared: Tensor,
     ) -> Tensor:
         """Gradient steps on the device, one for each row of the tensors.
+
+        `config` is what the target computes with: each is a graph of its own.
 
         Returns target - Q(s, a) before the last, (B,) or (K, B); `measured` adds the averages of
         the first.

@@ -24,9 +24,14 @@ class EbuTarget(SegmentTarget[EbuConfig]):
 
     def __init__(self, config: EbuConfig, learner: Learner, stopwatch: Stopwatch) -> None:
         super().__init__(config, learner, stopwatch)
-        self.beta: float | Tensor = config.beta
+        self._betas: Tensor | None = None
         if isinstance(config, AdaptiveEbuConfig):
-            self.beta = torch.tensor(config.betas, dtype=torch.float64, device=learner.device)
+            self._betas = torch.tensor(config.betas, dtype=torch.float64, device=learner.device)
+
+    @property
+    def beta(self) -> float | Tensor:
+        """β, or those of the K learners (K,) float64."""
+        return self.config.beta if self._betas is None else self._betas
 
     def next_values(self, batch: Batch) -> Tensor:
         """Of the target network (T, A), or its quantiles (N, T, A); with `double` one more (T, A)

@@ -11,7 +11,7 @@ from torch import Tensor
 from agents.averages import Averages
 from agents.graphs import capture
 from agents.learner import Learner
-from agents.settings import SegmentConfig
+from agents.settings import AgentConfig, SegmentConfig
 from agents.target import Target
 from ebu.batch import Batch
 from ebu.replay import EpisodicReplay
@@ -149,6 +149,7 @@ class SegmentTarget(Target[ConfigT_co]):
             at = self._staging.upload(index)
             targets = self._sweep(
                 replay,
+                self.config,
                 located[at],
                 next_values[..., at, :],
                 self._staging.upload(of_rows[1:, :, 0]),
@@ -166,8 +167,14 @@ class SegmentTarget(Target[ConfigT_co]):
         return self.next_values(self.batch(replay, located))
 
     def _sweep_at(
-        self, replay: EpisodicReplay, located: Tensor, next_values: Tensor, how_they_end: Tensor
+        self,
+        replay: EpisodicReplay,
+        config: AgentConfig,
+        located: Tensor,
+        next_values: Tensor,
+        how_they_end: Tensor,
     ) -> Tensor:
+        """Targets of segments; `config` is what `sweep` computes with: each is a graph."""
         return self.sweep(self.batch(replay, located), next_values, *how_they_end)
 
     def metrics(self) -> dict[str, float]:

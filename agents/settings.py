@@ -46,8 +46,28 @@ class AgentConfig:
     """Multiply the images that are trained on by 1 + intensity * noise, the noise normal and cut at
     2 (Yarats et al. 2021); 0 leaves them."""
 
+    gamma_start: Share | None = None
+    """Discount factor at the first update; the horizon 1 / (1 - gamma) changes by a constant factor
+    until it is --gamma's (Schwarzer et al. 2023) [default: --gamma]."""
+    anneal_updates: Positive = 10_000
+    """Updates over which --gamma-start, --n-step-start and --beta-start lead to --gamma, --n-step
+    and --beta; again after each reset."""
+
+    @property
+    def annealed(self) -> list[str]:
+        """Settings that begin with another value."""
+        names = ("gamma", "n_step", "beta")
+        return [name for name in names if getattr(self, f"{name}_start", None) is not None]
+
     def check(self) -> None:
         """Raise `UsageError` for settings that do not fit each other; ranges are in the types."""
+        if not self.annealed and self.anneal_updates != AgentConfig.anneal_updates:
+            raise UsageError(
+                "--anneal-updates changes nothing without --gamma-start, --n-step-start or "
+                "--beta-start: add one that the agent has"
+            )
+        if self.gamma_start is not None and 1 in (self.gamma_start, self.gamma):
+            raise UsageError("--gamma-start leads to --gamma by their horizons: take both below 1")
         for name in ("priority_exponent", "importance_exponent", "importance_updates"):
             if not self.prioritized and getattr(self, name) != getattr(AgentConfig, name):
                 flag = f"--{name.replace('_', '-')}"
@@ -60,6 +80,9 @@ class TransitionConfig(AgentConfig):
 
     n_step: Annotated[int, Bounds(1, 1_000)] = 1
     """Rewards in a target; fewer where the game ends before."""
+    n_step_start: Annotated[int, Bounds(1, 1_000)] | None = None
+    """Rewards in a target at the first update; the number changes by a constant factor until it is
+    --n-step (Schwarzer et al. 2023) [default: --n-step]."""
     double: bool = False
     """The online network chooses the next action, the target network evaluates it."""
 
@@ -101,6 +124,9 @@ class EbuConfig(SegmentConfig):
 
     beta: Share = 0.5
     """Diffusion factor: the share of the propagated value in a backward target."""
+    beta_start: Share | None = None
+    """Diffusion factor at the first update, which changes linearly until it is --beta [default:
+    --beta]."""
     double: bool = False
     """The online network chooses the next action, the target network evaluates it."""
 
@@ -118,9 +144,10 @@ class AdaptiveEbuConfig(EbuConfig):
 
     def check(self) -> None:
         super().check()
-        if self.learners > 1 and self.beta != type(self).beta:
+        if self.learners > 1 and (self.beta != type(self).beta or self.beta_start is not None):
+            flag = f"--beta {self.beta}" if self.beta_start is None else "--beta-start"
             raise UsageError(
-                f"--beta {self.beta} is for --learners 1: {self.learners} learners have the "
+                f"{flag} is for --learners 1: {self.learners} learners have the "
                 "diffusion factors from 0 to 1 at equal distances"
             )
 

@@ -6,6 +6,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from torch import Tensor
 
+from agents.annealing import Annealing
 from agents.learner import Learner
 from agents.settings import AgentConfig
 from ebu.batch import Batch
@@ -25,9 +26,15 @@ class Target(ABC, Generic[ConfigT_co]):
     """
 
     def __init__(self, config: ConfigT_co, learner: Learner, stopwatch: Stopwatch) -> None:
+        self._annealing = Annealing(config, learner.config.reset_updates)
         self.config = config
         self.learner = learner
         self.stopwatch = stopwatch
+
+    def anneal(self) -> int:
+        """Compute with the settings of the next update; returns how many updates they hold for."""
+        self.config, updates = self._annealing.at(self.learner.updates)
+        return updates
 
     def batch(self, replay: EpisodicReplay, located: Tensor) -> Batch:
         """Stored transitions, with the rewards that targets are made of."""

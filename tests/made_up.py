@@ -145,7 +145,8 @@ class TableLearner:
     def __init__(self) -> None:
         self.salt = 0
         self.passes: list[int] = []
-        self.updates: list[Update] = []
+        self.noted: list[Update] = []
+        self.updates = 0
 
     def values(self, states: Tensor) -> Tensor:
         return table_values(states, self.salt)
@@ -160,21 +161,22 @@ class TableLearner:
     def update(
         self, states: Tensor, actions: Tensor, targets: Tensor, weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        self.updates.append(Update(states.clone(), actions.clone(), targets.clone()))
+        self.noted.append(Update(states.clone(), actions.clone(), targets.clone()))
         return torch.tensor(0.0), targets
 
     longest_group = 1_000
 
-    def count_updates(self, count: int) -> None: ...
+    def count_updates(self, count: int) -> None:
+        self.updates += count
 
     def tensors(self) -> list[Tensor]:
         return []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"salt": self.salt, "updates": 0}
+        return {"salt": self.salt, "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.salt = state["salt"]
+        self.salt, self.updates = state["salt"], state["updates"]
 
 
 class Seen(NamedTuple):
@@ -323,10 +325,10 @@ def trained(
     learner: TableLearner, agent: Agent, replay: EpisodicReplay, updates: int
 ) -> list[Rows]:
     """What each of the next updates trains on, every transition once."""
-    before = len(learner.updates)
+    before = len(learner.noted)
     agent.learn(replay, updates)
     minibatches = []
-    for update in learner.updates[before:]:
+    for update in learner.noted[before:]:
         rows = [(game, step) for _, game, step in places(update.states)]
         assert len(rows) == len(update.targets) == agent.config.batch_size
         minibatches.append(set(rows))

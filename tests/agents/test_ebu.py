@@ -88,7 +88,7 @@ def test_minibatches_follow_the_description_for_any_lengths(
             game, length = next(games)
             expected = expected + sorted(rows(game, 1, length))[-missing:]
         agent.learn(played.replay, 1)
-        actual = [(game, step) for _, game, step in places(learner.updates[update].states)]
+        actual = [(game, step) for _, game, step in places(learner.noted[update].states)]
         assert sorted(actual) == sorted(expected)
 
 
@@ -128,7 +128,7 @@ def test_mixed_draws_are_trained_whole_whatever_their_lengths(lengths: list[int]
     learner = TableLearner()
     ebu_of(learner, mix_segments=mix).learn(played.replay, updates=12)
     counts = {(game, step): 0 for game in drawn for step in range(1, lengths[game - 1] + 1)}
-    for update in learner.updates:
+    for update in learner.noted:
         for _, game, step in places(update.states):
             counts[game, step] += 1
     unfinished = 0
@@ -153,7 +153,7 @@ def test_targets_follow_algorithm_2_for_every_beta(double: bool, beta: float, mi
     agent = ebu_of(learner, beta=beta, double=double, mix_segments=mix)
     agent.learn(played.replay, updates=30)
     expected = targets_of(played, agent.config)
-    for update in learner.updates:
+    for update in learner.noted:
         for place, target in zip(places(update.states), update.targets.tolist(), strict=True):
             assert target == pytest.approx(expected[place], rel=1e-6, abs=1e-6)
     if beta == 0 and not double:
@@ -178,7 +178,7 @@ def test_the_targets_of_a_long_segment_come_from_several_passes() -> None:
     ebu_of(learner).learn(played.replay, 18)
     assert learner.passes == [256, 256, 88]
     expected = ebu(played.transitions(1, 1), EbuConfig(gamma=GAMMA))
-    targets = targets_by_row(learner.updates)
+    targets = targets_by_row(learner.noted)
     assert [targets[1, step] for step in range(25, 601)] == pytest.approx(expected[24:], abs=1e-5)
 
 
@@ -193,7 +193,7 @@ def test_targets_are_computed_once_for_a_draw(mix: int) -> None:
     assert sum(learner.passes) == 96 * mix
     agent.learn(played.replay, 3 * mix - 1)
     assert len(learner.passes) == asked
-    targets = targets_by_row(learner.updates)
+    targets = targets_by_row(learner.noted)
     for game in range(1, mix + 1):
         expected = ebu(played.transitions(1, game), EbuConfig(gamma=GAMMA))
         assert [targets[game, step] for step in range(1, 97)] == pytest.approx(expected, abs=1e-5)
@@ -212,7 +212,7 @@ def filled_and_whole(learner: Any, updates: list[Update]) -> tuple[list[float], 
 
 def test_targets_of_a_filling_tail_are_those_of_its_whole_segment() -> None:
     learner = TableLearner()
-    filling, whole = filled_and_whole(learner, learner.updates)
+    filling, whole = filled_and_whole(learner, learner.noted)
     assert filling == whole
     # 38 of the first, a tail of 26 alone, and all 60 of the third, in whole groups of 8.
     assert learner.passes == [40, 32, 64]
@@ -254,7 +254,7 @@ def test_a_ring_driven_hard_makes_draws_forfeit_and_trains_on_nothing_overwritte
     for _ in range(300):
         played.play(7)
         agent.learn(played.replay, 1 if played.replay.num_segments else 0)
-        for update in learner.updates:
+        for update in learner.noted:
             played.check(update)
-        learner.updates.clear()
+        learner.noted.clear()
     assert agent.metrics()["replay/forfeited_draws"] > 10

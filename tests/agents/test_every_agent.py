@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import agents.segment_target
 from agents import AGENTS, Agent
+from agents.annealing import Annealing
 from ebu.errors import UsageError
 from ebu.run.settings import check_settings
 from tests.agents.oracles import targets_of
@@ -49,6 +50,11 @@ COMBINATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "q_lambda prioritized": ("q_lambda", {"prioritized": True, "mix_segments": 2}),
 }
 """Agents and flags; adaptive_ebu, which needs several networks, has tests of its own."""
+ANNEALED: dict[str, tuple[str, dict[str, Any]]] = {
+    "n-step annealed": ("nstep", {"n_step_start": 6, "gamma_start": 0.2, "anneal_updates": 16}),
+    "ebu annealed": ("ebu", {"beta_start": 1.0, "gamma_start": 0.2, "anneal_updates": 16}),
+}
+"""Agents whose targets change with every update, until they have made 16."""
 every_combination = pytest.mark.parametrize("combination", COMBINATIONS)
 
 
@@ -63,7 +69,7 @@ class FallibleTables(TwoTables):
 
 
 def combined(combination: str, learner: Any, seed: int = 0, **config: Any) -> Agent:
-    name, flags = COMBINATIONS[combination]
+    name, flags = (COMBINATIONS | ANNEALED)[combination]
     return agent_of(name, learner, seed, **{**flags, **config})
 
 
@@ -77,13 +83,13 @@ def test_targets_are_those_of_what_was_played(combination: str, clip_rewards: bo
     trained: set[Place] = set()
     while trained != set(played.seen):  # ends, cuts and lost lives among them
         agent.learn(played.replay, updates=10)
-        for update in learner.updates:
+        for update in learner.noted:
             played.check(update)
             assert len(update.targets) == 8
             for place, target in zip(places(update.states), update.targets.tolist(), strict=True):
                 assert target == pytest.approx(expected[place], rel=1e-4, abs=1e-4)
                 trained.add(place)
-        learner.updates.clear()
+        learner.noted.clear()
 
 
 BY_HAND: list[tuple[str, dict[str, Any], list[float]]] = [
@@ -124,7 +130,7 @@ def test_targets_by_hand(
     monkeypatch.setattr(learner, "values", lambda s: online.repeat(len(s), 1))
     monkeypatch.setattr(learner, "target_values", lambda s: target.repeat(len(s), 1))
     agent_of(name, learner, gamma=0.5, **flags).learn(replay, 20)
-    targets = targets_by_row(learner.updates)
+    targets = targets_by_row(learner.noted)
     found = [targets[step, step] for step in range(1, 5)]
     assert found == pytest.approx(expected, abs=1e-6)
 
@@ -146,12 +152,30 @@ def test_nothing_overwritten_is_trained_on(
         played.play(steps)
         stored = played.replay.num_segments if agent.needs_segments else 1
         agent.learn(played.replay, updates if stored else 0)
-        for update in learner.updates:
+        for update in learner.noted:
             played.check(update)
-        learner.updates.clear()
+        learner.noted.clear()
 
 
-@every_combination
+@pytest.mark.parametrize("combination", ANNEALED)
+def test_annealed_targets_are_those_of_the_settings_at_the_update(combination: str) -> None:
+    played, _ = one_stream(5, 9, 30, 6)
+    learner = FallibleTables()
+    agent = combined(combination, learner)
+    annealing = Annealing(agent.config, 0)
+    expected = [targets_of(played, annealing.at(update)[0]) for update in range(17)]
+    agent.learn(played.replay, updates=40)
+    for update, noted in enumerate(learner.noted):
+        # A segment's targets are those of the update for which it was drawn.
+        first = update if combination == "n-step annealed" else 0
+        possible = expected[min(first, 16) : update + 1]
+        for place, target in zip(places(noted.states), noted.targets.tolist(), strict=True):
+            assert any(target == pytest.approx(each[place], abs=1e-4) for each in possible)
+    assert agent.target.config is agent.config
+    assert learner.noted[0].targets.tolist() != learner.noted[-1].targets.tolist()
+
+
+@pytest.mark.parametrize("combination", [*COMBINATIONS, *ANNEALED])
 @pytest.mark.parametrize("before", [0, 1, 5])
 def test_a_restored_agent_learns_the_same(tmp_path: Path, combination: str, before: int) -> None:
     played = Played(MadeUpGames(2, random_games(4, 30)), capacity=160)
@@ -166,7 +190,7 @@ def test_a_restored_agent_learns_the_same(tmp_path: Path, combination: str, befo
         played.play(20)
         for each in (agent, restored):
             each.learn(played.replay, 3)
-    for one, two in zip(learner.updates[before:], other.updates, strict=True):
+    for one, two in zip(learner.noted[before:], other.noted, strict=True):
         assert all(map(torch.equal, one, two))
     assert same(agent.state_dict(), restored.state_dict())
     assert agent.metrics() == restored.metrics()
@@ -185,7 +209,7 @@ def test_targets_computed_together_are_those_of_each_segment_alone(
         agent = combined(combination, learner)
         for updates in (1, 30, 7):
             agent.learn(played.replay, updates)
-    for one, other in zip(*(learner.updates for learner in learners), strict=True):
+    for one, other in zip(*(learner.noted for learner in learners), strict=True):
         assert all(map(torch.equal, one, other))
 
 
@@ -194,10 +218,10 @@ def test_metrics_are_means_of_one_update_in_sixteen_since_they_were_last_asked_f
     learner = TwoTables()
     agent = agent_of("dqn", learner)
     for parts in ([3], [2], [40], [10, 7, 16, 1]):
-        before = len(learner.updates)
+        before = len(learner.noted)
         for updates in parts:
             agent.learn(played.replay, updates)
-        measured = torch.stack([update.targets for update in learner.updates[before::16]])
+        measured = torch.stack([update.targets for update in learner.noted[before::16]])
         metrics = agent.metrics()
         assert metrics["q/target"] == pytest.approx(float(measured.mean()), rel=1e-5)
         assert {"loss/huber", "q/mean", "q/max"} <= metrics.keys()
