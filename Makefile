@@ -5,7 +5,8 @@
 # make check                             linters and types alone
 # make test-cpus                         tests with the instructions of this processor and of older ones
 # make fuzz                              100,000 damaged files and 2,000 command lines, at most 30 minutes
-# make faults                            kills and failing system calls, at most 90 minutes
+# make faults                            kills, failing calls, damaged files, at most 90 minutes
+# make soak                              30 minutes of training in constant memory
 # make docs-check                        every command of README and docs, shortened
 
 # Without GAME: one in which a small network learns within ten minutes on two cores.
@@ -39,7 +40,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN) -m pytest $(PYTEST_ARGS)
 AVX2   := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 LOWEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 
-.PHONY: train test test-all test-cpus fuzz faults check docs-check
+.PHONY: train test test-all test-cpus fuzz faults soak check docs-check
 .NOTPARALLEL:
 
 train: $(RUN_READY)
@@ -62,6 +63,9 @@ fuzz: $(DEV_READY)
 
 faults: $(DEV_READY)
 	OMP_NUM_THREADS=1 $(BIN) -m tests.faults
+
+soak: $(DEV_READY)
+	OMP_NUM_THREADS=1 $(BIN) -m tests.soak
 
 check: $(DEV_READY)
 	$(BIN) -m ruff check .

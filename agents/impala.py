@@ -1,6 +1,7 @@
 """The residual torso of Espeholt et al. 2018 (IMPALA), for images."""
 
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,8 @@ class ImpalaTorso(nn.Module):
                 ResidualBlock(outputs),
                 ResidualBlock(outputs),
             )
-        with torch.no_grad():
-            self.num_features = int(self(torch.zeros(1, stack, *frame_shape)).shape[1])
+        # Each stage halves the sides, rounded up.
+        self.num_features = sizes.filters[-1] * math.prod(-(-side // 8) for side in frame_shape)
 
     def forward(self, stacks: Tensor) -> Tensor:
         pixels = (stacks.float() / 255).contiguous(memory_format=torch.channels_last)

@@ -9,6 +9,7 @@ in docs/performance.md.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,9 @@ from ebu.errors import UsageError
 
 SMALLEST_SIDE = 36
 """Side of the smallest image that the three convolutions leave a pixel of."""
+
+MOST_WEIGHTS = 1 << 28
+"""Of a network: 1 GiB in float32."""
 
 
 class FirstConvolution(nn.Conv2d):
@@ -120,8 +124,10 @@ class NatureTorso(nn.Sequential):
             nn.ReLU(inplace=True),
             FlattenPixels(),
         )
-        with torch.no_grad():
-            self.num_features = int(self(torch.zeros(1, stack, *frame_shape)).shape[1])
+        sides = frame_shape
+        for kernel, stride in zip(KERNELS, STRIDES, strict=True):
+            sides = tuple((side - kernel) // stride + 1 for side in sides)
+        self.num_features = sizes.filters[-1] * math.prod(sides)
 
     def maps(self, stacks: Tensor) -> tuple[list[Tensor], Tensor]:
         """The convolutions' outputs (B, C, H, W) after their ReLU, and the flat features."""
@@ -326,9 +332,39 @@ def build_network(
     convolutions, grids (C, H, W) a single one, flat ones a hidden layer in their place, with biases
     in [-2, 2].
 
-    Raises `UsageError` for an unknown name, an image too small for the convolutions, and ranks of
-    convolutions that flat frames leave out, or above the number of features.
+    Raises `UsageError` for an unknown name, more than `MOST_WEIGHTS`, an image too small for the
+    convolutions, and ranks of convolutions that flat frames leave out, or above the features.
     """
+    assemble = partial(_assemble, name, stack, frame_shape, num_actions, quantiles)
+    # A name may come from a stranger's file: its size is known before it takes any memory.
+    with torch.device("meta"):
+        weights = sum(weight.numel() for weight in assemble().parameters())
+    if weights > MOST_WEIGHTS:
+        raise UsageError(
+            f"network '{name}' has {weights:,} weights here: choose one of at most {MOST_WEIGHTS:,}"
+        )
+    network = assemble()
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.constant_(module.bias, 0.1)
+    torso, _ = network
+    if isinstance(torso, VectorTorso):
+        torso.spread(generator)
+    with torch.no_grad():
+        for stream in network.modules():
+            if isinstance(stream, PlainHead):
+                for each in stream[-1].parameters():
+                    each.mul_(output_scale)
+    channels_last: QNetwork = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return channels_last
+
+
+def _assemble(
+    name: str, stack: int, frame_shape: tuple[int, ...], num_actions: int, quantiles: int
+) -> QNetwork:
+    """A network before its weights are drawn; raises as `build_network`."""
     sizes = architecture(name)
     torso: NatureTorso | VectorTorso | GridTorso | ImpalaTorso
     if len(frame_shape) == 2 and sizes.impala:
@@ -350,24 +386,10 @@ def build_network(
             f"features is too high: {torso.num_features} at most"
         )
     per_action = max(1, quantiles)
-    network = QNetwork(
+    return QNetwork(
         torso,
         DuelingHead(sizes, torso.num_features, num_actions, per_action)
         if sizes.dueling
         else PlainHead(sizes, torso.num_features, num_actions * per_action),
         quantiles,
     )
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)
-            if module.bias is not None:
-                nn.init.constant_(module.bias, 0.1)
-    if isinstance(torso, VectorTorso):
-        torso.spread(generator)
-    with torch.no_grad():
-        for stream in network.modules():
-            if isinstance(stream, PlainHead):
-                for weights in stream[-1].parameters():
-                    weights.mul_(output_scale)
-    channels_last: QNetwork = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return channels_last

@@ -71,7 +71,7 @@ def contents(out: Path) -> dict[str, Any]:
     for path in sorted(out.rglob("*")):
         name = str(path.relative_to(out))
         if path.suffix == ".json" and path.name in ("result.json", "report.json", "teacher.json"):
-            found[name] = _without_seconds(json.loads(path.read_text()))
+            found[name] = without_seconds(json.loads(path.read_text()))
         elif path.name in ("state.safetensors", "frames.zst") and "training" not in path.parts:
             found[name] = path.read_bytes()
         elif path.name == "config.json" and path.parent != out:
@@ -81,11 +81,11 @@ def contents(out: Path) -> dict[str, Any]:
     return found
 
 
-def _without_seconds(value: Any) -> Any:
+def without_seconds(value: Any) -> Any:
     """A record without what depends on the clock."""
     if isinstance(value, dict):
-        return {key: _without_seconds(x) for key, x in value.items() if key != "seconds"}
-    return [_without_seconds(x) for x in value] if isinstance(value, list) else value
+        return {key: without_seconds(x) for key, x in value.items() if key != "seconds"}
+    return [without_seconds(x) for x in value] if isinstance(value, list) else value
 
 
 def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:

@@ -1,225 +1,258 @@
-"""Kills and failing system calls in bulk: what is started again ends as if nothing had happened.
+"""Kills, failing calls and damaged files in bulk: the next start ends as if nothing had happened.
 
-    python -m tests.faults --cases 400 --minutes 90
+    python -m tests.faults --minutes 90 --processes 2
 
-A case runs a command in children forked from this process, which has imported everything. Each of
-its first children is killed at a random call that touches files, or has such a call fail, once or
-from then on; the last one is left alone. Its result must be that of a run that was never touched.
+Three parts, of cases that are functions of their numbers:
+
+| part | case |
+| --- | --- |
+| kills | a command is killed at a random call that touches files, then perhaps killed again or |
+| | given failing calls; the last start is left alone and must end as one never touched |
+| calls | of a command each such call, one after the other, fails once or from then on; the next |
+| | start must end as one never touched |
+| files | of a command killed halfway each file is flipped, cut, emptied, swapped, replaced by a |
+| | link, a pipe, a directory, or removed; the next start ends with one line, or with the weights |
+| | of one never touched |
 """
 
 import argparse
-import builtins
-import contextlib
 import errno
-import io
-import os
+import multiprocessing
 import random
 import shutil
 import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from agents import AGENTS
-from ebu.commands import distill, trainer  # noqa: F401 (loaded before any fork)
-from ebu.commands.train import main as train
-from ebu.run.checkpoint import load_latest
-from ebu.run.cli import run_command
-from tests.distillations import FLAGS, GREY, NUMBERS, contents, train_teacher
-from tests.made_up import same
-
-SMALL = (
-    "--num-envs 2 --replay-capacity 300 --learning-starts 50 --updates-per-step 0.1 --threads 1 "
-    "--device cpu --log-every-frames 100 --eval-every-frames 150 --eval-episodes 2 "
-    "--checkpoint-minutes 0.002"
+from tests.damage import HOW, damage
+from tests.fault_settings import (
+    SAVED_SELDOM,
+    SETTINGS,
+    Prepared,
+    prepared,
+    shrink,
+    train_teachers,
+    weights_among,
 )
-ATARI = f"{SMALL} --frames 1600 --game pong --network 2-2-2/4 --eval-every-frames 0"
-TRAININGS = {
-    **{agent: f"{SMALL} --frames 240 --game {NUMBERS} --agent {agent}" for agent in AGENTS},
-    "paper": f"{ATARI} --protocol paper",
-    "machado": f"{ATARI} --protocol machado",
-    "CartPole-v1": f"{SMALL} --frames 400 --game CartPole-v1",
-    "--distill": f"{SMALL} --frames 300 --game {GREY} --network 3-3-3/6 --distill 2-2-2/4",
+from tests.faulty_calls import ERRNOS, READING, Fault
+
+SHARES = 8
+"""Long lists of cases are done in this many parts."""
+
+
+class Case(NamedTuple):
+    """What is done to which command."""
+
+    part: str
+    name: str
+    number: int
+
+    def __str__(self) -> str:
+        return "/".join(map(str, self))
+
+
+def kill(setting: Prepared, out: Path, rng: random.Random) -> Iterator[str]:
+    """Kill it at a random call, sometimes again, or let calls fail; yields what happens."""
+    for start in range(rng.choice((1, 1, 2, 3))):
+        number = None if start == 0 else rng.choice((None, None, *ERRNOS))
+        at, lasting = rng.randrange(1, len(setting.calls) + 1), rng.random() < 0.5
+        code, _ = setting.start(out, Fault(out, at, number, lasting=lasting))
+        if code == -signal.SIGKILL:
+            yield "kills"
+        elif code in (0, 1, 2):
+            yield "failing calls" if number else "ends before the kill"
+        else:
+            raise AssertionError(f"exit code {code}: {setting.said()}")
+    finish(setting, out)
+
+
+def finish(setting: Prepared, out: Path) -> None:
+    """Start it once more: it must leave what it should."""
+    code, _ = setting.start(out)
+    said = setting.said()
+    assert code == 0, f"exit code {code} at last: {said}"
+    assert "Traceback" not in said, said
+    differences = setting.differences(out)
+    assert not differences, f"differs in {', '.join(differences)}: {said}"
+
+
+def failures_of(setting: Prepared) -> list[tuple[int, int, bool]]:
+    """Each of its calls with an error, once and from then on; of a training, with every error."""
+    found = []
+    for place, call in enumerate(setting.calls):
+        errors = ERRNOS if setting.name == "a training" else (ERRNOS[place % len(ERRNOS)],)
+        for lasting in (False, True):
+            found += [(place, number, lasting) for number in errors]
+            if call in READING:
+                found[-len(errors) :] = [(place, errno.EIO, lasting)]
+    return found
+
+
+def fail(setting: Prepared, out: Path, number: int) -> Iterator[str]:
+    """Let one call of it fail; see `failures_of`."""
+    place, which, lasting = failures_of(setting)[number]
+    code, calls = setting.start(out, Fault(out, place + 1, which, lasting=lasting))
+    said = setting.said()
+    what = f"{errno.errorcode[which]} at {' '.join(calls[max(0, place - 3) : place + 1])}"
+    assert code in (0, 1, 2), f"{what}: exit code {code}: {said}"
+    assert "Traceback" not in said, f"{what}: {said}"
+    yield "failing calls"
+    try:
+        finish(setting, out)
+    except AssertionError as error:
+        raise AssertionError(f"{what}: {said}{error}") from error
+
+
+def alter(setting: Prepared, out: Path, number: int) -> Iterator[str]:
+    """Damage a file of it, halfway, by its place and how; then start it."""
+    place, which = divmod(number, len(HOW))
+    shutil.copytree(setting.half(), out)
+    outside = out.with_name("outside")
+    outside.write_bytes(b"another's")
+    files = files_of(out)
+    what = f"{files[place].relative_to(out)}, {HOW[which]}"
+    damage(files[place], HOW[which], files, random.Random(number), outside=outside)
+    code, _ = setting.start(out)
+    said = setting.said()
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert code in (0, 1, 2), f"{what}: exit code {code}: {said}"
+    assert "Traceback" not in said, f"{what}: {said}"
+    assert len(errors) == (code != 0), f"{what}: exit code {code}: {said}"
+    assert outside.read_bytes() == b"another's", f"{what}: wrote outside"
+    if code == 0:
+        differences = weights_among(setting.differences(out))
+        assert not differences, f"{what}: differs in {', '.join(differences)}: {said}"
+    yield f"damaged files, exit code {code}"
+
+
+def files_of(directory: Path) -> list[Path]:
+    """The files in a directory, in order."""
+    return [path for path in sorted(directory.rglob("*")) if path.is_file()]
+
+
+PARTS = {
+    "kills": tuple(SETTINGS),
+    "files": tuple(SAVED_SELDOM),
+    "calls": tuple(SAVED_SELDOM),
 }
-DISTILLATIONS = {
-    "distill": "",
-    "baselines": "--baselines hard kl+hint=0.1",
-    "mutual": "--mutual",
-    "generations": "--generations 2",
-}
-ERRNOS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EMFILE)
-CALLS = ((os, "fsync"), (os, "replace"), (os, "mkdir"), (os, "open"), (os, "write"), (io, "open"))
 
 
-class Fault:
-    """What happens at a call that touches the files of a directory: nothing, a kill, an error."""
-
-    def __init__(self, root: Path, at: int, number: int | None, lasting: bool) -> None:
-        """`number`: of the error; None kills. `at`: the call, counted from 1; 0 for none."""
-        self.calls = 0
-        self._root, self._at, self._number, self._lasting = str(root), at, number, lasting
-
-    def install(self) -> None:
-        for owner, name in CALLS:
-            setattr(owner, name, self._faulty(getattr(owner, name)))
-        builtins.open = io.open
-
-    def _faulty(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            where = args[0]
-            if isinstance(where, int):
-                with contextlib.suppress(OSError):
-                    where = os.readlink(f"/proc/self/fd/{where}")
-            if str(where).startswith(self._root):
-                self.calls += 1
-                if self.calls == self._at or (self._lasting and 0 < self._at < self.calls):
-                    if self._number is None:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    raise OSError(self._number, os.strerror(self._number or 0))
-            return original(*args, **kwargs)
-
-        return call
+def count_of(part: str, setting: Prepared, kills: int) -> int:
+    """How many cases there are."""
+    if part == "kills":
+        return kills
+    if part == "files":
+        return len(files_of(setting.half())) * len(HOW)
+    return len(failures_of(setting))
 
 
-def run(main: Callable[[], int], args: str, log: Path, fault: Fault) -> tuple[int, int]:
-    """Run a command in a forked child: its exit code, negative for a signal, and its calls."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(descriptor, 1)
-            os.dup2(descriptor, 2)
-            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-            sys.argv = ["command", *args.split()]
-            fault.install()
-            run_command(main)
-        except SystemExit as exit_:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os.write(writing, str(fault.calls).encode())
-            os._exit(int(exit_.code or 0))
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-        finally:
-            os._exit(70)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        calls = int(pipe.read() or 0)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status), calls
-
-
-class Setting:
-    """A command, what it leaves when nothing happens, and in how many calls."""
-
-    def __init__(self, name: str, root: Path, teacher: Path) -> None:
-        self.name, self.root = name, root / name.replace("/", "_")
-        self.root.mkdir()
-        self._teacher = teacher
-        self.reference = self.root / "reference"
-        code, self.calls = self.start(self.reference, 0, None)
-        assert code == 0, (self.root / "log").read_text()
-
-    def start(
-        self, out: Path, at: int, number: int | None, lasting: bool = False
-    ) -> tuple[int, int]:
-        """Run it in this directory, with a fault at this call."""
-        fault = Fault(out, at, number, lasting)
-        if self.name in TRAININGS:
-            args = f"{TRAININGS[self.name]} --run-dir {out}"
-            return run(train, args, self.root / "log", fault)
-        args = f"{self._teacher} --out {out} {' '.join(FLAGS)} {DISTILLATIONS[self.name]}"
-        return run(distill.main, args, self.root / "log", fault)
-
-    def differs(self, out: Path) -> str:
-        """How what is there differs from the reference; empty where it does not."""
-        if self.name in DISTILLATIONS:
-            one, other = contents(self.reference), contents(out)
-            names = [name for name in one.keys() | other.keys() if one.get(name) != other.get(name)]
-            return ", ".join(sorted(name for name in names if "config.json" not in name))
-        for log in ("metrics.jsonl", "evaluations.jsonl"):
-            if (self.reference / log).read_bytes() != (out / log).read_bytes():
-                return log
-        for folder in ("checkpoints", "best"):
-            pair = [load_latest(each / folder) for each in (self.reference, out)]
-            if not same(*(checkpoint and checkpoint.state for checkpoint in pair)):
-                return folder
-        return ""
-
-    def case(self, number: int, seed: int) -> tuple[Counter[str], str]:
-        """One case; what happened in it, and what is wrong, if anything is."""
-        rng = random.Random(f"{seed}-{number}")
-        out, happened = self.root / f"case{number}", Counter[str]()
-        log = self.root / "log"
-        log.write_bytes(b"")
-        for _ in range(rng.choice((1, 1, 2, 3))):
-            number_or_kill = rng.choice((None, None, *ERRNOS))
-            lasting = number_or_kill is not None and rng.random() < 0.5
-            at = rng.randrange(1, self.calls + 1)
-            code, _ = self.start(out, at, number_or_kill, lasting)
-            if code == -signal.SIGKILL:
-                happened["kills"] += 1
-            elif code in (0, 1, 2):
-                happened["errors" if number_or_kill else "ends before the kill"] += 1
-            else:
-                return happened, f"exit code {code}"
-        code, _ = self.start(out, 0, None)
-        said = log.read_text(errors="replace")
-        if code != 0 or "Traceback" in said:
-            return happened, f"exit code {code}: {said[-1500:]}"
-        wrong = self.differs(out)
-        shutil.rmtree(out)
-        return happened, wrong and f"differs in {wrong}"
-
-
-def faults(
-    names: list[str], numbers: range, seed: int, until: float, root: Path
-) -> tuple[Counter[str], list[str]]:
-    """Try cases over these settings in turn; what happened, and what was wrong."""
-    teacher = root / "teacher"
-    if set(names) & DISTILLATIONS.keys():
-        train_teacher(teacher)
-    settings: dict[str, Setting] = {}
-    happened, wrong = Counter[str](), []
-    for number in numbers:
-        if time.monotonic() > until:
-            break
-        name = names[number % len(names)]
-        if name not in settings:
-            settings[name] = Setting(name, root, teacher)
-        met, how = settings[name].case(number, seed)
-        happened += met + Counter(cases=1)
-        if how:
-            wrong.append(f"case {number}, {name}: {how}")
+def attempt(case: Case, root: Path, seed: int) -> tuple[Counter[str], str]:
+    """Try a case; what happened in it, and what is wrong, if anything is."""
+    setting = prepared(case.name, root)
+    out = setting.directory / f"{case.part}{case.number}"
+    match case.part:
+        case "kills":
+            events = kill(setting, out, random.Random(f"{seed}-{case}"))
+        case "files":
+            events = alter(setting, out, case.number)
+        case _:
+            events = fail(setting, out, case.number)
+    happened = Counter({f"cases of {case.part}": 1})
+    wrong = ""
+    try:
+        for event in events:
+            happened[event] += 1
+    except Exception as error:
+        wrong = f"{case}: {error if isinstance(error, AssertionError) else repr(error)}"[-2000:]
+    shutil.rmtree(out, ignore_errors=True)
     return happened, wrong
+
+
+class Work(NamedTuple):
+    """A share of the cases of a part."""
+
+    part: str
+    name: str
+    share: int
+    shares: int
+
+
+def plan(parts: Sequence[str], only: Sequence[str]) -> list[Work]:
+    """All work, in the order in which it is done."""
+    found = []
+    for part in parts:
+        shares = 1 if part == "kills" else SHARES
+        names = [name for name in PARTS[part] if not only or name in only]
+        found += [Work(part, name, share, shares) for share in range(shares) for name in names]
+    return found
+
+
+def carry_out(
+    work: Work, root: Path, kills: int, seed: int, until: float
+) -> tuple[Work, Counter[str], list[str]]:
+    """Try a share of cases while there is time; what happened, and what was wrong."""
+    mine = root / str(multiprocessing.current_process().name)
+    mine.mkdir(exist_ok=True)
+    if not (mine / "teachers").exists():
+        (mine / "teachers").symlink_to(root / "teachers")
+    happened, wrong = Counter[str](), []
+    count = count_of(work.part, prepared(work.name, mine), kills)
+    numbers = range(work.share, count, work.shares)
+    for done, number in enumerate(numbers):
+        if time.monotonic() > until:
+            happened["cases left out"] += len(numbers) - done
+            break
+        met, how = attempt(Case(work.part, work.name, number), mine, seed)
+        happened += met
+        wrong += [how] * bool(how)
+    return work, happened, wrong
 
 
 def main() -> None:
     """Try cases until all are done or the time is over, and print the counts."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--cases", type=int, default=400)
-    options.add_argument("--first", type=int, default=0)
+    options.add_argument("--kills", type=int, default=7, help="cases of each command")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--minutes", type=float, default=90.0)
-    options.add_argument("--only", nargs="+", default=[*TRAININGS, *DISTILLATIONS])
+    options.add_argument("--processes", type=int, default=2)
+    options.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    options.add_argument("--only", nargs="+", default=[], help="commands")
+    options.add_argument("--case", help="this one alone, as it was named")
     given = options.parse_args()
     began = time.monotonic()
-    numbers = range(given.first, given.first + given.cases)
-    with tempfile.TemporaryDirectory() as root:
-        until = began + 60 * given.minutes
-        happened, wrong = faults(given.only, numbers, given.seed, until, Path(root))
-    print("\n".join(wrong))
-    print(f"{dict(happened)}: {len(wrong)} wrong, {time.monotonic() - began:,.0f} s")
-    if happened["cases"] < given.cases:
+    until = began + 60 * given.minutes
+    shrink()
+    happened, count = Counter[str](), 0
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        train_teachers(root / "teachers")
+        if given.case:
+            part, name, number = given.case.rsplit("/", 2)
+            print(attempt(Case(part, name, int(number)), root, given.seed))
+            return
+        context = multiprocessing.get_context("fork")
+        with context.Pool(given.processes) as pool:
+            tasks = [
+                pool.apply_async(carry_out, (work, root, given.kills, given.seed, until))
+                for work in plan(given.parts, given.only)
+            ]
+            for task in tasks:
+                work, met, wrong = task.get()
+                happened += met
+                count += len(wrong)
+                seconds = time.monotonic() - began
+                print(f"{seconds:7,.0f} s {work.part} {work.name}: {dict(met)}", flush=True)
+                for each in wrong:
+                    print(f"WRONG {each}", flush=True)
+    print(f"{dict(happened)}: {count} wrong, {time.monotonic() - began:,.0f} s")
+    if happened["cases left out"]:
         sys.exit("not all was tried: give it more --minutes")
-    sys.exit(bool(wrong))
+    sys.exit(bool(count))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@ Every input is a function of the seed and its number, so a failure is repeated b
 
 import argparse
 import contextlib
-import copy
 import dataclasses
 import io
 import json
-import os
 import random
-import shutil
+import resource
 import sys
 import tempfile
 import time
@@ -44,15 +42,12 @@ from ebu.run.cli import parse
 from ebu.run.directory import identity_of, read_config
 from ebu.run.logs import last_frames
 from tests.checkpoints import reseal
+from tests.damage import HOW, damage, restore
 from tests.distillations import distilled, train_teacher
 from tests.run_directories import evaluation
 
-ODD: list[Any] = [
-    *(None, True, False, 0, -1, 1, 7, 2**31, 2**63, -(2**63) - 1, 10**400, 0.5, -0.0, 1e308),
-    *(float("nan"), float("inf"), "", "x", "pong", "a\nb", "\x00", "\ud800", "ε", "../..", "-x"),
-    *("9" * 500, "0x10", "1e400", [], {}, [[]], [None], [1, 2, 3], [-1], {"": 1}, ["tensor"]),
-    *(["value", 1], ["array"], ["hexadecimal", "0x"], [[1] * 70] * 3, "frames.zst", "module:Env"),
-]
+MOST_MEMORY = 1 << 30
+"""No input here is worth more."""
 Loader = Callable[[Path], object]
 
 
@@ -115,87 +110,6 @@ def make_samples(root: Path) -> dict[str, Path]:
     return {"run": run_dir, "out": root / "out", "student": student}
 
 
-def damage(path: Path, others: list[Path], rng: random.Random) -> str:
-    """Alter a file in one of many ways; says how."""
-    content = path.read_bytes()
-    kinds = [
-        "flip",
-        "cut",
-        "empty",
-        "insert",
-        "swap",
-        "link",
-        "device",
-        "pipe",
-        "directory",
-        "gone",
-    ]
-    # What a program would write is the harder case.
-    kinds += 12 * ["json"] if path.suffix in (".json", ".jsonl") else 3 * ["flip"]
-    how = rng.choice(kinds)
-    position = rng.randrange(len(content) + 1)
-    match how:
-        case "flip":
-            altered = bytearray(content)
-            for _ in range(rng.choice((1, 1, 8))):
-                if altered:
-                    altered[rng.randrange(len(altered))] ^= 1 << rng.randrange(8)
-            path.write_bytes(altered)
-        case "cut":
-            path.write_bytes(content[:position])
-        case "empty":
-            path.write_bytes(b"")
-        case "insert":
-            odd = rng.choice((b"\x00", b"\xff\xfe", b"[" * 100_000, b'"', b"\n", rng.randbytes(9)))
-            path.write_bytes(content[:position] + odd + content[position:])
-        case "swap":
-            path.write_bytes(rng.choice(others).read_bytes())
-        case "json":
-            path.write_bytes(altered_json(content, rng, log=path.suffix == ".jsonl"))
-        case _:
-            path.unlink()
-            match how:
-                case "link":
-                    path.symlink_to(rng.choice(("/etc/passwd", "/nowhere", "..", path.name)))
-                case "device":
-                    path.symlink_to("/dev/zero")
-                case "pipe":
-                    os.mkfifo(path)
-                case "directory":
-                    path.mkdir()
-    return how
-
-
-def altered_json(content: bytes, rng: random.Random, *, log: bool) -> bytes:
-    """JSON, or lines of it, with a value replaced, a key lost, or a key more."""
-    lines = content.splitlines() if log else [content]
-    if not lines:
-        return rng.randbytes(9)
-    number = rng.randrange(len(lines))
-    value = json.loads(lines[number])
-    for _ in range(rng.choice((1, 1, 2))):
-        nodes = [node for node in _nodes(value) if node]
-        if not nodes:
-            break
-        node = rng.choice(nodes)
-        key = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
-        if isinstance(node, dict) and rng.random() < 0.15:
-            del node[key]
-        elif rng.random() < 0.2:
-            node[key] = [node[key]]
-        else:
-            node[key] = copy.deepcopy(rng.choice(ODD))
-    lines[number] = json.dumps(value).encode()
-    return b"\n".join(lines) + b"\n"
-
-
-def _nodes(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict | list):
-        yield value
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _nodes(inner)
-
-
 @contextlib.contextmanager
 def damaged(root: Path, rng: random.Random) -> Iterator[str]:
     """The directory with one file altered, and whole again afterwards."""
@@ -204,7 +118,10 @@ def damaged(root: Path, rng: random.Random) -> Iterator[str]:
     (path,) = rng.choices(files, weights)
     manifest = path.parent / "manifest.json"
     before = {each: each.read_bytes() for each in {path, manifest} if each.is_file()}
-    how = damage(path, files, rng)
+    # What a program would write is the harder case.
+    kinds = [*HOW, *(12 * ["json"] if path.suffix in (".json", ".jsonl") else 3 * ["flip"])]
+    how = rng.choice(kinds)
+    damage(path, how, files, rng)
     if manifest in before and path.is_file() and not path.is_symlink() and rng.random() < 0.7:
         # As a stranger would, who knows how digests are made.
         with contextlib.suppress(Exception):
@@ -213,11 +130,7 @@ def damaged(root: Path, rng: random.Random) -> Iterator[str]:
         yield f"{path.relative_to(root)}: {how}"
     finally:
         for each, content in before.items():
-            if each.is_dir() and not each.is_symlink():
-                shutil.rmtree(each)
-            else:
-                each.unlink(missing_ok=True)
-            each.write_bytes(content)
+            restore(each, content)
 
 
 def fuzz_loaders(samples: dict[str, Path], numbers: range, seed: int, until: float) -> Counter[str]:
@@ -236,7 +149,7 @@ def fuzz_loaders(samples: dict[str, Path], numbers: range, seed: int, until: flo
 
 def outcome(call: Callable[[], object], what: str) -> str:
     """`loaded`, `refused` or `helped`; for anything else, what the input was and what came."""
-    began = time.process_time()
+    began, largest = time.process_time(), largest_memory()
     try:
         with silence():
             call()
@@ -253,8 +166,16 @@ def outcome(call: Callable[[], object], what: str) -> str:
         at = traceback.extract_tb(error.__traceback__)[-4:]
         where = " ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in at)
         return f"{what}: {error!r} at {where}"
-    seconds = time.process_time() - began
-    return found if seconds < 20 else f"{what}: took {seconds:.0f} s"
+    if (seconds := time.process_time() - began) > 20:
+        return f"{what}: took {seconds:.0f} s"
+    if (taken := largest_memory() - largest) > MOST_MEMORY:
+        return f"{what}: took {taken:,} bytes of memory"
+    return found
+
+
+def largest_memory() -> int:
+    """The most that has been resident so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @contextlib.contextmanager
@@ -337,6 +258,8 @@ def main() -> None:
     options.add_argument("--minutes", type=float, default=30.0)
     given = options.parse_args()
     began = time.monotonic()
+    # What takes all memory fails here, before the machine does.
+    resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
     until = began + 60 * given.minutes
     with tempfile.TemporaryDirectory() as root:
         last = given.first + given.commands

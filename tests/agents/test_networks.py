@@ -312,3 +312,27 @@ def test_a_grid_network_keeps_small_cells_and_scales_bytes_by_their_logarithm() 
         one = torch.zeros(2 * 4 * 5 * 3)
         one[cell] = 1
         assert not torch.equal(network(one.view(1, 2, 4, 5, 3)), values)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("9999-9999-9999/9999", {}),
+        ("impala9999", {}),
+        ("9-9-9999/9999", {"frame_shape": (1 << 20,), "stack": 1}),
+        ("nature", {"quantiles": 10**9}),
+        ("dueling", {"num_actions": 10**9}),
+    ],
+)
+def test_a_network_of_any_size_is_refused_before_it_takes_memory(
+    name: str, shape: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match=r"at most [\d,]+$"):
+        network_of(name, **shape)
+
+
+@pytest.mark.parametrize("sides", [(37, 53), (84, 85), (100, 36), (83, 91)])
+@pytest.mark.parametrize("name", ["net3", "impala"])
+def test_images_of_any_sides_fit_the_dense_layer(name: str, sides: tuple[int, int]) -> None:
+    network = network_of(name, frame_shape=sides)
+    assert network(pixels(2, 4, sides)).shape == (2, 5)

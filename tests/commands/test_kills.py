@@ -1,13 +1,23 @@
 """The first cases of `make faults`."""
 
-import time
+from collections import Counter
 from pathlib import Path
 
-from tests.faults import faults
+import pytest
+
+from tests.faults import Case, attempt
 
 
-def test_what_is_killed_or_fails_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    happened, wrong = faults(["ebu"], range(1), 0, time.monotonic() + 300, tmp_path)
-    assert not wrong
-    assert happened["cases"] == 1
-    assert happened["kills"] + happened["errors"] >= 1
+@pytest.mark.parametrize(
+    ("part", "name", "numbers"),
+    [("kills", "dqn", (1,)), ("calls", "a training", (900,)), ("files", "a training", (45, 125))],
+)
+def test_what_is_killed_fails_or_is_damaged_ends_as_if_nothing_had_happened(
+    part: str, name: str, numbers: tuple[int, ...], tmp_path: Path
+) -> None:
+    happened = Counter[str]()
+    for number in numbers:
+        met, wrong = attempt(Case(part, name, number), tmp_path, seed=0)
+        assert not wrong
+        happened += met
+    assert happened.total() == 2 * len(numbers)
