@@ -56,6 +56,13 @@ COMMITTED = "docs/results/settings"
 SETS = ("paper49", "atari5", "all57", "atari100k", "atari100k-5")
 RUN_AS, SKIPPED = "run as: ", "skipped: "
 SERVER_SECONDS = 60
+# What part of a game's name tells of a package that is not always there, and the package.
+GAMES_OF = {
+    "MinAtar/": "minatar",
+    "minigrid:": "minigrid",
+    "Lander-": "Box2D",
+    "CarRacing-": "Box2D",
+}
 
 
 def shorten(args: Sequence[str], table: Table = SHORT) -> list[str]:
@@ -118,6 +125,9 @@ def run_python(args: list[str]) -> NoReturn:
             skip("five minutes, and no flag for the updates of the generators")
         if {"sb3", "benchmarks.env_speed"} & set(args) and not _has_benchmarks():
             skip("Stable-Baselines3 and OpenCV are not installed here")
+        for part, package in GAMES_OF.items():
+            if any(part in arg for arg in args) and not util.find_spec(package):
+                skip(f"{package} is not installed here")
         if "--render" in args and "DISPLAY" not in os.environ:
             if not (shutil.which("xvfb-run") and util.find_spec("_tkinter")):
                 skip("there is no display here, or no xvfb-run and Tk to do without")
@@ -130,6 +140,10 @@ def run_pip(args: list[str]) -> NoReturn:
     """Install from what is here: nothing is downloaded."""
     if any("[bench]" in arg for arg in args) and not _has_benchmarks():
         skip("a download that only the comparison with Stable-Baselines3 needs")
+    if any("[environments]" in arg for arg in args) and not all(
+        map(util.find_spec, GAMES_OF.values())
+    ):
+        skip("a download that only some environments need")
     os.environ["PIP_NO_BUILD_ISOLATION"] = "0"
     os.execv(sys.executable, [sys.executable, "-m", "pip", *args])
 

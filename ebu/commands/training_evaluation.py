@@ -13,6 +13,7 @@ from ebu.commands.showing import warn
 from ebu.evaluation import Evaluation, Evaluator, seeds_at
 from ebu.interfaces import TrainingEnvironment
 from ebu.run.logs import Monitor
+from ebu.run.video import scale_down
 from envs.film import CannotFilmError, film
 
 FILM_STEPS, FILM_EVERY, FILM_FPS = 1_000, 4, 15
@@ -61,7 +62,7 @@ class TrainingEvaluation:
         env, played = self._last
         try:
             game = film(env, *played.recording(played.best_game))
-            pictures = list(islice(game, 0, FILM_STEPS, FILM_EVERY))
+            pictures = [scale_down(one) for one in islice(game, 0, FILM_STEPS, FILM_EVERY)]
             self.monitor.animation(frames, "eval/best_game", np.stack(pictures), fps=FILM_FPS)
         except CannotFilmError:
             self._can_film = False

@@ -26,7 +26,7 @@ def write_video(path: Path, pictures: Iterable[np.ndarray], *, fps: int) -> None
 
     Raises `EbuError` where the disk fails.
     """
-    scaled = [_scaled_down(picture) for picture in pictures]
+    scaled = [scale_down(picture) for picture in pictures]
     encode = animated_gif if path.suffix.lower() == ".gif" else _mp4
     write_whole(path, encode(scaled, fps))
 
@@ -75,7 +75,8 @@ def _with_one_palette(pictures: Sequence[np.ndarray]) -> list[Image.Image]:
     return images
 
 
-def _scaled_down(picture: np.ndarray) -> np.ndarray:
+def scale_down(picture: np.ndarray) -> np.ndarray:
+    """The picture with sides of at most `LONGEST_SIDE` pixels."""
     if max(picture.shape[:2]) <= LONGEST_SIDE:
         return picture
     image = Image.fromarray(picture)
