@@ -52,11 +52,11 @@ is no difference, corrected for the number of comparisons (Holm); *higher* and *
 where it is below 0.05. Two intervals of retention that overlap, or do not, compare nothing."""
 HOW_TIMED = """\
 Inference of one state (batch 1) on one thread, without preprocessing and emulator: median and 99th
-percentile, timed in blocks that take turns, so that ratios hold where a busy machine slows all."""
+percentile."""
 PARITY = """\
 Difference: largest of any output between file and torch, as a share of the outputs' spread within a
-state; a file beyond the tolerance is not written. Int8 files are calibrated on states to train on;
-their agreement is the share of held-out states with the float32 network's action."""
+state; a file beyond the tolerance is not written. Int8 agreement: share of held-out states, none of
+them calibrated on, with the float32 network's action."""
 
 
 def write_report(out: Path, main: str) -> Report:
@@ -112,7 +112,7 @@ def _setting(teacher: TeacherRecord) -> str:
     return (
         f"Teacher: {teacher['network']} from `{teacher['run_dir']}`, trained on "
         f"{teacher['frames']:,} frames; {teacher['num_actions']} actions. It scores "
-        f"{_score(score)}{of_human}. Every score is the mean "
+        f"{score_cell(score)}{of_human}. Every score is the mean "
         f"of {score['games']} games under protocol `{score['protocol']}` with ε = "
         f"{score['epsilon']:g} and seed {score['seed']}, random play aside (ε = 1). States, from "
         f"{states['source']}{rounds}: {states['train']:,} to train on, {states['held_out']:,} of "
@@ -125,7 +125,7 @@ def _setting(teacher: TeacherRecord) -> str:
 
 def _members(members: Sequence[MemberRecord]) -> str:
     """The members of an ensemble of teachers."""
-    return _table(
+    return table(
         members,
         ("member of the ensemble", lambda member: f"`{member['member']}`"),
         ("frames", lambda member: f"{member['frames']:,}"),
@@ -136,13 +136,13 @@ def _members(members: Sequence[MemberRecord]) -> str:
 
 def _scores(rows: Sequence[Row]) -> str:
     above = {None: NONE, True: "yes", False: "no"}
-    return _table(
+    return table(
         rows,
         ("policy", _policy),
         ("method", lambda row: _cell(row["method"])),
         ("seed", lambda row: _cell(row["seed"])),
-        ("score, 95 %", lambda row: _score(row["evaluation"])),
-        ("retained, 95 %", lambda row: _retained(row["retention"], row["retention_95"])),
+        ("score, 95 %", lambda row: score_cell(row["evaluation"])),
+        ("retained, 95 %", lambda row: share_cell(row["retention"], row["retention_95"])),
         ("raw ratio", lambda row: _figure(row["raw_ratio"], "{:.3f}")),
         ("agreement", lambda row: _figure(row["agreement"], "{:.1%}")),
         ("regret", lambda row: _figure(row["regret"], "{:.4g}")),
@@ -159,15 +159,15 @@ def _policy(row: Row) -> str:
 
 
 def _methods(methods: Sequence[MethodRow]) -> str:
-    return _table(
+    return table(
         methods,
         ("student", lambda row: _code(row["name"])),
         ("method", lambda row: row["method"]),
         ("seeds", lambda row: ", ".join(map(str, row["seeds"]))),
         ("chosen", lambda row: str(row["chosen_seed"])),
         ("score", lambda row: f"{row['score']:,.2f}"),
-        ("retained, 95 % of the method", lambda r: _retained(r["retention"], r["retention_95"])),
-        ("another student, 95 %", lambda row: _ends(row["another_95"])),
+        ("retained, 95 % of the method", lambda r: share_cell(r["retention"], r["retention_95"])),
+        ("another student, 95 %", lambda row: interval_cell(row["another_95"])),
         ("agreement", lambda row: f"{row['agreement']:.1%}"),
         ("regret", lambda row: f"{row['regret']:.4g}"),
         ("held-out loss", lambda row: f"{row['held_out_loss']:.4g}"),
@@ -175,17 +175,18 @@ def _methods(methods: Sequence[MethodRow]) -> str:
 
 
 def _comparisons(comparisons: Sequence[Comparison]) -> str:
-    return _table(
+    return table(
         comparisons,
         ("student", lambda row: _code(row["name"])),
         ("method", lambda row: row["method"]),
-        ("score − main method's, 95 % together", _gap),
+        ("score − main method's, 95 % together", gap_cell),
         ("p (Holm)", lambda row: "< 0.001" if row["p_value"] < 0.001 else f"{row['p_value']:.3f}"),
         ("found", verdict),
     )
 
 
-def _gap(row: Comparison) -> str:
+def gap_cell(row: Comparison) -> str:
+    """A difference of scores and its interval."""
     low, high = row["together_95"]
     return f"{row['difference']:+,.2f} [{low:+,.2f}, {high:+,.2f}]"
 
@@ -202,7 +203,7 @@ def _sizes(rows: Sequence[Row]) -> str:
     known = [row for row in rows if row["parameters"] is not None and row["kind"] != "int8"]
     order = [(row["name"], row["parameters"] or 0, row["multiply_adds"] or 0) for row in known]
     _, parameters, multiply_adds = order[0]
-    return _table(
+    return table(
         list(dict.fromkeys(order)),
         ("network", lambda size: _code(size[0])),
         ("parameters", lambda size: f"{size[1]:,}"),
@@ -231,7 +232,7 @@ def _latencies(exports: dict[str, ExportRecord]) -> str:
                 lambda each: _of(each[1]["int8"]["p50_us"], whole),
             ),
         ]
-    return _table([(name, export["latency"]) for name, export in exports.items()], *columns)
+    return table([(name, export["latency"]) for name, export in exports.items()], *columns)
 
 
 def _machine(exports: dict[str, ExportRecord]) -> str:
@@ -240,7 +241,7 @@ def _machine(exports: dict[str, ExportRecord]) -> str:
 
 
 def _files(exports: dict[str, ExportRecord]) -> str:
-    return _table(
+    return table(
         list(exports.values()),
         ("file", lambda export: _code(export["onnx"])),
         ("bytes", lambda export: f"{export['bytes']:,}"),
@@ -257,7 +258,7 @@ def _files(exports: dict[str, ExportRecord]) -> str:
 # --- cells ----------------------------------------------------------------------------------
 
 
-def _table(items: Sequence[ItemT], *columns: tuple[str, Callable[[ItemT], str]]) -> str:
+def table(items: Sequence[ItemT], *columns: tuple[str, Callable[[ItemT], str]]) -> str:
     """A table from columns: each a header, and the cell of an item."""
     lines = [[header for header, _ in columns], ["---"] * len(columns)]
     lines += [[cell(item) for _, cell in columns] for item in items]
@@ -277,19 +278,22 @@ def _figure(value: float | None, form: str) -> str:
     return NONE if value is None else form.format(value)
 
 
-def _score(score: Score) -> str:
+def score_cell(score: Score) -> str:
+    """A mean score and its interval."""
     interval = score["interval_95"]
     mean = f"{score['mean']:,.2f}"
     return mean if interval is None else f"{mean} [{interval[0]:,.2f}, {interval[1]:,.2f}]"
 
 
-def _retained(share: float | None, interval: Sequence[float] | None) -> str:
+def share_cell(share: float | None, interval: Sequence[float] | None) -> str:
+    """A retention and its interval."""
     if share is None:
         return NONE
-    return f"{share:.1%}" if interval is None else f"{share:.1%} {_ends(interval)}"
+    return f"{share:.1%}" if interval is None else f"{share:.1%} {interval_cell(interval)}"
 
 
-def _ends(interval: Sequence[float] | None) -> str:
+def interval_cell(interval: Sequence[float] | None) -> str:
+    """An interval of a retention."""
     return NONE if interval is None else f"[{interval[0]:.1%}, {interval[1]:.1%}]"
 
 

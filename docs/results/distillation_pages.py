@@ -1,0 +1,277 @@
+"""Make every figure of the distillation's documentation from the committed report.json files.
+
+    .venv/bin/python -m docs.results.distillation_pages
+
+Reads docs/results/distillation/**/report.json and writes each report again beside it, report.md and
+pareto.png, by today's statistics, and the page docs/results/distillation/README.md. Run twice it
+changes nothing.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from agents.distillation.deploy.deployment import ExportRecord
+from agents.distillation.records import StudentRecord, TeacherRecord
+from agents.distillation.report.retention import MethodRow
+from agents.distillation.report.rows import Records, Report, compose
+from agents.distillation.report.text import (
+    NONE,
+    gap_cell,
+    interval_cell,
+    score_cell,
+    share_cell,
+    table,
+    verdict,
+    write_files,
+)
+from ebu.statistics import mean_interval
+
+DATA = Path(__file__).parent / "distillation"
+PAGE = DATA / "README.md"
+PLAYED = Path(__file__).parent / "data"
+TABLE = "table-"
+"""Directories of comparisons in one game each: table-breakout."""
+RETAINED = "retained, 95 % of the method"
+
+
+def read_report(path: Path) -> Report:
+    """A saved report, composed again from the records in it."""
+    saved: dict[str, Any] = json.loads(path.read_text())
+    students = [student_of(row) for row in saved["rows"] if row["kind"] in ("student", "baseline")]
+    deployed: Any = {"exports": saved["exports"], "left_out": {}}
+    records = Records(saved["teacher"], saved["members"], students, saved["main"], deployed, [])
+    return compose(records)
+
+
+def student_of(row: dict[str, Any]) -> StudentRecord:
+    """The record that a row was made of, as far as reports use it."""
+    kept = ("method", "seed", "parameters", "multiply_adds", "seconds", "evaluation")
+    held_out = {"loss": row["held_out_loss"], **{k: row[k] for k in ("agreement", "regret")}}
+    record = {"student": row["name"], "held_out": held_out, **{key: row[key] for key in kept}}
+    return cast(StudentRecord, record)
+
+
+def main() -> None:
+    """Write all reports and the page."""
+    reports = {}
+    for path in sorted(DATA.glob("**/report.json")):
+        reports[str(path.parent.relative_to(DATA))] = report = read_report(path)
+        write_files(path.parent, report)
+    PAGE.write_text(page(reports))
+
+
+def page(reports: dict[str, Report]) -> str:
+    """The page of results, as Markdown."""
+    students, methods = reports["."], reports["methods"]
+    parts = [
+        "# Distillation, measured",
+        "This page and the reports it links are made from their `report.json` by one command:",
+        "    .venv/bin/python -m docs.results.distillation_pages",
+        "The [methods](../../distillation_methods.md) have the commands that measured them. How to "
+        "read the intervals: [Distillation](../../distillation.md#the-report).",
+        "## The teacher",
+        teacher_text(students["teacher"], methods["teacher"]),
+        "## Sizes",
+        sizes(students),
+        "![Score retention against inference cost](pareto.png)",
+        "All students, latencies and files: [report](report.md).",
+        "## int8",
+        int8(students),
+        "## Methods",
+        method_table(methods),
+        "[All students](methods/report.md); `hinton` of values is of [another directory]"
+        "(values/report.md), in the same games.",
+        method_text(methods, students),
+        values_text(reports["values"]),
+        "## Without frames of the game",
+        synthetic(reports),
+    ]
+    for name, report in reports.items():
+        if name.startswith(TABLE):
+            parts += [f"## {name.removeprefix(TABLE)}", method_table(report), compared_text(report)]
+    return "\n\n".join(parts) + "\n"
+
+
+# --- parts of the page ----------------------------------------------------------------------
+
+
+def teacher_text(first: TeacherRecord, second: TeacherRecord) -> str:
+    """The teacher, in the games of the sizes and in those of the methods."""
+    other = json.loads((PLAYED / "breakout-ebu-seed0.evaluation.json").read_text())
+    score, again = first["evaluation"], second["evaluation"]
+    constant = [score_cell(record["constant"]["evaluation"]) for record in (first, second)]
+    return (
+        f"All students are of one run of EBU on {first['game'].title()}, of {first['frames']:,} "
+        f"frames. It scores {score_cell(score)} in {score['games']} games, "
+        f"{score['human_normalised'] or 0:.0%} human-normalised, and {score_cell(again)} in the "
+        f"{again['games']} games of the comparison of methods, which are other games. Random play: "
+        f"{score_cell(first['random'])} and {score_cell(second['random'])}; the best constant "
+        f"action: {constant[0]} and {constant[1]}. It is not the run of [the results]"
+        f"(../README.md), which has {other['trained_frames']:,} frames and scores "
+        f"{other['mean']:.2f}. It is a weak player: what is retained of it need not be retained of "
+        f"a strong one. The median gap between its two best actions is {first['gap']:.2f}; "
+        f"softened by it, its policy has an entropy of {first['entropy']:.2f} nats."
+    )
+
+
+def sizes(report: Report) -> str:
+    """The students of the main method, by their names."""
+    teacher, exports = report["teacher"], report["exports"]
+    rows = [row for row in report["methods"] if row["method"] == report["main"]]
+    parameters = {row["name"]: row["parameters"] or 0 for row in report["rows"]}
+
+    def latency(name: str) -> float:
+        return exports[name]["latency"]["onnxruntime"]["p50_us"]
+
+    def relative(row: MethodRow) -> float:
+        return latency(f"{row['name']}-{row['method']}") / latency("teacher")
+
+    made = table(
+        rows,
+        ("student", lambda row: row["name"]),
+        (
+            "of the parameters",
+            lambda row: f"{parameters[row['name']] / teacher['parameters']:.1%}",
+        ),
+        (RETAINED, lambda row: share_cell(row["retention"], row["retention_95"])),
+        ("another student, 95 %", lambda row: interval_cell(row["another_95"])),
+        ("latency, of the teacher's", lambda row: f"{relative(row):.0%}"),
+    )
+    return (
+        f"{made}\n\n{len(rows[0]['seeds'])} seeds of each, {teacher['evaluation']['games']} games. "
+        "Latency was taken call by call in turns, where the small networks meet caches full of the "
+        "teacher's weights: alone they are faster. " + compared_text(report)
+    )
+
+
+def int8(report: Report) -> str:
+    """The int8 files, and what the chosen students lose by them."""
+    rows = report["rows"]
+    chosen = [row for row in rows if row["kind"] == "teacher" or row["chosen"]]
+    plain = {row["name"]: row for row in chosen if row["kind"] in ("teacher", "student")}
+    small = {row["name"]: row for row in rows if row["kind"] == "int8"}
+
+    def export(name: str) -> ExportRecord:
+        method = plain[name]["method"]
+        return report["exports"][name if method is None else f"{name}-{method}"]
+
+    def smaller(record: ExportRecord) -> float:
+        return record["bytes"] / record["int8"]["bytes"]
+
+    def gap(name: str) -> str:
+        by_file, by_torch = (each[name]["evaluation"]["returns"] for each in (small, plain))
+        gaps = np.subtract(by_file, by_torch)
+        low, high = mean_interval(gaps) or (np.nan, np.nan)
+        return f"{gaps.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+
+    made = table(
+        list(small),
+        ("agent", lambda name: name),
+        (
+            "times smaller",
+            lambda name: f"{export(name)['bytes'] / export(name)['int8']['bytes']:.1f}",
+        ),
+        ("actions of the float32 file", lambda name: f"{export(name)['int8']['agreement']:.0%}"),
+        ("score − float32's, 95 %", gap),
+    )
+    return (
+        f"{made}\n\nThese files were calibrated on held-out states, and judged on the other ones."
+    )
+
+
+def method_table(report: Report) -> str:
+    """All methods, and their differences from the main one."""
+    compared = {(row["name"], row["method"]): row for row in report["comparisons"]}
+
+    def gap(row: MethodRow) -> str:
+        found = compared.get((row["name"], row["method"]))
+        return NONE if found is None else f"{gap_cell(found)}, {verdict(found)}"
+
+    return table(
+        report["methods"],
+        ("student", lambda row: f"`{row['name']}`"),
+        ("method", lambda row: f"`{row['method']}`"),
+        ("score", lambda row: f"{row['score']:.2f}"),
+        (RETAINED, lambda row: share_cell(row["retention"], row["retention_95"])),
+        ("agreement", lambda row: f"{row['agreement']:.1%}"),
+        ("regret", lambda row: f"{row['regret']:.4f}"),
+        (f"score − that of `{report['main']}`, 95 % together", gap),
+    )
+
+
+def compared_text(report: Report) -> str:
+    """Which methods were found higher, lower, or neither."""
+    said = {
+        "higher": "Higher than `{}`: {}.",
+        "lower": "Lower than `{}`: {}.",
+        "no difference shown": "No difference from `{}` is shown for {}.",
+    }
+    parts = []
+    for found, text in said.items():
+        rows = [row for row in report["comparisons"] if verdict(row) == found]
+        if rows:
+            names = ", ".join(f"`{row['method']}` ({row['name']})" for row in rows)
+            parts.append(text.format(report["main"], names))
+    return " ".join(parts)
+
+
+def method_text(report: Report, at_default: Report) -> str:
+    """What the comparison shows, and what it does not."""
+    return (
+        f"{compared_text(report)}\n\nThat is of {len(report['comparisons'])} comparisons together, "
+        "with fewer updates than the default (`--updates 3000` instead of 8,000): a method that "
+        "learns faster is ahead here. At the default the [sizes](#sizes) say: "
+        f"{compared_text(at_default)}\n\nEach additional loss has one weight, far from its paper's "
+        "(Park et al. 2019 take 25 for distances and 50 for angles, Zagoruyko and Komodakis 2017 "
+        "1,000 for attention): nothing is known here of the losses at others. Label refinery was "
+        "measured with labels by a teacher that never saw a shifted state; `--unshifted-labels` "
+        "was not. A retention above 100 % proves no student better than its teacher: of so many "
+        "methods, some will be above."
+    )
+
+
+def values_text(report: Report) -> str:
+    """Hinton's mix for students of values."""
+    (row,) = report["methods"]
+    tau = report["teacher"]["temperature"]
+    return (
+        "`hinton` for students of values retains "
+        f"{share_cell(row['retention'], row['retention_95'])}: at T = τ = {tau:.3f} its soft term "
+        f"has the factor T² = {tau**2:.4f}, so next to all of it is the hard term, a regression of "
+        "values. Only a `--soft-weight` near 1 makes up for that."
+    )
+
+
+def synthetic(reports: dict[str, Report]) -> str:
+    """Students of states that were not played."""
+    names = {
+        "kegnet": "[KegNet](kegnet/report.md): none of the game's frames",
+        "noise": "[uniform noise](noise/report.md): none",
+        "mixed": "[mixed](mixed/report.md): states of play, blended or cut together",
+    }
+    rows = {name: reports[name]["methods"][0] for name in names}
+    made = table(
+        list(rows),
+        ("states", lambda name: names[name]),
+        ("score", lambda name: f"{rows[name]['score']:.2f}"),
+        (RETAINED, lambda name: share_cell(rows[name]["retention"], rows[name]["retention_95"])),
+        ("agreement on synthetic states", lambda name: f"{rows[name]['agreement']:.1%}"),
+        ("median gap there", lambda name: f"{reports[name]['teacher']['gap']:.2f}"),
+    )
+    teacher = reports["kegnet"]["teacher"]
+    constant, states = teacher["constant"], teacher["states"]
+    return (
+        f"Students `net2` by `kl` on {states['train'] + states['held_out']:,} states:\n\n{made}\n\n"
+        f"Always action {constant['action']} scores {constant['evaluation']['mean']:.2f}. High "
+        "agreement on synthetic states does not show what a student is worth: these states do not "
+        "occur in the game, and the teacher may be surer of them than in play. KegNet's generators "
+        "had 9,600 samples each, 1/533 of its authors': this says nothing of KegNet with as many "
+        "(`--kegnet-samples 5120000`)."
+    )
+
+
+if __name__ == "__main__":
+    main()
