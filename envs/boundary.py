@@ -50,9 +50,12 @@ class Recipe:
             try:
                 made = getattr(importlib.import_module(module), name)(made)
             except Exception as error:
+                alone = (
+                    "; a wrapper is called with the environment alone: to give it more, name a "
+                    "function of your own that does, module:function"
+                )
                 raise gymnasium.error.Error(
-                    f"{wrapper}: {reason(error)}; a wrapper is called with the environment alone: "
-                    "to give it more, name a function of your own that does, module:function"
+                    f"{wrapper}: {reason(error)}{alone if isinstance(error, TypeError) else ''}"
                 ) from error
         return made
 
