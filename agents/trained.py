@@ -14,7 +14,8 @@ from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import load_latest
 from ebu.run.directory import CONFIG, identity_of, read_config
 from ebu.run.machine import arithmetic
-from ebu.run.reading import check_fits
+from ebu.run.reading import RefusedFileError, check_fits
+from ebu.run.released import read_weights, released_in
 
 WEIGHTS = {"final": "checkpoints", "best": "best"}
 STUDENT = "student"
@@ -106,13 +107,14 @@ class TrainedAgent:
 
 def load_agent(
     run_dir: str | Path,
-    weights: Literal["final", "best"] = "final",
+    weights: Literal["final", "best"] | None = None,
     device: str | torch.device = "cpu",
     precision: Precision = "float32",
 ) -> TrainedAgent:
     """Load a student, or the agent a run has trained: its newest weights, or the best evaluated.
 
-    It computes in float32 unless told otherwise, whatever the run was trained in.
+    Without `weights` the newest, and of a folder that release.py wrote those that it holds. It
+    computes in float32 unless told otherwise, whatever the run was trained in.
 
         agent = load_agent("runs/pong")
         frames = FrameStack(1, env.frame_shape, torch_dtype(env.frame_dtype), env.stack, cpu)
@@ -125,12 +127,7 @@ def load_agent(
     """
     run_dir = Path(run_dir)
     config = read_config(run_dir)
-    checkpoint = load_latest(run_dir / WEIGHTS[weights], state_only=True, run=identity_of(config))
-    if checkpoint is None:
-        raise EbuError(
-            f"{run_dir} has no {weights} weights yet: train on until its first "
-            + ("checkpoint" if weights == "final" else "evaluation; a student has final ones alone")
-        )
+    state, warnings = _read_state(run_dir, config, weights)
     environment, settings = config["environment"], config["settings"]
     try:
         network = build_network(
@@ -141,11 +138,11 @@ def load_agent(
             generator=torch.Generator(),
             quantiles=settings.get("quantiles", 0),
         )
-        network.load_state_dict(policy_weights(checkpoint.state["agent"]))
+        network.load_state_dict(policy_weights(state["agent"]))
         outputs: Outputs = "values"
         if settings["agent"] in (STUDENT, IMPORTED):
             outputs = _outputs_named(settings["outputs"])
-        frames = checkpoint.state["frames"]
+        frames = state["frames"]
         check_fits(frames, int, "frames")
     except UsageError as error:
         raise EbuError(f"{run_dir / CONFIG}: {error}: restore it") from error
@@ -156,7 +153,7 @@ def load_agent(
         ) from error
     if not all_finite(list(network.state_dict().values())):
         raise EbuError(
-            f"the {weights} weights in {run_dir}, of frame {checkpoint.state['frames']:,}, are not "
+            f"the {weights or 'newest'} weights in {run_dir}, of frame {frames:,}, are not "
             "finite: its training failed; start a new run with a lower --learning-rate, or in an "
             "environment whose rewards and observations are finite"
         )
@@ -166,9 +163,37 @@ def load_agent(
         config,
         frames,
         torch.device(device),
-        checkpoint.warnings,
+        warnings,
         precision,
     )
+
+
+def _read_state(
+    run_dir: Path, config: dict[str, Any], which: Literal["final", "best"] | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The state with a run's weights, or with released ones, and warnings."""
+    try:
+        released = released_in(config)
+        if released is not None:
+            if which not in (None, released["weights"]):
+                raise UsageError(
+                    f"{run_dir} holds the {released['weights']} weights of its run, not the "
+                    f"{which} ones: add --weights {released['weights']}"
+                )
+            network = {"learner": {"online": read_weights(run_dir, released)}}
+            return {"agent": network, "frames": released["frames"]}, []
+    except (OSError, RefusedFileError) as error:
+        raise EbuError(
+            f"the released weights in {run_dir} cannot be read ({error}): restore the folder"
+        ) from error
+    which = which or "final"
+    checkpoint = load_latest(run_dir / WEIGHTS[which], state_only=True, run=identity_of(config))
+    if checkpoint is None:
+        raise EbuError(
+            f"{run_dir} has no {which} weights yet: train on until its first "
+            + ("checkpoint" if which == "final" else "evaluation; a student has final ones alone")
+        )
+    return checkpoint.state, checkpoint.warnings
 
 
 def _outputs_named(name: Any) -> Outputs:

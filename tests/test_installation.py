@@ -52,7 +52,9 @@ def test_a_wheel_holds_three_packages_and_their_data(wheel: Path) -> None:
                 assert path.relative_to(ROOT).as_posix() in names
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "study", "report", "distill", "import"])
+@pytest.mark.parametrize(
+    "name", ["train", "evaluate", "study", "report", "distill", "import", "release"]
+)
 def test_an_installed_command_works_elsewhere_and_calls_itself_by_its_name(
     name: str, installed: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """The state of a checkpoint as two files: tensors, and a tree of everything else."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,14 +115,25 @@ def _join(tensors: dict[str, Tensor], tree: Any, prefix: str = "") -> dict[str, 
 
 def read_state(directory: Path) -> dict[str, Any]:
     """The state in both files. Raises `RefusedFileError` where they cannot be read."""
-    free = available_bytes(torch.device("cpu"))
-    content = read_file(directory / TENSORS, MOST_TENSOR_BYTES if free is None else free)
-    try:
-        tensors = safetensors.torch.load(content)
-    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise RefusedFileError(f"{TENSORS}: cannot be read") from error
+    tensors = read_tensors(directory / TENSORS)
     try:
         return _join(tensors, read_json(directory / VALUES, finite=False))
     # Content with the right digest is what was written, unless the digest was altered with it.
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RefusedFileError(f"{VALUES}: cannot be read") from error
+
+
+def read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file of at most the free memory, by their names.
+
+    Raises `OSError` where it cannot be opened, `RefusedFileError` where it is damaged or, if
+    `sha256` is given, has another digest.
+    """
+    free = available_bytes(torch.device("cpu"))
+    content = read_file(path, MOST_TENSOR_BYTES if free is None else free)
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise RefusedFileError(f"{path.name}: digest differs")
+    try:
+        return safetensors.torch.load(content)
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise RefusedFileError(f"{path.name}: cannot be read") from error

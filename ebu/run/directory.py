@@ -20,6 +20,8 @@ CONFIG = "config.json"
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d+).*")
 """Files of a run directory: what it was started with, and its logs."""
+RELEASED = "released"
+"""Entry of config.json in a folder of released weights, which holds no run: see `released`."""
 LOCK = "lock"
 CHECKPOINTS = "checkpoints"
 
@@ -148,8 +150,19 @@ def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_earlier_config(run_dir: Path) -> dict[str, Any] | None:
-    """Read the config.json of a run to resume; None without one. Raises as `read_config`."""
-    return read_config(run_dir) if os.path.lexists(run_dir / CONFIG) else None
+    """Read the config.json of a run to resume; None without one.
+
+    Raises as `read_config`, and `UsageError` for released weights, which cannot be resumed.
+    """
+    if not os.path.lexists(run_dir / CONFIG):
+        return None
+    config = read_config(run_dir)
+    if RELEASED in config:
+        raise UsageError(
+            f"{run_dir} holds a released agent, without what training needs: resume its run, or "
+            "choose another directory"
+        )
+    return config
 
 
 def automatic_settings(config: Mapping[str, Any]) -> list[str]:

@@ -3,14 +3,13 @@
 import importlib.util
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agents.agent import epsilon_greedy
-from agents.distillation.dataset import Dataset
 from agents.trained import TrainedAgent
 from ebu.errors import EbuError, UsageError
 from ebu.run.hints import install_command
@@ -155,8 +154,14 @@ def check_parity(parity: Parity, name: str) -> None:
         )
 
 
-def compare(agent: TrainedAgent, policy: OnnxPolicy, states: Dataset, which: Tensor) -> Parity:
-    """Compare a file's outputs with torch's on the states (K,) int64 of a dataset; K ≥ 1."""
+class States(Protocol):
+    """States by their indices, such as a `Dataset`."""
+
+    def stacks(self, indices: Tensor, /) -> Tensor: ...
+
+
+def compare(agent: TrainedAgent, policy: OnnxPolicy, states: States, which: Tensor) -> Parity:
+    """Compare a file's outputs with torch's on the states (K,) int64 of `states`; K ≥ 1."""
     largest, spread, agreeing = 0.0, 0.0, 0
     for part in which.split(COMPARE_BATCH):
         stacks = states.stacks(part)

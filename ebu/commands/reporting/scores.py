@@ -97,11 +97,7 @@ def final_record(run_dir: Path, protocol: str, games: int | None = None) -> dict
 
     Raises `EbuError` if a file is damaged.
     """
-    found = []
-    for path in [run_dir / FINAL, *sorted((run_dir / FOLDER).glob("*.json"))]:
-        record = _read(path, run_dir)
-        if record is not None and _is_a_score(record):
-            found.append(record)
+    found = [record for record in read_records(run_dir) if _is_a_score(record)]
 
     def rank(record: dict[str, Any]) -> tuple[Any, ...]:
         wanted = PROTOCOLS[record["protocol"]].eval_episodes if games is None else games
@@ -114,6 +110,12 @@ def final_record(run_dir: Path, protocol: str, games: int | None = None) -> dict
         )
 
     return max(found, key=rank, default=None)
+
+
+def read_records(run_dir: Path) -> list[dict[str, Any]]:
+    """All records of evaluate.py in a run directory. Raises `EbuError` if one is damaged."""
+    paths = [run_dir / FINAL, *sorted((run_dir / FOLDER).glob("*.json"))]
+    return [record for path in paths if (record := _read(path, run_dir)) is not None]
 
 
 def _read(path: Path, run_dir: Path) -> dict[str, Any] | None:
