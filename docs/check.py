@@ -69,7 +69,12 @@ def pages_of(root: Path) -> list[Path]:
     """README.md and the pages of docs, those it links first, in that order."""
     links = links_of((root / "README.md").read_text(encoding="utf-8"))
     linked = [Path(os.path.normpath(target.partition("#")[0])) for _, target in links]
-    others = sorted(path.relative_to(root) for path in (root / "docs").rglob("*.md"))
+    # What a model card says is typed where its folder was downloaded.
+    others = sorted(
+        path.relative_to(root)
+        for path in (root / "docs").rglob("*.md")
+        if not (path.parent / "config.json").exists()
+    )
     return list(dict.fromkeys([Path("README.md"), *(p for p in linked if p in others), *others]))
 
 

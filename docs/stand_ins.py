@@ -22,6 +22,7 @@ SHORT: Table = {
     "evaluate.py": {"--episodes": 2},
     "study.py": {"--games": "breakout", "--seeds": 1, "--frames": 2_000, "--episodes": 2},
     "report.py": {},
+    "release.py": {"--episodes": 2},
     "distill.py": {
         "--states": 400,
         "--updates": 20,
