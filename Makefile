@@ -7,6 +7,7 @@
 # make fuzz                              100,000 damaged files and 2,000 command lines, at most 30 minutes
 # make faults                            kills, failing calls, damaged files, at most 90 minutes
 # make soak                              30 minutes of training in constant memory
+# make reproduce                         one more run of committed results: does it score as they do?
 # make docs-check                        every command of README and docs, shortened
 
 # Without GAME: one in which a small network learns within ten minutes on two cores.
@@ -19,8 +20,11 @@ AGENT  ?= ebu
 # Without FRAMES: as many as train.py takes for the game.
 FRAMES ?=
 SEED   ?= 0
-# Further flags of train.py, e.g. ARGS="--num-envs 8 --run-dir runs/here"
+# Further flags of train.py or studies.reproduce, e.g. ARGS="--num-envs 8 --run-dir runs/here"
 ARGS   ?=
+
+# Committed results of which `make reproduce` plays one with another seed
+RESULTS ?= docs/results/few_frames
 
 # The interpreter .venv is made with; the pinned versions are tested on 3.11.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -40,7 +44,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN) -m pytest $(PYTEST_ARGS)
 AVX2   := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 LOWEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 
-.PHONY: train test test-all test-cpus fuzz faults soak check docs-check
+.PHONY: train test test-all test-cpus fuzz faults soak reproduce check docs-check
 .NOTPARALLEL:
 
 train: $(RUN_READY)
@@ -66,6 +70,9 @@ faults: $(DEV_READY)
 
 soak: $(DEV_READY)
 	OMP_NUM_THREADS=1 $(BIN) -m tests.soak
+
+reproduce: $(RUN_READY)
+	$(BIN) -m studies.reproduce --results $(RESULTS) $(ARGS)
 
 check: $(DEV_READY)
 	$(BIN) -m ruff check .

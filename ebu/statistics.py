@@ -18,13 +18,26 @@ def mean_interval(
     Scores that are all equal give an interval of that one value. Not a bootstrap: with the ten or
     thirty games of an evaluation those come out too narrow.
     """
-    if len(scores) < 2:
-        return None
+    return _t_interval(scores, 1 / len(scores), confidence) if len(scores) > 1 else None
+
+
+def prediction_interval(
+    scores: np.ndarray, *, confidence: float = CONFIDENCE
+) -> tuple[float, float] | None:
+    """Student's t interval (low, high) of one more score like (n,); None for fewer than two.
+
+    For the score of a run with another seed, from those of n seeds.
+    """
+    return _t_interval(scores, 1 + 1 / len(scores), confidence) if len(scores) > 1 else None
+
+
+def _t_interval(scores: np.ndarray, variances: float, confidence: float) -> tuple[float, float]:
+    """Around the mean, of what has this many times the variance of a score."""
     # SciPy is slow to import, so it is imported where it is needed.
     from scipy.special import stdtrit
 
     mean = float(np.mean(scores))
-    error = float(np.std(scores, ddof=1)) / len(scores) ** 0.5
+    error = float(np.std(scores, ddof=1)) * variances**0.5
     half = float(stdtrit(len(scores) - 1, (1 + confidence) / 2)) * error
     return mean - half, mean + half
 

@@ -111,8 +111,11 @@ def gymnasium_defaults(config: TrainConfig) -> str:
     return f"{line}; defaults of its own: {' '.join(flags_of(settings, atari))}"
 
 
-def flags_of_run(run_dir: Path) -> list[str]:
+def flags_of_run(run_dir: Path, *, earlier: bool = False) -> list[str]:
     """The flags that a run was started with, and nothing of them left to the defaults.
+
+    `earlier`: of a result that an earlier version may have written. What was no setting then is
+    left to its default, which changes nothing.
 
     Raises `UsageError` for what train.py of this version did not start, `EbuError` for a damaged
     config.json.
@@ -121,16 +124,14 @@ def flags_of_run(run_dir: Path) -> list[str]:
     settings = config["settings"]
     preset, agent = settings.get("preset"), settings.get("agent")
     if preset not in PRESETS or agent not in AGENTS:
-        raise UsageError(
-            f"--resume {run_dir}: train.py did not start it, as its {CONFIG} says: name a run"
-        )
+        raise UsageError(f"{run_dir}: train.py did not start it, as its {CONFIG} says: name a run")
     usual = flat(for_agent(preset_for(str(settings.get("game")), preset), agent))
-    missing = usual.keys() - settings.keys() - NOT_PART_OF_THE_RUN
+    missing = set() if earlier else usual.keys() - settings.keys() - NOT_PART_OF_THE_RUN
     unknown = settings.keys() - usual.keys()
     if missing or unknown:
         differing = [*(f"no {name}" for name in sorted(missing)), *sorted(unknown)]
         raise UsageError(
-            f"--resume {run_dir}: it was started by a version with other settings "
+            f"{run_dir}: it was started by a version with other settings "
             f"({', '.join(differing)} in its {CONFIG}): resume it with that version, or start a "
             "new run"
         )

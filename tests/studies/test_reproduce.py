@@ -1,0 +1,94 @@
+"""A cell of results played once more: chosen, played and compared."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ebu.commands.train_arguments import parse_arguments
+from ebu.errors import UsageError
+from ebu.run.settings import flat
+from ebu.statistics import prediction_interval
+from studies.reproduce import Settings, chosen, main, verdict
+from tests.run_directories import write_run
+
+SETTINGS = flat(
+    parse_arguments(
+        [
+            *("--game=CartPole-v1", "--agent=dqn", "--frames=1000", "--network=8-8-8/8"),
+            *("--num-envs=2", "--replay-capacity=1000", "--learning-starts=100"),
+            *("--eval-every-frames=0", "--threads=1"),
+        ]
+    )
+)
+
+
+def cell(root: Path, name: str, seeds: int, **changes: Any) -> None:
+    own = {**SETTINGS, **changes}
+    frames, game, agent = own.pop("frames"), own.pop("game"), own.pop("agent")
+    del own["seed"], own["run_dir"], own["shift_pixels"]  # an earlier version had no shifts
+    for seed in range(seeds):
+        run_dir = write_run(
+            root, game, agent, seed, 20.0 + seed, name=f"{name}-seed{seed}", played=frames, **own
+        )
+        config = json.loads((run_dir / "config.json").read_text())
+        config["settings"] |= {"frames": frames, "device": "cpu"}
+        del config["settings"]["beta"]
+        (run_dir / "config.json").write_text(json.dumps(config))
+        record = json.loads((run_dir / "evaluation.json").read_text())
+        (run_dir / "evaluation.json").write_text(json.dumps({**record, "games": 3}))
+
+
+def test_of_scores_that_are_normal_the_interval_holds_its_share_of_new_ones() -> None:
+    rng = np.random.default_rng(0)
+    trials = 4_000
+    inside = 0
+    for scores in rng.normal(size=(trials, 6)):
+        low, high = prediction_interval(scores[:5]) or (0.0, 0.0)
+        inside += low <= scores[5] <= high
+    # Of right intervals fewer or more lie this far off once in 10,000 seeds.
+    assert abs(inside / trials - 0.95) < 3.9 * (0.95 * 0.05 / trials) ** 0.5
+
+
+def test_the_verdict_by_hand() -> None:
+    # Mean 2, deviation √2.5, t(4) = 2.776: 2 ± 2.776 · √2.5 · √1.2 = 2 ± 4.81
+    scores = [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert "inside of [-2.8, 6.8]" in verdict(scores, 6.7)
+    assert "OUTSIDE of [-2.8, 6.8]" in verdict(scores, 6.9)
+
+
+def test_the_cell_with_most_seeds_is_chosen_or_the_one_that_is_named(tmp_path: Path) -> None:
+    cell(tmp_path, "few", 2)
+    with pytest.raises(UsageError, match=r"no cell has 5 seeds; there are few \(2\)"):
+        chosen(Settings(tmp_path))
+    cell(tmp_path, "many", 5)
+    assert chosen(Settings(tmp_path))[0] == "many"
+    assert [run.seed for run in chosen(Settings(tmp_path, cell="few"))[1]] == [0, 1]
+    with pytest.raises(UsageError, match="other has 2 seeds"):
+        chosen(Settings(tmp_path, cell="other"))
+    write_run(tmp_path, "pong", "dqn", 7, 1.0, name="many-seed7")
+    with pytest.raises(UsageError, match="several methods"):
+        chosen(Settings(tmp_path))
+
+
+def test_a_cell_is_played_with_a_new_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell(tmp_path / "results", "pole", 5)
+    words = ["--results", tmp_path / "results", "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["reproduce", *map(str, words)])
+    main()
+    assert capsys.readouterr().out.startswith("pole, seed 5: ")
+    evaluations = (tmp_path / "out/pole-seed5/evaluations").glob("*.json")
+    (record,) = (json.loads(path.read_text()) for path in evaluations)
+    assert record["games"] == 3
+    config = json.loads((tmp_path / "out/pole-seed5/config.json").read_text())
+    assert config["settings"]["seed"] == 5
+    assert config["settings"]["learning_starts"] == 100
+
+    monkeypatch.setattr(sys, "argv", ["reproduce", *map(str, words), "--seed", "3"])
+    with pytest.raises(UsageError, match="--seed 3"):
+        main()
