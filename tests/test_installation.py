@@ -53,7 +53,7 @@ def test_a_wheel_holds_three_packages_and_their_data(wheel: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "evaluate", "study", "report", "distill", "import", "release"]
+    "name", ["train", "evaluate", "study", "report", "distill", "export", "import", "release"]
 )
 def test_an_installed_command_works_elsewhere_and_calls_itself_by_its_name(
     name: str, installed: Path, tmp_path: Path
@@ -93,6 +93,7 @@ except SystemExit as exit_:
         ("study", ["--games pong --seeds 0"]),
         ("report", [""]),
         ("distill", ["run --states 0"]),
+        ("export", ["run --out x --games 0"]),
         ("importing", ["weights.zip"]),
     ],
 )

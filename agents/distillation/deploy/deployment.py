@@ -1,9 +1,9 @@
 """Deploy agents: write their ONNX files, check, quantise, score and time them.
 
-DIR/NAME.onnx                    float32
-DIR/NAME.int8.onnx               int8
-DIR/scores/NAME-seedN.int8.json  the games of an int8 file: played once
-DIR/export.json                  the measurements, `ExportRecords`
+DIR/NAME.onnx                     float32
+DIR/NAME.int8.onnx                int8
+DIR/scores/NAME-DIGEST.int8.json  the games of an int8 file: played once
+DIR/export.json                   the measurements, `ExportRecords`
 """
 
 import copy
@@ -11,12 +11,13 @@ import itertools
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.architectures import TEACHER
 from agents.distillation.dataset import Dataset
@@ -27,7 +28,13 @@ from agents.distillation.deploy.export import (
     onnx_bytes,
     quantise,
 )
-from agents.distillation.deploy.onnx_policy import OnnxPolicy, Parity, check_parity, compare
+from agents.distillation.deploy.onnx_policy import (
+    MOST_BYTES,
+    OnnxPolicy,
+    Parity,
+    check_parity,
+    compare,
+)
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import (
     EXPORT,
@@ -46,6 +53,7 @@ from ebu.interfaces import Act
 from ebu.run.files import write_whole
 from ebu.run.hardware import hardware
 from ebu.run.progress import say
+from ebu.run.reading import read_file
 
 EXPORTS = "export.json"
 PARITY_STATES, CALIBRATION_STATES, TIMED_STATES = 10_000, 512, 64
@@ -67,7 +75,7 @@ class Int8Record(TypedDict):
 
     | key | meaning |
     | --- | --- |
-    | onnx, bytes | file name and size |
+    | onnx, bytes, sha256 | the file's name, size and digest; earlier versions have no digest |
     | calibrated_on | number of states, of those to train on |
     | states, agreement | share of the held-out states with torch's action |
     | evaluation | games that the file itself has played |
@@ -75,6 +83,7 @@ class Int8Record(TypedDict):
 
     onnx: str
     bytes: int
+    sha256: NotRequired[str]
     calibrated_on: int
     states: int
     agreement: float
@@ -94,11 +103,16 @@ class Latencies(TypedDict):
 
 
 class ExportRecord(TypedDict):
-    """An exported agent; `seed` is the one it was trained with, `onnx` the float32 file's name."""
+    """An exported agent; `seed` is the one it was trained with, `onnx` the float32 file's name.
+
+    weights, sha256: digests of the agent's weights and of the file; earlier versions have none.
+    """
 
     seed: int
+    weights: NotRequired[str]
     onnx: str
     bytes: int
+    sha256: NotRequired[str]
     opset: int
     parity: Parity
     int8: Int8Record
@@ -115,38 +129,59 @@ class ExportRecords(TypedDict):
     left_out: dict[str, str]
 
 
+def load_students(out: Path, students: Sequence[StudentRecord]) -> dict[str, TrainedAgent]:
+    """The students of an output directory, by the names of their files."""
+    return {
+        export_name(student["student"], student["method"]): load_agent(
+            out / STUDENTS / student_name(student["student"], student["method"], student["seed"])
+        )
+        for student in students
+    }
+
+
 def deploy_students(
-    pipeline: Pipeline, students: Sequence[StudentRecord], dataset: Dataset
+    pipeline: Pipeline, students: Mapping[str, TrainedAgent], dataset: Dataset
 ) -> None:
-    """Export the teacher and these students of a pipeline, unless that is done already."""
-    out, cpu, teacher = pipeline.config.out, torch.device("cpu"), pipeline.teacher
-    agents = {
-        TEACHER: TrainedAgent(
-            copy.deepcopy(teacher.network), teacher.outputs, teacher.config, teacher.frames, cpu, []
-        )
-    }
-    for student in students:
-        name, method, seed = student["student"], student["method"], student["seed"]
-        agents[export_name(name, method)] = load_agent(
-            out / STUDENTS / student_name(name, method, seed)
-        )
-    deployed = read_exports(out / EXPORT)
-    seeds = {name: agent.config["settings"]["seed"] for name, agent in agents.items()}
-    found = {
-        name: record["seed"]
-        for name, record in deployed["exports"].items()
-        if record["int8"]["evaluation"]["games"] == pipeline.games
-    }
-    if found == {name: seed for name, seed in seeds.items() if name not in deployed["left_out"]}:
-        return
-    say(f"exporting {', '.join(agents)}")
+    """Export the teacher and these students of a pipeline, as far as that is not done already."""
+    cpu, teacher = torch.device("cpu"), pipeline.teacher
+    network = teacher.network
+    if exportable(network):
+        network = copy.deepcopy(network)
+    own = TrainedAgent(network, teacher.outputs, teacher.config, teacher.frames, cpu, [])
     on_cpu = replace(pipeline, evaluator=replace(pipeline.evaluator, device=cpu))
     deploy(
-        out / EXPORT,
-        agents,
+        pipeline.config.out / EXPORT,
+        {TEACHER: own, **students},
         dataset.to(cpu),
         lambda path, act: on_cpu.saved_score(path, "int8", act),
+        games=pipeline.games,
     )
+
+
+def is_whole(directory: Path, record: ExportRecord, agent: TrainedAgent, games: int) -> bool:
+    """Whether both files are of this agent's weights and as they were written, and the int8 file
+    has played as many games."""
+    settings = agent.config["settings"]
+    if (record["seed"], record.get("weights")) != (settings["seed"], digest_of(agent.network)):
+        return False
+    files: tuple[ExportRecord | Int8Record, ...] = record, record["int8"]
+    for file in files:
+        try:
+            content = read_file(directory / file["onnx"], MOST_BYTES)
+        except (OSError, ValueError):
+            return False
+        if sha256(content).hexdigest() != file.get("sha256"):
+            return False
+    return record["int8"]["evaluation"]["games"] == games
+
+
+def digest_of(network: nn.Module) -> str:
+    """SHA-256 of a network's weights and their names."""
+    digest = sha256()
+    for name, weight in network.state_dict().items():
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(weight.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def deploy(
@@ -155,11 +190,14 @@ def deploy(
     dataset: Dataset,
     score: Callable[[Path, Act], Score],
     *,
+    games: int,
     calls: int = CALLS,
 ) -> dict[str, ExportRecord]:
-    """Export agents into a directory and measure the files.
+    """Export agents into a directory and measure the files, or find all of that done.
 
-    Agents that are no single network over images, such as ensembles, are left out and noted.
+    A file that is missing, was altered, or is of other weights is made again, and so is the agent's
+    other file; all latencies are then taken again. Agents that are no single network, such as
+    ensembles, are left out and noted.
 
     | argument | meaning |
     | --- | --- |
@@ -167,6 +205,7 @@ def deploy(
     | dataset | of their game; int8 files are calibrated on states to train on and judged on |
     | | held-out ones, float32 files are compared on held-out ones first |
     | score | plays the games of a score, or loads it from this file |
+    | games | of a score |
     | calls | of each network that are timed |
 
     Raises `UsageError` where packages are missing, `EbuError` where a file's outputs are not
@@ -174,43 +213,62 @@ def deploy(
     """
     require_export()
     calibrate, judge = _spread(dataset.train, CALIBRATION_STATES), dataset.held_out
+    before = read_exports(directory)["exports"]
     exports: dict[str, ExportRecord] = {}
-    left_out: dict[str, str] = {}
+    left_out = {
+        name: ONLY_SINGLE_NETWORKS
+        for name, agent in agents.items()
+        if not exportable(agent.network)
+    }
+    whole = {
+        name: before[name]
+        for name, agent in agents.items()
+        if name in before and is_whole(directory, before[name], agent, games)
+    }
+    if before.keys() == whole.keys() == agents.keys() - left_out.keys() and whole:
+        return whole
+    say(f"exporting {', '.join(name for name in agents if name not in {**whole, **left_out})}")
     timed: dict[tuple[str, str], Callable[[], object]] = {}
     stacks = [dataset.stacks(index[None]).cpu() for index in dataset.held_out[:TIMED_STATES]]
     arrays = [stack.numpy() for stack in stacks]
     for name, agent in agents.items():
-        if not exportable(agent.network):
-            left_out[name] = ONLY_SINGLE_NETWORKS
+        if name in left_out:
             continue
         if agent.device.type != "cpu":
             raise ValueError(f"{name} is on {agent.device}: it is compared and timed on the CPU")
         path = directory / f"{file_name(name)}.onnx"
         path8 = path.with_suffix(".int8.onnx")
-        parity = write_checked(agent, path, dataset, name=name)
-        content = path.read_bytes()
-        content8 = quantise(content, dataset, calibrate)
-        policy, policy8 = OnnxPolicy(content, path.name), OnnxPolicy(content8, path8.name)
-        write_whole(path8, content8)
-        seed = agent.config["settings"]["seed"]
-        exports[name] = {
-            "seed": seed,
-            "onnx": path.name,
-            "bytes": len(content),
-            "opset": OPSET,
-            "parity": parity,
-            "int8": {
-                "onnx": path8.name,
-                "bytes": len(content8),
-                "calibrated_on": len(calibrate),
-                "states": len(judge),
-                "agreement": compare(agent, policy8, dataset, judge)["agreement"],
-                "evaluation": score(
-                    directory / f"scores/{path.stem}-seed{seed}.int8.json", policy8.choose
-                ),
-            },
-            "latency": {},  # type: ignore[typeddict-item]
-        }
+        if name in whole:
+            exports[name] = whole[name]
+            policy, policy8 = OnnxPolicy(path), OnnxPolicy(path8)
+        else:
+            parity = write_checked(agent, path, dataset, name=name)
+            content = path.read_bytes()
+            content8 = quantise(content, dataset, calibrate)
+            policy, policy8 = OnnxPolicy(content, path.name), OnnxPolicy(content8, path8.name)
+            write_whole(path8, content8)
+            digest8 = sha256(content8).hexdigest()
+            exports[name] = {
+                "seed": agent.config["settings"]["seed"],
+                "weights": digest_of(agent.network),
+                "onnx": path.name,
+                "bytes": len(content),
+                "sha256": sha256(content).hexdigest(),
+                "opset": OPSET,
+                "parity": parity,
+                "int8": {
+                    "onnx": path8.name,
+                    "bytes": len(content8),
+                    "sha256": digest8,
+                    "calibrated_on": len(calibrate),
+                    "states": len(judge),
+                    "agreement": compare(agent, policy8, dataset, judge)["agreement"],
+                    "evaluation": score(
+                        directory / f"scores/{path.stem}-{digest8[:12]}.int8.json", policy8.choose
+                    ),
+                },
+                "latency": {},  # type: ignore[typeddict-item]
+            }
         timed[name, "torch"] = _in_turn(agent.outputs_of, stacks)
         timed[name, "onnxruntime"] = _in_turn(policy.outputs_of, arrays)
         timed[name, "int8"] = _in_turn(policy8.outputs_of, arrays)

@@ -1,7 +1,8 @@
 """Networks as ONNX files, float32 and int8.
 
-A file needs neither this project nor torch: one input `stacks` (B, stack, H, W) uint8, oldest frame
-first, one output `values` or `logits` (B, A) float32, any B, /255 inside.
+A file needs neither this project nor torch: one input `stacks`, (B, stack, H, W) uint8 or
+(B, stack, D) float32, oldest frame first; one output `values` or `logits` (B, A) float32; any B,
+/255 inside.
 """
 
 import contextlib
@@ -20,7 +21,15 @@ from torch.nn.utils import skip_init
 
 from agents.distillation.dataset import Dataset
 from agents.distillation.settings import require_export
-from agents.networks import FirstConvolution, LowRankDense, NatureTorso, PlainHead, QNetwork
+from agents.foreign.layers import PlainPolicy
+from agents.networks import (
+    FirstConvolution,
+    LowRankDense,
+    NatureTorso,
+    PlainHead,
+    QNetwork,
+    VectorTorso,
+)
 from agents.trained import TrainedAgent
 from ebu.errors import UsageError
 
@@ -30,19 +39,23 @@ if TYPE_CHECKING:
 INPUT = "stacks"
 OPSET = 20
 CALIBRATION_BATCH = 32
-ONLY_SINGLE_NETWORKS = "only single networks over images, such as Atari's, are exported"
+_AS_BYTES = {"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}
+ONLY_SINGLE_NETWORKS = "only single networks of convolutions and dense layers are exported"
 
 
 def exportable(network: nn.Module) -> bool:
-    """Whether a network can be exported: no ensemble, and no network over flat observations."""
-    return isinstance(network, QNetwork) and isinstance(network[0], NatureTorso)
+    """Whether a network can be exported: no ensemble, no residual blocks, nothing but torch's."""
+    if isinstance(network, QNetwork):
+        return isinstance(network[0], NatureTorso | VectorTorso)
+    return isinstance(network, PlainPolicy)
 
 
 def onnx_bytes(agent: TrainedAgent, name: str) -> bytes:
     """The float32 file of an agent, with its name as metadata.
 
-    The metadata are `agent`, `network`, `outputs`, `num_actions`, `game` and `protocol`. The same
-    agent gives the same bytes, with the same versions of torch and onnxscript.
+    The metadata are `agent`, `network`, `outputs`, `num_actions`, `game` and `protocol`, and where
+    it is not the protocol's `action_set`. The same agent gives the same bytes, with the same
+    versions of torch and onnxscript.
 
     Raises `UsageError` for a network that is not `exportable` and where packages are missing.
     """
@@ -50,11 +63,12 @@ def onnx_bytes(agent: TrainedAgent, name: str) -> bytes:
     import onnx
 
     environment = agent.config["environment"]
+    dtype = getattr(torch, environment["frame_dtype"])
     with _quiet("torch.onnx"):
         program = torch.onnx.export(
             Plain(agent.network),
             # A batch of one would be taken for a constant.
-            (torch.zeros(2, environment["stack"], *environment["frame_shape"], dtype=torch.uint8),),
+            (torch.zeros(2, environment["stack"], *environment["frame_shape"], dtype=dtype),),
             dynamo=True,
             opset_version=OPSET,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -78,6 +92,8 @@ def onnx_bytes(agent: TrainedAgent, name: str) -> bytes:
         "game": settings["game"],
         "protocol": settings["protocol"],
     }
+    if settings.get("action_set"):
+        about["action_set"] = settings["action_set"]
     onnx.helper.set_model_props(model, {key: str(value) for key, value in about.items()})
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString(deterministic=True)
@@ -93,8 +109,9 @@ def quantise(content: bytes, states: Dataset, which: Tensor) -> bytes:
     Static quantisation: weights have a scale for each output channel and are stored as bytes around
     128, activations are uint8. Signed weights would overflow on processors with AVX2 and without
     VNNI, where onnxruntime adds two products of a signed and an unsigned byte in 16 bits. Pixels
-    are bytes already and enter as they are; outputs stay float32, since one step of 256 over the
-    range of all action values would be wider than the gap between two actions.
+    are bytes already and enter as they are; the layer over vectors, whose numbers have different
+    units, and the outputs stay float32: one step of 256 over the range of all action values would
+    be wider than the gap between two actions.
 
     Raises `UsageError` where packages are missing.
     """
@@ -104,6 +121,8 @@ def quantise(content: bytes, states: Dataset, which: Tensor) -> bytes:
 
     model = onnx.load_from_string(content)
     about = {entry.key: entry.value for entry in model.metadata_props}
+    (stacks,) = model.graph.input
+    images = stacks.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     cast = _consumer(model.graph, INPUT)
     with tempfile.TemporaryDirectory() as directory, _quiet(""):
         path = Path(directory) / "int8.onnx"
@@ -117,17 +136,15 @@ def quantise(content: bytes, states: Dataset, which: Tensor) -> bytes:
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QUInt8,
+            nodes_to_exclude=[] if images else [_first_dense(model.graph).name],
             extra_options={
                 "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
-                "TensorQuantOverrides": {
-                    cast.output[0]: [
-                        {"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}
-                    ]
-                },
+                "TensorQuantOverrides": {cast.output[0]: [_AS_BYTES]} if images else {},
             },
         )
         result = onnx.load(path)
-    _enter_as_bytes(result.graph)
+    if images:
+        _enter_as_bytes(result.graph)
     onnx.helper.set_model_props(result, about)
     onnx.checker.check_model(result, full_check=True)
     quantised_content: bytes = result.SerializeToString(deterministic=True)
@@ -138,11 +155,11 @@ def quantise(content: bytes, states: Dataset, which: Tensor) -> bytes:
 
 
 class Plain(nn.Module):
-    """A Q-network's weights in torch's ordinary layers, which ONNX has.
+    """A policy's weights in torch's ordinary layers, which ONNX has.
 
-    Stacks (B, stack, H, W) uint8 in, outputs (B, A) float32. The first dense layer's columns are
-    reordered once, for features flattened by channel, then pixel; the division by 255 is in the
-    first convolution's weights.
+    Stacks (B, stack, H, W) uint8 or (B, stack, D) float32 in, outputs (B, A) float32. The first
+    dense layer's columns are reordered once, for features flattened by channel, then pixel; the
+    division by 255 is in the first convolution's weights.
 
     Raises `UsageError` for a network that is not `exportable`.
     """
@@ -151,32 +168,59 @@ class Plain(nn.Module):
         super().__init__()
         if not exportable(network):
             raise UsageError(ONLY_SINGLE_NETWORKS)
-        self.num_quantiles = cast(QNetwork, network).num_quantiles
-        torso, head = cast(QNetwork, copy.deepcopy(network).cpu())
-        assert isinstance(torso, NatureTorso)
-        first, _, second, _, third, _, _ = torso
-        assert isinstance(first, FirstConvolution)
-        self.conv1 = skip_init(
-            nn.Conv2d, first.in_channels, first.out_channels, 2 * first.block, first.block
+        network = copy.deepcopy(network).cpu()
+        self.num_quantiles = network.num_quantiles if isinstance(network, QNetwork) else 0
+        convolutions, self.head = (
+            _of_network(network) if isinstance(network, QNetwork) else _of_policy(network)
         )
-        self.conv1.weight = nn.Parameter(first.weight / 255)
-        self.conv1.bias = first.bias
-        self.conv2, self.conv3 = second, third
-        channels = [layer for layer in third.modules() if isinstance(layer, nn.Conv2d)][-1]
-        for dense in head.modules():
-            if isinstance(dense, PlainHead):
-                _by_channel(dense, channels.out_channels)
-        self.head = head
+        self.convolutions = nn.ModuleList(convolutions)
         self.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.eval().requires_grad_(False)
 
     def forward(self, stacks: Tensor) -> Tensor:
-        features = self.conv1(stacks.float()).relu()
-        features = self.conv3(self.conv2(features).relu()).relu()
+        features = stacks.float()
+        for convolution in self.convolutions:
+            features = convolution(features)
         outputs: Tensor = self.head(features.flatten(1))
         if self.num_quantiles:
             outputs = outputs.unflatten(1, (-1, self.num_quantiles)).mean(-1)
         return outputs
+
+
+def _of_network(network: QNetwork) -> tuple[list[nn.Module], nn.Module]:
+    """The convolutions, each with its activation, and the rest of a network of this project."""
+    torso, head = network
+    if isinstance(torso, VectorTorso):
+        _, dense, relu = torso
+        for each in head.modules():
+            if isinstance(each, PlainHead):
+                each[0] = _linear(each[0])
+        return [], nn.Sequential(_linear(dense), relu, head)
+    assert isinstance(torso, NatureTorso)
+    first, _, second, _, third, _, _ = torso
+    assert isinstance(first, FirstConvolution)
+    channels = [layer for layer in third.modules() if isinstance(layer, nn.Conv2d)][-1]
+    for each in head.modules():
+        if isinstance(each, PlainHead):
+            _by_channel(each, channels.out_channels)
+    plain = skip_init(
+        nn.Conv2d, first.in_channels, first.out_channels, 2 * first.block, first.block
+    )
+    plain.weight, plain.bias = nn.Parameter(first.weight / 255), first.bias
+    return [nn.Sequential(layer, nn.ReLU()) for layer in (plain, second, third)], head
+
+
+def _of_policy(policy: nn.Module) -> tuple[list[nn.Module], nn.Module]:
+    """The same of a policy from elsewhere."""
+    assert isinstance(policy, PlainPolicy)
+    activation = getattr(nn, policy.activation)
+    if policy.divided:
+        with torch.no_grad():
+            cast(nn.Conv2d, policy.convolutions[0]).weight.div_(255)
+    *hidden, last = policy.dense
+    dense = [each for layer in hidden for each in (layer, activation())]
+    convolutions = [nn.Sequential(layer, activation()) for layer in policy.convolutions]
+    return [*convolutions], nn.Sequential(*dense, last)
 
 
 def _by_channel(head: PlainHead, channels: int) -> None:
@@ -217,6 +261,11 @@ def _consumer(graph: "onnx.GraphProto", name: str) -> "onnx.NodeProto":
     found: list[onnx.NodeProto] = [node for node in graph.node if name in node.input]
     (node,) = found
     return node
+
+
+def _first_dense(graph: "onnx.GraphProto") -> "onnx.NodeProto":
+    found: onnx.NodeProto = next(n for n in graph.node if n.op_type in ("Gemm", "MatMul"))
+    return found
 
 
 def _enter_as_bytes(graph: "onnx.GraphProto") -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from agents.distillation.dataset import Dataset
-from agents.distillation.deploy.deployment import deploy_students
+from agents.distillation.deploy.deployment import deploy_students, load_students
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import TEACHER_FILE, StudentRecord, TeacherRecord
 from agents.distillation.report.retention import describe
@@ -89,7 +89,8 @@ def run(config: DistillConfig, *, should_stop: Callable[[], bool] = lambda: Fals
                 supervision = pipeline.supervise(dataset, specs[0].weights)
                 outcome.students.extend(train_from_scratch(pipeline, supervision, runs, asked))
             if config.export:
-                deploy_students(pipeline, config.best_of(outcome.students), dataset)
+                students = load_students(pipeline.config.out, config.best_of(outcome.students))
+                deploy_students(pipeline, students, dataset)
     return list(outcomes.values())
 
 

@@ -1,6 +1,8 @@
 """Agents deployed: their files, and what is measured of them."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ from agents.distillation.deploy.deployment import (
 )
 from agents.distillation.deploy.onnx_policy import OnnxPolicy
 from agents.distillation.records import Score
+from agents.foreign.layers import Layer, Layers, PlainPolicy
+from agents.trained import TrainedAgent
 from ebu.interfaces import Act
 from tests.agents.distillation.small_pipelines import teacher_of
+from tests.agents.distillation.test_dataset import set_of
 from tests.agents.distillation.test_export import STATES, agent_of
 from tests.agents.distillation.test_report import score_of
 
@@ -41,7 +46,7 @@ class Scorer:
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Scorer]:
     directory, scorer = tmp_path_factory.mktemp("deployed") / "export", Scorer()
-    return directory, deploy(directory, AGENTS, STATES, scorer, calls=CALLS), scorer
+    return directory, deploy(directory, AGENTS, STATES, scorer, games=GAMES, calls=CALLS), scorer
 
 
 def test_every_agent_gets_two_files_that_play(deployed: tuple[Path, Any, Scorer]) -> None:
@@ -79,14 +84,66 @@ def test_the_int8_file_itself_is_scored_and_compared_where_it_was_not_calibrated
         assert int8["agreement"] == pytest.approx(sum(agreeing) / len(judge))
 
 
+def test_what_is_missing_or_altered_is_made_again(
+    deployed: tuple[Path, Any, Scorer], tmp_path: Path
+) -> None:
+    directory, records, _ = deployed
+    again = tmp_path / "export"
+    shutil.copytree(directory, again)
+
+    def repeat(agents: Mapping[str, TrainedAgent]) -> tuple[int, Any]:
+        """How often an int8 file played, and the records without latencies."""
+        scorer = Scorer()
+        found = deploy(again, agents, STATES, scorer, games=GAMES, calls=CALLS)
+        return len(scorer.asked), {k: {**r, "latency": {}} for k, r in found.items()}
+
+    expected = {k: {**r, "latency": {}} for k, r in records.items()}
+    assert repeat(AGENTS) == (0, expected)
+    missing, altered = "teacher.onnx", "2-3-4_5-kl.int8.onnx"
+    (again / missing).unlink()
+    (again / altered).write_bytes((directory / altered).read_bytes() + b"\0")
+    assert repeat(AGENTS) == (2, expected)
+    for name in (missing, altered):
+        assert (again / name).read_bytes() == (directory / name).read_bytes()
+    # Other weights under the same name and seed.
+    other = agent_of("2-3-4/5", seed=1)
+    other.config["settings"]["seed"] = AGENTS["2-3-4/5-kl"].config["settings"]["seed"]
+    played, found = repeat({**AGENTS, "2-3-4/5-kl": other})
+    assert played == 1
+    assert found["teacher"] == expected["teacher"]
+    assert found["2-3-4/5-kl"]["sha256"] != expected["2-3-4/5-kl"]["sha256"]
+
+
+@pytest.mark.parametrize("kind", ["numbers", "tanh"])
+def test_vectors_and_other_layers_are_exported(kind: str, tmp_path: Path) -> None:
+    agent = teacher_of(network="6-6-6/8", frame_shape=(5,), stack=1)
+    agent.config["environment"]["frame_dtype"] = "float32"
+    if kind == "tanh":
+        dense = [nn.Linear(5, 6), nn.Linear(6, 7), nn.Linear(7, agent.num_actions)]
+        layers = tuple(Layer(each.weight.detach(), each.bias.detach()) for each in dense)
+        agent.network = PlainPolicy(Layers((), layers, "Tanh"))
+    states = set_of(20, 20, 20, stack=1, shape=(5,))
+    frames = torch.randn(states.frames.shape, generator=torch.Generator().manual_seed(0))
+    states = replace(states, frames=frames)
+    deploy(tmp_path, {"it": agent}, states, lambda *_: score_of(1, 2), games=2, calls=2)
+    policy, int8 = (OnnxPolicy(tmp_path / name) for name in ("it.onnx", "it.int8.onnx"))
+    stacks = states.stacks(torch.arange(30))
+    expected = agent.outputs_of(stacks)
+    np.testing.assert_allclose(policy.outputs_of(stacks.numpy()), expected, 1e-5, 1e-5)
+    # Rounded, and still the same policy in most states.
+    agreed = int8.outputs_of(stacks.numpy()).argmax(1) == expected.argmax(1).numpy()
+    assert agreed.mean() > 0.8
+
+
 def test_what_is_no_single_network_is_left_out_and_noted(tmp_path: Path) -> None:
-    ensemble, flat = agent_of("2-3-4/5"), teacher_of(frame_shape=(4,))
+    ensemble, grid = agent_of("2-3-4/5"), teacher_of(frame_shape=(2, 3, 4))
     ensemble.network = nn.ModuleList([ensemble.network])
     scorer = Scorer()
-    assert deploy(tmp_path, {"teacher": ensemble, "flat": flat}, STATES, scorer) == {}
+    agents = {"teacher": ensemble, "grid": grid}
+    assert deploy(tmp_path, agents, STATES, scorer, games=GAMES) == {}
     assert scorer.asked == []
-    why = "only single networks over images, such as Atari's, are exported"
-    assert read_exports(tmp_path)["left_out"] == {"teacher": why, "flat": why}
+    why = "only single networks of convolutions and dense layers are exported"
+    assert read_exports(tmp_path)["left_out"] == {"teacher": why, "grid": why}
     assert [path.name for path in tmp_path.iterdir()] == ["export.json"]
 
 
