@@ -64,7 +64,7 @@ def test_everything_finished_is_found_again(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("this was finished")
 
-    for owner, name in ((Trainer, "_update"), (deployment, "deploy"), (evaluation, "evaluate")):
+    for owner, name in ((Trainer, "_update"), (deployment, "latencies"), (evaluation, "evaluate")):
         monkeypatch.setattr(owner, name, never)
     monkeypatch.setattr("agents.distillation.pipeline.collect", never)
     distilled(teacher, exported, "--export")
