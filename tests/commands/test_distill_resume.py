@@ -229,7 +229,7 @@ def test_with_more_games_all_is_scored_again_and_nothing_trained(
     shutil.copytree(exported, out)
     monkeypatch.setattr(Trainer, "_update", None)
     deployed: list[Any] = []
-    monkeypatch.setattr(deployment, "deploy", lambda *given: deployed.append(given))
+    monkeypatch.setattr(deployment, "deploy", lambda *given, **_: deployed.append(given))
     config = json.loads((out / "config.json").read_text())
     config["settings"]["run_dirs_from_out"] = [os.path.relpath(teacher, out)]
     (out / "config.json").write_text(json.dumps(config))
