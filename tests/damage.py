@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,16 @@ ODD: list[Any] = [
     *("9999-9999-9999/9999", "impala9999", 2**31 - 1, 10**9, [2**20], [1024, 1024]),
 ]
 """Values that no setting expects, or only as what would take all memory."""
+
+
+MEMORY = Path("/dev/shm")
+ROOM = 1 << 30
+
+
+def quick_directory() -> "tempfile.TemporaryDirectory[str]":
+    """A temporary directory, in memory where there is room: a disk is slow to sync."""
+    in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM
+    return tempfile.TemporaryDirectory(dir=MEMORY if in_memory else None)
 
 
 def damage(

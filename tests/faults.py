@@ -22,14 +22,13 @@ import random
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.damage import HOW, damage
+from tests.damage import HOW, damage, quick_directory
 from tests.fault_settings import (
     SAVED_SELDOM,
     SETTINGS,
@@ -228,7 +227,7 @@ def main() -> None:
     until = began + 60 * given.minutes
     shrink()
     happened, count = Counter[str](), 0
-    with tempfile.TemporaryDirectory() as directory:
+    with quick_directory() as directory:
         root = Path(directory)
         train_teachers(root / "teachers")
         if given.case:

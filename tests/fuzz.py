@@ -13,11 +13,11 @@ import json
 import random
 import resource
 import sys
-import tempfile
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from agents.distillation.collect import from_replay
 from agents.distillation.dataset import load_states
 from agents.distillation.report.rows import Report, compose, read_records
 from agents.distillation.settings import DistillConfig
+from agents.foreign.flags import PolicyFlags
+from agents.foreign.formats import read_policy
 from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.evaluate_arguments import parse_arguments as parse_evaluate
 from ebu.commands.report import ReportConfig
@@ -41,8 +43,9 @@ from ebu.run.checkpoint import load_latest
 from ebu.run.cli import parse
 from ebu.run.directory import identity_of, read_config
 from ebu.run.logs import last_frames
+from tests.agents.foreign.files import CleanDqn, CleanPpoAtari, clean_rl, sb3
 from tests.checkpoints import reseal
-from tests.damage import HOW, damage, restore
+from tests.damage import HOW, damage, quick_directory, restore
 from tests.distillations import distilled, train_teacher
 from tests.run_directories import evaluation
 
@@ -83,15 +86,21 @@ def read_report(out: Path) -> Report:
     return compose(read_records(out, "kl"))
 
 
+def read_foreign(directory: Path, name: str) -> object:
+    """A policy from elsewhere."""
+    return read_policy(directory / name, PolicyFlags())
+
+
 LOADERS: dict[str, tuple[Loader, ...]] = {
     "run": (read_run, load_agent, flags_of_run, read_checkpoints, read_replay),
     "out": (read_report, lambda out: load_states(out / "states"), read_config, read_table),
     "student": (read_run, load_agent, read_config),
+    "foreign": tuple(partial(read_foreign, name=name) for name in ("sb3.zip", "cleanrl.pth")),
 }
 
 
 def make_samples(root: Path) -> dict[str, Path]:
-    """A run, a distillation of it, and a student."""
+    """A run, a distillation of it, a student, and policies from elsewhere."""
     run_dir = train_teacher(root / "run")
     record = json.dumps({**evaluation(1.0, 200), "protocol": "paper"})
     (run_dir / "evaluations").mkdir()
@@ -107,7 +116,11 @@ def make_samples(root: Path) -> dict[str, Path]:
     )
     distilled(run_dir, root / "out")
     student = next(iter(sorted((root / "out/students").iterdir())))
-    return {"run": run_dir, "out": root / "out", "student": student}
+    foreign = root / "foreign"
+    foreign.mkdir()
+    sb3(foreign / "sb3.zip", CleanDqn(3, 6), 6)
+    clean_rl(foreign / "cleanrl.pth", CleanPpoAtari(6, 36), env_id="PongNoFrameskip-v4")
+    return {"run": run_dir, "out": root / "out", "student": student, "foreign": foreign}
 
 
 @contextlib.contextmanager
@@ -261,7 +274,7 @@ def main() -> None:
     # What takes all memory fails here, before the machine does.
     resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
     until = began + 60 * given.minutes
-    with tempfile.TemporaryDirectory() as root:
+    with quick_directory() as root:
         last = given.first + given.commands
         commands = fuzz_commands(range(given.first, last), given.seed, until)
         last = given.first + given.inputs

@@ -1,5 +1,6 @@
 """What a run directory accepts, and every reason to refuse one."""
 
+import errno
 import fcntl
 import json
 import os
@@ -186,3 +187,19 @@ def test_a_directory_that_is_locked_is_refused_until_the_lock_is_gone(tmp_path: 
         assert "another process is training" in refusal(tmp_path)
     assert not is_locked(tmp_path)
     start_and_leave(tmp_path)
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
+def test_a_file_system_without_locks_is_named_as_that(
+    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    said = refusal(tmp_path / "run")
+    assert "has no locks" in said
+    assert os.strerror(error) in said
+    # Nothing else was written, and it is no other process's.
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
+    assert not is_locked(tmp_path / "run")
