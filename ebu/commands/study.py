@@ -20,7 +20,7 @@ from ebu.commands.table.results import ResultsTable
 from ebu.commands.trust import trust_words
 from ebu.errors import EbuError
 from ebu.run.cli import all_cores, parse, run_command
-from ebu.run.directory import acquire_lock
+from ebu.run.directory import acquire_lock, check_links
 from ebu.run.hints import program_argv, program_command
 from ebu.run.progress import say
 from envs.protocols import PROTOCOLS
@@ -44,6 +44,10 @@ def main() -> int:
 
 def play(config: StudyConfig, planned: Sequence[PlannedRun]) -> int:
     """Play and score what is missing of the planned runs; returns the exit code."""
+    # Logs lie next to the runs, which are checked when they are opened.
+    for directory in filter(None, (config.out, config.results)):
+        if directory.is_dir():
+            check_links(directory)
     (config.out / "runs").mkdir(exist_ok=True)
     folder = config.results or config.out
     runs = config.results or config.out / "runs"

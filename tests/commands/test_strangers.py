@@ -1,6 +1,8 @@
 """A run directory from a stranger: its modules are imported when trusted, and nothing is lost."""
 
 import json
+import math
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -8,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from agents import load_agent
-from ebu.commands import evaluation
+from ebu.commands import evaluation, study
 from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.reporting.runs import find_run_directories, read_runs
+from ebu.commands.table.committed import write_result
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.errors import EbuError, UsageError
@@ -185,3 +190,34 @@ def test_a_teacher_is_trusted_too(run_dir: Path, tmp_path: Path) -> None:
     config = config_of(grey, tmp_path / "out", "--no-trust-env")
     with pytest.raises(UsageError, match="--trust-env"):
         run(config)
+
+
+@pytest.mark.parametrize("place", ["out/runs/a.log", "out/runs/a.processes.jsonl", "results/a"])
+@pytest.mark.parametrize("pipe", [False, True])
+def test_a_study_writes_to_nothing_outside_of_its_directories(
+    place: str, pipe: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("out/runs", "results"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "outside").write_text("mine")
+    os.mkfifo(tmp_path / place) if pipe else (tmp_path / place).symlink_to(tmp_path / "outside")
+    words = ["--games", NUMBERS, "--jobs", 0, "--out", tmp_path / "out"]
+    words += ["--results", tmp_path / "results"]
+    monkeypatch.setattr(sys, "argv", ["study.py", *map(str, words)])
+    with pytest.raises(EbuError, match=r"is refused: .*(?:link out|no regular file)") as error:
+        study.main()
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "outside").read_text() == "mine"
+
+
+@pytest.mark.parametrize("times", [(1.0, 3.5), (1.0, math.nan), (-1e300, 1e300), (b"\xff\xff",)])
+def test_wall_times_of_a_damaged_log_are_not_known(times: Any, tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path, "pong", "ebu", 0, 1.0)
+    with (run_dir / "events.out.tfevents.1").open("wb") as log:
+        records = RecordWriter(log)
+        for time in times:
+            known = isinstance(time, float)
+            records.write(Event(wall_time=time).SerializeToString() if known else time)
+    write_result(run_dir, tmp_path / "result", 30)
+    provenance = json.loads((tmp_path / "result/provenance.json").read_text())
+    assert provenance["train_seconds"] == (2.5 if times == (1.0, 3.5) else None)

@@ -29,7 +29,7 @@ from ebu.run.directory import (
 )
 from ebu.run.files import write_whole
 from ebu.run.hints import program_command
-from ebu.run.reading import MOST_LOG_BYTES, read_file
+from ebu.run.reading import LARGEST_FLOAT, MOST_LOG_BYTES, read_file
 
 # Longer logs are thinned: about 700 bytes a line, so 50 kB in all.
 MOST_LINES = 64
@@ -86,13 +86,22 @@ def _lines(path: Path) -> list[bytes]:
 
 
 def _logged_seconds(run_dir: Path) -> float | None:
-    """Wall time between the first and the last entry of each of TensorBoard's logs, summed."""
+    """Wall time between the first and the last entry of each of TensorBoard's logs, summed.
+
+    None without logs, and where one is damaged.
+    """
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     seconds = []
     for path in sorted(run_dir.glob("events.*")):
         if EVENTS.fullmatch(path.name):
-            times = [event.wall_time for event in EventFileLoader(str(path)).Load()]
+            try:
+                times = [event.wall_time for event in EventFileLoader(str(path)).Load()]
+            # What TensorBoard meets in a damaged record has no base of its own.
+            except Exception:
+                return None
+            if not all(abs(time) < LARGEST_FLOAT for time in times):
+                return None
             seconds.append(max(times) - min(times) if times else 0.0)
     return round(sum(seconds), 1) if seconds else None
 
