@@ -12,6 +12,7 @@ import io
 import json
 import random
 import resource
+import shutil
 import sys
 import time
 import traceback
@@ -32,6 +33,8 @@ from agents.foreign.flags import PolicyFlags
 from agents.foreign.formats import read_policy
 from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.evaluate_arguments import parse_arguments as parse_evaluate
+from ebu.commands.release import ReleaseConfig
+from ebu.commands.release import parse_arguments as parse_release
 from ebu.commands.report import ReportConfig
 from ebu.commands.reporting.runs import find_run_directories, read_runs
 from ebu.commands.table.plan import StudyConfig, plan
@@ -41,8 +44,9 @@ from ebu.commands.train_arguments import Arguments, flags_of_run, parse_argument
 from ebu.errors import EbuError
 from ebu.run.checkpoint import load_latest
 from ebu.run.cli import parse
-from ebu.run.directory import identity_of, read_config
+from ebu.run.directory import RELEASED, identity_of, read_config, write_config
 from ebu.run.logs import last_frames
+from ebu.run.released import write_weights
 from tests.agents.foreign.files import CleanDqn, CleanPpoAtari, clean_rl, sb3
 from tests.checkpoints import reseal
 from tests.damage import HOW, damage, quick_directory, restore
@@ -96,11 +100,12 @@ LOADERS: dict[str, tuple[Loader, ...]] = {
     "out": (read_report, lambda out: load_states(out / "states"), read_config, read_table),
     "student": (read_run, load_agent, read_config),
     "foreign": tuple(partial(read_foreign, name=name) for name in ("sb3.zip", "cleanrl.pth")),
+    "released": (read_run, load_agent, read_config),
 }
 
 
 def make_samples(root: Path) -> dict[str, Path]:
-    """A run, a distillation of it, a student, and policies from elsewhere."""
+    """A run, a distillation of it, a student, released weights, and policies from elsewhere."""
     run_dir = train_teacher(root / "run")
     record = json.dumps({**evaluation(1.0, 200), "protocol": "paper"})
     (run_dir / "evaluations").mkdir()
@@ -120,7 +125,20 @@ def make_samples(root: Path) -> dict[str, Path]:
     foreign.mkdir()
     sb3(foreign / "sb3.zip", CleanDqn(3, 6), 6)
     clean_rl(foreign / "cleanrl.pth", CleanPpoAtari(6, 36), env_id="PongNoFrameskip-v4")
-    return {"run": run_dir, "out": root / "out", "student": student, "foreign": foreign}
+    released = root / "released"
+    shutil.copytree(run_dir / "evaluations", released / "evaluations")
+    agent = load_agent(run_dir)
+    weights = write_weights(
+        released, agent.network.state_dict(), which="final", frames=agent.frames
+    )
+    write_config(released, {**agent.config, RELEASED: weights})
+    return {
+        "run": run_dir,
+        "out": root / "out",
+        "student": student,
+        "foreign": foreign,
+        "released": released,
+    }
 
 
 @contextlib.contextmanager
@@ -222,6 +240,7 @@ PARSERS: dict[str, tuple[type, Callable[[list[str]], object]]] = {
         DistillConfig,
         lambda args: parse(DistillConfig, args, prog="distill.py", description="").plan(),
     ),
+    "release.py": (ReleaseConfig, parse_release),
     "report.py": (ReportConfig, lambda args: parse(ReportConfig, args, prog="x", description="")),
 }
 

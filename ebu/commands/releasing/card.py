@@ -6,7 +6,7 @@ from typing import Any
 
 from agents import TrainedAgent
 from agents.distillation.students import num_parameters
-from agents.trained import STUDENT
+from agents.trained import IMPORTED, STUDENT
 from ebu.commands.trust import FLAG, modules_in
 from ebu.run.directory import RELEASED
 from envs import is_atari
@@ -40,11 +40,11 @@ def card_text(
     settings, released = config["settings"], config[RELEASED]
     game, student = str(settings["game"]), settings["agent"] == STUDENT
     of_agent = [record for record in records if record["policy"] == "agent"]
-    what = (
-        f"A policy distilled from `{_cell(settings.get('teacher'))}`"
-        if student
-        else f"An agent of the method `{_cell(settings['agent'])}`"
-    )
+    what = f"An agent of the method `{_cell(settings['agent'])}`, trained"
+    if student:
+        what = f"A policy distilled from `{_cell(settings.get('teacher'))}`"
+    elif settings["agent"] == IMPORTED:
+        what = f"A policy imported from `{_cell(settings.get('from'))}`"
     about = {
         "weights": f"{released['weights']}: {WHICH[released['weights']]}",
         "frames of training": f"{agent.frames:,}" + " (of its teacher)" * student,
@@ -62,7 +62,7 @@ def card_text(
     parts = [
         _metadata(name, game, [record for record in of_agent if not _other_epsilon(record)]),
         f"# {_cell(name)}",
-        f"{what} that plays **{_cell(game)}**, trained with "
+        f"{what} to play **{_cell(game)}**, with "
         "the package `ebu` (Episodic Backward Update: Lee, Choi and Chung, NeurIPS 2019).",
         "## Evaluation",
         _table(

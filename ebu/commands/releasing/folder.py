@@ -31,7 +31,7 @@ from ebu.commands.table.provenance import PROVENANCE, provenance_of
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Evaluator
 from ebu.run.directory import CONFIG, RELEASED, differences, identity_of, read_config
-from ebu.run.files import write_whole
+from ebu.run.files import write_whole, writing
 from ebu.run.progress import say
 from ebu.run.released import WEIGHTS_FILE, write_weights
 from envs.film import CannotFilmError
@@ -52,7 +52,8 @@ def write_folder(config: ReleaseConfig) -> None:
     out, agent = config.out, load_agent(config.run_dir, config.weights)
     if RELEASED in agent.config:
         raise UsageError(f"{config.run_dir} is released already: copy or push it as it is")
-    _check_out(out, agent, config)
+    with writing(out):
+        _check_out(out, agent, config)
     for line in agent.warnings:
         say(f"warning: {line}")
     evaluation = EvaluateConfig(
@@ -63,11 +64,10 @@ def write_folder(config: ReleaseConfig) -> None:
         threads=config.threads,
         trust_env=config.trust_env,
     )
-    out.mkdir(parents=True, exist_ok=True)
-    for name in (FILM, ONNX):
-        (out / name).unlink(missing_ok=True)
-    for path in (out / FOLDER).glob("*.json"):
-        path.unlink()
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for path in (out / FILM, out / ONNX, *(out / FOLDER).glob("*.json")):
+            path.unlink(missing_ok=True)
     played = _evaluate(evaluation, out / FILM)
     if played["trained_frames"] != agent.frames:
         raise EbuError(
