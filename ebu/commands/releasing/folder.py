@@ -30,7 +30,7 @@ from ebu.commands.reporting.scores import FOLDER, as_json, read_records, write_e
 from ebu.commands.table.provenance import PROVENANCE, provenance_of
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Evaluator
-from ebu.run.directory import CONFIG, RELEASED, differences, identity_of, read_config
+from ebu.run.directory import CONFIG, RELEASED, check_links, differences, identity_of, read_config
 from ebu.run.files import write_whole, writing
 from ebu.run.progress import say
 from ebu.run.released import WEIGHTS_FILE, write_weights
@@ -105,6 +105,7 @@ def _check_out(out: Path, agent: TrainedAgent, config: ReleaseConfig) -> None:
     """Raise `UsageError` where the folder holds something else than a release of this agent."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file: choose a folder")
+    check_links(out)
     # Those of version control are left alone.
     names = [name for name in os.listdir(out) if not name.startswith(".")] if out.exists() else []
     if not names:
