@@ -133,6 +133,26 @@ def test_best_weights_are_what_is_loaded_and_no_others(
     assert run(EvaluateConfig(out, weights="best", episodes=2, threads=1))["weights"] == "best"
 
 
+def test_the_card_has_every_evaluation_of_these_weights_and_the_baseline(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    run_dir = Path(shutil.copytree(runs["cartpole"], tmp_path / "run"))
+    shutil.rmtree(run_dir / "evaluations")
+    questions: list[dict[str, Any]] = [{"random": True}, {"epsilon": 0.5}, {"weights": "best"}]
+    for question in [{"episodes": 4}, *({"episodes": 2, **each} for each in questions)]:
+        run(EvaluateConfig(run_dir, threads=1, device="cpu", **question))
+    out = release(run_dir, tmp_path / "out")
+    records = [json.loads(path.read_text()) for path in (out / "evaluations").iterdir()]
+    assert sorted((r["policy"], str(r["weights"]), r["games"]) for r in records) == [
+        *[("agent", "final", games) for games in (2, 3, 4)],
+        ("random", "None", 2),
+    ]
+    (longest,) = (record for record in records if record["games"] == 4)
+    card = (out / "README.md").read_text()
+    assert f"value: {longest['mean']:.2f} +/- {longest['deviation']:.2f}" in card
+    assert card.count("(not the protocol's)") == card.count("| random play |") == 1
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -265,3 +285,17 @@ def test_nothing_imports_a_hub_or_an_engine_unasked() -> None:
         "from agents import load_agent, build_agent; from ebu.commands import study, train"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "folder", sorted((ROOT / "docs/results/agents").iterdir()), ids=lambda path: path.name
+)
+def test_committed_agents_load_and_their_cards_have_their_scores(folder: Path) -> None:
+    agent = load_agent(folder)
+    (path,) = (folder / "evaluations").iterdir()
+    record = json.loads(path.read_text())
+    assert (record["trained_frames"], record["game"]) == (
+        agent.frames,
+        agent.config["settings"]["game"],
+    )
+    assert f"**{record['mean']:,.2f}**" in (folder / "README.md").read_text()

@@ -98,7 +98,7 @@ def _metadata(name: str, game: str, records: Sequence[Mapping[str, Any]]) -> str
     lines += [f"- {json.dumps(tag)}" for tag in [*tags, *["atari"] * is_atari(game)]]
     if records:
         best = max(records, key=lambda record: int(record["games"]))
-        deviation = best.get("deviation")
+        deviation = best["deviation"]
         value = f"{best['mean']:.2f}" + (f" +/- {deviation:.2f}" if deviation is not None else "")
         lines += [
             "model-index:",
@@ -122,27 +122,29 @@ def _metadata(name: str, game: str, records: Sequence[Mapping[str, Any]]) -> str
 def _row(record: Mapping[str, Any]) -> Iterable[str]:
     """A record as a row. An ε that is not the protocol's is marked."""
     random = record["policy"] == "random"
-    epsilon = record.get("epsilon")
     other = not random and _other_epsilon(record)
     interval = record["interval_95"]
-    human = record.get("human_normalised")
-    table = record.get("human_table")
+    normalised = NONE
+    if record["human_normalised"] is not None:
+        normalised = (
+            f"{record['human_normalised']:.1%} ({_cell(record['human_table'])}: random "
+            f"{record['random_score']:,g}, human {record['human_score']:,g})"
+        )
     return (
         "random play" if random else str(record["weights"]),
         record["protocol"],
-        NONE if epsilon is None else f"{epsilon:g}" + " (not the protocol's)" * other,
+        f"{record['epsilon']:g}" + " (not the protocol's)" * other,
         str(record["games"]),
         f"**{record['mean']:,.2f}**",
         NONE if interval is None else f"[{interval[0]:,.2f}, {interval[1]:,.2f}]",
-        f"{record['median']:,.2f}" if "median" in record else NONE,
-        NONE if human is None else f"{human:.1%} ({table})",
+        f"{record['median']:,.2f}",
+        normalised,
         record.get("precision") or NONE,
     )
 
 
 def _other_epsilon(record: Mapping[str, Any]) -> bool:
-    epsilon = record.get("epsilon")
-    return bool(epsilon != record.get("protocol_epsilon", epsilon))
+    return bool(record["epsilon"] != record["protocol_epsilon"])
 
 
 def _rules(game: str, name: str) -> str:

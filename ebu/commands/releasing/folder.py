@@ -35,6 +35,7 @@ from ebu.run.files import write_whole, writing
 from ebu.run.progress import say
 from ebu.run.released import WEIGHTS_FILE, write_weights
 from envs.film import CannotFilmError
+from envs.protocols import PROTOCOLS
 
 CARD, FILM, ONNX = "README.md", "replay.mp4", "model.onnx"
 """Model hubs show files of the first two names."""
@@ -80,6 +81,7 @@ def write_folder(config: ReleaseConfig) -> None:
         if record["policy"] == "random"
         or (record["weights"], record["trained_frames"]) == (config.weights, agent.frames)
     ]
+    records = [record for record in records if _is_whole(record, played)]
     if (played := _without_paths(played)) not in records:
         records.append(played)
     for record in records:
@@ -123,6 +125,18 @@ def _check_out(out: Path, agent: TrainedAgent, config: ReleaseConfig) -> None:
         raise UsageError(
             f"--out {out} holds another agent: {'; '.join(differing)}. Choose another folder"
         )
+
+
+def _is_whole(record: Mapping[str, Any], played: Mapping[str, Any]) -> bool:
+    """Whether a record has all that the card tells; those of earlier versions lack some."""
+    interval = record["interval_95"]
+    scores = (record.get("random_score"), record.get("human_score"))
+    return (
+        played.keys() <= record.keys()
+        and record["protocol"] in PROTOCOLS
+        and (interval is None or len(interval) == 2)
+        and (record["human_normalised"] is None or None not in scores)
+    )
 
 
 def _without_paths(values: Mapping[str, Any]) -> dict[str, Any]:

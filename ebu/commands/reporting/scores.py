@@ -53,6 +53,14 @@ class EvaluationRecord(TypedDict):
     epsilon: NotRequired[float]
     protocol_epsilon: NotRequired[float]
     seed: NotRequired[int]
+    num_envs: NotRequired[int]
+    median: NotRequired[float]
+    deviation: NotRequired[float | None]
+    human_normalised: NotRequired[float | None]
+    human_table: NotRequired[str | None]
+    random_score: NotRequired[float | None]
+    human_score: NotRequired[float | None]
+    precision: NotRequired[str | None]
 
 
 def write_evaluation(run_dir: Path, record: Mapping[str, Any]) -> Path:
