@@ -67,6 +67,9 @@ GAMES_OF = {
     "CarRacing-": "Box2D",
 }
 
+# The packages that engines of study.py need.
+ENGINES = {"ray": "ray", "slurm": "submitit"}
+
 
 def shorten(args: Sequence[str], table: Table = SHORT) -> list[str]:
     """A program and its arguments by the table. Raises `LookupError` for one not in it."""
@@ -128,6 +131,9 @@ def run_python(args: list[str]) -> NoReturn:
             skip("five minutes, and no flag for the updates of the generators")
         if {"sb3", "benchmarks.env_speed"} & set(args) and not _has_benchmarks():
             skip("Stable-Baselines3 and OpenCV are not installed here")
+        for engine, package in ENGINES.items():
+            if engine in args and not util.find_spec(package):
+                skip(f"{package} is not installed here")
         for part, package in GAMES_OF.items():
             if any(part in arg for arg in args) and not util.find_spec(package):
                 skip(f"{package} is not installed here")
@@ -147,6 +153,9 @@ def run_pip(args: list[str]) -> NoReturn:
         map(util.find_spec, GAMES_OF.values())
     ):
         skip("a download that only some environments need")
+    for extra, package in (("[cluster]", "ray"), ("[slurm]", "submitit")):
+        if any(extra in arg for arg in args) and not util.find_spec(package):
+            skip("a download that only studies on clusters need")
     os.environ["PIP_NO_BUILD_ISOLATION"] = "0"
     os.execv(sys.executable, [sys.executable, "-m", "pip", *args])
 

@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from ebu.commands.reporting.published import normalised
 from ebu.commands.reporting.runs import Run, find_run_directories, read_run
 from ebu.commands.table.committed import write_result
-from ebu.commands.table.jobs import Task, run_tasks
+from ebu.commands.table.engine import check_engine, open_engine
+from ebu.commands.table.jobs import run_tasks
 from ebu.commands.table.plan import PlannedRun, StudyConfig, check_settings, plan
+from ebu.commands.table.player import Task
 from ebu.commands.table.precision import in_one_precision, precisions_in
-from ebu.commands.table.provenance import code_version, machine
+from ebu.commands.table.provenance import machine
 from ebu.commands.table.results import ResultsTable
 from ebu.commands.trust import trust_words
-from ebu.errors import EbuError
+from ebu.errors import EbuError, UsageError
 from ebu.run.cli import all_cores, parse, run_command
 from ebu.run.directory import acquire_lock, check_links
 from ebu.run.hints import program_argv, program_command
@@ -37,6 +39,7 @@ def main() -> int:
         description="Play a table of games, agents and seeds. The same command resumes it. Flags "
         "of train.py for every run follow --",
     )
+    check_engine(config)
     planned = plan(config, args[cut + 1 :])
     with acquire_lock(config.out, "--out", f"another study is filling {config.out}"):
         return play(config, planned)
@@ -59,14 +62,19 @@ def play(config: StudyConfig, planned: Sequence[PlannedRun]) -> int:
         if run.result_dir is not None and not run.is_done() and run.is_scored():
             write_result(run.run_dir, run.result_dir, run.games)
     unscored = [run for run in planned if not run.is_done()]
-    say(
-        f"{folder}: {len(planned)} runs, {len(planned) - len(unscored)} of them scored, "
-        f"{min(config.jobs, len(unscored))} at a time"
-    )
+    together = f"{min(config.at_a_time, len(unscored))} at a time"
+    if config.jobs is None and config.engine != "local":
+        together = f"as many at a time as {config.engine} takes"
+    say(f"{folder}: {len(planned)} runs, {len(planned) - len(unscored)} of them scored, {together}")
     table.fill()
-    if unscored and not config.jobs:
+    if unscored and not config.at_a_time:
         say(f"missing: {', '.join(run.name for run in unscored)}")
         return 0
+    if config.engine != "local" and any(run.config.precision == "auto" for run in unscored):
+        raise UsageError(
+            "--precision auto is one machine's choice: on a cluster name it, such as -- "
+            "--precision bfloat16"
+        )
     recorded = precisions_in(runs, config.out / "runs")
     waiting = {run.run_dir: run for run in in_one_precision(unscored, recorded, folder)}
 
@@ -79,13 +87,12 @@ def play(config: StudyConfig, planned: Sequence[PlannedRun]) -> int:
         table.fill()
         return describe_score(read_run(run.run_dir, run.games))
 
-    threads = max(1, all_cores() // max(1, config.jobs))
-    failed, stopped_by = run_tasks(
-        [task_of(run, run.threads(threads)) for run in waiting.values()],
-        config.jobs,
-        code=code_version() if waiting else {},
-        scored=scored,
-    )
+    cores = max(1, all_cores() // config.at_a_time) if config.engine == "local" else 1
+    tasks = [task_of(run, run.threads(cores)) for run in waiting.values()]
+    failed, stopped_by = list[str](), None
+    if tasks:
+        with open_engine(config) as engine:
+            failed, stopped_by = run_tasks(tasks, config.at_a_time, engine=engine, scored=scored)
     table.fill()
     if failed:
         say(f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}")
@@ -133,6 +140,8 @@ def task_of(run: PlannedRun, threads: int) -> Task:
         frames=run.config.frames,
         train=program_argv("train.py", *run.flags, *options),
         evaluate=program_argv("evaluate.py", run.run_dir, *scoring),
+        cores=threads,
+        device=run.config.device,
     )
 
 

@@ -9,17 +9,19 @@ from collections.abc import Callable, Iterator
 THIRD = "a third Ctrl-C ends at once and loses what is not saved yet (what was saved before stays)"
 """What a program says that is stopping."""
 _ENDING = (signal.SIGINT, signal.SIGTERM)
-# A closed terminal and Slurm's warning before a time limit; missing on Windows.
-_OTHERS = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name))
+# A closed terminal, and warnings before a time limit of Slurm and submitit; missing on Windows.
+_OTHERS = tuple(
+    getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
 
 
 @contextlib.contextmanager
 def stop_on_signals(stop: Callable[[int], None]) -> Iterator[None]:
-    """Call `stop` at the first SIGINT, SIGTERM, SIGHUP or SIGUSR1 in this block, with its number.
+    """Call `stop` with the number of the first SIGINT, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2.
 
-    It is answered at once with a line on standard error. What has been set to be ignored, by nohup
-    or the shell's &, stays ignored. A second SIGINT or SIGTERM lets what is being saved finish, a
-    third ends the process, even in the middle of a call.
+    For the time of this block. The signal is answered at once with a line on standard error. What
+    has been set to be ignored, by nohup or the shell's &, stays ignored. A second SIGINT or SIGTERM
+    lets what is being saved finish, a third ends the process, even in the middle of a call.
     """
     numbers = [
         number for number in (*_ENDING, *_OTHERS) if signal.getsignal(number) != signal.SIG_IGN

@@ -16,7 +16,7 @@ from agents.distillation.dataset import load_states
 from agents.distillation.experimental.synthetic import noise
 from ebu.commands import distill, evaluation
 from ebu.commands.evaluate_arguments import EvaluateConfig
-from ebu.commands.table.jobs import Task
+from ebu.commands.table.player import Task
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.errors import UsageError
@@ -121,7 +121,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     trained = []
 
     def run_tasks(
-        tasks: list[Task], at_a_time: int, *, code: Any, scored: Callable[[Task], str]
+        tasks: list[Task], at_a_time: int, *, engine: Any, scored: Callable[[Task], str]
     ) -> tuple[list[str], None]:
         for task in tasks:
             trained.append(task.name)

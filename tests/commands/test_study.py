@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,10 @@ from ebu.commands import study
 from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.reporting.runs import read_run, settings_digest
 from ebu.commands.reporting.scores import final_record
-from ebu.commands.table.jobs import Task, run_tasks
+from ebu.commands.table.engine import LocalEngine
+from ebu.commands.table.jobs import run_tasks
 from ebu.commands.table.plan import StudyConfig, games_of, plan
+from ebu.commands.table.player import Task
 from ebu.commands.table.provenance import read_processes
 from ebu.commands.table.results import ResultsTable, row
 from ebu.commands.train_arguments import parse_arguments
@@ -30,6 +31,7 @@ from ebu.errors import UsageError
 from ebu.run.directory import acquire_lock
 from envs.games import ATARI5, PAPER49
 from tests.run_directories import FRAMES, evaluation, write_run
+from tests.tasks import OBEDIENT, obedient, task, wait_for
 
 ROOT = Path(__file__).parents[2]
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -56,13 +58,6 @@ def run_study(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
 
 def planned(*passed_on: str, **options: Any) -> list[Any]:
     return plan(StudyConfig(**{"games": ("pong",), **options}), passed_on)
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_games_are_sets_and_names_without_doubles() -> None:
@@ -221,29 +216,6 @@ def test_two_studies_do_not_fill_one_directory(
         run_study(monkeypatch, "--games", "pong", "--out", tmp_path / "file")
 
 
-def task(root: Path, name: str, train: str, score: str = "") -> Task:
-    """A task whose commands are these lines of Python."""
-    root.mkdir(exist_ok=True)
-    python = (sys.executable, "-S", "-c")
-    return Task(root / name, 1_000, (*python, train), (*python, score))
-
-
-# Says that it is there, waits to be told to end, and says that it has saved.
-OBEDIENT = """
-import pathlib, signal, sys, time
-def stop(number, frame):
-    pathlib.Path("NAME.saved").touch()
-    sys.exit(128 + number)
-signal.signal(signal.SIGTERM, stop)
-pathlib.Path("NAME.started").touch()
-time.sleep(60)
-"""
-
-
-def obedient(root: Path, name: str) -> Task:
-    return task(root, name, OBEDIENT.replace("NAME", str(root / name)))
-
-
 def test_as_many_processes_run_at_a_time_as_asked_for(tmp_path: Path) -> None:
     # Each notes how many there are, itself among them.
     count = f"""
@@ -262,7 +234,7 @@ here.unlink()
         done.append(task.name)
         return "scored"
 
-    assert run_tasks(tasks, 2, code=CODE, scored=scored) == ([], None)
+    assert run_tasks(tasks, 2, engine=LocalEngine(CODE), scored=scored) == ([], None)
     assert sorted(done) == list("012")
     seen = [int(task.log.read_text().splitlines()[-2]) for task in tasks]
     assert max(seen) == 2
@@ -281,7 +253,7 @@ def test_a_run_that_fails_is_named_and_the_others_continue(
         task(tmp_path, "unscored", "", "raise SystemExit(2)"),
         task(tmp_path, "fine", ""),
     ]
-    failed, number = run_tasks(tasks, 1, code=CODE, scored=lambda task: "12 points")
+    failed, number = run_tasks(tasks, 1, engine=LocalEngine(CODE), scored=lambda task: "12 points")
     assert (failed, number) == (["refused", "killed", "unscored"], None)
     said = capsys.readouterr().err
     assert "refused: train.py failed (exit code 1): error: no such flag (log: " in said
@@ -300,7 +272,7 @@ def test_a_signal_lets_every_process_save(number: int, tmp_path: Path) -> None:
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    failed, received = run_tasks(tasks, 2, code=CODE, scored=lambda task: "")
+    failed, received = run_tasks(tasks, 2, engine=LocalEngine(CODE), scored=lambda task: "")
     thread.join()
     assert (failed, received) == ([], number)
     assert {path.name for path in tmp_path.glob("*.saved")} == {"a.saved", "b.saved"}
@@ -312,10 +284,12 @@ def test_a_signal_lets_every_process_save(number: int, tmp_path: Path) -> None:
 def test_processes_of_a_killed_study_save_and_end(tmp_path: Path) -> None:
     driver = f"""
 from pathlib import Path
-from ebu.commands.table.jobs import Task, run_tasks
+from ebu.commands.table.engine import LocalEngine
+from ebu.commands.table.jobs import run_tasks
+from ebu.commands.table.player import Task
 script = {OBEDIENT!r}.replace("NAME", {str(tmp_path / "run")!r})
 task = Task(Path({str(tmp_path / "run")!r}), 1, ({sys.executable!r}, "-c", script), ())
-run_tasks([task], 1, code={{}}, scored=lambda task: "")
+run_tasks([task], 1, engine=LocalEngine({{}}), scored=lambda task: "")
 """
     process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT)
     wait_for((tmp_path / "run.started").exists)
@@ -338,7 +312,7 @@ def test_a_run_that_another_process_trains_is_waited_for(
         lock.close()
         return ""
 
-    assert run_tasks(tasks, 1, code=CODE, scored=scored) == ([], None)
+    assert run_tasks(tasks, 1, engine=LocalEngine(CODE), scored=scored) == ([], None)
     assert done == ["free", "busy"]
     assert capsys.readouterr().err.count("busy: waiting for another process") == 1
 

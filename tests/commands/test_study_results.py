@@ -14,8 +14,8 @@ from ebu.commands import report, study
 from ebu.commands.presets import DEFAULT
 from ebu.commands.reporting.runs import learning_curve, read_run, settings_digest
 from ebu.commands.table.committed import MOST_LINES, result_differences, write_result
-from ebu.commands.table.jobs import Task
 from ebu.commands.table.plan import PlannedRun, StudyConfig, plan
+from ebu.commands.table.player import Task
 from ebu.commands.table.provenance import provenance_of
 from ebu.commands.table.results import COLUMNS
 from ebu.commands.train_arguments import parse_arguments

@@ -29,7 +29,9 @@ from agents.distillation.settings import DistillConfig, Stopped
 from agents.distillation.students import Student, network_sizes
 from agents.distillation.trainer import Supervision
 from agents.networks import QNetwork
-from ebu.commands.table.jobs import Task, run_tasks
+from ebu.commands.table.engine import LocalEngine
+from ebu.commands.table.jobs import run_tasks
+from ebu.commands.table.player import Task
 from ebu.commands.table.provenance import code_version, read_processes
 from ebu.commands.train_arguments import flags_of, parse_arguments
 from ebu.commands.trust import trust_words
@@ -136,7 +138,7 @@ def train_from_scratch(
     if waiting:
         machine = ("--device", asked.device, "--threads", str(asked.threads))
         tasks = [_task(pipeline, each, machine) for each in waiting]
-        failed, stopped_by = run_tasks(tasks, 1, code=code_version(), scored=scored)
+        failed, stopped_by = run_tasks(tasks, 1, engine=LocalEngine(code_version()), scored=scored)
         if stopped_by is not None:
             signal.raise_signal(stopped_by)
             raise Stopped

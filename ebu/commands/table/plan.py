@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from agents import AGENTS
 from ebu.commands.presets import TrainConfig
@@ -32,6 +32,8 @@ from envs.protocols import PROTOCOLS
 
 # What the study itself says to train.py.
 OURS = ("--game", "--agent", "--preset", "--frames", "--seed", "--run-dir", "--resume")
+# More than any study has: a cluster queues what it has no room for.
+_ALL = 1_000_000
 # Names of variants become names of directories.
 _VARIANT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+]*):(?: (.*))?")
 
@@ -58,9 +60,20 @@ class StudyConfig:
     episodes: Annotated[int, Bounds(1, 1_000_000)] | None = None
     """Games in which each run is scored [default: the protocol's, 30 under paper, 100 under
     machado]."""
-    jobs: Annotated[int, Bounds(0, 1_000)] = 1
-    """Runs at a time. Each gets its share of the processor cores, unless -- --threads says more. 0
-    plays nothing, and says what is missing."""
+    jobs: Annotated[int, Bounds(0, 1_000)] | None = None
+    """Runs at a time [default: 1, on a cluster as many as it takes]. On this machine each gets its
+    share of the processor cores, on a cluster one core, unless -- --threads says more. 0 plays
+    nothing, and says what is missing."""
+    engine: Literal["local", "ray", "slurm"] = "local"
+    """What plays the runs: this machine, a Ray cluster (extra "cluster"), or Slurm (extra
+    "slurm")."""
+    address: str = ""
+    """The Ray cluster, such as auto or 10.0.0.1:6379 [default: one on this machine, for the time of
+    the study]; with --engine slurm, local plays the jobs on this machine."""
+    runs_per_gpu: Annotated[int, Bounds(1, 1_000)] = 1
+    """Runs that share a GPU of a cluster."""
+    sbatch: tuple[str, ...] = ()
+    """Options of sbatch for the jobs of --engine slurm: partition=gpu time=1440 (minutes)."""
     out: Path = Path("runs/study")
     """Holds the runs, a log of each, and, without --results, results.csv."""
     results: Path | None = None
@@ -71,6 +84,13 @@ class StudyConfig:
     that hold some, whose results go to --results too."""
     collect_commit: str = ""
     """Commit of the code that trained the runs of --collect."""
+
+    @property
+    def at_a_time(self) -> int:
+        """Runs at a time."""
+        if self.jobs is None:
+            return 1 if self.engine == "local" else _ALL
+        return self.jobs
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,9 @@ def in_one_precision(
     if not asked:
         return []
     (precision,) = asked
-    has = has_bfloat16(device_named(planned[0].config.device))
     automatic = precision == "auto"
     if automatic:
+        has = has_bfloat16(device_named(planned[0].config.device))
         precision = "bfloat16" if has else "float32"
     if found and found[0] != precision:
         if automatic:

@@ -44,7 +44,7 @@ def start(seconds: float, **options: object) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     "numbers",
     [
-        *([signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP], [signal.SIGUSR1]),
+        *([signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP], [signal.SIGUSR1], [signal.SIGUSR2]),
         *([signal.SIGINT] * 2, [signal.SIGTERM, signal.SIGINT], [signal.SIGINT] * 3),
         [signal.SIGHUP, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM],
     ],
