@@ -1,9 +1,14 @@
 """What a run or a measurement ran on, for records of it."""
 
+import os
 import platform
+import sys
 from pathlib import Path
 
 from ebu.run.cli import all_cores
+
+# What a driver for NVIDIA's, Windows', AMD's and small NVIDIA devices makes; one is enough.
+_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")
 
 
 def processor() -> str:
@@ -16,6 +21,9 @@ def processor() -> str:
 
 def graphics_card() -> str | None:
     """The name of the CUDA device; None without one."""
+    if sys.platform == "linux" and not any(map(os.path.exists, _DRIVERS)):
+        # PyTorch would take seconds to say so.
+        return None
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None

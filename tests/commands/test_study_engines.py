@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import importlib.util
+import json
 import os
 import shlex
 import signal
@@ -12,17 +13,23 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ebu.commands import study
+from ebu.commands.reporting.runs import tail
 from ebu.commands.reporting.scores import final_record
-from ebu.commands.table.engine import check_engine, open_engine, sbatch_options
+from ebu.commands.table import slurm_engine
+from ebu.commands.table.engine import Engine, check_engine, open_engine, sbatch_options
 from ebu.commands.table.jobs import run_tasks
 from ebu.commands.table.plan import StudyConfig
+from ebu.commands.table.player import Player
 from ebu.commands.table.provenance import machine, read_processes
+from ebu.commands.table.slurm_engine import Job, SlurmEngine
 from ebu.errors import EbuError, UsageError
+from ebu.run.directory import acquire_lock
 from tests.tasks import obedient, task, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -50,15 +57,20 @@ def children(of: int) -> list[int]:
     return found
 
 
+def command_of(pid: int) -> list[str]:
+    """The command of a process; empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return []
+
+
 def parent_of_a_process_with(*words: str) -> int | None:
-    """The process that has started the one with these words in its command."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = path.read_text()
-            if all(word in command for word in words) and "submitit" not in command:
-                return int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
+    """The process, none of submitit's, that has started the one with these words in its command."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        command = " ".join(command_of(int(path.parent.name)))
+        if all(word in command for word in words) and "submitit" not in command:
+            return int(path.read_text().rpartition(")")[2].split()[1])
     return None
 
 
@@ -165,14 +177,110 @@ def test_jobs_ask_slurm_for_what_their_runs_need_and_are_cancelled_while_they_wa
         cancelled = (tmp_path / "cancelled").read_text().split()
         assert cancelled[0] == "--state=PENDING"
         assert set(cancelled[1:]) == {path.stem for path in tmp_path.glob("*.sh")}
-        ended = dict[str, str]()
+        assert set(all_ended(engine, 4).values()) == {"stopped"}
 
-        def all_have_ended() -> bool:
-            ended.update({each.name: failure for each, failure in engine.ended()})
-            return len(ended) == 4
 
-        wait_for(all_have_ended)
-        assert set(ended.values()) == {"stopped"}
+class Executor:
+    """Submits to a cluster whose jobs die, and which queues so many at a time."""
+
+    cluster = "local"
+
+    def __init__(self, room: int = 99, play: Callable[[int], None] = lambda number: None) -> None:
+        """`play`: what the job of this number does before it dies."""
+        self.room = room
+        self.play = play
+        self.jobs: list[Any] = []
+
+    def update_parameters(self, **_: Any) -> None:
+        pass
+
+    def submit(self, work: Job) -> Any:
+        if len(work.tasks) > self.room:
+            raise RuntimeError("sbatch: error: too many jobs")
+        self.room -= len(work.tasks)
+        number = len(self.jobs) + 1
+
+        def done() -> bool:
+            self.play(number)
+            return True
+
+        paths = SimpleNamespace(stdout=Path("stdout"))
+        job = SimpleNamespace(job_id="7", done=done, state="FAILED", paths=paths, work=work)
+        self.jobs.append(job)
+        return job
+
+
+def all_ended(engine: Engine, count: int) -> dict[str, str]:
+    ended = dict[str, str]()
+
+    def are_all() -> bool:
+        ended.update({task.name: failure for task, failure in engine.ended()})
+        return len(ended) == count
+
+    wait_for(are_all)
+    return ended
+
+
+def test_a_job_that_dies_is_submitted_again_until_three_have_died_without_a_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_engine, "_STORAGE_SECONDS", 0.0)
+    run = task(tmp_path, "run", "")
+    executor = Executor()
+    engine = SlurmEngine(executor, executor, tmp_path, 1)
+    engine.submit(run)
+    assert "3 jobs have died" in all_ended(engine, 1)["run"]
+    assert len(executor.jobs) == 3
+
+    run.run_dir.mkdir()
+    log = run.run_dir / "metrics.jsonl"
+
+    def play(number: int) -> None:
+        log.write_text(json.dumps({"frames": 100 * min(number, 2)}) + "\n")
+
+    # The first two play, the three after them do not.
+    executor = Executor(play=play)
+    engine = SlurmEngine(executor, executor, tmp_path, 1)
+    engine.submit(run)
+    assert "3 jobs have died" in all_ended(engine, 1)["run"]
+    assert len(executor.jobs) == 5
+
+
+def test_what_the_cluster_does_not_queue_waits_until_a_job_has_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    executor = Executor(room=1)
+    engine = SlurmEngine(executor, executor, tmp_path, 1)
+    for name in "ab":
+        engine.submit(task(tmp_path, name, ""))
+    assert list(engine.ended()) == []
+    assert "1 runs wait until jobs have ended: sbatch: error: too many jobs" in (
+        capsys.readouterr().err
+    )
+    assert list(engine.ended()) == []
+    ((_, outcome),) = executor.jobs[0].work.tasks
+    outcome.write_text("")
+    executor.room = 1
+    assert all_ended(engine, 1) == {"a": ""}
+    assert len(executor.jobs) == 1
+    assert list(engine.ended()) == []
+    assert len(executor.jobs) == 2
+    executor = Executor(room=0)
+    engine = SlurmEngine(executor, executor, tmp_path, 1)
+    engine.submit(task(tmp_path, "c", ""))
+    with pytest.raises(EbuError, match="sbatch refuses the job: sbatch: error: too many jobs"):
+        list(engine.ended())
+
+
+def test_a_run_waits_for_the_process_of_a_machine_that_was_given_up(tmp_path: Path) -> None:
+    run = task(tmp_path, "run", "")
+    lock = acquire_lock(run.run_dir, "--run-dir", "busy")
+    player = Player(run, {})
+    assert player.poll() is None
+    assert not run.log.exists()
+    lock.close()
+    wait_for(lambda: player.poll() is not None)
+    assert [each["program"] for each in read_processes(run.run_dir)] == ["train.py", "evaluate.py"]
 
 
 @needs["ray"]
@@ -292,9 +400,9 @@ def start_study(out: Path, *engine: str) -> subprocess.Popen[bytes]:
 
 
 def outcome(out: Path) -> list[Any]:
-    """The table without wall times, and the bytes of all logs and scores it comes from."""
+    """The table without wall times and commits, and all logs and scores that it comes from."""
     with (out / "results.csv").open() as file:
-        rows = [{**row, "train_seconds": None} for row in csv.DictReader(file)]
+        rows = [{**row, "train_seconds": None, "commit": None} for row in csv.DictReader(file)]
     assert len(rows) == 8
     found: list[Any] = [rows]
     for run in sorted((out / "runs").glob("*/")):
@@ -318,8 +426,10 @@ def resumed_runs(out: Path) -> list[str]:
     return [log.stem for log in logs if "resuming at frame" in log.read_text()]
 
 
-def has_checkpoint(run: Path) -> bool:
-    return any((run / "checkpoints").glob("*"))
+def is_halfway(run: Path) -> bool:
+    """Whether a run has made updates and a checkpoint."""
+    lines = tail(run / "metrics.jsonl")
+    return bool(lines) and lines[-1]["frames"] >= 1_000 and any((run / "checkpoints").glob("*"))
 
 
 @pytest.mark.slow
@@ -339,21 +449,21 @@ def test_a_study_whose_ray_node_dies_ends_as_one_that_was_not_disturbed(
         def on_the_dying_node() -> list[int]:
             return [*roots, *(pid for root in roots for pid in children(root))]
 
-        def plays_from_a_checkpoint() -> bool:
-            commands = [Path(f"/proc/{pid}/cmdline") for pid in on_the_dying_node()]
-            playing = [path.read_text().split("\0") for path in commands if path.exists()]
+        def plays_halfway() -> bool:
+            commands = map(command_of, on_the_dying_node())
             return any(
-                has_checkpoint(Path(words[words.index("--run-dir") + 1]))
-                for words in playing
+                is_halfway(Path(words[words.index("--run-dir") + 1]))
+                for words in commands
                 if "--run-dir" in words
             )
 
-        wait_for(plays_from_a_checkpoint)
+        wait_for(plays_halfway)
         # All at once, as in a power cut: none may answer to the end of another.
         processes = on_the_dying_node()
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in processes:
-                os.kill(pid, number)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
         cluster.remove_node(dying, allow_graceful=False)
         assert running.wait() == 0
     finally:
@@ -369,7 +479,7 @@ def test_a_study_whose_job_is_preempted_ends_as_one_that_was_not_disturbed(
 ) -> None:
     running = start_study(tmp_path, "--engine", "slurm", "--address", "local", "--jobs", "4")
     run = tmp_path / "runs" / "CartPole-v1-ebu-seed0"
-    wait_for(lambda: has_checkpoint(run))
+    wait_for(lambda: is_halfway(run))
     player = parent_of_a_process_with("train.py", str(run))
     assert player is not None
     os.kill(player, signal.SIGUSR2)

@@ -196,8 +196,8 @@ class SlurmEngine:
         if each.job.state.startswith("CANCELLED"):
             return f"job {each.job.job_id} was cancelled: {job_log}"
         played = each.task.played_frames() > each.frames
-        deaths = 1 if played else each.deaths + 1
-        if deaths > _DEATHS:
+        deaths = 0 if played else each.deaths + 1
+        if deaths >= _DEATHS:
             return (
                 f"{deaths} jobs have died without a result, the last {each.job.job_id}: {job_log}"
             )
