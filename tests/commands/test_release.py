@@ -59,9 +59,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def release(run_dir: Path, out: Path, flags: str = "") -> Path:
+def release(run_dir: Path, out: Path, flags: str = "", *, onnx: bool = False) -> Path:
+    """Release a run, by default as if its network could not be exported, which takes seconds."""
     given = [run_dir, "--out", out, "--threads", 1, "--device", "cpu", *flags.split()]
-    write_folder(parse_arguments([str(word) for word in given]))
+    with pytest.MonkeyPatch.context() as patch:
+        if not onnx:
+            patch.setattr("ebu.commands.releasing.folder.exportable", lambda network: False)
+        write_folder(parse_arguments([str(word) for word in given]))
     return out
 
 
@@ -69,7 +73,10 @@ def release(run_dir: Path, out: Path, flags: str = "") -> Path:
 def folders(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A release of each run, to be read or copied."""
     directory = tmp_path_factory.mktemp("hub")
-    return {name: release(run_dir, directory / name) for name, run_dir in runs.items()}
+    return {
+        name: release(run_dir, directory / name, onnx=name == "breakout")
+        for name, run_dir in runs.items()
+    }
 
 
 @pytest.fixture
@@ -216,10 +223,38 @@ def test_a_release_is_replaced_by_one_of_the_same_agent_alone(
         release(copied, tmp_path / "twice")
 
 
-def test_what_a_stopped_release_has_left_is_completed(runs: dict[str, Path], copied: Path) -> None:
-    (copied / "config.json").unlink()
-    release(runs["cartpole"], copied)
-    assert load_agent(copied).config["settings"]["game"] == "CartPole-v1"
+class Killed(BaseException):
+    """Ends a release where a signal would."""
+
+
+def test_a_release_stopped_before_any_of_its_files_is_completed_to_the_same(
+    runs: dict[str, Path], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    stopped, replace = 0, Path.replace
+    for last in range(20):
+        out, written = tmp_path / str(last) / "cartpole", 0
+
+        def counted(path: Path, target: Path, last: int = last) -> Path:
+            nonlocal written
+            if written == last:
+                raise Killed
+            written += 1
+            return replace(path, target)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "replace", counted)
+            try:
+                release(runs["cartpole"], out)
+                break
+            except Killed:
+                stopped += 1
+        with pytest.raises(UsageError, match="not a run directory"):
+            load_agent(out)
+        release(runs["cartpole"], out)
+        assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == {
+            path.name: path.read_bytes() for path in folders["cartpole"].iterdir() if path.is_file()
+        }
+    assert stopped == 6
 
 
 def test_released_weights_are_not_trained_further(copied: Path) -> None:
