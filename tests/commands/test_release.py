@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -311,15 +310,6 @@ def test_a_folder_is_pushed_whole_with_a_token(
         monkeypatch.setitem(sys.modules, name, module)
     with pytest.raises(UsageError, match="token"):
         check_push("me/breakout")
-
-
-def test_nothing_imports_a_hub_or_an_engine_unasked() -> None:
-    code = (
-        "import sys; sys.modules |= dict.fromkeys(['huggingface_hub', 'ray', 'submitit']); "
-        "import ebu, agents, envs, ebu.commands.releasing.folder, ebu.commands.releasing.push; "
-        "from agents import load_agent, build_agent; from ebu.commands import study, train"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 
 @pytest.mark.parametrize(

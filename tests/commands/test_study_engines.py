@@ -297,6 +297,7 @@ def test_no_command_imports_an_engine_or_a_hub() -> None:
     lines = """
 import sys
 import ebu.commands.distill, ebu.commands.evaluate, ebu.commands.report, ebu.commands.study
+import ebu.commands.releasing.folder, ebu.commands.releasing.push
 import ebu.commands.table.ray_engine, ebu.commands.table.slurm_engine, ebu.commands.train
 print({"ray", "submitit", "huggingface_hub"} & sys.modules.keys())
 """
