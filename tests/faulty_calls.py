@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import ebu.commands.distilling.run  # noqa: F401 (loaded before any fork)
 from ebu.commands import distill, evaluate, study, train
-from ebu.commands.table import jobs
+from ebu.commands.table import player
 from ebu.run.cli import run_command
 
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EMFILE)
@@ -28,7 +28,7 @@ MAINS: dict[str, Callable[[], int]] = {
     "study": study.main,
     "distill": distill.main,
 }
-SECONDS = 300
+SECONDS = 900
 """No command here takes as long: one that waits for ever is ended."""
 READING = ("stat", "lstat", "listdir", "scandir")
 """Calls that need no space: they fail with EIO alone."""
@@ -151,7 +151,7 @@ def run(command: str, words: Sequence[object], log: Path, fault: Fault) -> tuple
             with contextlib.suppress(OSError), os.fdopen(writing, "w") as pipe:
                 json.dump(fault.calls, pipe)
 
-        vars(jobs)["subprocess"] = _Forking
+        vars(player)["subprocess"] = _Forking
         ForkedProcess.inherited = writing
         fault.install()
         _end_with(command, words, say_calls)
@@ -224,7 +224,7 @@ class ForkedProcess:
 
 
 class _Forking:
-    """What `jobs` asks of the module `subprocess`."""
+    """What `player` asks of the module `subprocess`."""
 
     Popen = ForkedProcess
     DEVNULL = None

@@ -162,6 +162,12 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
+    except OSError as error:
+        # A disk that fails where nothing better can be said than what the system says.
+        where = "" if error.filename is None else f"{error.filename}: "
+        reason = " ".join(f"{where}{error.strerror or error}".split())
+        print(f"error: {reason}; mend it and run the same command again", file=sys.stderr)
+        sys.exit(1)
     if cut := output_error():
         print(f"warning: standard output is cut: {cut.strerror}", file=sys.stderr)
     sys.exit(code or 0)

@@ -150,7 +150,8 @@ class Player:
     def _failure(self, exit_code: int) -> str:
         """How the process failed, with the last line it printed."""
         how = f"exit code {exit_code}" if exit_code >= 0 else f"killed by signal {-exit_code}"
-        with self.task.log.open("rb") as log:
+        text = ""
+        with contextlib.suppress(OSError), self.task.log.open("rb") as log:
             log.seek(self._offset)
             text = log.read().decode(errors="replace")
         lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]

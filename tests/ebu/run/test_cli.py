@@ -1,5 +1,6 @@
 """Flags from dataclasses; errors as one line and an exit code."""
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +138,8 @@ def main_raising(error: BaseException) -> Callable[[], int]:
         (main_raising(EbuError("the disk is full: free space")), 1, "the disk is full"),
         (main_raising(BrokenPipeError()), 1, ""),
         (main_raising(KeyboardInterrupt()), 130, ""),
+        (main_raising(OSError(errno.EIO, "I/O error", "a\nb")), 1, "a b: I/O error; mend it"),
+        (main_raising(OSError("two\nlines")), 1, "two lines; mend it"),
     ],
 )
 def test_exit_codes(
