@@ -133,7 +133,8 @@ class Prepared:
         out = self.directory / "half"
         if not out.exists():
             code, _ = self.start(out, Fault(out, at=len(self.calls) * 3 // 4))
-            assert code == -signal.SIGKILL, self.said()
+            # Of a study the process that plays may be the one that is killed.
+            assert code in (-signal.SIGKILL, 1), self.said()
         return out
 
     def said(self) -> str:
