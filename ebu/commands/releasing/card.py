@@ -132,7 +132,7 @@ def _row(record: Mapping[str, Any]) -> Iterable[str]:
         )
     return (
         "random play" if random else str(record["weights"]),
-        record["protocol"],
+        record["protocol"] + " (separate evaluation)" * bool(record["separate_evaluation"]),
         f"{record['epsilon']:g}" + " (not the protocol's)" * other,
         str(record["games"]),
         f"**{record['mean']:,.2f}**",
