@@ -5,7 +5,7 @@ The learner knows no episode and no game: it is given states, actions and target
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -207,6 +207,24 @@ class Learner:
         """Copy the online weights to the target network."""
         torch._foreach_copy_(list(self.target.parameters()), list(self.online.parameters()))
         self.refresh()
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Take these weights of one network; several learners all start from them.
+
+        Raises ValueError where they are of another network.
+        """
+        try:
+            self.online.load_state_dict(
+                {
+                    name: weights[name.removeprefix("networks.")].expand_as(own)
+                    for name, own in self.online.state_dict().items()
+                }
+            )
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"these weights are of another network: {error}") from error
+        self.sync_target()
+        if self.average is not None:
+            self.average.load_state_dict(self.online.state_dict())
 
     @torch.no_grad()
     def refresh(self) -> None:

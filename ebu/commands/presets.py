@@ -68,6 +68,8 @@ class TrainConfig:
     """On a GPU, take only operations that give the same bits every time; a CPU always does."""
     profile: bool = False
     """Write a trace of some steps to RUN_DIR/profile, for TensorBoard or Perfetto."""
+    init_from: Path | None = None
+    """Start from the weights of this run, or student, which must have the same network."""
     distill: tuple[str, ...] | None = None
     """Distil the agent's best evaluated weights into these networks during training (net2 net3);
     they go to RUN_DIR/students and change nothing in the run."""

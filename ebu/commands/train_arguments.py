@@ -126,7 +126,9 @@ def flags_of_run(run_dir: Path, *, earlier: bool = False) -> list[str]:
     if preset not in PRESETS or agent not in AGENTS:
         raise UsageError(f"{run_dir}: train.py did not start it, as its {CONFIG} says: name a run")
     usual = flat(for_agent(preset_for(str(settings.get("game")), preset), agent))
-    missing = set() if earlier else usual.keys() - settings.keys() - NOT_PART_OF_THE_RUN
+    # A setting that is off is as one that is not known yet.
+    known = {name for name, value in usual.items() if value is not None}
+    missing = set() if earlier else known - settings.keys() - NOT_PART_OF_THE_RUN
     unknown = settings.keys() - usual.keys()
     if missing or unknown:
         differing = [*(f"no {name}" for name in sorted(missing)), *sorted(unknown)]

@@ -14,12 +14,14 @@ from ebu.commands.presets import GYMNASIUM, TrainConfig
 from ebu.commands.run_logs import open_logs
 from ebu.commands.scoring import describe, env_maker, evaluator_for, variant_of
 from ebu.commands.training_evaluation import TrainingEvaluation
+from ebu.commands.warm_start import start_from
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import seeds_at
 from ebu.frames import torch_dtype
 from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import Checkpoint, load_latest
 from ebu.run.directory import (
+    CHECKPOINTS,
     NOT_PART_OF_THE_RUN,
     directory_name,
     identity_of,
@@ -98,6 +100,8 @@ def build_trainer(config: TrainConfig) -> Trainer:
         )
         agent = build_agent(config.method, learner, drawing_rng)
         environment = description_of(env, earlier, game)
+        if config.init_from is not None and not (run_dir / CHECKPOINTS).is_dir():
+            start_from(learner, config.init_from, config.learner.network, environment)
         description = {
             "settings": {**flat(config), "game": game, **machine.settings()},
             "automatic": machine.automatic,

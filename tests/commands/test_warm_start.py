@@ -1,0 +1,65 @@
+"""`train.py --init-from`: training starts with what another agent can do."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from agents import load_agent
+from agents.agent import policy_weights
+from ebu.commands.train_arguments import parse_arguments
+from ebu.commands.trainer import build_trainer
+from ebu.errors import UsageError
+from tests.commands.test_policies import distilled
+from tests.distillations import train
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student of logits, of CartPole."""
+    directory = tmp_path_factory.mktemp("student")
+    teacher = train(directory / "teacher", "--game CartPole-v1 --frames 120")
+    distilled(teacher, "--out", directory / "out", "--baselines", "--seeds", 1)
+    return directory / "out" / "students" / "2-2-2_4-kl-seed0"
+
+
+@pytest.mark.parametrize("agent", ["ebu", "adaptive_ebu"])
+def test_training_starts_with_a_students_actions(agent: str, student: Path, tmp_path: Path) -> None:
+    flags = f"--game CartPole-v1 --agent {agent} --network 2-2-2/4 --init-from {student}"
+    small = "--num-envs 2 --replay-capacity 300 --eval-every-frames 0 --threads 1 --device cpu"
+    args = f"{flags} {small} --frames 60 --learning-starts 40 --run-dir {tmp_path}/run".split()
+    trainer = build_trainer(parse_arguments(args))
+    try:
+        of_student = load_agent(student)
+        started = load_agent(student)
+        started.network.load_state_dict(policy_weights(trainer.agent.state_dict()))
+        stacks = torch.randn(16, 1, 4)
+        temperature = of_student.config["settings"]["temperature"]
+        torch.testing.assert_close(
+            started.outputs_of(stacks), temperature * of_student.outputs_of(stacks)
+        )
+        assert trainer.run(60)
+    finally:
+        trainer.close()
+    # Resumed, it goes on with its own weights.
+    trained = load_agent(tmp_path / "run")
+    resumed = build_trainer(parse_arguments(["--resume", f"{tmp_path}/run"]))
+    resumed.close()
+    assert load_agent(tmp_path / "run").frames == trained.frames == 60
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--game CartPole-v1", "its network is 2-2-2/4, .* add --network 2-2-2/4"),
+        ("--game Acrobot-v1 --network 2-2-2/4", "num actions is 2 there and 3 in this game"),
+        ("--game CartPole-v1 --network 2-2-2/4 --quantiles 3", "are of another network"),
+    ],
+)
+def test_what_cannot_be_started_from_is_one_line(
+    flags: str, said: str, student: Path, tmp_path: Path
+) -> None:
+    args = f"{flags} --init-from {student} --run-dir {tmp_path}/run --threads 1".split()
+    with pytest.raises(UsageError, match=said):
+        build_trainer(parse_arguments(args))
+    assert not (tmp_path / "run").exists()
