@@ -32,6 +32,7 @@ SHORT: Table = {
         "--from-scratch": 2_000,
         "--kegnet-samples": 64,
     },
+    "export.py": {"--states": 400, "--games": 2},
     "studies.chain": {"--runs": 200},
     "studies.maze": {"--steps": 500, "--mazes": 2, "--densities": 30},
     "benchmarks.train_speed": {"--window": 400, "--pairs": 1},

@@ -99,7 +99,8 @@ no losses of their own: they give other teacher outputs to `kl`."""
 
 MAY_CHANGE = frozenset(
     {
-        *("out", "min_retention", "retention_test", "checkpoint_minutes", "baselines"),
+        *("out", "min_retention", "retention_test", "smallest"),
+        *("checkpoint_minutes", "baselines"),
         *("export", "trust_env"),
     }
 )
@@ -196,6 +197,9 @@ class DistillConfig:
     """Exit with 1 unless each chosen student retains at least this share of the teacher's score."""
     retention_test: Literal["bound", "mean"] = "bound"
     """What --min-retention tests: the lower end of the 95 % interval, or the mean alone."""
+    smallest: bool = False
+    """Name the smallest student that is shown to retain --min-retention [then 0.95], and exit with
+    1 without one. Without --students it looks among seven sizes."""
     device: Device = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
     precision: Literal["float32", "tf32", "bfloat16", "auto"] = "auto"

@@ -3,7 +3,10 @@
 python distill.py runs/pong-ebu-default-seed0 --students net1 net2 net3 --out runs/pong-students
 """
 
+import math
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 
 from agents.distillation.records import REPORT, StudentRecord, TeacherRecord, retention
 from agents.distillation.report.retention import describe, retention_interval
@@ -14,6 +17,10 @@ from ebu.run.progress import say
 from ebu.run.signals import stop_on_signals
 from envs import EnvironmentFault
 
+LADDER = ("net1", "net2", "net3", "12-12-12/48", "8-8-8/32", "4-4-4/16", "2-2-2/8")
+"""Students among which --smallest looks, if none are named."""
+SMALLEST_RETENTION = 0.95
+
 
 def main() -> int:
     """Read the command line, run the command, and return its exit code."""
@@ -23,6 +30,8 @@ def main() -> int:
         prog="distill.py",
         description="Distil a trained agent into small networks, and measure how well they play.",
     )
+    if config.smallest and config.students == DistillConfig.students:
+        config = replace(config, students=LADDER)
     config.plan()
     # Imported when the settings are known to be right: it loads torch.
     from ebu.commands.distilling.run import run
@@ -42,19 +51,16 @@ def main() -> int:
 def verdict(config: DistillConfig, teacher: TeacherRecord, students: list[StudentRecord]) -> int:
     """Print the chosen students; the exit code, 1 if one is not shown to retain what was asked."""
     failed = []
-    for student in config.best_of(students):
+    best = config.best_of(students)
+    for student in best:
         print(f"chosen: {describe(student, teacher)}")
-        score = student["evaluation"]
-        retained = retention(score, teacher)
-        if config.retention_test == "bound":
-            interval = retention_interval([score], teacher)
-            retained = None if interval is None else interval[0]
-        if config.min_retention is not None and (
-            retained is None or retained < config.min_retention
-        ):
-            found = "no figure" if retained is None else f"{retained:.1%}"
+        retained = tested_retention(config, teacher, student)
+        if config.min_retention is not None and not retained >= config.min_retention:
+            found = "no figure" if math.isnan(retained) else f"{retained:.1%}"
             failed.append(f"{student['student']} ({found})")
     say(f"report: {config.out / REPORT}")
+    if config.smallest:
+        return announce_smallest(config, teacher, best)
     if failed:
         tested = "lower bound of the" if config.retention_test == "bound" else "mean"
         say(
@@ -62,6 +68,45 @@ def verdict(config: DistillConfig, teacher: TeacherRecord, students: list[Studen
             f"{', '.join(failed)}"
         )
     return 1 if failed else 0
+
+
+def tested_retention(
+    config: DistillConfig, teacher: TeacherRecord, student: StudentRecord
+) -> float:
+    """What --min-retention is compared with; NaN where there is no figure."""
+    score = student["evaluation"]
+    retained = retention(score, teacher)
+    if config.retention_test == "bound":
+        interval = retention_interval([score], teacher)
+        retained = None if interval is None else interval[0]
+    return math.nan if retained is None else retained
+
+
+def announce_smallest(
+    config: DistillConfig, teacher: TeacherRecord, best: Sequence[StudentRecord]
+) -> int:
+    """Print the smallest student that is shown to retain enough; the exit code, 1 without one.
+
+    Tested from the largest down to the first that is not shown to: so all that is said holds
+    together with the confidence of one test, however many students there are.
+    """
+    share = SMALLEST_RETENTION if config.min_retention is None else config.min_retention
+    found = None
+    for student in sorted(best, key=lambda each: each["parameters"], reverse=True):
+        if not tested_retention(config, teacher, student) >= share:
+            break
+        found = student
+    if found is None:
+        say(
+            f"smallest: not even the largest student is shown to retain {share:.0%}; try more games"
+        )
+        return 1
+    print(
+        f"smallest: {found['student']}, {found['parameters']:,} parameters, "
+        f"{found['parameters'] / max(1, teacher['parameters']):.1%} of the teacher's, retains "
+        f"{share:.0%}"
+    )
+    return 0
 
 
 def command() -> None:

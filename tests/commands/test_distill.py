@@ -59,6 +59,22 @@ def test_the_exit_code_says_whether_enough_is_retained(
     assert [code("--min-retention", 0, *flags) for flags in ((), on_request)] == [1, 1]
 
 
+def test_the_smallest_is_the_last_of_a_row_that_all_retain_enough(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    shares = {"a": 0.99, "b": 0.97, "c": 0.5, "d": 0.98}
+    best: list[Any] = [
+        {"student": name, "parameters": 40 - 10 * k} for k, name in enumerate(shares)
+    ]
+    monkeypatch.setattr(distill, "tested_retention", lambda c, t, s: shares[s["student"]])
+    config, of = config_of(teacher, Path("out"), "--smallest"), {"parameters": 100}
+    # d is smaller, but c before it was not shown to retain enough.
+    assert distill.announce_smallest(config, of, best[::-1]) == 0  # type: ignore[arg-type]
+    assert "smallest: b, 30 parameters, 30.0% of the teacher's" in capsys.readouterr().out
+    shares["a"] = float("nan")
+    assert distill.announce_smallest(config, of, best) == 1  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("source", ["noise", "mixed", "replay"])
 def test_states_that_were_not_played_for_it(
     source: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,40 @@
+"""The worked example of distillation on CartPole, as the page prints it."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "distillation_teachers.md"
+
+
+@pytest.mark.slow
+def test_the_example_has_students_that_balance_and_one_that_is_shown_not_to(
+    tmp_path: Path,
+) -> None:
+    section = PAGE.read_text().partition("## Two minutes of CartPole")[2].partition("\n## ")[0]
+    commands = re.findall(r"^    \.venv/bin/python (.+)$", section, flags=re.M)
+    assert [command.split()[0] for command in commands] == ["train.py", "distill.py"]
+    for command in commands:
+        program, *words = shlex.split(command)
+        subprocess.run(
+            [sys.executable, str(ROOT / program), *words, "--threads", "1"],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            timeout=900,
+        )
+    report = json.loads((tmp_path / "runs" / "cartpole-students" / "report.json").read_text())
+    assert not [line for line in report["warnings"] if "teacher" in line]
+    assert report["teacher"]["evaluation"]["mean"] > 5 * report["teacher"]["random"]["mean"]
+    chosen = {
+        row["name"]: row for row in report["rows"] if row["kind"] == "student" and row["chosen"]
+    }
+    # The intervals tell the sizes apart: the largest keeps what the smallest cannot.
+    assert chosen["8-8-8/16"]["retention_95"][0] > 0.8
+    assert chosen["1-1-1/1"]["retention_95"][1] < chosen["8-8-8/16"]["retention_95"][0]
