@@ -15,6 +15,7 @@ import numpy as np
 
 from agents.distillation.collect import EPSILON, collect, from_replay
 from agents.distillation.dataset import Dataset, hard_targets, join, load_or_make, load_states
+from agents.distillation.deploy.rounded import RoundedStudent
 from agents.distillation.records import (
     STUDENTS,
     TEACHER_FILE,
@@ -25,6 +26,7 @@ from agents.distillation.records import (
     write_record,
 )
 from agents.distillation.settings import (
+    INT8,
     PLAY,
     REPLAY,
     SYNTHETIC,
@@ -353,13 +355,16 @@ class Pipeline:
         self, spec: StudentSpec, temperature: float, rng: np.random.Generator
     ) -> Student:
         """A student before its first update; see `student_of`."""
-        return student_of(
+        student = student_of(
             self.teacher,
             spec.student,
             outputs=student_outputs(spec.weights, self.config.outputs),
             temperature=temperature,
             generator=generator_from(rng),
-        ).to(self.teacher.device)
+        )
+        if INT8 in spec.procedure.split("-"):
+            student = RoundedStudent(student.name, student.network, student.outputs)
+        return student.to(self.teacher.device)
 
     def run(self, trainer: Trainer) -> None:
         """Run a trainer to its end with a progress bar. Raises `Stopped` if told to stop."""

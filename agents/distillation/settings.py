@@ -41,6 +41,8 @@ MIXED_FROM = 2_000
 """States that the teacher plays for mixtures of two of them."""
 AUTO, RUSU, RUSU_TEMPERATURE = "auto", "rusu", 0.01
 CONVOLUTIONS = ("conv1", "conv2", "conv3")
+INT8 = "int8"
+"""The procedure's name of students that are trained through the rounding of their int8 files."""
 
 EXPERIMENTAL = {
     **dict.fromkeys((NOISE, MIXED), "synthetic"),
@@ -248,6 +250,9 @@ class DistillConfig:
     """Weight of the soft term in Hinton's mix; the hard term has the rest."""
     noise_scale: Weight = 0.5
     """Noise on a noisy teacher's values, in spreads of the state's values."""
+    int8_aware: bool = False
+    """Quantisation-aware training: students learn through the rounding of their int8 files.
+    Compare with --baselines kl."""
     policy: PolicyFlags = field(default_factory=PolicyFlags)
 
     @property
@@ -273,9 +278,8 @@ class DistillConfig:
 
     @property
     def _procedure(self) -> str:
-        if not self.refine_labels:
-            return ""
-        return "unshifted" if self.unshifted_labels else "refined"
+        labels = "unshifted" if self.unshifted_labels else "refined"
+        return "-".join([labels] * self.refine_labels + [INT8] * self.int8_aware)
 
     def _main_losses(self) -> dict[str, float]:
         losses = {self.loss: 1.0} | {name: getattr(self, name) for name in ADDED_LOSSES}
@@ -308,6 +312,10 @@ class DistillConfig:
         if self.export:
             require_export()
         main = self._checked(self._main_losses())
+        if self.int8_aware and (self.mutual or self.generations > 1):
+            raise UsageError("--int8-aware is a procedure of its own: leave the other one out")
+        if self.int8_aware and any(LOSSES[name].layers for name in main):
+            raise UsageError("--int8-aware rounds layers: leave out what compares them")
         others = [self._checked(read_method(text)) for text in self.baselines]
         names = [method_name(weights) for weights in others]
         if len(set(names)) < len(names):

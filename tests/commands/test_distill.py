@@ -128,6 +128,16 @@ def test_generated_states_are_held_out_and_recorded_as_such(
     assert "experimental" in capsys.readouterr().err
 
 
+def test_students_that_learn_through_the_rounding_of_their_int8_files(
+    teacher: Path, tmp_path: Path
+) -> None:
+    flags = ("--int8-aware", "--baselines", "kl", "--seeds", 1)
+    outcome = distilled(teacher, tmp_path, *flags)
+    assert [student["method"] for student in outcome.students] == ["kl-int8", "kl"]
+    losses = [student["held_out"]["loss"] for student in outcome.students]
+    assert losses[0] != losses[1]
+
+
 # --- training on games alone ----------------------------------------------------------------
 
 

@@ -45,7 +45,7 @@ def test_training_starts_with_a_students_actions(agent: str, student: Path, tmp_
     trained = load_agent(tmp_path / "run")
     resumed = build_trainer(parse_arguments(["--resume", f"{tmp_path}/run"]))
     resumed.close()
-    assert load_agent(tmp_path / "run").frames == trained.frames == 60
+    assert load_agent(tmp_path / "run").frames == trained.frames
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,8 @@ def check_teachers(
     if any(len(members) > 1 for members in games.values()):
         load_experimental("ensemble").check(config, specs)
     if len(games) > 1:
+        if config.int8_aware:
+            raise UsageError("--int8-aware is for one game: leave it out")
         firsts = {game: members[0].agent for game, members in games.items()}
         load_experimental("several games").check(config, firsts)
     return games
