@@ -222,7 +222,10 @@ def paths_from_out(config: DistillConfig) -> dict[str, Any]:
 
     source = Path(config.states_from)
     return {
-        "run_dirs_from_out": [relative(run_dir) for run_dir in config.run_dirs],
+        # A function is found by its name, wherever that is.
+        "run_dirs_from_out": [
+            relative(path) if path.exists() else str(path) for path in config.run_dirs
+        ],
         "states_from_out": relative(source) if source.is_dir() else config.states_from,
     }
 
