@@ -180,5 +180,6 @@ def test_its_interval_holds_what_was_asked_and_no_more() -> None:
         )
         assert low <= probability_of_improvement(ours, others) <= high
         covered += low <= scipy.stats.norm.cdf(1 / 2**0.5) <= high
-    # A bootstrap over twelve seeds is a little narrow: between nine in ten and all.
-    assert 0.85 * trials <= covered <= trials
+    # Resampling twelve seeds loses 1/12 of their variance: about 94 % cover. Of 150 repetitions
+    # less than 86 % do about once in 10,000 times.
+    assert covered / trials >= 0.86
