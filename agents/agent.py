@@ -11,6 +11,7 @@ from agents.averages import Averages
 from agents.finiteness import FiniteUpdates, all_finite
 from agents.graphs import capture
 from agents.learner import Learner
+from agents.noisy import without_noise
 from agents.settings import AgentConfig
 from agents.target import Target
 from ebu.interfaces import VectorStep
@@ -121,7 +122,8 @@ class Agent:
         )
 
     def acting_values(self, stacks: Tensor) -> Tensor:
-        """Action values (N, A) float32 to act on in training."""
+        """Action values (N, A) float32 to act on in training, of a noisy network with new noise."""
+        self.learner.noise.renew(self._staging)
         return self._values(stacks)
 
     def evaluation_values(self, stacks: Tensor) -> Tensor:
@@ -161,7 +163,7 @@ class Agent:
         steps, streams = minibatches.steps, minibatches.streams
         located = replay.locate(steps.ravel(), streams.ravel()).reshape(*steps.shape, -1)
         prepared["located"] = located
-        prepared |= self.augmentation.draw(*steps.shape)
+        prepared |= self.augmentation.draw(*steps.shape) | self.learner.noise.draw(updates)
         tensors = {
             name: self._staging.upload(value) if isinstance(value, np.ndarray) else value
             for name, value in prepared.items()
@@ -195,6 +197,7 @@ class Agent:
         weights: Tensor | None = None,
         shifts: Tensor | None = None,
         factors: Tensor | None = None,
+        noise: Tensor | None = None,
         **prepared: Tensor,
     ) -> Tensor:
         """Gradient steps on the device, one for each row of the tensors.
@@ -206,6 +209,8 @@ class Agent:
         """
         losses = []
         for row in range(len(located)):
+            if noise is not None:
+                self.learner.noise.put(noise[row])
             batch = self.target.batch(replay, located[row])
             targets = self.target(batch, **{name: each[row] for name, each in prepared.items()})
             shift, factor, weight = (
@@ -261,10 +266,11 @@ class Agent:
 def policy_weights(state: dict[str, Any]) -> dict[str, Tensor]:
     """Weights used for evaluation, by their names in the network, from an agent's `state_dict`.
 
-    Averaged weights if there are any, otherwise the online ones; of several learners the best's.
+    Averaged weights if there are any, otherwise the online ones; of several learners the best's,
+    of a noisy network without the scales of the noise.
     """
     learner = state["learner"]
-    weights: dict[str, Tensor] = learner.get("average", learner["online"])
+    weights = without_noise(learner.get("average", learner["online"]))
     if "best" not in state:
         return weights
     return {name.removeprefix("networks."): each[state["best"]] for name, each in weights.items()}

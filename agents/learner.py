@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agents.networks import FirstConvolution, QNetwork, build_network
+from agents.noisy import Noise, build_noisy_network, without_noise
 from agents.optimizers import CenteredRMSProp, adam, averages_of, load_averages
 from agents.settings import LearnerConfig
 from ebu.quantiles import quantile_huber
@@ -53,7 +54,7 @@ class Learner:
         )
         self._seed = int(rng.integers(2**63))
         self._build = functools.partial(
-            build_network,
+            build_noisy_network if config.noisy else build_network,
             config.network,
             stack=stack,
             frame_shape=frame_shape,
@@ -71,6 +72,7 @@ class Learner:
         if precision == "bfloat16":
             self._fast_online = _rounded(copy.deepcopy(self.online))
             self._fast_target = _rounded(copy.deepcopy(self.target))
+        self.noise = Noise((self._fast_online, self._fast_target), (self._seed, 1))
         self.sync_target()
         self.average = copy.deepcopy(self.online) if config.average_updates else None
         self.optimizer = self._optimizer_of(list(self.online.parameters()))
@@ -103,9 +105,12 @@ class Learner:
 
     @torch.no_grad()
     def playing_values(self, states: Tensor) -> Tensor:
-        """As `values`, with the averaged weights if there are any."""
+        """As `values`, without noise, and with the averaged weights if there are any."""
         network = self._fast_online if self.average is None else self.average
-        return self._forward(network, states)
+        network.eval()
+        values = self._forward(network, states)
+        network.train()
+        return values
 
     @torch.no_grad()
     def target_values(self, states: Tensor) -> Tensor:
@@ -209,15 +214,17 @@ class Learner:
         self.refresh()
 
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Take these weights of one network; several learners all start from them.
+        """Take these weights of one plain network; several learners all start from them.
 
         Raises ValueError where they are of another network.
         """
+        every = self.online.state_dict()
         try:
             self.online.load_state_dict(
-                {
+                every
+                | {
                     name: weights[name.removeprefix("networks.")].expand_as(own)
-                    for name, own in self.online.state_dict().items()
+                    for name, own in without_noise(every).items()
                 }
             )
         except (KeyError, RuntimeError) as error:
@@ -266,6 +273,7 @@ class Learner:
             "target": dict(self.target.state_dict()),
             "optimizer": averages_of(self.optimizer, self.online),
             **({} if self.average is None else {"average": dict(self.average.state_dict())}),
+            **self.noise.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -276,6 +284,7 @@ class Learner:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         load_averages(self.optimizer, self.online, state["optimizer"])
+        self.noise.load_state_dict(state)
 
 
 class Trained:

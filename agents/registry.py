@@ -74,7 +74,7 @@ def build_learner(config: AgentConfig, learner: LearnerConfig, **sizes: Any) -> 
     if learner.quantiles and not isinstance(config, TransitionConfig | EbuConfig):
         raise UsageError("--quantiles is for ebu, dqn, double_dqn, nstep and prioritized alone")
     if isinstance(config, AdaptiveEbuConfig):
-        for flag in ("quantiles", "reset_updates", "target_average"):
+        for flag in ("quantiles", "reset_updates", "target_average", "noisy"):
             if getattr(learner, flag):
                 raise UsageError(
                     f"--{flag.replace('_', '-')} is not for adaptive_ebu: leave it out"

@@ -135,6 +135,7 @@ class SegmentTarget(Target[ConfigT_co]):
                 np.pad(streams.repeat(lengths), padding, mode="edge"),
             )
         )
+        self.learner.noise.renew(self._staging)
         with self.stopwatch.time("target_passes"):
             # Cloned, since a pass of the same size overwrites what the last one gave.
             passes = [self._pass(replay, part).clone() for part in located.split(sizes)]

@@ -208,6 +208,9 @@ class LearnerConfig:
     quantiles: Annotated[int, Bounds(0, 1_000)] = 0
     """Quantiles of each action's return that the network predicts (Dabney et al. 2018); 0 predicts
     the mean alone."""
+    noisy: bool = False
+    """Noise of learned size on the weights of the head's dense layers (Fortunato et al. 2018)
+    explores in training: add --epsilon-end 0. Evaluations play without it."""
     reset_updates: NotNegative = 0
     """Updates between two resets: the head drawn anew, convolutions drawn to a fifth towards new
     ones, the optimizer's averages forgotten (D'Oro et al. 2023); 0 never resets."""

@@ -31,6 +31,7 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
     "--shift-pixels 4": {"shift_pixels": 4},
     "--intensity 0.05": {"intensity": 0.05},
     "--target-average 0.005": {"target_average": 0.005},
+    "--noisy": {"noisy": True},
     "--weight-decay 0.1": {"weight_decay": 0.1},
 }
 

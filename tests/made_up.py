@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from agents import AGENTS, Agent, LearnerConfig, build_agent
+from agents.noisy import Noise
 from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import load_latest, save_checkpoint
 from ebu.segments import Segment
@@ -141,6 +142,7 @@ class TableLearner:
 
     device = CPU
     config = LearnerConfig()
+    noise = Noise((), (0,))
 
     def __init__(self) -> None:
         self.salt = 0

@@ -187,6 +187,7 @@ def test_an_agent_stays_on_its_gpu(
         ("ebu", {"shift_pixels": 2}, {"target_average": 0.1, "average_updates": 3}),
         ("nstep", {"intensity": 0.1}, {"quantiles": 5, "network": "dueling", "reset_updates": 2}),
         ("dqn", {}, {"network": "impala", "weight_decay": 0.1}),
+        ("nstep", {}, {"noisy": True, "network": "dueling", "average_updates": 3}),
         ("ebu", {"beta_start": 1.0, "gamma_start": 0.9, "anneal_updates": 3}, {}),
     ],
 )

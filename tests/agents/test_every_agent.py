@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import agents.segment_target
 from agents import AGENTS, Agent
 from agents.annealing import Annealing
+from agents.noisy import Noise, WeightNoise
 from ebu.errors import UsageError
 from ebu.run.settings import check_settings
 from tests.agents.oracles import targets_of
@@ -55,6 +57,10 @@ ANNEALED: dict[str, tuple[str, dict[str, Any]]] = {
     "ebu annealed": ("ebu", {"beta_start": 1.0, "gamma_start": 0.2, "anneal_updates": 16}),
 }
 """Agents whose targets change with every update, until they have made 16."""
+NOISY: dict[str, tuple[str, dict[str, Any]]] = {
+    name: (name.split()[0], {"double": True}) for name in ("nstep noisy", "ebu noisy")
+}
+"""Agents of a noisy network."""
 every_combination = pytest.mark.parametrize("combination", COMBINATIONS)
 
 
@@ -68,8 +74,30 @@ class FallibleTables(TwoTables):
         return torch.tensor(0.0), self.values(states).gather(1, actions[:, None]).squeeze(1)
 
 
+class NoisyTables(FallibleTables):
+    """Its values are those of the tables and the first number of its noise."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.layers = [WeightNoise(nn.Linear(2, 2)) for _ in range(2)]
+        self.noise = Noise(self.layers, (seed,))
+
+    def values(self, states: Any) -> torch.Tensor:
+        return super().values(states) + self.layers[0].of_inputs[0]
+
+    def target_values(self, states: Any) -> torch.Tensor:
+        return super().target_values(states) + self.layers[1].of_inputs[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | self.noise.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.noise.load_state_dict(state)
+
+
 def combined(combination: str, learner: Any, seed: int = 0, **config: Any) -> Agent:
-    name, flags = (COMBINATIONS | ANNEALED)[combination]
+    name, flags = (COMBINATIONS | ANNEALED | NOISY)[combination]
     return agent_of(name, learner, seed, **{**flags, **config})
 
 
@@ -175,12 +203,14 @@ def test_annealed_targets_are_those_of_the_settings_at_the_update(combination: s
     assert learner.noted[0].targets.tolist() != learner.noted[-1].targets.tolist()
 
 
-@pytest.mark.parametrize("combination", [*COMBINATIONS, *ANNEALED])
+@pytest.mark.parametrize("combination", [*COMBINATIONS, *ANNEALED, *NOISY])
 @pytest.mark.parametrize("before", [0, 1, 5])
 def test_a_restored_agent_learns_the_same(tmp_path: Path, combination: str, before: int) -> None:
     played = Played(MadeUpGames(2, random_games(4, 30)), capacity=160)
     played.play(70)
-    learner, other = FallibleTables(), FallibleTables()
+    learner, other = (
+        NoisyTables(seed) if combination in NOISY else FallibleTables() for seed in (0, 1)
+    )
     agent, restored = combined(combination, learner, 0), combined(combination, other, 1)
     agent.learn(played.replay, before)
     restored.load_state_dict(through_disk(agent.state_dict(), tmp_path))

@@ -32,11 +32,12 @@ RECORDED = [
     *((name, "adam", "float32") for name in AGENTS),
     *(("dqn", *kind) for kind in (("adam", "bfloat16"), ("rmsprop", "float32"))),
     *(("ebu", *kind) for kind in (("adam", "bfloat16"), ("rmsprop", "bfloat16"))),
-    *((name, "adam", "float32") for name in ("double ebu", "double nstep")),
+    *((name, "adam", "float32") for name in ("double ebu", "double nstep", "noisy ebu")),
 ]
 FLAGS: dict[str, dict[str, Any]] = {
     "double ebu": {"double": True, "prioritized": True, "mix_segments": 4},
     "double nstep": {"double": True},
+    "noisy ebu": {"noisy": True},
 }
 """Flags that add to what is captured, with the agent as the last word."""
 
@@ -44,10 +45,10 @@ FLAGS: dict[str, dict[str, Any]] = {
 def agent_of(
     name: str, replay: EpisodicReplay, *, precision: str = "float32", **config: Any
 ) -> Agent:
-    optimizer = config.pop("optimizer", "adam")
     flags = {**SMALL.get(name, {}), **FLAGS.get(name, {}), **config}
+    of_learner = {key: flags.pop(key) for key in ("optimizer", "noisy") if key in flags}
     settings = replace(AGENTS[name.split()[-1]], **flags)
-    learner = LearnerConfig(target_sync_updates=10, optimizer=optimizer)
+    learner = LearnerConfig(target_sync_updates=10, **of_learner)
     return agent_for(replay, settings, learner, precision=precision)
 
 

@@ -214,7 +214,7 @@ def test_a_result_from_before_agents_could_be_combined_is_of_the_same_method(
     later = {"prioritized", "double", "n_step", "priority_exponent"}
     later |= {"importance_exponent", "importance_updates", "shift_pixels", "intensity"}
     later |= {"quantiles", "target_average", "reset_updates", "weight_decay"}
-    later |= {"gamma_start", "n_step_start", "beta_start", "anneal_updates"}
+    later |= {"gamma_start", "n_step_start", "beta_start", "anneal_updates", "noisy"}
     old = {name: value for name, value in planned.items() if name not in later - recorded}
     assert result_differences(old, planned) == []
     assert settings_digest(old) == settings_digest(planned)

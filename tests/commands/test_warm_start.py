@@ -23,7 +23,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "out" / "students" / "2-2-2_4-kl-seed0"
 
 
-@pytest.mark.parametrize("agent", ["ebu", "adaptive_ebu"])
+@pytest.mark.parametrize("agent", ["ebu", "ebu --noisy", "adaptive_ebu"])
 def test_training_starts_with_a_students_actions(agent: str, student: Path, tmp_path: Path) -> None:
     flags = f"--game CartPole-v1 --agent {agent} --network 2-2-2/4 --init-from {student}"
     small = "--num-envs 2 --replay-capacity 300 --eval-every-frames 0 --threads 1 --device cpu"

@@ -108,6 +108,7 @@ COMPARED = [
     "ebu+quantiles=5+double+reset_updates=70+weight_decay=0.1",
     "nstep+quantiles=5+double+prioritized+target_average=0.05",
     "ebu+target_average=0.05+average_updates=50",
+    "ebu+noisy+double+average_updates=50+reset_updates=70",
 ]
 PARTS = [
     *(

@@ -50,6 +50,7 @@ _FIXED: dict[str, Any] = {
     "quantiles": 0,
     "target_average": 0.0,
     "reset_updates": 0,
+    "noisy": False,
     "weight_decay": 0.0,
 }
 _FIXED_BY_AGENT: dict[str, dict[str, Any]] = {
