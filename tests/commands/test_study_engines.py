@@ -314,6 +314,8 @@ def engine(
     """Each engine on this machine."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    # As where a cluster is started from a script, in the background.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     address = {"slurm": "local"}.get(request.param, "")
     config = StudyConfig(games=(), engine=request.param, address=address, out=tmp_path / "out")
     with contextlib.ExitStack() as stack:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,6 @@ from ebu.commands.table.provenance import code_version
 from ebu.errors import EbuError, UsageError
 from ebu.run.cli import all_cores
 from ebu.run.progress import say
-from ebu.run.signals import stop_on_signals
 
 # How often Ray plays a task again whose machine or worker has died.
 RETRIES = 10
@@ -109,13 +109,19 @@ class RayEngine:
 
 def play(task: Task, directory: str) -> str:
     """Play a task in a worker of Ray, until it ends or is cancelled; returns how it failed."""
+    told = list[int]()
+    # `ray.cancel` raises SIGINT in the worker, which may have been started with it ignored.
+    before = signal.signal(signal.SIGINT, lambda number, _: told.append(number))
     try:
         enter(directory)
         player = Player(task, code_version())
-        # `ray.cancel` raises SIGINT in the worker.
-        with stop_on_signals(lambda _: player.stop()):
-            while (failure := player.poll()) is None:
-                time.sleep(POLL_SECONDS)
+        while (failure := player.poll()) is None:
+            if told:
+                told.clear()
+                player.stop()
+            time.sleep(POLL_SECONDS)
     except EbuError as error:
         return str(error)
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
     return failure
