@@ -55,8 +55,8 @@ A larger number becomes this value and a ten-thousandth of itself, so that a run
 grows. A missing flag is added. Of names the first is taken, and the value here for a set of games.
 """
 ONLY_IF_GIVEN = {("study.py", "--games"), ("distill.py", "--from-scratch")}
-# Results of a study that its page only lists, which are of the sizes that it names.
-COMMITTED = "docs/results/settings"
+# Results of studies that their pages only list, which are of the sizes that they name.
+COMMITTED = {"docs/results/settings", "docs/results/few_frames"}
 SETS = ("paper49", "atari5", "all57", "atari100k", "atari100k-5")
 RUN_AS, SKIPPED = "run as: ", "skipped: "
 SERVER_SECONDS = 60
@@ -122,7 +122,7 @@ def run_python(args: list[str]) -> NoReturn:
     module = args[:1] == ["-m"] and args[1].startswith(("studies.", "benchmarks."))
     if module or (args and args[0].endswith(".py")):
         try:
-            if COMMITTED not in args:
+            if not COMMITTED & set(args):
                 args = ["-m"] * module + shorten(args[module:])
         except LookupError as error:
             sys.exit(f"error: {error}")

@@ -29,7 +29,7 @@ from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.errors import UsageError
 from ebu.run.directory import acquire_lock
-from envs.games import ATARI5, PAPER49
+from envs.games import ATARI5, GAME_SETS, PAPER49
 from tests.run_directories import FRAMES, evaluation, write_run
 from tests.tasks import OBEDIENT, obedient, task, wait_for
 
@@ -64,6 +64,8 @@ def test_games_are_sets_and_names_without_doubles() -> None:
     assert games_of(["Atari-5", "Q*bert", "ALE/Pong-v5", "pong"]) == [*ATARI5, "pong"]
     assert games_of(["CartPole-v1", "paper49"]) == ["CartPole-v1", *PAPER49]
     assert len(games_of(["paper49", "all57"])) == 57
+    for name, games in GAME_SETS.items():
+        assert games_of([name]) == list(games)
 
 
 def test_the_table_of_the_readme_is_planned_seed_by_seed() -> None:

@@ -268,16 +268,22 @@ def games_of(names: Sequence[str]) -> list[str]:
     """
     add_working_directory([name for name in names if ":" in name])
     games: dict[str, None] = {}
+    sets = {_plain(name): games_in for name, games_in in GAME_SETS.items()}
     for name in names:
-        key = "".join(filter(str.isalnum, name.lower()))
-        if key in GAME_SETS:
-            games |= dict.fromkeys(GAME_SETS[key])
+        key = _plain(name)
+        if key in sets:
+            games |= dict.fromkeys(sets[key])
         elif is_atari(name):
             games[canonical_game(name)] = None
         else:
             _check_name(name, key)
             games[name] = None
     return list(games)
+
+
+def _plain(name: str) -> str:
+    """Letters and digits alone, in lower case."""
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 def _check_name(name: str, key: str) -> None:
