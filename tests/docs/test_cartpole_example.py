@@ -14,9 +14,7 @@ PAGE = ROOT / "docs" / "distillation_teachers.md"
 
 
 @pytest.mark.slow
-def test_the_example_has_students_that_balance_and_one_that_is_shown_not_to(
-    tmp_path: Path,
-) -> None:
+def test_the_example_has_students_that_balance_and_some_that_do_not(tmp_path: Path) -> None:
     section = PAGE.read_text().partition("## Two minutes of CartPole")[2].partition("\n## ")[0]
     commands = re.findall(r"^    \.venv/bin/python (.+)$", section, flags=re.M)
     assert [command.split()[0] for command in commands] == ["train.py", "distill.py"]
@@ -32,9 +30,12 @@ def test_the_example_has_students_that_balance_and_one_that_is_shown_not_to(
     report = json.loads((tmp_path / "runs" / "cartpole-students" / "report.json").read_text())
     assert not [line for line in report["warnings"] if "teacher" in line]
     assert report["teacher"]["evaluation"]["mean"] > 5 * report["teacher"]["random"]["mean"]
-    chosen = {
-        row["name"]: row for row in report["rows"] if row["kind"] == "student" and row["chosen"]
-    }
-    # The intervals tell the sizes apart: the largest keeps what the smallest cannot.
-    assert chosen["8-8-8/16"]["retention_95"][0] > 0.8
-    assert chosen["1-1-1/1"]["retention_95"][1] < chosen["8-8-8/16"]["retention_95"][0]
+    students = [row for row in report["rows"] if row["kind"] == "student"]
+    (low, high), *_ = (
+        row["retention_95"] for row in students if row["name"] == "8-8-8/16" and row["chosen"]
+    )
+    assert low > 0.9
+    assert high - low < 0.1
+    # Sizes are told apart over their seeds: the smallest balances by luck.
+    over_seeds = {row["name"]: row["retention"] for row in report["methods"]}
+    assert over_seeds["1-1-1/1"] < low
