@@ -82,7 +82,7 @@ SETTINGS = {
     "from scratch": _distill(f"{FEW} --from-scratch 100"),
     "ensemble": _distill(FEW, "one", "two"),
     "learners": _distill(f"{FEW} --all-learners", "learners"),
-    "several games": _distill(FEW, "one", "colour"),
+    "several games": _distill(f"{FEW} --states 240", "one", "colour"),
     "study": _study("--agents ebu dqn --frames 200 --jobs 2", OFTEN),
     "results": _study("--agents ebu --frames 200 --results {out}/results", OFTEN),
 }

@@ -63,6 +63,8 @@ def _shown(word: object) -> str:
     if not isinstance(word, Path):
         return str(word)
     # Not resolved: the interpreter of a virtual environment is a link.
-    path = Path(os.path.abspath(word))
-    here = Path.cwd()
+    try:
+        path, here = Path(os.path.abspath(word)), Path.cwd()
+    except FileNotFoundError:  # the working directory has been removed
+        return str(word)
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

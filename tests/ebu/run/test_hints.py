@@ -97,3 +97,11 @@ def test_hints_name_the_installed_commands_where_there_is_no_checkout(
     assert install_command("export") == "bin/python -m pip install 'ebu[export]'"
     monkeypatch.setenv("PATH", str(commands))
     assert program_command("study.py", "--seeds", 3) == "ebu-study --seeds 3"
+
+
+def test_paths_are_shown_as_they_are_where_the_working_directory_is_gone(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    place.rmdir()
+    assert program_command("train.py", Path("a run")).endswith("train.py 'a run'")
