@@ -15,7 +15,6 @@ import numpy as np
 
 from agents.distillation.collect import EPSILON, collect, from_replay
 from agents.distillation.dataset import Dataset, hard_targets, join, load_or_make, load_states
-from agents.distillation.deploy.rounded import RoundedStudent
 from agents.distillation.records import (
     STUDENTS,
     TEACHER_FILE,
@@ -363,6 +362,8 @@ class Pipeline:
             generator=generator_from(rng),
         )
         if INT8 in spec.procedure.split("-"):
+            from agents.distillation.deploy.rounded import RoundedStudent
+
             student = RoundedStudent(student.name, student.network, student.outputs)
         return student.to(self.teacher.device)
 
