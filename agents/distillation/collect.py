@@ -22,8 +22,9 @@ from ebu.run.checkpoint import load_latest
 
 EPSILON = 0.05
 """Share of random actions in collecting (Rusu et al. 2015)."""
-PART = 64
-"""Consecutive states that are kept or left out together: few frames are stored as mere context."""
+PART, FEWEST_PARTS = 64, 16
+"""Consecutive states that are kept or left out together: few frames are stored as mere context.
+Shorter where so few states are wanted that they would be of less parts than that."""
 _READ_BATCH = 512
 
 Label = Callable[[Tensor], Tensor]
@@ -153,6 +154,7 @@ class _Record:
         self.playing = np.ones(env.num_envs, dtype=bool)
         """Environments whose game has begun in time."""
         self._env, self._count, self._rng = env, count, rng
+        self._length = max(1, min(PART, count // FEWEST_PARTS))
         self._games = np.full(env.num_envs, -1)
         self._open: dict[int, _Part] = {}
         self._kept: list[tuple[float, tuple[int, int, int], _Part]] = []
@@ -188,7 +190,7 @@ class _Record:
         self._open[environment] = part
         if last:
             self._keep(self._open.pop(environment))
-        elif len(part) == PART:
+        elif len(part) == self._length:
             before = [*part.context, *part.frames]
             context = before[max(0, len(before) - self._env.stack + 1) :]
             following = _Part(environment, part.game, part.number + 1, self._rng.random(), context)

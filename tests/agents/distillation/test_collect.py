@@ -53,7 +53,10 @@ def places_of(states: Dataset) -> list[Place]:
 # --- play -----------------------------------------------------------------------------------
 
 
-def test_states_are_those_in_which_an_action_is_chosen_in_whole_games() -> None:
+def test_states_are_those_in_which_an_action_is_chosen_in_whole_games(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agents.distillation.collect.FEWEST_PARTS", 1)
     # Of a game of three steps the last frame is no state. When nine states have been seen both
     # environments are in a game, and those are played to their ends.
     for count in (9, 12):
@@ -90,6 +93,12 @@ def test_what_is_kept_of_long_games_is_from_all_of_them(monkeypatch: pytest.Monk
     for game in range(1, 5):
         assert len(set(held_out[where[:, 0] == game].tolist())) == 1
     assert {True, False} == set(held_out.tolist())
+
+
+def test_few_states_are_of_several_games() -> None:
+    states = collected(MadeUpGames(4, games_of([100])), 32)
+    assert len(states) == 32
+    assert len({(env_, game) for env_, game, _ in places_of(states)}) > 1
 
 
 def test_stacks_labels_and_rewards_are_those_of_play() -> None:
@@ -134,7 +143,9 @@ def test_who_acts_and_how_often_at_random() -> None:
     assert collect(env, table_values, count=10, rng=rng, should_stop=lambda: True) is None
 
 
-def test_lost_lives_end_the_value_and_no_episode() -> None:
+def test_lost_lives_end_the_value_and_no_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.distillation.collect.FEWEST_PARTS", 1)
+
     def games() -> MadeUpGames:
         return MadeUpGames(2, games_of([Game(6, life_losses=(2,)), Game(4, truncated=True)]))
 
