@@ -206,11 +206,16 @@ def _sizes(rows: Sequence[Row]) -> str:
     return table(
         list(dict.fromkeys(order)),
         ("network", lambda size: _code(size[0])),
-        ("parameters", lambda size: f"{size[1]:,}"),
+        ("parameters", lambda size: _count(size[1])),
         ("of the teacher's", lambda size: _of(size[1], parameters)),
-        ("multiply-adds", lambda size: f"{size[2]:,}"),
+        ("multiply-adds", lambda size: _count(size[2])),
         ("of the teacher's", lambda size: _of(size[2], multiply_adds)),
     )
+
+
+def _count(number: int) -> str:
+    """A number of parameters; policies from elsewhere do not tell all of theirs."""
+    return f"{number:,}" if number else NONE
 
 
 def _latencies(exports: dict[str, ExportRecord]) -> str:
