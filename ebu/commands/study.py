@@ -87,7 +87,7 @@ def play(config: StudyConfig, planned: Sequence[PlannedRun]) -> int:
         table.fill()
         return describe_score(read_run(run.run_dir, run.games))
 
-    cores = max(1, all_cores() // config.at_a_time) if config.engine == "local" else 1
+    cores = max(1, all_cores() // max(1, config.at_a_time)) if config.engine == "local" else 1
     tasks = [task_of(run, run.threads(cores)) for run in waiting.values()]
     failed, stopped_by = list[str](), None
     if tasks:

@@ -108,6 +108,18 @@ def test_a_finished_run_is_copied_and_then_taken_as_done_where_no_run_is(
     assert "| pong | ebu" in capsys.readouterr().out
 
 
+def test_what_is_missing_is_listed_also_where_nothing_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args, runs = study_in(tmp_path, seeds=2, jobs=0)
+    write_planned(runs[0])
+    assert run_study(monkeypatch, args) == []
+    assert f"missing: {runs[1].name}" in capsys.readouterr().err
+    write_planned(runs[1])
+    assert run_study(monkeypatch, args) == []
+    assert "missing: " not in capsys.readouterr().err
+
+
 def test_a_result_is_small_and_holds_every_game_and_no_place(tmp_path: Path) -> None:
     _, (run,) = study_in(tmp_path)
     run_dir = write_planned(run, -5.7)
