@@ -14,8 +14,7 @@ COPY envs envs
 ARG PIP_EXTRA_INDEX_URL
 RUN pip install --no-cache-dir -c constraints.txt '.[export,hub]'
 
-RUN useradd --create-home --uid 1000 ebu
+RUN useradd --create-home --uid 1000 ebu && install -d -o ebu /home/ebu/runs
 USER 1000
 WORKDIR /home/ebu
-RUN mkdir runs
 CMD ["ebu-train", "--help"]
