@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ebu.statistics import CONFIDENCE
+from ebu.statistics import CONFIDENCE, t_quantile
 
 _LEAST = 1e-12
 """The smallest p-value that is told apart from 0."""
@@ -58,7 +58,7 @@ def share_interval(
         return None
     gains = np.stack([scores.mean(axis=0) - lowest, highest - lowest])
     s, t = gains.mean(axis=1)
-    squared = _quantile(games - 1, confidence) ** 2 / games
+    squared = t_quantile(games - 1, confidence) ** 2 / games
     (ss, st), (_, tt) = squared * np.cov(gains)
     # (s − r t)² ≤ seeds + ss − 2 r st + r² tt, a quadratic in r.
     a, b = t**2 - tt, s * t - st
@@ -93,7 +93,7 @@ def paired_difference(
     mean, error = float(gaps.mean()), float(gaps.std(ddof=1)) / games**0.5
 
     def margin(level: float) -> float:
-        of_games = _quantile(games - 1, level) * error
+        of_games = t_quantile(games - 1, level) * error
         return math.hypot(of_games, _seed_margin([one, other], level))
 
     half = margin(confidence)
@@ -134,19 +134,12 @@ def _seed_margin(
         rests += float(np.square(rest).sum()) / (freedom * (games - 1)) / games
     weight = sum(1 / len(scores) for scores in groups)
     variance = (weight + another) * means - (weight * rests if freedom > 1 else 0.0)
-    return _quantile(freedom, confidence) * math.sqrt(max(variance, 0.0))
-
-
-def _quantile(freedom: int, confidence: float) -> float:
-    """How far Student's t strays from 0 with this confidence."""
-    # SciPy is slow to import, so it is imported where it is needed.
-    from scipy.special import stdtrit
-
-    return float(stdtrit(freedom, (1 + confidence) / 2))
+    return t_quantile(freedom, confidence) * math.sqrt(max(variance, 0.0))
 
 
 def _least_risk(distance: float, margin: Callable[[float], float]) -> float:
     """The p-value: 1 − the confidence at which the margin is this distance."""
+    # SciPy is slow to import, so it is imported where it is needed.
     from scipy.optimize import brentq
 
     if distance <= margin(0.0):

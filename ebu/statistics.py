@@ -33,13 +33,18 @@ def prediction_interval(
 
 def _t_interval(scores: np.ndarray, variances: float, confidence: float) -> tuple[float, float]:
     """Around the mean, of what has this many times the variance of a score."""
+    mean = float(np.mean(scores))
+    error = float(np.std(scores, ddof=1)) * variances**0.5
+    half = t_quantile(len(scores) - 1, confidence) * error
+    return mean - half, mean + half
+
+
+def t_quantile(freedom: int, confidence: float) -> float:
+    """How far Student's t strays from 0 with this confidence."""
     # SciPy is slow to import, so it is imported where it is needed.
     from scipy.special import stdtrit
 
-    mean = float(np.mean(scores))
-    error = float(np.std(scores, ddof=1)) * variances**0.5
-    half = float(stdtrit(len(scores) - 1, (1 + confidence) / 2)) * error
-    return mean - half, mean + half
+    return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
 def human_normalised(score: float, random: float, human: float) -> float:
