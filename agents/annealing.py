@@ -33,7 +33,7 @@ class Annealing(Generic[ConfigT]):
             self._levels = [_level(config, k / LEVELS) for k in range(LEVELS)] + [config]
 
     def at(self, updates: int) -> tuple[ConfigT, int]:
-        """The settings of the update after so many, and how many updates they hold for."""
+        """The settings of the next update, once `updates` are done, and how many they hold for."""
         last = len(self._levels) - 1
         period = self._reset_updates or sys.maxsize
         done = updates % period

@@ -1,6 +1,6 @@
 """Play one cell of a table of committed results with another seed, and compare.
 
-    python -m studies.reproduce --results docs/results/settings --cell demon_attack-ebu-base
+    python -m studies.reproduce --results docs/results/variants --cell breakout-ebu-base
 
 A cell is what differs by its seeds alone: one game, played by one method for so many frames. Its
 scores give an interval in which 95 % of runs with other seeds lie; the run that is played here
