@@ -28,14 +28,8 @@ from agents.settings import (
 from agents.stacked import StackedLearner
 from agents.target import Target
 from ebu.errors import UsageError
-from ebu.sampling import (
-    Priorities,
-    PrioritizedSegments,
-    PrioritizedTransitions,
-    Sampler,
-    SegmentSampler,
-    TransitionSampler,
-)
+from ebu.sampling import Priorities, PrioritizedTransitions, Sampler, TransitionSampler
+from ebu.segment_sampling import PrioritizedSegments, SegmentSampler
 from ebu.stopwatch import Stopwatch
 
 TARGETS: dict[type[AgentConfig], type[Target[Any]]] = {

@@ -15,7 +15,8 @@ from agents.learner import Learner
 from agents.settings import AdaptiveEbuConfig
 from ebu.commands.train_arguments import parse_arguments
 from ebu.errors import UsageError
-from ebu.sampling import Draw, SegmentSampler
+from ebu.sampling import Draw
+from ebu.segment_sampling import SegmentSampler
 from envs import VectorStep
 from tests.made_up import CPU, GAMMA, NUM_ACTIONS, MadeUpGames, Played, random_games, same
 from tests.made_up_runs import STEP_FRAMES, lines, real_run

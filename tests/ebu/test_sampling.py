@@ -16,12 +16,11 @@ from ebu.sampling import (
     SMALLEST_PRIORITY,
     Minibatches,
     Priorities,
-    PrioritizedSegments,
     PrioritizedTransitions,
     Sampler,
-    SegmentSampler,
     TransitionSampler,
 )
+from ebu.segment_sampling import PrioritizedSegments, SegmentSampler
 from tests.made_up import (
     Game,
     MadeUpGames,

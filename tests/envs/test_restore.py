@@ -68,9 +68,14 @@ def critical_steps(steps: list[VectorStep], states: list[dict[str, Any]]) -> dic
 @pytest.mark.parametrize(
     ("kind", "name", "options"),
     [
-        ("atari", "breakout", {"num_threads": 1}),
+        pytest.param("atari", "breakout", {"num_threads": 1}, marks=pytest.mark.slow),
         ("atari", "breakout", {"num_threads": 1, **STICKY}),
-        ("atari", "breakout", {"num_threads": 1, "noop_max": 30, **STICKY}),
+        pytest.param(
+            "atari",
+            "breakout",
+            {"num_threads": 1, "noop_max": 30, **STICKY},
+            marks=pytest.mark.slow,
+        ),
         ("gymnasium", "CartPole-v1", {}),
         ("gymnasium", "tests.envs.tiny:TinyColour-v0", {}),
         ("gymnasium", "tests.envs.tiny:TinyCounting-v0", {}),

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from envs.journal import Journal
 from envs.vector import (
-    Journal,
     Outcome,
     ReplayMismatchError,
     VectorEnvironment,
