@@ -43,10 +43,14 @@ def train(project: Path, flags: str, run_dir: str = "run") -> subprocess.Complet
     ("flags", "settings"),
     [
         ("--agent rainbow_lite", {"n_step": 3, "double": True, "prioritized": True}),
-        ("--agent expected_sarsa --policy-epsilon 0.05", {"policy_epsilon": 0.05}),
-        ("--agent combined_dqn", {"n_step": 1}),
-        ("--agent dqn --game my_module:MyEnv-v0", {}),
-        ("--agent ebu --network wide", {"network": "wide"}),
+        pytest.param(
+            "--agent expected_sarsa --policy-epsilon 0.05",
+            {"policy_epsilon": 0.05},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("--agent combined_dqn", {"n_step": 1}, marks=pytest.mark.slow),
+        pytest.param("--agent dqn --game my_module:MyEnv-v0", {}, marks=pytest.mark.slow),
+        pytest.param("--agent ebu --network wide", {"network": "wide"}, marks=pytest.mark.slow),
     ],
     ids=["agent", "target", "sampler", "environment", "network"],
 )

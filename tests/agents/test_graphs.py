@@ -34,6 +34,7 @@ RECORDED = [
     *(("ebu", *kind) for kind in (("adam", "bfloat16"), ("rmsprop", "bfloat16"))),
     *((name, "adam", "float32") for name in ("double ebu", "double nstep", "noisy ebu")),
 ]
+QUICK = [("dqn", "adam", "float32"), ("ebu", "adam", "float32"), ("ebu", "adam", "bfloat16")]
 FLAGS: dict[str, dict[str, Any]] = {
     "double ebu": {"double": True, "prioritized": True, "mix_segments": 4},
     "double nstep": {"double": True},
@@ -98,7 +99,13 @@ def record(
     return function if function.__name__ == "_sweep_at" else Recorded(function, changes=changes)
 
 
-@pytest.mark.parametrize(("name", "optimizer", "precision"), RECORDED)
+@pytest.mark.parametrize(
+    ("name", "optimizer", "precision"),
+    [
+        pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow, id="-".join(case))
+        for case in RECORDED
+    ],
+)
 def test_recorded_updates_are_those_that_are_called(
     monkeypatch: pytest.MonkeyPatch, name: str, optimizer: str, precision: str
 ) -> None:

@@ -45,6 +45,7 @@ def test_it_loads_with_the_same_values() -> None:
     assert load_agent(EARLIER / "students/2-2-2_3").outputs == "logits"
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_and_distilled(run_dir: Path, tmp_path: Path) -> None:
     for directory in (run_dir, run_dir / "students/2-2-2_3"):
         scored = command("evaluate.py", directory, "--episodes", 1, "--threads", 1)

@@ -21,6 +21,7 @@ def export(*args: object) -> None:
     run_export(parse(ExportConfig, words, prog="export.py", description=""))
 
 
+@pytest.mark.slow
 def test_a_run_and_the_students_of_its_training_get_files_and_a_report(tmp_path: Path) -> None:
     flags = "--game CartPole-v1 --frames 200 --distill 2-2-2/4"
     run_dir, out = train(tmp_path / "run", flags), tmp_path / "out"

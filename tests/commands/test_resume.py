@@ -123,9 +123,8 @@ def test_a_grown_run_ends_as_one_of_full_length(tmp_path: Path) -> None:
         assert same(newest(whole, name).state, newest(grown, name).state)
 
 
-@pytest.mark.parametrize(
-    ("agent", "network"), [pytest.param("ebu", "nature", marks=pytest.mark.slow), ("dqn", "net2")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("agent", "network"), [("ebu", "nature"), ("dqn", "net2")])
 def test_a_killed_run_ends_as_one_that_was_never_killed(
     agent: str, network: str, tmp_path: Path
 ) -> None:

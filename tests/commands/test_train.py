@@ -58,7 +58,7 @@ def test_a_run_on_a_real_game_makes_what_the_readme_says(tmp_path: Path) -> None
     run_dir = tmp_path / "breakout"
     flags = ["--game", "ALE/Breakout-v5", "--frames", "8000", "--learning-starts", "1200"]
     flags += ["--replay-capacity", "5000", "--log-every-frames", "2000", "--batch-size", "8"]
-    flags += ["--threads", "1", "--eval-episodes", "2"]
+    flags += ["--network", "net3", "--threads", "1", "--eval-episodes", "2"]
     ended = command("train.py", *flags, "--run-dir", str(run_dir))
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
@@ -81,6 +81,7 @@ def test_a_run_on_a_real_game_makes_what_the_readme_says(tmp_path: Path) -> None
     assert (run_dir / "evaluations.jsonl").read_bytes() == evaluations
 
 
+@pytest.mark.slow
 def test_a_profile_shows_the_stages_and_changes_nothing(tmp_path: Path) -> None:
     flags = ("--updates-per-step", "0.5", "--frames", "1000")
     run(tmp_path / "without", *flags, until=1000)
@@ -304,6 +305,7 @@ def test_a_signal_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
     assert one == other[: len(one)]
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path: Path) -> None:
     run(tmp_path, until=1600)
     saved = {path.name for path in (tmp_path / "checkpoints").iterdir()}

@@ -140,6 +140,7 @@ def test_the_bootstrap_draws_as_many_seeds_as_a_game_has() -> None:
     assert scipy.stats.chisquare(counts, expected).pvalue > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statistic", [interquartile_mean, lambda s: float(s.mean())], ids=["iqm", "mean"]
 )

@@ -110,13 +110,24 @@ COMPARED = [
     "ebu+target_average=0.05+average_updates=50",
     "ebu+noisy+double+average_updates=50+reset_updates=70",
 ]
+QUICK = [
+    "prioritized",
+    "ebu+prioritized+double-mix-2",
+    "ebu+noisy+double+average_updates=50+reset_updates=70",
+]
 PARTS = [
+    *((agent, precision, OFTEN) for agent, precision in AGENTS_AND_PRECISIONS),
+    *((agent, "float32", OFTEN) for agent in QUICK),
     *(
-        (agent, precision, stops)
+        pytest.param(agent, precision, stops, marks=pytest.mark.slow)
         for agent, precision in AGENTS_AND_PRECISIONS
-        for stops in ((4,), OFTEN, (1400,))
+        for stops in ((4,), (1400,))
     ),
-    *((agent, "float32", OFTEN) for agent in COMPARED),
+    *(
+        pytest.param(agent, "float32", OFTEN, marks=pytest.mark.slow)
+        for agent in COMPARED
+        if agent not in QUICK
+    ),
 ]
 
 

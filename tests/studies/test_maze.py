@@ -157,6 +157,7 @@ def test_the_best_policy_needs_the_shortest_path_or_what_slips_cost() -> None:
             assert best_length(maze, slip, epsilon) == pytest.approx(steps[0], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_study_resumes_and_ends_with_tables_and_a_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,7 @@ def test_the_cell_with_most_seeds_is_chosen_or_the_one_that_is_named(tmp_path: P
         chosen(Settings(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_cell_is_played_with_a_new_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

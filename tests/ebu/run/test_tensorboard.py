@@ -60,7 +60,10 @@ def train(run_dir: Path, *flags: str) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize(
+    "agent",
+    ["ebu", *(pytest.param(name, marks=pytest.mark.slow) for name in AGENTS if name != "ebu")],
+)
 def test_every_tag_of_an_agents_run_is_explained(agent: str, tmp_path: Path) -> None:
     flags = ["--game", GREY, "--agent", agent, "--network", "3-3-3/6", "--distill", "2-2-2/4"]
     run_dir = train(tmp_path / "run", *flags, *OF_AGENT.get(agent, []))
@@ -72,7 +75,11 @@ def test_every_tag_of_an_agents_run_is_explained(agent: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("game", "flags"),
     [
-        ("breakout", "--frames 4000 --log-every-frames 1000 --eval-every-frames 2000"),
+        pytest.param(
+            "breakout",
+            "--frames 4000 --log-every-frames 1000 --eval-every-frames 2000",
+            marks=pytest.mark.slow,
+        ),
         ("CartPole-v1", ""),
     ],
 )
@@ -91,6 +98,7 @@ def test_a_runs_curves(game: str, flags: str, tmp_path: Path) -> None:
     assert unexplained(written(run_dir)) == []
 
 
+@pytest.mark.slow
 def test_every_tag_of_a_distillation_is_explained(tmp_path: Path) -> None:
     out = tmp_path / "out"
     distilled(train_teacher(tmp_path / "teacher"), out, "--loss", "hinton")
