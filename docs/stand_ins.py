@@ -45,6 +45,7 @@ SHORT: Table = {
     "benchmarks.gpu": {},
     "benchmarks.call_stack": {},
     "docs.results.distillation_pages": {},
+    "docs.results.variants": {},
     "docs/results/plot.py": {},
     "examples/play_agent.py": {},
     "examples/play_onnx.py": {},

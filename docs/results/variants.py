@@ -1,0 +1,134 @@
+"""Make the tables of pages that compare variants of agents from committed runs.
+
+    .venv/bin/python -m docs.results.variants
+
+A page names its folder in a comment, `<!-- variants: few_frames -->`; what stands from there to the
+next `<!-- end -->` is written anew. Run twice it changes nothing.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from ebu.commands.reporting.published import AGENTS_100K, references
+from ebu.statistics import mean_interval
+
+RESULTS = Path(__file__).parent
+MARKED = re.compile(r"(<!-- variants: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+NAMED = re.compile(r"(?P<game>\w+?)-(?P<variant>.+)-seed(?P<seed>\d+)")
+"""The directory of a run: game, agent and variant, seed."""
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its returns, and what was predicted and earned when it ended."""
+
+    game: str
+    variant: str
+    seed: int
+    returns: tuple[float, ...]
+    predicted: float
+    earned: float
+
+
+def main() -> None:
+    """Write the tables of all pages."""
+    for path in sorted(RESULTS.glob("*.md")):
+        text = path.read_text()
+        if (written := with_tables(text)) != text:
+            path.write_text(written)
+
+
+def with_tables(text: str) -> str:
+    """A page with its tables written anew."""
+    return MARKED.sub(lambda found: found[1] + tables(RESULTS / found[2]) + "\n" + found[3], text)
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """All committed runs of a folder."""
+    return [
+        run_of(path.parent, dict(found.groupdict()))
+        for path in sorted(folder.glob("*/evaluation.json"))
+        if (found := NAMED.fullmatch(path.parent.name))
+    ]
+
+
+def run_of(directory: Path, named: dict[str, Any]) -> Run:
+    evaluation = json.loads((directory / "evaluation.json").read_text())
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    # The last line is written when the run ends, and covers a few frames alone.
+    last = [line for line in lines if line["frames"] - lines[-1]["frames"] >= -10_000]
+    return Run(
+        named["game"],
+        named["variant"],
+        int(named["seed"]),
+        tuple(evaluation["returns"]),
+        mean(line["q/predicted"] for line in last if "q/predicted" in line),
+        mean(line["q/earned"] for line in last if "q/earned" in line),
+    )
+
+
+def tables(folder: Path) -> str:
+    """Scores of each variant in each game beside published ones, then what values they expect."""
+    runs = read_runs(folder)
+    games = sorted({run.game for run in runs})
+    variants = list(dict.fromkeys(run.variant for run in runs))
+    cells = {
+        (variant, game): [run for run in runs if (run.variant, run.game) == (variant, game)]
+        for variant in variants
+        for game in games
+    }
+    scores = [[f"`{name}`", *(score(cells[name, game]) for game in games)] for name in variants]
+    known = {game: references(game) for game in games}
+    randoms = [None if one is None else one.random for one in known.values()]
+    humans = [None if one is None else one.human("57table") for one in known.values()]
+    scores.append(["random play", *map(number, randoms)])
+    scores += [
+        [f"{agent.name}, published", *(number(agent.score(game)) for game in games)]
+        for agent in AGENTS_100K
+    ]
+    scores.append(["human", *map(number, humans)])
+    values = [[f"`{name}`", *(value(cells[name, game]) for game in games)] for name in variants]
+    header = ["", *(game.replace("_", " ").title() for game in games)]
+    return (
+        "Final weights, 100 games: mean and 95 % interval, over seeds where there are several, else\n"
+        f"over the games of the one seed:\n\n{table(header, scores)}\n\n"
+        f"Values in the last 10,000 frames, predicted / earned:\n\n{table(header, values)}\n"
+    )
+
+
+def score(runs: Sequence[Run]) -> str:
+    """The mean over seeds and its interval, over the games of a single one."""
+    if not runs:
+        return NONE
+    means = [mean(run.returns) for run in runs]
+    interval = mean_interval(np.array(means if len(means) > 1 else runs[0].returns))
+    of_seeds = f" ({len(means)} seeds)" if len(means) > 1 else ""
+    assert interval is not None
+    return f"{mean(means):,.0f} [{interval[0]:,.0f}, {interval[1]:,.0f}]{of_seeds}"
+
+
+def value(runs: Sequence[Run]) -> str:
+    if not runs:
+        return NONE
+    return f"{mean(run.predicted for run in runs):.1f} / {mean(run.earned for run in runs):.1f}"
+
+
+def number(score: float | None) -> str:
+    return NONE if score is None else f"{score:,.0f}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

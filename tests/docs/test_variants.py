@@ -1,0 +1,42 @@
+"""The tables of variants are those of the committed runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import docs.results.variants
+from docs.results.variants import RESULTS, tables, with_tables
+
+PAGES = [path for path in sorted(RESULTS.glob("*.md")) if "<!-- variants: " in path.read_text()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_a_page_shows_what_its_runs_give(page: Path) -> None:
+    assert with_tables(page.read_text()) == page.read_text()
+
+
+def write_run(
+    directory: Path, returns: list[float], values: list[tuple[int, float, float]]
+) -> None:
+    directory.mkdir()
+    (directory / "evaluation.json").write_text(json.dumps({"returns": returns}))
+    lines = [
+        json.dumps({"frames": frames, "q/predicted": predicted, "q/earned": earned})
+        for frames, predicted, earned in values
+    ]
+    (directory / "metrics.jsonl").write_text("\n".join(lines))
+
+
+def test_a_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "pong-ebu-a-seed0", [1.0, 3.0], [(1_000, 9, 9), (20_000, 1, 3)])
+    write_run(tmp_path / "pong-ebu-a-seed1", [4.0, 4.0], [(20_000, 2, 5), (25_000, 4, 7)])
+    write_run(tmp_path / "pong-dqn-b-seed0", [1.0, 3.0], [(20_000, 0, 0)])
+    monkeypatch.setattr(docs.results.variants, "AGENTS_100K", ())
+    lines = tables(tmp_path).splitlines()
+    # Of means 2 and 4: 3 +- 12.706 * sqrt(2) / sqrt(2); of games 1 and 3: 2 +- 12.706.
+    assert "| `ebu-a` | 3 [-10, 16] (2 seeds) |" in lines
+    assert "| `dqn-b` | 2 [-11, 15] |" in lines
+    # Predicted 1 and the mean of 2 and 4; earned 3 and the mean of 5 and 7.
+    assert "| `ebu-a` | 2.0 / 4.5 |" in lines
+    assert "| random play | -21 |" in lines
