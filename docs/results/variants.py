@@ -98,8 +98,8 @@ def tables(folder: Path) -> str:
     values = [[f"`{name}`", *(value(cells[name, game]) for game in games)] for name in variants]
     header = ["", *(game.replace("_", " ").title() for game in games)]
     return (
-        "Final weights, 100 games: mean and 95 % interval, over seeds where there are several, else\n"
-        f"over the games of the one seed:\n\n{table(header, scores)}\n\n"
+        "Final weights, 100 games: mean and 95 % interval, over seeds where there are several,\n"
+        f"over games for a single one:\n\n{table(header, scores)}\n\n"
         f"Values in the last 10,000 frames, predicted / earned:\n\n{table(header, values)}\n"
     )
 
