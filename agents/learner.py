@@ -5,7 +5,7 @@ The learner knows no episode and no game: it is given states, actions and target
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from agents.noisy import Noise, build_noisy_network, without_noise
 from agents.optimizers import CenteredRMSProp, adam, averages_of, load_averages
 from agents.settings import LearnerConfig
 from ebu.quantiles import quantile_huber
+from ebu.run.ranks import SINGLE, Ranks
 
 NEW_SHARE = 0.2
 """Of a new draw in the convolutions after a reset (D'Oro et al. 2023)."""
@@ -33,6 +34,7 @@ class Learner:
     | precision | float32, or bfloat16 for the network's arithmetic (weights, targets and losses |
     | | stay float32) |
     | rng | draws the initial weights |
+    | ranks | average every gradient over their parts of the minibatch |
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class Learner:
         device: torch.device,
         precision: str,
         rng: np.random.Generator,
+        ranks: Ranks = SINGLE,
     ) -> None:
         self.config = config
+        self.ranks = ranks
         self.device = device
         self.updates = 0
         self._autocast = torch.autocast(
@@ -77,7 +81,10 @@ class Learner:
         self.average = copy.deepcopy(self.online) if config.average_updates else None
         self.optimizer = self._optimizer_of(list(self.online.parameters()))
         self._trained = Trained(
-            list(self.online.parameters()), list(self._fast_online.parameters()), self.optimizer
+            list(self.online.parameters()),
+            list(self._fast_online.parameters()),
+            self.optimizer,
+            ranks,
         )
 
     def _built(self, build: Callable[[], nn.Module]) -> nn.Module:
@@ -197,15 +204,15 @@ class Learner:
 
     def tensors(self) -> list[Tensor]:
         """All tensors that an update changes."""
-        slots = (
-            slot
-            for weight in self.online.parameters()
-            for slot in self.optimizer.state[weight].values()
-        )
         networks = [self.online, self._fast_online]
         if self.config.target_average:
             networks += [self.target, self._fast_target]
-        return [*(weight for each in networks for weight in each.parameters()), *slots]
+        return [*(weight for each in networks for weight in each.parameters()), *self._slots()]
+
+    def _slots(self) -> Iterator[Tensor]:
+        """What the optimizer keeps of each weight."""
+        for weight in self.online.parameters():
+            yield from self.optimizer.state[weight].values()
 
     @torch.no_grad()
     def sync_target(self) -> None:
@@ -263,28 +270,44 @@ class Learner:
         if weights is not None:
             losses = losses * weights
         loss = losses.sum(-1) if self.config.loss_reduction == "sum" else losses.mean(-1)
+        if self.config.loss_reduction == "sum" and not self.ranks.is_single:
+            # Its mean over the ranks is the sum over the whole minibatch.
+            loss = loss * self.ranks.world_size
         trained.descend(loss)
         return loss.detach(), values.detach()
 
+    @torch.no_grad()
+    def share(self) -> None:
+        """Take the weights and averages of the first rank: of a start, or of a checkpoint."""
+        networks = [self.online, self.target, *([] if self.average is None else [self.average])]
+        weights = [weight for network in networks for weight in network.parameters()]
+        self.ranks.broadcast([*weights, *self._slots()])
+        self.refresh()
+
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "updates": self.updates,
-            "online": dict(self.online.state_dict()),
-            "target": dict(self.target.state_dict()),
-            "optimizer": averages_of(self.optimizer, self.online),
-            **({} if self.average is None else {"average": dict(self.average.state_dict())}),
-            **self.noise.state_dict(),
-        }
+        """What changes; without what `share` gives to every rank but the first."""
+        shared = {}
+        if self.ranks.is_first:
+            shared = {
+                "online": dict(self.online.state_dict()),
+                "target": dict(self.target.state_dict()),
+                "optimizer": averages_of(self.optimizer, self.online),
+                **({} if self.average is None else {"average": dict(self.average.state_dict())}),
+            }
+        return {"updates": self.updates, **shared, **self.noise.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave; several ranks then `share`."""
         self.updates = state["updates"]
+        self.noise.load_state_dict(state)
+        if not self.ranks.is_first:
+            return
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
         self.refresh()
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         load_averages(self.optimizer, self.online, state["optimizer"])
-        self.noise.load_state_dict(state)
 
 
 class Trained:
@@ -294,31 +317,52 @@ class Trained:
     | --- | --- |
     | weights | float32, with gradients of their own if they are rounded |
     | rounded | the same tensors, or copies in lower precision: the leaves of the loss |
+    | ranks | average the gradient, in one tensor, before the step |
     """
 
     def __init__(
-        self, weights: list[Tensor], rounded: list[Tensor], optimizer: torch.optim.Optimizer
+        self,
+        weights: list[Tensor],
+        rounded: list[Tensor],
+        optimizer: torch.optim.Optimizer,
+        ranks: Ranks = SINGLE,
     ) -> None:
-        self.weights, self.rounded, self.optimizer = weights, rounded, optimizer
+        self.weights, self.rounded, self.optimizer, self._ranks = weights, rounded, optimizer, ranks
+        self._gradient = torch.empty(0)
+        self._gradients: list[Tensor] = []
+        if not ranks.is_single:
+            self._gradient, self._gradients = _in_one_tensor(weights)
 
     def descend(self, losses: Tensor) -> None:
         """Take one step down the gradient of losses () or (K,)."""
         for leaf in self.rounded:
             leaf.grad = None
         losses.backward(torch.ones_like(losses))
-        if self.rounded[0] is self.weights[0]:
+        if self.rounded[0] is self.weights[0] and self._ranks.is_single:
             self.optimizer.step()
             return
-        for weight in self.weights:
-            if weight.grad is None:
-                weight.grad = torch.empty_like(weight)
         with torch.no_grad():
+            self._gradients = self._gradients or [torch.empty_like(each) for each in self.weights]
             torch._foreach_copy_(
-                [weight.grad for weight in self.weights],  # type: ignore[misc]
+                self._gradients,
                 [leaf.grad for leaf in self.rounded],  # type: ignore[misc]
             )
+            self._ranks.average(self._gradient)
+            for weight, gradient in zip(self.weights, self._gradients, strict=True):
+                weight.grad = gradient
             self.optimizer.step()
-            torch._foreach_copy_(self.rounded, self.weights)
+            if self.rounded[0] is not self.weights[0]:
+                torch._foreach_copy_(self.rounded, self.weights)
+
+
+def _in_one_tensor(weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """A tensor (n,) for all gradients, and its parts, each laid out in memory as its weight."""
+    whole = torch.empty(sum(map(Tensor.numel, weights)), device=weights[0].device)
+    parts, start = [], 0
+    for weight in weights:
+        parts.append(whole.as_strided(weight.shape, weight.stride(), start))
+        start += weight.numel()
+    return whole, parts
 
 
 def _quantiles_of(network: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -230,7 +230,7 @@ def time_evaluation(trainer: Trainer) -> dict[str, float]:
             return False
 
         started = time.perf_counter()
-        trainer.evaluate(trainer.frames, look)
+        trainer.evaluation.evaluate(trainer.frames, look)
         seconds = time.perf_counter() - started
     playing = looks[-1] - looks[0]
     return {"vector_step": playing / (len(looks) - 1), "besides": seconds - playing}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ebu.interfaces import VectorStep
+from ebu.run.ranks import SINGLE, Ranks
 
 RECENT_GAMES = 100
 """Games over which the recent return is averaged (Machado et al. 2018)."""
@@ -35,19 +36,24 @@ class GameStatistics:
             self.recent.append(row[0])
             self._returns[j] = self._clipped[j] = 0
 
-    def metrics(self, frames_per_step: int) -> dict[str, float]:
-        """Means over the games that ended since the last call; nothing if none did."""
-        if not self._finished:
+    def metrics(self, frames_per_step: int, ranks: Ranks = SINGLE) -> dict[str, float]:
+        """Means over the games of all ranks since the last call; nothing if none has ended.
+
+        Each rank has an equal part in the last games.
+        """
+        finished, self._finished = ranks.join(self._finished), []
+        if not finished:
             return {}
-        returns, clipped, steps = np.mean(self._finished, axis=0)
-        games = len(self._finished)
-        self._finished = []
+        returns, clipped, steps = np.mean(finished, axis=0)
+        games = len(finished)
+        part = max(1, RECENT_GAMES // ranks.world_size)
+        recent = ranks.join(list(self.recent)[-part:])
         return {
             "train/episode_return": float(returns),
             "train/episode_return_clipped": float(clipped),
             "train/episode_length_frames": float(steps) * frames_per_step,
             "train/games": float(games),
-            "train/return_last_100_games": float(np.mean(self.recent)),
+            "train/return_last_100_games": float(np.mean(recent)),
         }
 
     def state_dict(self) -> dict[str, Any]:

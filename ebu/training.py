@@ -6,47 +6,38 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import torch
 
 from ebu.errors import EbuError
-from ebu.game_statistics import GameStatistics
 from ebu.interfaces import Distiller, LearningAgent, TrainingEnvironment, VectorStep
+from ebu.periodic_evaluation import Evaluate, PeriodicEvaluation
 from ebu.replay import EpisodicReplay
-from ebu.run.checkpoint import Checkpoint, save_checkpoint
+from ebu.run.checkpoint import Checkpoint
 from ebu.run.directory import EVALUATIONS, METRICS
 from ebu.run.logs import Monitor, last_frames
 from ebu.run.profiling import Profile
-from ebu.run.progress import Progress, say
-from ebu.schedules import (
-    EARLY_LINES,
-    ExplorationConfig,
-    LoopConfig,
-    Schedule,
-    epsilon_at,
-    evaluation_schedule,
-)
+from ebu.run.progress import Progress
+from ebu.run.ranks import SINGLE, Ranks
+from ebu.schedules import ExplorationConfig, LoopConfig, epsilon_at
 from ebu.stopwatch import Mark, Stopwatch
-from ebu.value_probes import ValueProbes
-
-FRESH_GAMES = "fresh_games"
-"""Directory of the checkpoint that is written when an environment fails."""
+from ebu.training_checkpoints import FRESH_GAMES, TrainingCheckpoints
+from ebu.training_log import TrainingLog
 
 
 class Trainer:
-    """Trains one agent in N environments.
+    """Trains one agent in N environments, those of each rank if there are several.
 
     | argument | meaning |
     | --- | --- |
     | gamma, clip_rewards | the agent's own settings, for the logged value estimates |
     | life_loss_ends_segment | whether a lost life becomes terminal, as a game's end is |
     | rng | draws the exploration |
-    | evaluate | called with (frames, should_stop); returns the record with its "mean", or None if |
-    | | it was told to stop |
-    | film | called with (frames) when an evaluation is logged |
+    | monitor | the logs; None on ranks that leave them to the first |
+    | evaluate, film | of the first rank; `film` is called with (frames) after an evaluation |
     | run_dir | checkpoints go to checkpoints/, the best evaluated weights to best/ |
-    | lock | the run directory's open lock file, held until `close` |
+    | lock | the run directory's open lock file, held until `close`; None as `monitor` |
     | identity | settings that its checkpoints carry: see `identity_of` |
     | distiller | trains other networks alongside; the run is the same without it |
+    | ranks | the processes of the run: all of them log, evaluate, save and stop together |
 
     `state_dict` holds everything that changes during a run except the frames of the replay memory,
     which a checkpoint stores in separate files.
@@ -64,14 +55,15 @@ class Trainer:
         agent: LearningAgent,
         exploration: ExplorationConfig,
         rng: np.random.Generator,
-        monitor: Monitor,
-        evaluate: Callable[[int, Callable[[], bool]], dict[str, Any] | None],
+        monitor: Monitor | None,
+        evaluate: Evaluate,
         run_dir: Path,
-        lock: IO[str],
+        lock: IO[str] | None,
         identity: Mapping[str, Any] | None = None,
         film: Callable[[int], None] | None = None,
         profile: Profile | None = None,
         distiller: Distiller | None = None,
+        ranks: Ranks = SINGLE,
     ) -> None:
         self.config = config
         self.life_loss_ends_segment = life_loss_ends_segment
@@ -80,14 +72,30 @@ class Trainer:
         self.agent = agent
         self.exploration = exploration
         self.rng = rng
-        self.monitor = monitor
-        self.evaluate = evaluate
-        self.film = film
         self.run_dir = run_dir
-        self.identity = identity
         self.profile = profile
         self.distiller = distiller
+        self.ranks = ranks
+        self.evaluation = PeriodicEvaluation(config, evaluate, film, monitor, ranks)
+        self.log = TrainingLog(
+            monitor,
+            config.log_every_frames,
+            num_envs=env.num_envs,
+            gamma=gamma,
+            clip_rewards=clip_rewards,
+            ranks=ranks,
+        )
+        self.checkpoints = TrainingCheckpoints(
+            run_dir,
+            agent=agent,
+            replay=replay,
+            distiller=distiller,
+            monitor=monitor,
+            identity=identity,
+            ranks=ranks,
+        )
         self.stop_requested = False
+        self._monitor = monitor
         self._lock = lock
 
         self.agent_steps = 0
@@ -96,16 +104,10 @@ class Trainer:
         self._learning_steps = 0
         # Next agent step at which open segments may be cut: see `_segment_ends`.
         self._next_cut = config.learning_starts
-        self._best: float | None = None
-        self._started = False
-        self._evaluating = self._finishing = False
-        self._last_saved: Path | None = None
-        self._games = GameStatistics(env.num_envs)
-        self._probes = ValueProbes(env.num_envs, gamma=gamma, clip_rewards=clip_rewards)
-        self._log_schedule = Schedule(config.log_every_frames, EARLY_LINES)
-        self._eval_schedule = evaluation_schedule(config.eval_every_frames)
+        self._started = self._finishing = False
+        # What the ranks have agreed on: to stop, and to save because rank 0's clock says so.
+        self._stopping = self._saving = False
         self._stopwatch = Stopwatch()
-        self._speed_mark = self.now()
 
     @property
     def frames(self) -> int:
@@ -125,28 +127,31 @@ class Trainer:
         if not self._started:
             self._receive(self.env.reset(), None, None)
             self._started = True
-        self._speed_mark = self.now()
-        last_saved = time.monotonic()
+        self.log.speed_mark = self.now()
+        self.checkpoints.start_clock()
+        self._stopping = self._saving = False
         while True:
-            if self._log_schedule.due(self.frames):
+            if self.log.schedule.due(self.frames):
                 self._log()
-            if self._eval_schedule.due(self.frames):
+            if self.evaluation.schedule.due(self.frames):
                 # A run that has results and no checkpoint is not started again.
-                if self._last_saved is None:
+                if self.checkpoints.last is None:
                     self.save()
                 self._evaluate(progress)
-            if self.stop_requested or self.frames >= until_frames:
+            if self.ranks.is_single:
+                self._stopping = self.stop_requested
+            if self._stopping or self.frames >= until_frames:
                 break
-            if time.monotonic() - last_saved >= self.config.checkpoint_minutes * 60:
+            if self._saving:
                 self.save()
-                last_saved = time.monotonic()
             updates = self.updates
             self._step()
             if self.profile is not None:
                 self.profile.step(learning=self.updates > updates)
             if progress is not None:
-                recent = float(np.mean(self._games.recent)) if self._games.recent else None
-                progress.update(self.frames, episode_return=recent, epsilon=self.epsilon)
+                progress.update(
+                    self.frames, episode_return=self.log.recent_return(), epsilon=self.epsilon
+                )
         if self.profile is not None:
             self.profile.finish()
         self.save()
@@ -154,7 +159,7 @@ class Trainer:
 
     def finished(self, until_frames: int) -> bool:
         """Whether everything up to `until_frames` is played and evaluated."""
-        return self.frames >= until_frames and not self._eval_schedule.due(self.frames)
+        return self.frames >= until_frames and not self.evaluation.schedule.due(self.frames)
 
     def _step(self) -> None:
         """Step every environment; with `overlap` the learner works while the emulators do."""
@@ -163,9 +168,9 @@ class Trainer:
                 self.replay.newest_states(),
                 epsilon=self.epsilon,
                 rng=self.rng,
-                forced_random=self._games.steps < self.exploration.random_start_actions,
+                forced_random=self.log.games.steps < self.exploration.random_start_actions,
             )
-            self._begin_probes(actions)
+            self.log.begin_probes(actions, self.agent.last_values)
         if not self.config.overlap:
             self._learn()
         with self._stopwatch.time("sending"):
@@ -177,20 +182,14 @@ class Trainer:
         with self._stopwatch.time("storing"):
             self._receive(step, actions, probabilities)
 
-    def _begin_probes(self, actions: np.ndarray) -> None:
-        free = self._probes.free()
-        if free.any():
-            rows, taken = np.flatnonzero(free), actions[free]
-            values = self.agent.last_values[torch.from_numpy(rows), torch.from_numpy(taken)]
-            self._probes.begin(free, values.cpu().numpy())
-
     def _learn(self) -> None:
         updates = self._updates_due()
         with self._stopwatch.time("learning"):
             try:
                 self.agent.learn(self.replay, updates)
             except EbuError:
-                self._check_finite()
+                if self.ranks.is_single:
+                    self.checkpoints.check_finite(self.frames)
                 raise
         if self.distiller is not None:
             with self._stopwatch.time("distilling"):
@@ -210,16 +209,24 @@ class Trainer:
             step.started,
             np.ones(num_envs, np.float32) if probabilities is None else probabilities,
         )
-        self._games.add(step)
-        self._probes.add(step, terminated, truncated)
+        self.log.add(step, terminated, truncated)
         self.agent.observe(step)
-        played = num_envs - int(step.started.sum())
-        self.agent_steps += played
-        past_start = self.agent_steps - self.config.learning_starts
         stored = (
             self.replay.num_segments if self.agent.needs_segments else self.replay.num_transitions
         )
-        if past_start > 0 and stored > 0:
+        save_due = self.checkpoints.minutes >= self.config.checkpoint_minutes
+        played, ready, stopping, saving = self.ranks.sums(
+            [
+                num_envs - int(step.started.sum()),
+                stored > 0,
+                self.stop_requested,
+                save_due and self.ranks.is_first,
+            ]
+        )
+        self._stopping, self._saving = stopping > 0, saving > 0
+        self.agent_steps += played
+        past_start = self.agent_steps - self.config.learning_starts
+        if past_start > 0 and ready == self.ranks.world_size:
             self._learning_steps += min(played, past_start)
 
     def _segment_ends(self, step: VectorStep) -> tuple[np.ndarray, np.ndarray]:
@@ -245,73 +252,36 @@ class Trainer:
         self.updates += owed
         return owed
 
-    def _check_finite(self) -> None:
-        """Raise `EbuError` if an update was not finite: no log and no checkpoint may hold it."""
-        failed = self.agent.first_failed_update()
-        if failed is None:
-            return
-        kept = (
-            "nothing was saved yet" if self._last_saved is None else f"{self._last_saved} is kept"
-        )
-        raise EbuError(
-            f"update {failed:,} of {self.run_dir} is not finite, noticed at frame {self.frames:,}: "
-            f"{kept}; start a new run with a lower --learning-rate"
-        )
-
     def _log(self) -> None:
-        self._check_finite()
-        metrics = self._games.metrics(self.env.frames_per_step)
-        metrics |= {
+        self.checkpoints.check_finite(self.frames)
+        counts = {
             "train/epsilon": self.epsilon,
             "train/agent_steps": float(self.agent_steps),
             "train/updates": float(self.updates),
         }
-        metrics |= self._probes.metrics()
-        metrics |= self.agent.metrics()
+        own = self.agent.metrics()
         if self.distiller is not None:
-            metrics |= self.distiller.metrics()
-        metrics |= {f"replay/{name}": value for name, value in self.replay.statistics().items()}
-        self.monitor.scalars(self.frames, metrics)
-
-        before, self._speed_mark = self._speed_mark, self.now()
-        self.monitor.speed(self.frames, before.speeds_until(self._speed_mark))
-        self._log_schedule.done(self.frames)
+            own |= self.distiller.metrics()
+        own |= {f"replay/{name}": value for name, value in self.replay.statistics().items()}
+        self.log.write(self.now(), self.env.frames_per_step, counts, own)
 
     def _evaluate(self, progress: Progress | None) -> None:
-        self._check_finite()
-        record = self._play_evaluation(progress)
-        if record is None:
+        self.checkpoints.check_finite(self.frames)
+        mean = self._play_evaluation(progress)
+        if mean is None:
+            self._stopping = True
             return
-        if self._best is None or record["mean"] > self._best:
-            self._best = record["mean"]
-            state = {"agent": self.agent.state_dict(), "frames": self.frames}
-            save_checkpoint(
-                self.run_dir / "best", self._checkpoint_name(), state, run=self.identity, keep=1
-            )
+        if self.evaluation.is_best(mean):
+            self.checkpoints.save_best(self.frames)
             if self.distiller is not None:
                 self.distiller.set_teacher()
-        self._eval_schedule.done(self.frames)
+        self.evaluation.schedule.done(self.frames)
 
-    def _play_evaluation(self, progress: Progress | None) -> dict[str, Any] | None:
-        """Evaluate and log the result; None if told to stop before its end."""
-        if progress is not None:
-            say(f"{self.frames:,} frames: evaluating in {self.config.eval_episodes} games")
+    def _play_evaluation(self, progress: Progress | None) -> float | None:
         with self._stopwatch.time("evaluation"):
-            self._evaluating = True
-            record = self.evaluate(self.frames, lambda: self.stop_requested)
-            self._evaluating = False
-        if record is not None:
-            self.monitor.evaluation(self.frames, record)
-            if progress is not None:
-                capped = f", {record['capped_games']} cut" if record.get("capped_games") else ""
-                say(
-                    f"{self.frames:,} frames: mean {record['mean']:.2f} of {record['games']} games"
-                    f"{capped}"
-                )
-            if self.film is not None:
-                with self._stopwatch.time("evaluation"):
-                    self.film(self.frames)
-        return record
+            return self.evaluation.play(
+                self.frames, lambda: self.stop_requested, quiet=progress is None
+            )
 
     def finish(self, progress: Progress | None = None) -> bool:
         """Log a last line and a final evaluation.
@@ -321,34 +291,20 @@ class Trainer:
         written, False if told to stop before the evaluation's end.
         """
         self._finishing = True
-        if last_frames(self.run_dir / METRICS) != self.frames:
+        logs = (self.run_dir / METRICS, self.run_dir / EVALUATIONS)
+        last_line, last_evaluation = self.ranks.from_first(lambda: list(map(last_frames, logs)))
+        if last_line != self.frames:
             self._log()
-        evaluated = last_frames(self.run_dir / EVALUATIONS) == self.frames
-        if self._eval_schedule.every > 0 and not evaluated:
-            evaluated = self._play_evaluation(progress) is not None
-        self.monitor.sync()
-        return evaluated or self._eval_schedule.every == 0
+        done = self.evaluation.schedule.every == 0 or last_evaluation == self.frames
+        if not done:
+            done = self._play_evaluation(progress) is not None
+        self.checkpoints.sync_logs()
+        return done
 
     def save(self) -> Path:
         """Write a checkpoint; changes nothing in the run."""
-        return self._save("checkpoints", self.state_dict())
-
-    def _save(self, directory: str, state: dict[str, Any], **options: Any) -> Path:
-        self._check_finite()
         with self._stopwatch.time("checkpoints"):
-            saved = save_checkpoint(
-                self.run_dir / directory,
-                self._checkpoint_name(),
-                state,
-                writers=[self.replay.write_frames],
-                logs=self.monitor.sync(),
-                run=self.identity,
-                **options,
-            )
-            if self.distiller is not None:
-                self.distiller.save(self.frames)
-        self._last_saved = saved
-        return saved
+            return self.checkpoints.save(self.frames, self.state_dict())
 
     def rescue(self) -> str:
         """Save what was learned when an environment has failed; returns what to do next.
@@ -360,15 +316,16 @@ class Trainer:
             return "nothing was played yet"
         if self._finishing:
             return "everything is trained and saved; only the last evaluation is missing"
-        if self._evaluating:
-            self._eval_schedule.done(self.frames)
+        if not self.ranks.is_single:
+            return "run the same command again, with --fresh-games to play other games from there"
+        if self.evaluation.is_playing:
+            self.evaluation.schedule.done(self.frames)
             return (
                 f"saved {self.save()}: run the same command again to resume after this evaluation"
             )
-        exact = (
-            "" if self._last_saved is None else ", or as it is to resume from the last exact one"
-        )
-        saved = self._save(FRESH_GAMES, self.state_dict(self.env.seedings()), keep=1)
+        exact = ", or as it is to resume from the last exact one" if self.checkpoints.last else ""
+        state = self.state_dict(self.env.seedings())
+        saved = self.checkpoints.save(self.frames, state, FRESH_GAMES, keep=1)
         return (
             f"saved {saved}: run the same command with --fresh-games to resume from there with new "
             f"games{exact}"
@@ -379,22 +336,23 @@ class Trainer:
 
         fresh_games: begin new games and truncate those that were played.
         """
-        self.load_state_dict(checkpoint.state, fresh_games=fresh_games)
-        self.replay.read_frames(checkpoint.directory)
-        self._last_saved = checkpoint.directory
-        if fresh_games:
-            self._receive(self.env.start_fresh(checkpoint.state["env"]), None, None)
+        with self.ranks.together():
+            self.load_state_dict(checkpoint.state, fresh_games=fresh_games)
+            self.replay.read_frames(checkpoint.directory)
+            self.checkpoints.take_up(checkpoint)
+            step = self.env.start_fresh(checkpoint.state["env"]) if fresh_games else None
+        if step is not None:
+            self._receive(step, None, None)
 
     def close(self) -> None:
         """Close the environments and the logs, and release the lock of the run directory."""
         self.env.close()
-        self.monitor.close()
-        self._lock.close()
+        if self._monitor is not None:
+            self._monitor.close()
+        if self._lock is not None:
+            self._lock.close()
 
-    def _checkpoint_name(self) -> str:
-        return f"frames-{self.frames:012d}"
-
-    def now(self) -> "Mark":
+    def now(self) -> Mark:
         """Progress and time per stage so far."""
         stages = self._stopwatch.seconds | self.agent.seconds
         return Mark(time.perf_counter(), self.frames, self.updates, stages)
@@ -407,12 +365,12 @@ class Trainer:
             "updates": self.updates,
             "learning_steps": self._learning_steps,
             "next_cut": self._next_cut,
-            "next_log": self._log_schedule.next,
-            "next_evaluation": self._eval_schedule.next,
-            "best": self._best,
+            "next_log": self.log.schedule.next,
+            "next_evaluation": self.evaluation.schedule.next,
+            "best": self.evaluation.best,
             "rng": self.rng.bit_generator.state,
-            "games": self._games.state_dict(),
-            "probes": self._probes.state_dict(),
+            "games": self.log.games.state_dict(),
+            "probes": self.log.probes.state_dict(),
             "agent": self.agent.state_dict(),
             "env": self.env.state_dict() if env is None else env,
             "replay": self.replay.state_dict(),
@@ -425,12 +383,12 @@ class Trainer:
         self.updates = state["updates"]
         self._learning_steps = state["learning_steps"]
         self._next_cut = state["next_cut"]
-        self._log_schedule.next = state["next_log"]
-        self._eval_schedule.next = state["next_evaluation"]
-        self._best = state["best"]
+        self.log.schedule.next = state["next_log"]
+        self.evaluation.schedule.next = state["next_evaluation"]
+        self.evaluation.best = state["best"]
         self.rng.bit_generator.state = state["rng"]
-        self._games.load_state_dict(state["games"])
-        self._probes.load_state_dict(state["probes"])
+        self.log.games.load_state_dict(state["games"])
+        self.log.probes.load_state_dict(state["probes"])
         self.agent.load_state_dict(state["agent"])
         if not fresh_games:
             self.env.load_state_dict(state["env"])

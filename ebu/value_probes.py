@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from ebu.interfaces import VectorStep
+from ebu.run.ranks import SINGLE, Ranks
 
 NEGLIGIBLE = 0.01
 """Discount below which the rest of a return is left out."""
@@ -56,12 +57,12 @@ class ValueProbes:
             self._finished += rows.tolist()
         self._open &= ~(complete | truncated | step.started)
 
-    def metrics(self) -> dict[str, float]:
-        """Means over the probes that ended since the last call; nothing if none did."""
-        if not self._finished:
+    def metrics(self, ranks: Ranks = SINGLE) -> dict[str, float]:
+        """Means over the probes of all ranks since the last call; nothing if none has ended."""
+        finished, self._finished = ranks.join(self._finished), []
+        if not finished:
             return {}
-        predicted, earned = np.mean(self._finished, axis=0)
-        self._finished = []
+        predicted, earned = np.mean(finished, axis=0)
         return {"q/predicted": float(predicted), "q/earned": float(earned)}
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from agents import AGENTS
 from agents.distillation.experimental import synthetic
 from agents.distillation.experimental.generators import KegNetConfig
-from ebu.run.checkpoint import MANIFEST, NAME, load_latest
+from ebu.run.checkpoint import NAME, load_latest
+from ebu.run.checkpoint_manifest import MANIFEST
 from ebu.run.directory import EVALUATIONS, METRICS
 from tests.distillations import FLAGS, GREY, NUMBERS, train, train_teacher, without_seconds
 from tests.faulty_calls import Fault, run

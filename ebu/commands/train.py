@@ -1,12 +1,15 @@
 """Train an agent on an Atari game or any Gymnasium environment with discrete actions."""
 
+import signal
 import sys
 
+from ebu.commands.presets import TrainConfig
 from ebu.commands.train_arguments import gymnasium_defaults, parse_arguments
 from ebu.commands.trust import trust_words
 from ebu.errors import EbuError
 from ebu.run.cli import run_command
 from ebu.run.hints import program_command, tensorboard_command
+from ebu.run.ranks import Ranks
 from ebu.run.settings import flat
 from ebu.run.signals import stop_on_signals
 from envs import EnvironmentFault, is_atari, watchdog
@@ -14,12 +17,20 @@ from envs import EnvironmentFault, is_atari, watchdog
 
 def main() -> int:
     """Read the command line, run the command, and return its exit code."""
-    config = parse_arguments(sys.argv[1:])
+    ranks = Ranks.from_environment()
+    with ranks.connected():
+        with ranks.together():
+            config = parse_arguments(sys.argv[1:])
+        return train(config, ranks)
+
+
+def train(config: TrainConfig, ranks: Ranks) -> int:
+    """Train, and return the exit code; of several ranks only the first prints."""
     # Imported when the settings are known to be right: they load torch.
     from ebu.commands.trainer import build_trainer
     from ebu.run.progress import Progress, say
 
-    trainer = build_trainer(config)
+    trainer = build_trainer(config, ranks)
     run_dir = trainer.run_dir
     if not is_atari(config.game):
         say(gymnasium_defaults(config))
@@ -30,7 +41,7 @@ def main() -> int:
     trust = trust_words(flat(config))
     if already_played:
         further = ("--resume", run_dir, *trust, "--frames", 2 * trainer.frames)
-        more = program_command("train.py", *further)
+        more = program_command("train.py", *further, processes=ranks.world_size)
         say(f"already at {trainer.frames:,} frames: train it further with: {more}")
     stopped_by: list[int] = []
 
@@ -39,6 +50,8 @@ def main() -> int:
         trainer.stop_requested = True
 
     def rescue(what: str) -> str:
+        # Said by any rank: it ends.
+        sys.stderr = sys.__stderr__
         try:
             return f"{what}; {trainer.rescue()}"
         except EbuError as error:
@@ -62,9 +75,11 @@ def main() -> int:
             else "no profile was written: too few steps with updates were made"
         )
     if not finished:
-        again = program_command("train.py", "--resume", run_dir, *trust)
+        words = ("--resume", run_dir, *trust)
+        again = program_command("train.py", *words, processes=ranks.world_size)
         say(f"stopped at frame {trainer.frames:,}: resume with: {again}")
-        return 128 + stopped_by[0]
+        # Another rank may have had the signal.
+        return 128 + (stopped_by or [signal.SIGTERM])[0]
     say(f"done: score it with: {program_command('evaluate.py', run_dir, *trust)}")
     if is_atari(config.game):
         filming = program_command("evaluate.py", run_dir, "--video", "best_game.mp4")

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from agents import build_agent, build_learner
 from agents.architectures import GRID
+from agents.settings import AdaptiveEbuConfig, SegmentConfig
 from ebu.commands.presets import GYMNASIUM, TrainConfig
 from ebu.commands.run_logs import open_logs
 from ebu.commands.scoring import describe, env_maker, evaluator_for, variant_of
@@ -18,8 +20,9 @@ from ebu.commands.warm_start import start_from
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import seeds_at
 from ebu.frames import torch_dtype
+from ebu.memory import refuse_oversized_replay
 from ebu.replay import EpisodicReplay
-from ebu.run.checkpoint import Checkpoint, load_latest
+from ebu.run.checkpoint import Checkpoint, load_latest, load_part
 from ebu.run.directory import (
     CHECKPOINTS,
     NOT_PART_OF_THE_RUN,
@@ -31,8 +34,10 @@ from ebu.run.directory import (
 from ebu.run.machine import choose_machine, choose_num_envs, prepare_torch
 from ebu.run.profiling import Profile
 from ebu.run.progress import say
+from ebu.run.ranks import SINGLE, Ranks
 from ebu.run.settings import flat
-from ebu.training import FRESH_GAMES, Trainer
+from ebu.training import Trainer
+from ebu.training_checkpoints import FRESH_GAMES
 from envs import EnvironmentFault, ReplayMismatchError, Variant, VectorEnvironment, is_atari
 from envs.games import canonical_game
 from envs.protocols import PROTOCOLS, Protocol
@@ -44,8 +49,11 @@ DIFFERS = "differs"
 """In config.json what differs between two copies of a game, where something does."""
 
 
-def build_trainer(config: TrainConfig) -> Trainer:
+def build_trainer(config: TrainConfig, ranks: Ranks = SINGLE) -> Trainer:
     """Open the run directory and put a run together; an existing run is resumed.
+
+    Of several ranks each has its part of the environments, the replay memory and the minibatch;
+    the first opens the run directory and its logs.
 
     Raises `UsageError` if the run cannot be started here, `EbuError` if its checkpoints are
     damaged.
@@ -54,85 +62,94 @@ def build_trainer(config: TrainConfig) -> Trainer:
     run_dir = config.run_dir or Path(
         "runs", f"{directory_name(game)}-{config.agent}-{config.preset}-seed{config.seed}"
     )
-    earlier = read_earlier_config(run_dir)
-    machine = choose_machine(config.device, config.threads, config.precision, earlier)
-    config = replace(config, num_envs=choose_num_envs(config.num_envs, machine.device, earlier))
-    for line in machine.warnings:
-        say(f"warning: {line}")
-    prepare_torch(
-        machine.device,
-        machine.torch_threads,
-        precision=machine.precision,
-        autotune=True,
-        deterministic=config.deterministic,
-    )
-    protocol = protocol_of(config)
-    to_seed = np.random.SeedSequence(config.seed)
-    weights_rng, exploration_rng, drawing_rng, env_rng = (
-        np.random.default_rng(child) for child in to_seed.spawn(4)
-    )
-    variant = variant_of(flat(config))
-    env = make_env(
-        config, game, protocol, machine.threads, variant, seed=int(env_rng.integers(2**31))
-    )
-    # Of all networks only this one takes small grids; a network that was chosen stays.
-    if len(env.frame_shape) == 3 and config.learner.network == GYMNASIUM.learner.network:
-        config = replace(config, learner=replace(config.learner, network=GRID))
+    earlier = ranks.from_first(lambda: read_earlier_config(run_dir))
     with contextlib.ExitStack() as on_failure:
-        on_failure.callback(env.close)
-        replay = EpisodicReplay(
-            capacity=config.replay_capacity,
-            num_streams=config.num_envs,
-            frame_shape=env.frame_shape,
-            frame_dtype=torch_dtype(env.frame_dtype),
-            stack=env.stack,
-            device=machine.device,
-        )
-        learner = build_learner(
-            config.method,
-            config.learner,
-            stack=env.stack,
-            frame_shape=env.frame_shape,
-            num_actions=env.num_actions,
-            device=machine.device,
-            precision=machine.precision,
-            rng=weights_rng,
-        )
-        agent = build_agent(config.method, learner, drawing_rng)
-        environment = description_of(env, earlier, game)
-        if config.init_from is not None and not (run_dir / CHECKPOINTS).is_dir():
-            start_from(learner, config.init_from, config.learner.network, environment)
+        with ranks.together():
+            check_ranks(config, run_dir, earlier, ranks)
+            machine = choose_machine(
+                config.device,
+                config.threads,
+                config.precision,
+                earlier,
+                processes=ranks.local_world_size,
+            )
+            check_gpus(machine.device, ranks)
+            num_envs = choose_num_envs(config.num_envs, machine.device, earlier)
+            config = replace(config, num_envs=num_envs)
+            own = part_of_rank(config, ranks)
+            for line in machine.warnings:
+                say(f"warning: {line}")
+            prepare_torch(
+                machine.device,
+                machine.torch_threads,
+                precision=machine.precision,
+                autotune=True,
+                deterministic=config.deterministic,
+            )
+            protocol = protocol_of(config)
+            weights_rng, *seeds = np.random.SeedSequence(config.seed).spawn(4)
+            exploration_rng, drawing_rng, env_rng = (
+                np.random.default_rng(of_rank(seed, ranks)) for seed in seeds
+            )
+            variant = variant_of(flat(config))
+            seed = int(env_rng.integers(2**31))
+            env = make_env(config, game, protocol, machine.threads, variant, seed=seed, ranks=ranks)
+            on_failure.callback(env.close)
+            # Of all networks only this one takes small grids; a network that was chosen stays.
+            if len(env.frame_shape) == 3 and config.learner.network == GYMNASIUM.learner.network:
+                config = replace(config, learner=replace(config.learner, network=GRID))
+            replay = build_replay(own.replay_capacity, env, machine.device, ranks)
+            learner = build_learner(
+                own.method,
+                config.learner,
+                stack=env.stack,
+                frame_shape=env.frame_shape,
+                num_actions=env.num_actions,
+                device=machine.device,
+                precision=machine.precision,
+                rng=np.random.default_rng(weights_rng),
+                ranks=ranks,
+            )
+            agent = build_agent(own.method, learner, drawing_rng)
+            environment = description_of(env, earlier, game)
+            if config.init_from is not None and not (run_dir / CHECKPOINTS).is_dir():
+                start_from(learner, config.init_from, config.learner.network, environment)
         description = {
             "settings": {**flat(config), "game": game, **machine.settings()},
             "automatic": machine.automatic,
             "environment": environment,
+            **({} if ranks.is_single else {"ranks": ranks.world_size}),
         }
+        identity = identity_of(description)
         students = None
         if config.distill:
             from agents.distillation.online import Students
 
             students = Students(config.distill, agent, description, run_dir, seed=config.seed)
-        lock = on_failure.enter_context(
-            open_run_directory(
-                run_dir,
-                description,
-                may_change=NOT_PART_OF_THE_RUN | set(machine.automatic),
-                may_grow=frozenset({"frames"}),
-            )
-        )
-        identity = identity_of(description)
-        checkpoint = newest_checkpoint(run_dir, identity, fresh_games=config.fresh_games)
-        if checkpoint is not None and DIFFERS in environment and not config.fresh_games:
-            raise UsageError(
-                f"{run_dir}: its game is no function of its seed and actions "
-                f"({environment[DIFFERS]} between two copies): add --fresh-games to resume with "
-                "new games"
-            )
-        monitor = on_failure.enter_context(
-            contextlib.closing(
-                open_logs(run_dir, checkpoint, config, description, asdict(protocol))
-            )
-        )
+        lock = checkpoint = monitor = None
+        with ranks.together():
+            if ranks.is_first:
+                lock = on_failure.enter_context(
+                    open_run_directory(
+                        run_dir,
+                        description,
+                        may_change=NOT_PART_OF_THE_RUN | set(machine.automatic),
+                        may_grow=frozenset({"frames"}),
+                    )
+                )
+                checkpoint = newest_checkpoint(run_dir, identity, fresh_games=config.fresh_games)
+                if checkpoint is not None and DIFFERS in environment and not config.fresh_games:
+                    raise UsageError(
+                        f"{run_dir}: its game is no function of its seed and actions "
+                        f"({environment[DIFFERS]} between two copies): add --fresh-games to resume "
+                        "with new games"
+                    )
+                monitor = on_failure.enter_context(
+                    contextlib.closing(
+                        open_logs(run_dir, checkpoint, config, description, asdict(protocol))
+                    )
+                )
+        checkpoint = load_part(run_dir / CHECKPOINTS, checkpoint, ranks)
         evaluator = evaluator_for(
             game,
             protocol,
@@ -162,8 +179,9 @@ def build_trainer(config: TrainConfig) -> Trainer:
             run_dir=run_dir,
             lock=lock,
             identity=identity,
-            profile=Profile(run_dir / "profile") if config.profile else None,
+            profile=Profile(run_dir / "profile") if config.profile and ranks.is_first else None,
             distiller=students,
+            ranks=ranks,
         )
         if checkpoint is not None:
             games = "beginning new games at" if config.fresh_games else "replaying the games up to"
@@ -184,8 +202,96 @@ def build_trainer(config: TrainConfig) -> Trainer:
                     f"{checkpoint.directory} does not fit this run ({' '.join(str(error).split())})"
                     ": put back the run's own checkpoint"
                 ) from error
+        learner.share()
         on_failure.pop_all()
     return trainer
+
+
+def check_ranks(
+    config: TrainConfig, run_dir: Path, earlier: Mapping[str, Any] | None, ranks: Ranks
+) -> None:
+    """Raise `UsageError` for what several processes cannot train, or another number of them."""
+    started_with = ranks.world_size if earlier is None else earlier.get("ranks", 1)
+    if started_with != ranks.world_size:
+        how = f"with torchrun --nproc-per-node {started_with}" if started_with > 1 else "in one"
+        raise UsageError(
+            f"{run_dir} was started with {started_with} processes, not {ranks.world_size}: its "
+            f"environments and replay memory lie in as many parts; resume it {how}"
+        )
+    if ranks.is_single:
+        return
+    if isinstance(config.method, AdaptiveEbuConfig):
+        raise UsageError(
+            f"--agent {config.agent} compares its learners by all games, of which each of "
+            f"{ranks.world_size} processes sees a part: train it in one, or choose another agent"
+        )
+    if config.method.prioritized:
+        raise UsageError(
+            "--prioritized compares all transitions, of which each of "
+            f"{ranks.world_size} processes has a part: train in one process, or add "
+            "--no-prioritized"
+        )
+    if config.distill:
+        raise UsageError(
+            f"--distill needs all transitions, of which each of {ranks.world_size} processes has a "
+            "part: leave it out, and distil the run afterwards with distill.py"
+        )
+
+
+def check_gpus(device: torch.device, ranks: Ranks) -> None:
+    """Raise `UsageError` unless each rank of this machine has a GPU of its own."""
+    if device.type == "cuda" and ranks.local_world_size > torch.cuda.device_count():
+        raise UsageError(
+            f"{ranks.local_world_size} processes need as many GPUs, and there are "
+            f"{torch.cuda.device_count()}: lower --nproc-per-node, or add --device cpu"
+        )
+
+
+def part_of_rank(config: TrainConfig, ranks: Ranks) -> TrainConfig:
+    """The settings of a run with a rank's part of what is shared out."""
+    batch_size = ranks.part_of(config.method.batch_size, "--batch-size")
+    method = replace(config.method, batch_size=batch_size)
+    # One segment for each rank is what comes closest to one.
+    if isinstance(method, SegmentConfig) and method.mix_segments > 1:
+        mix_segments = ranks.part_of(method.mix_segments, "--mix-segments")
+        method = replace(method, mix_segments=mix_segments)
+    return replace(
+        config,
+        num_envs=ranks.part_of(config.num_envs, "--num-envs"),
+        replay_capacity=ranks.part_of(config.replay_capacity, "--replay-capacity"),
+        method=method,
+    )
+
+
+def of_rank(seed: np.random.SeedSequence, ranks: Ranks) -> np.random.SeedSequence:
+    """What a rank's generator starts from; a single process has the seed itself."""
+    return seed if ranks.is_single else seed.spawn(ranks.world_size)[ranks.rank]
+
+
+def build_replay(
+    capacity: int, env: VectorEnvironment, device: torch.device, ranks: Ranks
+) -> EpisodicReplay:
+    """A rank's part of the replay memory. Raises `UsageError` where it does not fit."""
+    dtype = torch_dtype(env.frame_dtype)
+    if device.type == "cpu" and not ranks.is_single:
+        needed = EpisodicReplay.required_bytes(
+            capacity, env.num_envs, env.frame_shape, dtype, env.stack
+        )
+        whole, of_machine = capacity * ranks.world_size, needed * ranks.local_world_size
+        refuse_oversized_replay(whole, of_machine, 0, device)
+    try:
+        return EpisodicReplay(
+            capacity=capacity,
+            num_streams=env.num_envs,
+            frame_shape=env.frame_shape,
+            frame_dtype=dtype,
+            stack=env.stack,
+            device=device,
+        )
+    except UsageError as error:
+        if ranks.is_single:
+            raise
+        raise UsageError(f"in each of {ranks.world_size} processes, {error}") from error
 
 
 def protocol_of(config: TrainConfig) -> Protocol:
@@ -204,14 +310,19 @@ def make_env(
     variant: Variant,
     *,
     seed: int,
+    ranks: Ranks = SINGLE,
 ) -> VectorEnvironment:
-    """The environments to train in. Raises `UsageError` where they cannot be made."""
-    if is_atari(game) and config.num_envs >= MANY_ENVS:
-        seconds = config.num_envs * EMULATOR_SECONDS
-        say(f"starting {config.num_envs} emulators, one by one: {seconds:.0f} s or more")
+    """The environments to train in: a rank's part of them.
+
+    Raises `UsageError` where they cannot be made.
+    """
+    num_envs = ranks.part_of(config.num_envs, "--num-envs")
+    if is_atari(game) and num_envs >= MANY_ENVS:
+        seconds = num_envs * EMULATOR_SECONDS
+        say(f"starting {num_envs} emulators, one by one: {seconds:.0f} s or more")
     try:
         maker = env_maker(game, protocol, threads=threads, training=True, variant=variant)
-        env = maker(config.num_envs, seed)
+        env = maker(num_envs, seed)
     except ValueError as error:
         raise UsageError(f"--game: {error}") from error
     step_frames = config.num_envs * env.frames_per_step

@@ -22,7 +22,9 @@ FILM_STEPS, FILM_EVERY, FILM_FPS = 1_000, 4, 15
 class TrainingEvaluation:
     """Scores the agent in training, and shows the start of the best game in TensorBoard."""
 
-    def __init__(self, evaluator: Evaluator, agent: Agent, monitor: Monitor, seed: int) -> None:
+    def __init__(
+        self, evaluator: Evaluator, agent: Agent, monitor: Monitor | None, seed: int
+    ) -> None:
         self.evaluator = evaluator
         self.agent = agent
         self.monitor = monitor
@@ -57,7 +59,7 @@ class TrainingEvaluation:
 
     def film(self, frames: int) -> None:
         """Show the best game of the last evaluation; where that fails, warn and never try again."""
-        if self._last is None or not self._can_film:
+        if self._last is None or self.monitor is None or not self._can_film:
             return
         env, played = self._last
         try:

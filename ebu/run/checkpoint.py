@@ -8,38 +8,37 @@ A checkpoint is a directory:
     manifest.json       sizes and digests of all of them, the lengths of the logs, the checkpoint's
                         own name, and the settings of its run with their digest
 
+A run of several processes has all but the manifest once for each, in rank-0/, rank-1/, ….
+
 It is written under a hidden name and renamed when every byte of it is on the disk, so a process
 killed at any moment leaves the checkpoints it had before.
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 from ebu.errors import EbuError
-from ebu.run.checkpoint_state import TENSORS, VALUES, read_state, split_state, write_state
-from ebu.run.directory import differences
-from ebu.run.files import sync
-from ebu.run.reading import (
-    RefusedFileError,
-    check_directory,
-    check_fits,
-    open_file,
-    read_json,
-    shorten,
+from ebu.run.checkpoint_manifest import (
+    DamagedError,
+    ForeignError,
+    part_name,
+    sync_files,
+    verify,
+    write_manifest,
 )
+from ebu.run.checkpoint_state import read_state, split_state, write_state
+from ebu.run.files import sync
+from ebu.run.ranks import SINGLE, Ranks
+from ebu.run.reading import RefusedFileError, check_directory
 
-FORMAT = 1
 NAME = re.compile(r"(?:(?:frames|updates)-[0-9]+|states|trained)(?:\.replaced)?")
 """Names of checkpoints; whatever else is in their directory is left alone."""
-MANIFEST = "manifest.json"
 
 # While a checkpoint is replaced by one of the same name the earlier one keeps this suffix, under
 # which it is still found and loaded.
@@ -54,7 +53,7 @@ class Checkpoint:
     | --- | --- |
     | state | what was given to `save_checkpoint`: tensors on the CPU, tuples as lists |
     | directory | where the writers' files lie |
-    | name | name of the directory |
+    | name | name of the checkpoint |
     | logs | length in bytes of each log when the checkpoint was taken |
     | warnings | one line for each damaged checkpoint that was passed over |
     """
@@ -66,14 +65,6 @@ class Checkpoint:
     warnings: list[str] = field(default_factory=list)
 
 
-class _Damaged(Exception):
-    """What is wrong with a checkpoint, in a few words."""
-
-
-class _Foreign(Exception):
-    """How the settings of a whole checkpoint differ from those of the run it lies in."""
-
-
 def save_checkpoint(
     root: Path,
     name: str,
@@ -83,6 +74,7 @@ def save_checkpoint(
     logs: Mapping[str, int] | None = None,
     run: Mapping[str, Any] | None = None,
     keep: int = 2,
+    ranks: Ranks = SINGLE,
 ) -> Path:
     """Write the checkpoint `root/name`, whole or not at all, and return its directory.
 
@@ -96,6 +88,7 @@ def save_checkpoint(
     | logs | length in bytes of each log at this moment, flushed and synced |
     | run | settings that make the run, JSON values: it is loaded by no other run |
     | keep | complete checkpoints that stay |
+    | ranks | all of them save together, each its state; logs and run are those of the first |
 
     Raises EbuError where the disk is full or fails: earlier checkpoints are then untouched.
     Raises TypeError, with the key, for a leaf that would not come back as it is.
@@ -103,27 +96,52 @@ def save_checkpoint(
     if not NAME.fullmatch(name) or name.endswith(REPLACED):
         raise ValueError(f"not a name for a checkpoint: {name!r}")
     tensors, values = split_state(state)
-    temporary = root / f".{name}.{os.getpid()}.tmp"
-    try:
+    temporary = root / f".{name}.{ranks.from_first(os.getpid)}.tmp"
+
+    @_saving(root / name)
+    def begin() -> None:
         root.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(root)
-        try:
-            temporary.mkdir()
-            write_state(temporary, tensors, values)
-            for writer in writers:
-                writer(temporary)
-            _write_manifest(temporary, name, dict(logs or {}), run)
-            _publish(temporary, root / name)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        temporary.mkdir()
+
+    @_saving(root / name)
+    def write() -> dict[str, Any]:
+        directory = temporary
+        if not ranks.is_single:
+            directory = temporary / part_name(ranks.rank)
+            directory.mkdir()
+        write_state(directory, tensors, values)
+        for writer in writers:
+            writer(directory)
+        return sync_files(directory, temporary)
+
+    @_saving(root / name)
+    def publish() -> None:
+        files = {path: file for part in parts for path, file in part.items()}
+        write_manifest(temporary, name, files, dict(logs or {}), run, ranks.world_size)
+        _publish(temporary, root / name)
         _prune(root, name, keep)
+
+    try:
+        ranks.from_first(begin)
+        parts = ranks.each(write)
+        ranks.from_first(publish)
+    except BaseException:
+        if ranks.is_first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return root / name
+
+
+@contextlib.contextmanager
+def _saving(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise EbuError(
-            f"cannot save the checkpoint {root / name}: {error.strerror or error}; the checkpoints "
+            f"cannot save the checkpoint {path}: {error.strerror or error}; the checkpoints "
             "before it are kept: free space or make it writable, and run the same command again"
         ) from error
-    return root / name
 
 
 def load_latest(
@@ -173,6 +191,21 @@ def load_latest(
     return found
 
 
+def load_part(root: Path, found: Checkpoint | None, ranks: Ranks) -> Checkpoint | None:
+    """Each rank's part of the checkpoint under `root` that the first has found; None without one.
+
+    Raises EbuError where a part cannot be read.
+    """
+    name = ranks.from_first(lambda: None if found is None else found.name)
+    if name is None or ranks.is_first:
+        return found
+    directory = root / name / part_name(ranks.rank)
+    try:
+        return Checkpoint(read_state(directory), directory, name, logs={})
+    except (OSError, RefusedFileError) as error:
+        raise EbuError(f"{directory} cannot be read: {error}") from error
+
+
 def _load_first(
     directories: Sequence[Path], state_only: bool, run: Mapping[str, Any] | None
 ) -> tuple[Checkpoint | None, list[tuple[str, str]]]:
@@ -180,12 +213,11 @@ def _load_first(
     passed_over: list[tuple[str, str]] = []
     for directory in directories:
         try:
-            logs = _verify(directory, state_only, run)
-            state = read_state(directory)
-            return Checkpoint(state, directory, directory.name, logs), passed_over
-        except (_Damaged, RefusedFileError) as damage:
+            part, logs = verify(directory, directory.name.removesuffix(REPLACED), state_only, run)
+            return Checkpoint(read_state(part), part, directory.name, logs), passed_over
+        except (DamagedError, RefusedFileError) as damage:
             passed_over.append((directory.name, str(damage)))
-        except _Foreign as foreign:
+        except ForeignError as foreign:
             raise EbuError(
                 f"{directory} is a checkpoint of another run ({foreign}): move it away, or load it "
                 "in the directory of its own run"
@@ -193,108 +225,6 @@ def _load_first(
         except OSError as error:
             passed_over.append((directory.name, error.strerror or str(error)))
     return None, passed_over
-
-
-# --- the manifest ---------------------------------------------------------------------------
-
-
-class _File(TypedDict):
-    bytes: int
-    sha256: str
-
-
-class _Run(TypedDict):
-    sha256: str
-    settings: dict[str, Any]
-
-
-class _Manifest(TypedDict):
-    name: str
-    files: dict[str, _File]
-    logs: dict[str, int]
-    run: NotRequired[_Run]
-
-
-def _write_manifest(
-    directory: Path, name: str, logs: dict[str, int], run: Mapping[str, Any] | None
-) -> None:
-    files: dict[str, dict[str, Any]] = {}
-    for path in sorted(directory.rglob("*")):
-        sync(path)
-        if path.is_file():
-            relative = path.relative_to(directory).as_posix()
-            files[relative] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
-    manifest: dict[str, Any] = {"format": FORMAT, "name": name, "files": files, "logs": logs}
-    if run is not None:
-        manifest["run"] = {"sha256": _digest_of(run), "settings": dict(run)}
-    manifest["sha256"] = _digest_of(manifest)
-    (directory / MANIFEST).write_bytes(json.dumps(manifest, indent=1).encode())
-    sync(directory / MANIFEST)
-    sync(directory)
-
-
-def _verify(directory: Path, state_only: bool, run: Mapping[str, Any] | None) -> dict[str, int]:
-    """Compare the files with the manifest and return the lengths of the logs."""
-    if directory.is_symlink() or not directory.is_dir():
-        raise _Damaged("not a directory")
-    try:
-        manifest = read_json(directory / MANIFEST)
-    except FileNotFoundError as error:
-        raise _Damaged(f"{MANIFEST}: missing") from error
-    except RefusedFileError as error:
-        raise _Damaged(f"{MANIFEST}: cannot be read, {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("sha256") != _digest_of(
-        {key: value for key, value in manifest.items() if key != "sha256"}
-    ):
-        raise _Damaged(f"{MANIFEST}: digest differs")
-    if manifest.get("format") != FORMAT:
-        raise _Damaged(f"{MANIFEST}: format {shorten(manifest.get('format'))}, not {FORMAT}")
-    check_fits(manifest, _Manifest, MANIFEST)
-    files, logs = manifest["files"], manifest["logs"]
-    if TENSORS not in files or VALUES not in files:
-        raise _Damaged(f"{MANIFEST}: names no state")
-    if manifest["name"] != directory.name.removesuffix(REPLACED):
-        raise _Damaged(f"{MANIFEST}: it is a copy of {shorten(manifest['name'])}")
-    for relative, file in files.items():
-        path = directory / relative
-        if ".." in Path(relative).parts or Path(relative).is_absolute():
-            raise _Damaged(f"{MANIFEST}: names {shorten(relative)}")
-        if state_only and relative not in (TENSORS, VALUES):
-            continue
-        if not path.is_file():
-            raise _Damaged(f"{relative}: missing")
-        if path.stat().st_size != file["bytes"]:
-            raise _Damaged(f"{relative}: {path.stat().st_size} bytes instead of {file['bytes']}")
-        if _digest(path) != file["sha256"]:
-            raise _Damaged(f"{relative}: digest differs")
-    if run is not None and "run" in manifest:
-        _compare_runs(manifest["run"], run)
-    return dict(logs)
-
-
-def _compare_runs(of_checkpoint: _Run, run: Mapping[str, Any]) -> None:
-    """Raise `_Foreign` unless they agree: later versions may have further settings."""
-    settings = of_checkpoint["settings"]
-    if of_checkpoint["sha256"] != _digest_of(settings):
-        raise _Damaged(f"{MANIFEST}: digest of its settings differs")
-    both = settings.keys() & run.keys()
-    differing = differences(
-        {name: settings[name] for name in both}, {name: run[name] for name in both}
-    )
-    if differing:
-        raise _Foreign("; ".join(each[:100] for each in differing[:4]))
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open_file(path) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _digest_of(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 # --- directories ----------------------------------------------------------------------------

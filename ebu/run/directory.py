@@ -95,6 +95,7 @@ class Config(TypedDict):
     settings: Settings
     environment: Environment
     automatic: NotRequired[list[str]]
+    ranks: NotRequired[int]
 
 
 def directory_name(game: str) -> str:
@@ -106,6 +107,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     """Read a run's config.json: {"settings": …, "environment": …, "automatic": […]}.
 
     `automatic` names the settings that the program chose; earlier versions did not write it.
+    `ranks` is the number of processes of a run of several.
 
     Raises `UsageError` if this is no run directory, `EbuError` if its config.json is damaged.
     """

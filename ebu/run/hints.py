@@ -21,11 +21,17 @@ def program_name(program: str) -> str:
     return program if in_checkout() else re.sub(r"^(\w+)\.py\b", r"ebu-\1", program)
 
 
-def program_command(program: str, *words: object) -> str:
+def program_command(program: str, *words: object, processes: int = 1) -> str:
     """A program with its arguments, quoted for the shell: `program_command("train.py", "--help")`.
 
     Each `Path` is shown from the working directory if it lies in it, else as an absolute path.
+    Several processes are started by torchrun.
     """
+    if processes > 1:
+        module = ("--module", f"ebu.commands.{Path(program).stem}")
+        start: tuple[object, ...] = (PROJECT / program,) if in_checkout() else module
+        torchrun = Path(sys.executable).with_name("torchrun")
+        return _command(torchrun, "--nproc-per-node", processes, *start, *words)
     if in_checkout():
         return _command(Path(sys.executable), PROJECT / program, *words)
     name = program_name(program)

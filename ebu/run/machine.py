@@ -42,7 +42,12 @@ class Machine:
 
 
 def choose_machine(
-    device: str, threads: int, precision: str, before: Mapping[str, Any] | None
+    device: str,
+    threads: int,
+    precision: str,
+    before: Mapping[str, Any] | None,
+    *,
+    processes: int = 1,
 ) -> Machine:
     """Choose what is left automatic: as the run was started with, where this machine has it.
 
@@ -50,6 +55,7 @@ def choose_machine(
     | --- | --- |
     | device, threads, precision | as asked for; see `AUTOMATIC` |
     | before | config.json of the run to resume; None for a new one |
+    | processes | of the run on this machine, which share its cores |
 
     Raises `UsageError` for a device that is not there, and for a new run in a precision that the
     device does not have.
@@ -67,7 +73,7 @@ def choose_machine(
     chosen = device_named(device)
     asked_threads = threads
     if not threads:
-        threads = all_cores()
+        threads = max(1, all_cores() // processes)
         known = recorded.get("threads")
         # More threads than cores only where they were asked for.
         if isinstance(known, int) and (known <= threads or "threads" not in automatic):

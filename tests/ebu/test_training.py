@@ -160,7 +160,7 @@ def test_lost_lives_end_segments_only_when_asked(
     steps = np.arange(12)
     terminated = trainer.replay.read(steps, np.zeros_like(steps)).terminated
     assert (torch.nonzero(terminated)[:, 0] + 1).tolist() == np.cumsum(lengths).tolist()
-    assert trainer._games.metrics(STEP_FRAMES)["train/games"] == 1
+    assert trainer.log.games.metrics(STEP_FRAMES)["train/games"] == 1
 
 
 def test_a_game_cut_in_the_step_that_loses_a_life_ends_terminated(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_a_run_stopped_in_its_evaluation_of_the_end_is_not_finished(tmp_path: Pa
     assert trainer.run(100)
     assert not trainer.finish()
     assert lines(tmp_path, "evaluations.jsonl") == []
-    trainer.stop_requested, trainer.evaluate = False, Judge(1)
+    trainer.stop_requested, trainer.evaluation.evaluate = False, Judge(1)
     assert trainer.finish()
     assert [line["frames"] for line in lines(tmp_path, "evaluations.jsonl")] == [100]
 
@@ -326,7 +326,7 @@ def test_a_stopped_evaluation_is_repeated_on_resume(tmp_path: Path) -> None:
         trainer.stop_requested = True
         return stopped(frames, should_stop)
 
-    trainer.evaluate = stop
+    trainer.evaluation.evaluate = stop
     assert not trainer.run(1000)
     assert trainer.frames == 200
     assert lines(tmp_path, "evaluations.jsonl") == []

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ebu.run.checkpoint import load_latest
-from ebu.training import FRESH_GAMES, Trainer
+from ebu.training import Trainer
+from ebu.training_checkpoints import FRESH_GAMES
 from tests.made_up import same
 from tests.made_up_runs import lines, real_run
 
@@ -60,7 +61,7 @@ def test_new_games_go_on_from_the_last_whole_step(
     assert replay.num_steps == before.num_steps + 1
     assert replay.num_transitions == before.num_transitions
     assert (replay._open_start == replay.num_steps - 1).all()
-    assert (again._games._returns == 0).all()
+    assert (again.log.games._returns == 0).all()
     assert again.run(trainer.frames + 400)
     assert again.updates > trainer.updates
     games = lines(tmp_path / "again")

@@ -39,7 +39,7 @@ def real_evaluation(trainer: Trainer) -> Evaluate:
 
 def evaluated_run(run_dir: Path, agent: str, **options: Any) -> Trainer:
     trainer = real_run(run_dir, agent, **{"eval_every_frames": 700, **options})
-    trainer.evaluate = real_evaluation(trainer)
+    trainer.evaluation.evaluate = real_evaluation(trainer)
     return trainer
 
 

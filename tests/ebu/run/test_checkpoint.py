@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import ebu.run.checkpoint
+import ebu.run.checkpoint_manifest
 import ebu.run.reading
 from ebu.errors import EbuError
 from ebu.run.checkpoint import load_latest, save_checkpoint
@@ -433,7 +433,7 @@ def test_a_directory_that_is_saved_meanwhile_is_looked_at_again(
         return opened(path, most)
 
     monkeypatch.setattr(ebu.run.reading, "open_file", open_late)
-    monkeypatch.setattr(ebu.run.checkpoint, "open_file", open_late)
+    monkeypatch.setattr(ebu.run.checkpoint_manifest, "open_file", open_late)
     checkpoint = load_latest(tmp_path, state_only=True)
     assert saved
     assert checkpoint is not None
