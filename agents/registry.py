@@ -28,6 +28,7 @@ from agents.settings import (
 from agents.stacked import StackedLearner
 from agents.target import Target
 from ebu.errors import UsageError
+from ebu.run.ranks import SINGLE, Ranks
 from ebu.sampling import Priorities, PrioritizedTransitions, Sampler, TransitionSampler
 from ebu.segment_sampling import PrioritizedSegments, SegmentSampler
 from ebu.stopwatch import Stopwatch
@@ -58,11 +59,29 @@ def build_sampler(config: AgentConfig, rng: np.random.Generator) -> Sampler:
     return TransitionSampler(rng, size)
 
 
-def build_learner(config: AgentConfig, learner: LearnerConfig, **sizes: Any) -> Learner:
+def refuse_ranks(config: AgentConfig) -> None:
+    """Raise `UsageError` for an agent that several processes cannot train: see `Ranks`."""
+    if isinstance(config, AdaptiveEbuConfig):
+        raise UsageError(
+            "adaptive_ebu compares its learners by all games, and each of several processes sees "
+            "a part of them: train it in one process, or choose another --agent"
+        )
+    if config.prioritized:
+        raise UsageError(
+            "--prioritized compares all that is stored, and each of several processes stores a "
+            "part of it: train in one process, or add --no-prioritized"
+        )
+
+
+def build_learner(
+    config: AgentConfig, learner: LearnerConfig, *, ranks: Ranks = SINGLE, **sizes: Any
+) -> Learner:
     """What an agent with these settings trains; `sizes` are all other arguments of `Learner`.
 
-    Raises `UsageError` for settings that do not fit the agent or the frames.
+    Raises `UsageError` for settings that do not fit the agent, the frames or several ranks.
     """
+    if not ranks.is_single:
+        refuse_ranks(config)
     if (config.shift_pixels or config.intensity) and len(sizes["frame_shape"]) != 2:
         raise UsageError("--shift-pixels and --intensity change images: leave them out here")
     if learner.quantiles and not isinstance(config, TransitionConfig | EbuConfig):
@@ -76,7 +95,7 @@ def build_learner(config: AgentConfig, learner: LearnerConfig, **sizes: Any) -> 
         # The best learner plays: an average would mix it with those whose weights it was given.
         learner = replace(learner, average_updates=0)
         return StackedLearner(learner, num_learners=config.learners, **sizes)
-    return Learner(learner, **sizes)
+    return Learner(learner, ranks=ranks, **sizes)
 
 
 def build_agent(config: AgentConfig, learner: Learner, rng: np.random.Generator) -> Agent:

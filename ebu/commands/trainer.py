@@ -11,7 +11,8 @@ import torch
 
 from agents import build_agent, build_learner
 from agents.architectures import GRID
-from agents.settings import AdaptiveEbuConfig, SegmentConfig
+from agents.registry import refuse_ranks
+from agents.settings import SegmentConfig
 from ebu.commands.presets import GYMNASIUM, TrainConfig
 from ebu.commands.run_logs import open_logs
 from ebu.commands.scoring import describe, env_maker, evaluator_for, variant_of
@@ -220,21 +221,11 @@ def check_ranks(
         )
     if ranks.is_single:
         return
-    if isinstance(config.method, AdaptiveEbuConfig):
-        raise UsageError(
-            f"--agent {config.agent} compares its learners by all games, of which each of "
-            f"{ranks.world_size} processes sees a part: train it in one, or choose another agent"
-        )
-    if config.method.prioritized:
-        raise UsageError(
-            "--prioritized compares all transitions, of which each of "
-            f"{ranks.world_size} processes has a part: train in one process, or add "
-            "--no-prioritized"
-        )
+    refuse_ranks(config.method)
     if config.distill:
         raise UsageError(
-            f"--distill needs all transitions, of which each of {ranks.world_size} processes has a "
-            "part: leave it out, and distil the run afterwards with distill.py"
+            "--distill trains on all that is stored, and each of several processes stores a part "
+            "of it: leave it out, and distil the run afterwards with distill.py"
         )
 
 
