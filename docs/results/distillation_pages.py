@@ -71,7 +71,7 @@ def page(reports: dict[str, Report]) -> str:
         "This page and the reports it links are made from their `report.json` by one command:",
         "    .venv/bin/python -m docs.results.distillation_pages",
         "The [methods](../../distillation_methods.md) have the commands that measured them. How to "
-        "read the intervals: [Distillation](../../distillation.md#the-report).",
+        "read the intervals: [the report](../../distillation_report.md#statistics).",
         "## The teacher",
         teacher_text(students["teacher"], methods["teacher"]),
         "## Sizes",
@@ -111,9 +111,9 @@ def teacher_text(first: TeacherRecord, second: TeacherRecord) -> str:
         f"{score_cell(first['random'])} and {score_cell(second['random'])}; the best constant "
         f"action: {constant[0]} and {constant[1]}. It is not the run of [the results]"
         f"(../README.md), which has {other['trained_frames']:,} frames and scores "
-        f"{other['mean']:.2f}. It is a weak player: what is retained of it need not be retained of "
-        f"a strong one. The median gap between its two best actions is {first['gap']:.2f}; "
-        f"softened by it, its policy has an entropy of {first['entropy']:.2f} nats."
+        f"{other['mean']:.2f}. It is a weak player: students of a strong one may differ. The "
+        f"median gap between its two best actions is {first['gap']:.2f}; softened by it, its "
+        f"policy has an entropy of {first['entropy']:.2f} nats."
     )
 
 
@@ -142,8 +142,9 @@ def sizes(report: Report) -> str:
     )
     return (
         f"{made}\n\n{len(rows[0]['seeds'])} seeds of each, {teacher['evaluation']['games']} games. "
-        "Latency was taken call by call in turns, where the small networks meet caches full of the "
-        "teacher's weights: alone they are faster. " + compared_text(report)
+        "Latency was measured with the networks taking turns call by call, so that the teacher's "
+        "weights fill the caches before each call of a small network: alone it is faster. "
+        + compared_text(report)
     )
 
 
@@ -178,7 +179,8 @@ def int8(report: Report) -> str:
         ("score − float32's, 95 %", gap),
     )
     return (
-        f"{made}\n\nThese files were calibrated on held-out states, and judged on the other ones."
+        f"{made}\n\nThese files were calibrated on some of the held-out states, and their actions "
+        "compared on the others."
     )
 
 
@@ -221,15 +223,15 @@ def compared_text(report: Report) -> str:
 def method_text(report: Report, at_default: Report) -> str:
     """What the comparison shows, and what it does not."""
     return (
-        f"{compared_text(report)}\n\nThat is of {len(report['comparisons'])} comparisons together, "
-        "with fewer updates than the default (`--updates 3000` instead of 8,000): a method that "
-        "learns faster is ahead here. At the default the [sizes](#sizes) say: "
-        f"{compared_text(at_default)}\n\nEach additional loss has one weight, far from its paper's "
-        "(Park et al. 2019 take 25 for distances and 50 for angles, Zagoruyko and Komodakis 2017 "
-        "1,000 for attention): nothing is known here of the losses at others. Label refinery was "
+        f"{compared_text(report)}\n\nThese verdicts hold for all {len(report['comparisons'])} "
+        "comparisons together, with fewer updates than the default (`--updates 3000` instead of "
+        "8,000), which favours methods that learn faster. With the default of updates, as in "
+        f"[sizes](#sizes): {compared_text(at_default)}\n\nEach additional loss has one weight, far "
+        "from its paper's (Park et al. 2019 take 25 for distances and 50 for angles, Zagoruyko and "
+        "Komodakis 2017 1,000 for attention); other weights were not tried. Label refinery was "
         "measured with labels by a teacher that never saw a shifted state; `--unshifted-labels` "
-        "was not. A retention above 100 % proves no student better than its teacher: of so many "
-        "methods, some will be above."
+        "was not measured. A retention above 100 % does not show that a student is better than its "
+        "teacher: among so many methods some are above it by chance."
     )
 
 
@@ -240,8 +242,8 @@ def values_text(report: Report) -> str:
     return (
         "`hinton` for students of values retains "
         f"{share_cell(row['retention'], row['retention_95'])}: at T = τ = {tau:.3f} its soft term "
-        f"has the factor T² = {tau**2:.4f}, so next to all of it is the hard term, a regression of "
-        "values. Only a `--soft-weight` near 1 makes up for that."
+        f"has the factor T² = {tau**2:.4f}, so nearly all of the loss is its hard term, a "
+        "regression of values. Only a `--soft-weight` near 1 would balance the two."
     )
 
 
@@ -265,11 +267,11 @@ def synthetic(reports: dict[str, Report]) -> str:
     constant, states = teacher["constant"], teacher["states"]
     return (
         f"Students `net2` by `kl` on {states['train'] + states['held_out']:,} states:\n\n{made}\n\n"
-        f"Always action {constant['action']} scores {constant['evaluation']['mean']:.2f}. High "
-        "agreement on synthetic states does not show what a student is worth: these states do not "
-        "occur in the game, and the teacher may be surer of them than in play. KegNet's generators "
-        "had 9,600 samples each, 1/533 of its authors': this says nothing of KegNet with as many "
-        "(`--kegnet-samples 5120000`)."
+        f"Playing action {constant['action']} at every step scores "
+        f"{constant['evaluation']['mean']:.2f}. High agreement on synthetic states does not "
+        "predict a student's score: these states do not occur in the game, and the teacher's gaps "
+        "are wider on some of them than in play. KegNet's generators had 9,600 samples each, 1/533 "
+        "of its authors': KegNet with as many (`--kegnet-samples 5120000`) was not measured."
     )
 
 
