@@ -44,8 +44,13 @@ TARGETS: dict[type[AgentConfig], type[Target[Any]]] = {
 """The target of each type of settings in `agents.settings.AGENTS`."""
 
 
-def build_sampler(config: AgentConfig, rng: np.random.Generator) -> Sampler:
-    """The sampler that the settings name; it draws from `rng`."""
+def build_sampler(
+    config: AgentConfig, rng: np.random.Generator, *, is_part: bool = False
+) -> Sampler:
+    """The sampler that the settings name; it draws from `rng`.
+
+    `is_part`: its minibatches are one rank's part of those of a run.
+    """
     size = config.batch_size
     priorities = Priorities(
         config.priority_exponent, config.importance_exponent, config.importance_updates
@@ -53,7 +58,7 @@ def build_sampler(config: AgentConfig, rng: np.random.Generator) -> Sampler:
     if isinstance(config, SegmentConfig):
         if config.prioritized:
             return PrioritizedSegments(rng, size, config.mix_segments, priorities)
-        return SegmentSampler(rng, size, config.mix_segments)
+        return SegmentSampler(rng, size, config.mix_segments, is_part=is_part)
     if config.prioritized:
         return PrioritizedTransitions(rng, size, priorities)
     return TransitionSampler(rng, size)
@@ -102,7 +107,7 @@ def build_agent(config: AgentConfig, learner: Learner, rng: np.random.Generator)
     """The agent that the settings name; its sampler draws from `rng`."""
     stopwatch = Stopwatch()
     target = TARGETS[type(config)](config, learner, stopwatch)
-    sampler = build_sampler(config, rng)
+    sampler = build_sampler(config, rng, is_part=not learner.ranks.is_single)
     augmentation = Augmentation(config, rng.spawn(1)[0])
     if isinstance(config, AdaptiveEbuConfig):
         assert isinstance(learner, StackedLearner)

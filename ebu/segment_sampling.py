@@ -25,13 +25,21 @@ class SegmentSampler(Sampler):
     transitions of one segment; when fewer remain than it needs, the rest comes from the tails of
     further draws, whose remainders are discarded, as in the original. With M > 1 it holds
     batch_size / M consecutive transitions of each of M segments, and a segment that is used up is
-    replaced by the next draw.
+    replaced by the next draw; so it is with `is_part`, where minibatches are parts of larger ones.
     """
 
     needs_segments = True
 
-    def __init__(self, rng: np.random.Generator, batch_size: int, mix_segments: int) -> None:
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        batch_size: int,
+        mix_segments: int,
+        *,
+        is_part: bool = False,
+    ) -> None:
         super().__init__(rng, batch_size)
+        self._fills_with_tails = mix_segments == 1 and not is_part
         self.forfeited_draws = 0
         """Draws given up because their frames were about to be overwritten."""
         self._draws: list[Draw | None] = [None] * mix_segments
@@ -73,7 +81,7 @@ class SegmentSampler(Sampler):
                     self.forfeited_draws += 1
                     draw = None
             if draw is None:
-                filling = bool(pieces) and len(self._draws) == 1
+                filling = bool(pieces) and self._fills_with_tails
                 draw = self._new_draw(replay, tail=count if filling else None)
             size = min(count, draw.left)
             draw.left -= size

@@ -13,6 +13,7 @@ from agents import AGENTS, Agent, LearnerConfig, build_agent
 from agents.noisy import Noise
 from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import load_latest, save_checkpoint
+from ebu.run.ranks import SINGLE
 from ebu.segments import Segment
 from envs import VectorStep
 
@@ -143,6 +144,7 @@ class TableLearner:
     device = CPU
     config = LearnerConfig()
     noise = Noise((), (0,))
+    ranks = SINGLE
 
     def __init__(self) -> None:
         self.salt = 0

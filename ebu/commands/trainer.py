@@ -80,6 +80,11 @@ def build_trainer(config: TrainConfig, ranks: Ranks = SINGLE) -> Trainer:
             own = part_of_rank(config, ranks)
             for line in machine.warnings:
                 say(f"warning: {line}")
+            if not ranks.is_single and getattr(config.method, "mix_segments", 0) == 1:
+                say(
+                    f"each of {ranks.world_size} processes trains on a segment of its own, as with "
+                    f"--mix-segments {ranks.world_size}"
+                )
             prepare_torch(
                 machine.device,
                 machine.torch_threads,
@@ -242,7 +247,7 @@ def part_of_rank(config: TrainConfig, ranks: Ranks) -> TrainConfig:
     """The settings of a run with a rank's part of what is shared out."""
     batch_size = ranks.part_of(config.method.batch_size, "--batch-size")
     method = replace(config.method, batch_size=batch_size)
-    # One segment for each rank is what comes closest to one.
+    # One segment in a minibatch becomes one for each rank.
     if isinstance(method, SegmentConfig) and method.mix_segments > 1:
         mix_segments = ranks.part_of(method.mix_segments, "--mix-segments")
         method = replace(method, mix_segments=mix_segments)

@@ -26,6 +26,7 @@ from tests.made_up import (
     MadeUpGames,
     Place,
     Played,
+    draws_in_order,
     empty_replay,
     games_of,
     one_stream,
@@ -149,6 +150,20 @@ def trained_often(
     while known != set(played.seen):
         known |= {place for drawn, _ in train(sampler, played.replay, 20) for place in drawn}
     return train(sampler, played.replay, 1500)
+
+
+def test_part_of_a_minibatch_leaves_nothing_of_a_segment_out() -> None:
+    played = Played(MadeUpGames(1, games_of([5, 7, 3, 6])), capacity=400)
+    played.play(4 + sum([5, 7, 3, 6]))
+    stored = [played.replay.segment(index) for index in range(3)]
+    backward = [
+        step for each in stored for step in reversed(range(each.start, each.start + each.length))
+    ]
+    draws_in_order(played.replay, stored)
+    sampler = SegmentSampler(np.random.default_rng(0), 5, 1, is_part=True)
+    for update in range(3):
+        trained = sampler.sample(played.replay, 1).steps[0].tolist()
+        assert sorted(trained) == sorted(backward[5 * update : 5 * update + 5])
 
 
 def test_draws_follow_the_priorities() -> None:
