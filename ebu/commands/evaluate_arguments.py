@@ -31,10 +31,10 @@ class EvaluateConfig:
     unit_pixels: bool = False
     """An ONNX file takes pixels from 0 to 1, not from 0 to 255."""
     episodes: Annotated[int | None, Bounds(1, 1_000_000)] = None
-    """Games to play [default: the protocol's, 30 under paper, 100 under machado]."""
+    """Games to play [default: the protocol's, 30 under paper, otherwise 100]."""
     epsilon: Share | None = None
-    """Share of random actions [default: the protocol's, 0.05 under paper, the run's final one under
-    machado]. With another number the score is none of the protocol."""
+    """Share of random actions [default: the protocol's, the run's final one under machado,
+    otherwise 0.05]. With another number the score is not comparable under the protocol."""
     max_steps: Annotated[int | None, Bounds(least=1)] = None
     """Agent steps after which a game is cut [default: as in the run's own evaluations]."""
     protocol: Annotated[str, OneOf(*PROTOCOLS)] | None = None
@@ -43,7 +43,7 @@ class EvaluateConfig:
     weights: Literal["final", "best"] = "final"
     """final: of the newest checkpoint; best: of the best evaluation in training."""
     random: bool = False
-    """Play uniformly random actions in the very same setting instead: the baseline."""
+    """Play uniformly random actions instead, in the same games: the baseline."""
     seed: NotNegative = 0
     """Seed of the evaluation. Its games are never those of a training seed."""
     num_envs: NotNegative = 0
@@ -55,11 +55,11 @@ class EvaluateConfig:
     trust_env: bool = False
     """Import the module that the run's environment is from (module:Env-v0): its code runs."""
     video: Path | None = None
-    """Write the best game here, as .gif or .mp4, at twice its speed."""
+    """Write a video of the best game here, as .gif or .mp4, at twice its speed."""
     render: bool = False
     """Show the games in a window while they are played, one after another in real time."""
     json: Path | None = None
-    """Write the result here too, with the score of every game."""
+    """Write the result here, too, with the score of every game."""
 
 
 def parse_arguments(args: Sequence[str]) -> EvaluateConfig:

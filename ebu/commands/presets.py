@@ -40,7 +40,8 @@ class TrainConfig:
     run_dir: Path | None = None
     """Run directory; an existing one is resumed [default: runs/GAME-AGENT-PRESET-seedSEED]."""
     protocol: Annotated[str, OneOf(*PROTOCOLS)] = "paper"
-    """paper (no sticky actions, a lost life ends a segment) or machado (sticky actions)."""
+    """paper (no sticky actions, a lost life ends a segment), machado (sticky actions) or atari100k
+    (the benchmark of 400,000 frames)."""
     train_noops: Annotated[int, Bounds(0, 10_000)] = 30
     """Up to this many no-ops at the start of a training game; evaluation follows the protocol."""
     life_loss_ends_segment: bool | None = None

@@ -43,7 +43,7 @@ class StudyConfig:
     """What is played."""
 
     games: tuple[str, ...]
-    """Sets of games (paper49, atari5, all57) and games, mixed as you like."""
+    """Sets of games (paper49, atari5, all57, atari100k, atari100k-5) and games, mixed."""
     agents: tuple[str, ...] = ("ebu", "dqn")
     """Agents by the names that train.py knows."""
     seeds: Annotated[int, Bounds(1, 1_000)] = 1
@@ -58,8 +58,8 @@ class StudyConfig:
     """Variants that every agent is played in, each a name and flags of train.py: "base:" "beta1:
     --beta 1"."""
     episodes: Annotated[int, Bounds(1, 1_000_000)] | None = None
-    """Games in which each run is scored [default: the protocol's, 30 under paper, 100 under
-    machado]."""
+    """Games in which each run is scored [default: the protocol's, 30 under paper, otherwise
+    100]."""
     jobs: Annotated[int, Bounds(0, 1_000)] | None = None
     """Runs at a time [default: 1, on a cluster as many as it takes]. On this machine each gets its
     share of the processor cores, on a cluster one core, unless -- --threads says more. 0 plays
@@ -75,7 +75,7 @@ class StudyConfig:
     sbatch: tuple[str, ...] = ()
     """Options of sbatch for the jobs of --engine slurm: partition=gpu time=1440 (minutes)."""
     out: Path = Path("runs/study")
-    """Holds the runs, a log of each, and, without --results, results.csv."""
+    """Output directory: the runs, a log of each, and, without --results, results.csv."""
     results: Path | None = None
     """Copy the small files of each finished run here, to be committed, and write results.csv from
     them; a run with a result is not played again."""
