@@ -20,9 +20,9 @@ from ebu.stopwatch import Stopwatch
 class ActingLearners:
     """Which learner plays in which environment, and how well each has played.
 
-    An environment that starts a game takes the next learner, environments in the order of their
-    index; the loss of a life starts no game. The score of a learner is the mean return, in raw
-    rewards, of the games that it finished since `forget_scores`.
+    Each game that starts takes the next learner, in the order of the environments; a lost life
+    starts no game. The score of a learner is the mean return, in raw rewards, of the games that it
+    finished since `reset_scores`.
 
     | attribute | shape, dtype | meaning |
     | --- | --- | --- |
@@ -39,7 +39,7 @@ class ActingLearners:
         self._games = np.zeros(num_learners, dtype=np.int64)
 
     def add(self, step: VectorStep) -> None:
-        """Count the reset or one step of every environment."""
+        """Add the first frames of a reset, or one step of every environment."""
         if len(self.players) == 0:
             self.players = np.zeros(len(step.started), dtype=np.int64)
             self._returns = np.zeros(len(step.started))
@@ -59,8 +59,8 @@ class ActingLearners:
         candidates = np.flatnonzero(self._games).tolist()
         return {k: float(self._totals[k] / self._games[k]) for k in candidates}
 
-    def forget_scores(self) -> None:
-        """Start new scores; games in progress count with all of their rewards when they end."""
+    def reset_scores(self) -> None:
+        """Start new scores; a game in progress counts with all its rewards when it ends."""
         self._totals[:] = 0
         self._games[:] = 0
 
@@ -84,7 +84,7 @@ class ActingLearners:
 
 @dataclass(frozen=True)
 class Copy:
-    """A copy of one learner's networks to all: whose, with which score, and when."""
+    """One copy of a learner's networks to all: the learner, its score, and the agent step."""
 
     winner: int
     score: float
@@ -92,11 +92,11 @@ class Copy:
 
 
 class AdaptiveEbu(Agent):
-    """K learners with diffusion factors from 0 to 1, trained on the same draws of one memory.
+    """K learners with diffusion factors from 0 to 1, trained on the same minibatches.
 
     They take turns at playing, from game to game. Every `copy_every_steps` agent steps the networks
-    of the learner with the best score since the last copy replace those of all. While no learner
-    has finished a game since then, nothing is copied, and the interval lasts until one has.
+    of the learner with the best score since the last copy replace those of all; a copy waits until
+    a learner has a score.
     """
 
     config: AdaptiveEbuConfig
@@ -120,8 +120,9 @@ class AdaptiveEbu(Agent):
 
     @property
     def best(self) -> int:
-        """The learner with the best score since the last copy, of equals the one with the lowest
-        index; before a game has ended, the winner of the last copy, and before that the first.
+        """The learner with the best score since the last copy; of equal scores the lowest index.
+
+        Without a score the winner of the last copy; before any copy the first learner.
         """
         scores = self.acting.scores()
         if scores:
@@ -142,7 +143,7 @@ class AdaptiveEbu(Agent):
         if self.acting.agent_steps - last >= self.config.copy_every_steps and scores:
             self.last_copy = Copy(self.best, scores[self.best], self.acting.agent_steps)
             self.learner.copy_weights(self.last_copy.winner)
-            self.acting.forget_scores()
+            self.acting.reset_scores()
             self.copies += 1
 
     def metrics(self) -> dict[str, float]:

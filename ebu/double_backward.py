@@ -5,7 +5,7 @@ from array import array
 import torch
 from torch import Tensor
 
-from ebu.target_arguments import TargetArguments, checked
+from ebu.target_arguments import TargetArguments, check_arguments
 
 
 @torch.no_grad()
@@ -39,7 +39,9 @@ def double_backward_targets(
             f"online_next_values {tuple(online_next_values.shape)} must have the shape of "
             f"target_next_values {tuple(target_next_values.shape)}"
         )
-    problem = checked(rewards, target_next_values, actions, terminated, gamma, beta, lengths)
+    problem = check_arguments(
+        rewards, target_next_values, actions, terminated, gamma, beta, lengths
+    )
     lead, steps = problem.lead, problem.rewards.shape[-1]
     o, q = online_next_values.double(), problem.next_values.double()
     taken = problem.next_actions().expand(o.shape[:-1]).unsqueeze(-1)

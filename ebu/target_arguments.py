@@ -1,4 +1,4 @@
-"""The arguments of `ebu.targets`, checked, with their axes brought together."""
+"""Check the arguments of `ebu.targets` and align their axes."""
 
 import math
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class TargetArguments(NamedTuple):
-    """Checked, on the device of next_values; … are the batch axes of the data."""
+    """Valid arguments on the device of next_values; … are the batch axes of the data."""
 
     rewards: Tensor  # (…, T)
     next_values: Tensor  # (…, T, A)
@@ -22,11 +22,11 @@ class TargetArguments(NamedTuple):
 
     @property
     def beta_column(self) -> float | Tensor:
-        """β with one more axis, that of the steps."""
+        """β with a last axis for the steps."""
         return self.beta if isinstance(self.beta, float) else self.beta.unsqueeze(-1)
 
     def last_and_valid(self) -> tuple[Tensor, Tensor]:
-        """Whether a step is its segment's last, and whether it is of it at all: (…, T) or (T,)."""
+        """Whether each step is its segment's last, and is no padding: (…, T) or (T,) each."""
         steps = self.rewards.shape[-1]
         position = torch.arange(steps, device=self.rewards.device)
         if self.lengths is None:
@@ -42,7 +42,7 @@ class TargetArguments(NamedTuple):
         return following.masked_fill_(last | ~valid, 0)
 
     def rows(self) -> "TargetArguments":
-        """The same with one batch axis; nothing is copied where strides can say it."""
+        """The same with one batch axis, as views where possible."""
         num_rows = math.prod(self.lead)
 
         def rows(tensor: Tensor, *shape: int) -> Tensor:
@@ -60,7 +60,7 @@ class TargetArguments(NamedTuple):
         )
 
 
-def checked(
+def check_arguments(
     rewards: Tensor,
     next_values: Tensor,
     actions: Tensor,
@@ -69,7 +69,7 @@ def checked(
     beta: float | Tensor,
     lengths: Tensor | None,
 ) -> TargetArguments:
-    """Those of the table in `ebu.targets`. ValueError if they do not fit."""
+    """Check arguments against the table in `ebu.targets`; ValueError if they do not fit."""
     if not 0.0 <= gamma <= 1.0:
         raise ValueError(f"gamma is {gamma}; it must lie in [0, 1]")
     if rewards.dim() < 1 or next_values.dim() < 2 or 0 in next_values.shape[-2:]:
@@ -95,7 +95,7 @@ def checked(
 
     lead = tuple(next_values.shape[:-2])
     if isinstance(beta, Tensor) and (beta.dim() > 0 or not beta.is_cpu):
-        beta, beta_may_be_zero = _checked_betas(beta)
+        beta, beta_may_be_zero = _check_betas(beta)
         if beta.dim() == 1:
             if extra and next_values.shape[0] != beta.shape[0]:
                 raise ValueError(
@@ -128,8 +128,8 @@ def checked(
     )
 
 
-def _checked_betas(beta: Tensor) -> tuple[Tensor, bool]:
-    """β in float64, and whether one of them may be 0."""
+def _check_betas(beta: Tensor) -> tuple[Tensor, bool]:
+    """β in float64, and whether one of its values may be 0; on an accelerator it always may."""
     if beta.numel() == 0:
         raise ValueError("beta holds no value")
     beta = beta.double()
@@ -141,7 +141,7 @@ def _checked_betas(beta: Tensor) -> tuple[Tensor, bool]:
 
 
 def _on_same_device(there: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor on the device of `there`; comparing names of devices is slow."""
+    """The tensor on the device of `there`; `is_cpu` is faster than comparing devices."""
     return tensor if there.is_cpu and tensor.is_cpu else tensor.to(there.device)
 
 

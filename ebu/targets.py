@@ -12,10 +12,10 @@ a_{k+1}, and q_k = Q̂(s_{k+1}, a_{k+1}),
 
     y_k = r_k + γ max(m_k, β y_{k+1} + (1−β) q_k).
 
-Three ways to compute it give the same targets. On the CPU the recursion runs step by step
-in Python's floats. On a GPU `ebu.sweep_kernel` does it in one kernel; without Triton, a scan
-does in some fifty: each step maps y to max(a, b·y + c) with b = γβ ≥ 0, and as two such maps
-compose to a third of the same form, all targets come in log2 T rounds.
+Three ways to compute it give the same targets. On the CPU the recursion runs step by step in
+Python's floats. On a GPU it is one kernel, `ebu.sweep_kernel`, or without Triton a scan of
+some fifty kernels: each step maps y to max(a, b·y + c) with b = γβ ≥ 0, and two such maps
+compose to a third of the same form, so log2 T rounds give all targets.
 
 Shapes that all functions share; `…` are any batch axes of the data, T steps, A actions:
 
@@ -32,11 +32,11 @@ A scalar β gives (…, T). β of shape (K,) gives (K, …, T): one result for e
 same next_values, or from each learner's own where next_values has that leading axis too.
 β with two or more axes is broadcast against the batch axes (with the leading axis of
 next_values, where it has one) by the usual rule: (K, 1) against (B,) or (K, B) gives
-(K, B, T). Steps from a segment's length on are padding: whatever they hold changes
-nothing, and their targets are 0.
+(K, B, T). Steps from a segment's length on are padding: their content changes nothing, and
+their targets are 0.
 
-β and lengths are checked where they are host values; on an accelerator that would wait
-for the device, so tensors that lie there are trusted.
+The ranges of β and lengths are checked on the host only: on an accelerator a check would
+wait for the device.
 """
 
 import functools
@@ -49,7 +49,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebu.target_arguments import TargetArguments, checked
+from ebu.target_arguments import TargetArguments, check_arguments
 
 # Stands for −∞ where 0·(−∞) would be NaN. Below every target that fits in float32, and a
 # sum of 10^8 of them is still finite in float64.
@@ -83,13 +83,13 @@ def backward_targets(
     beta: float | Tensor,
     lengths: Tensor | None = None,
 ) -> Tensor:
-    """Targets of Algorithm 2; shapes in the module's table, float32.
+    """Targets of Algorithm 2, float32; shapes in the module's table.
 
     Computed in float64 and rounded; where β is 0 they are `one_step_targets`, bit for bit.
     A row's targets depend neither on its padding nor on other rows.
     ValueError if arguments do not fit.
     """
-    problem = checked(rewards, next_values, actions, terminated, gamma, beta, lengths)
+    problem = check_arguments(rewards, next_values, actions, terminated, gamma, beta, lengths)
     if next_values.is_cuda and (sweep := _sweep_kernel(next_values.device)):
         return _by_kernel(problem, sweep)
     method = _recursion if next_values.is_cpu else _scan
@@ -113,16 +113,15 @@ def propagated_share(
     beta: float | Tensor,
     lengths: Tensor | None = None,
 ) -> Tensor:
-    """Share of steps whose target follows the value that came back from the next step.
+    """Share of steps whose target follows the value propagated from the next step.
 
     A step does if β > 0 and β y_{k+1} + (1−β) q_k ≥ m_k. A segment's last step has no
     next step and is left out; a segment of one step has share 0.
-    targets: the result of `backward_targets` for the same other arguments, which hold for
-    a scalar β and for next_values without the leading axis of K as well.
-    Returns the targets' batch axes, float32.
+    targets: the result of `backward_targets` for the other arguments.
+    Returns float32 with the targets' batch axes.
     """
     ends = torch.ones(actions.shape[:-1], dtype=torch.bool, device=actions.device)
-    problem = checked(actions, next_values, actions, ends, 1.0, beta, lengths)
+    problem = check_arguments(actions, next_values, actions, ends, 1.0, beta, lengths)
     beta = problem.beta_column
     m, q = _others_and_taken(problem)
     m, q = m[..., :-1], q[..., :-1]
@@ -145,8 +144,8 @@ def backward_targets_loop(
     beta: float | Tensor,
     lengths: Tensor | None = None,
 ) -> Tensor:
-    """Algorithm 2 as printed, its table overwritten in float64 on the host: the reference."""
-    problem = checked(rewards, next_values, actions, terminated, gamma, beta, lengths)
+    """The reference: Algorithm 2 as printed, which overwrites its table; float64, on the host."""
+    problem = check_arguments(rewards, next_values, actions, terminated, gamma, beta, lengths)
     steps = problem.rewards.shape[-1]
     shape = (*problem.lead, steps)
     b = torch.as_tensor(problem.beta, dtype=torch.float64).cpu().numpy()
@@ -179,8 +178,8 @@ def backward_targets_loop(
 def _recursion(problem: TargetArguments) -> Tensor:
     """Step by step in Python's floats, row by row.
 
-    After an update of a network nothing of this is in the processor's caches, so a short segment
-    costs what the number of different operations costs.
+    An update of a network empties the processor's caches, so the time for a short segment depends
+    on the number of distinct operations.
     """
     steps, num_actions = problem.next_values.shape[-2:]
     num_rows = math.prod(problem.lead)
@@ -259,8 +258,8 @@ def _sweep_kernel(device: torch.device) -> Callable[..., Tensor] | None:
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         warnings.warn(
-            f"Triton cannot build a kernel here ({type(error).__name__}: {reason}), so targets "
-            "take a slower way; it needs a C compiler and Python's headers",
+            f"Triton cannot build a kernel here ({type(error).__name__}: {reason}), so a slower "
+            "scan computes the targets; install a C compiler and Python's headers",
             stacklevel=3,
         )
         return None
@@ -291,13 +290,13 @@ def backward_targets_scan(
     beta: float | Tensor,
     lengths: Tensor | None = None,
 ) -> Tensor:
-    """`backward_targets` by a scan of log2 T rounds on any device: the way without Triton."""
-    return _scan(checked(rewards, next_values, actions, terminated, gamma, beta, lengths))
+    """`backward_targets` by a scan of log2 T rounds, on any device; used without Triton."""
+    return _scan(check_arguments(rewards, next_values, actions, terminated, gamma, beta, lengths))
 
 
 @torch.no_grad()
 def _scan(problem: TargetArguments) -> Tensor:
-    """By a scan over the maps of the steps."""
+    """Compose the maps of the steps by a scan."""
     r = problem.rewards.double()
     beta = problem.beta_column
     ends = problem.terminated.bool().unsqueeze(-1)
@@ -308,7 +307,7 @@ def _scan(problem: TargetArguments) -> Tensor:
     # maps[0] is a and maps[1] is c of y → max(a, b·y + c); the end is a constant map.
     maps = torch.stack(torch.broadcast_tensors(r + problem.gamma * m, r + problem.gamma * kept))
     maps = torch.where(last, end, maps).clamp_(_FLOOR, -_FLOOR).masked_fill_(~valid, 0.0)
-    y = _composed(maps, problem.gamma * beta, problem.lengths)
+    y = _compose(maps, problem.gamma * beta, problem.lengths)
     # The recursion itself, once, from the scanned values: huge terms that cancel are then
     # rounded as step by step.
     following = torch.zeros_like(y)
@@ -317,8 +316,8 @@ def _scan(problem: TargetArguments) -> Tensor:
     return torch.where(last, end, y).float().masked_fill(~valid, 0.0)
 
 
-def _composed(maps: Tensor, weight: float | Tensor, lengths: Tensor | None) -> Tensor:
-    """Compose the maps from each step to its segment's end; `maps` is used up.
+def _compose(maps: Tensor, weight: float | Tensor, lengths: Tensor | None) -> Tensor:
+    """Compose the maps from each step to its segment's end; overwrites `maps`.
 
     maps (2, …, T): a and c of y → max(a, b·y + c). weight: b, a number or (…, 1).
     After the round with distance d, entry k holds the composition of the maps k to

@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode
 
 from envs.games import canonical_game
 from envs.observations import FRAME_SIDE, STACK
-from envs.vector import Outcome, VectorEnvironment, check_at_least
+from envs.vector import RawStep, VectorEnvironment, check_at_least
 from envs.watchdog import Watchdog
 
 FRAME_SKIP = 4  # emulator frames per step: the action is repeated, the last two are maxed
@@ -87,7 +87,7 @@ class AtariVector(VectorEnvironment):
         weakref.finalize(self, self.watchdog.stop)
         self._strengths = np.ones(num_envs, dtype=np.float32)
 
-    def _reset(self, mask: np.ndarray, seeds: list[int]) -> Outcome:
+    def _reset(self, mask: np.ndarray, seeds: list[int]) -> RawStep:
         with self.watchdog:
             frames, info = self._native.reset(
                 seed=np.array(seeds, dtype=np.int64), options={"reset_mask": mask}
@@ -97,10 +97,10 @@ class AtariVector(VectorEnvironment):
     def _start(self, actions: np.ndarray, active: np.ndarray) -> None:
         self._native.ale.send(actions, self._strengths)
 
-    def _collect(self) -> Outcome:
+    def _collect(self) -> RawStep:
         with self.watchdog:
             frames, rewards, terminated, truncated, info = self._native.ale.recv()
-        return Outcome(
+        return RawStep(
             frames=frames[:, 0],
             rewards=rewards.astype(np.float32),
             terminated=terminated,

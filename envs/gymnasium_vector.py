@@ -7,7 +7,7 @@ import numpy as np
 
 from envs.boundary import Environment, Recipe
 from envs.determinism import find_difference
-from envs.vector import Outcome, VectorEnvironment, environment_seed
+from envs.vector import RawStep, VectorEnvironment, environment_seed
 from envs.watchdog import Watchdog
 
 
@@ -66,7 +66,7 @@ class GymnasiumVector(VectorEnvironment):
     def difference(self) -> str | None:
         return find_difference(self.recipe, environment_seed(self._seed, 0, 0))
 
-    def _reset(self, mask: np.ndarray, seeds: list[int]) -> Outcome:
+    def _reset(self, mask: np.ndarray, seeds: list[int]) -> RawStep:
         now = self._blank()
         now.frames[:] = self._now.frames
         for j, seed in zip(np.flatnonzero(mask).tolist(), seeds, strict=True):
@@ -83,7 +83,7 @@ class GymnasiumVector(VectorEnvironment):
     def _start(self, actions: np.ndarray, active: np.ndarray) -> None:
         self._pending = actions, active
 
-    def _collect(self) -> Outcome:
+    def _collect(self) -> RawStep:
         assert self._pending is not None
         actions, active = self._pending
         before, now = self._now, self._blank()
@@ -98,7 +98,7 @@ class GymnasiumVector(VectorEnvironment):
             )
             now.frames[j] = env.frame(observation)
         self._now = now
-        return Outcome(*(array.copy() for array in now))
+        return RawStep(*(array.copy() for array in now))
 
     def _close(self) -> None:
         for env in filter(None, self._envs):

@@ -35,8 +35,8 @@ class VectorStep(NamedTuple):
     started: np.ndarray  # (N,) bool: first frame of a new game
 
 
-class Outcome(NamedTuple):
-    """What the environments return, before lost lives and starts of games are derived."""
+class RawStep(NamedTuple):
+    """A step as the environments return it; lost lives and starts of games are derived from it."""
 
     frames: np.ndarray  # (N, *frame_shape)
     rewards: np.ndarray  # (N,) float32
@@ -56,9 +56,9 @@ def environment_seed(seed: int, environment: int, seedings: int) -> int:
 
 
 def validate_actions(actions: np.ndarray, num_envs: int, num_actions: int) -> np.ndarray:
-    """Return a private int64 copy of `actions`; raise a one-line ValueError for invalid ones.
+    """An int64 copy of `actions`; raises a one-line ValueError for invalid ones.
 
-    An emulator that is sent an unknown action hangs, so nothing unchecked may reach it.
+    An emulator hangs if it is sent an unknown action, so none may reach it.
     """
     actions = np.asarray(actions)
     if actions.shape != (num_envs,):
@@ -102,7 +102,7 @@ class VectorEnvironment(ABC):
     observation: str = ""
     """What the observations are taken for, in one line."""
     watchdog: Watchdog
-    """Notices environments that do not answer."""
+    """Detects environments that do not answer."""
 
     def __init__(
         self,
@@ -132,14 +132,14 @@ class VectorEnvironment(ABC):
         self._engine = engine
         self._journal = Journal(num_envs)
         self._sent: np.ndarray | None = None
-        self._last: Outcome | None = None  # None: before the first reset
+        self._last: RawStep | None = None  # None: before the first reset
         self._closed = False
         self._all = np.ones(num_envs, dtype=bool)
         # Only to verify a restored state.
         self._reward_sums = np.zeros(num_envs, dtype=np.float64)
 
     @abstractmethod
-    def _reset(self, mask: np.ndarray, seeds: list[int]) -> Outcome:
+    def _reset(self, mask: np.ndarray, seeds: list[int]) -> RawStep:
         """Reset the environments in `mask` with seeds, from scratch; leave the others untouched.
 
         Rewards and flags of the reset rows are 0; of the other rows only frames and lives are read.
@@ -153,7 +153,7 @@ class VectorEnvironment(ABC):
         """
 
     @abstractmethod
-    def _collect(self) -> Outcome:
+    def _collect(self) -> RawStep:
         """Finish the step begun by `_start`."""
 
     @abstractmethod
@@ -226,11 +226,11 @@ class VectorEnvironment(ABC):
         self._verify_restored(state)
 
     def difference(self) -> str | None:
-        """What differs between two games of one seed, in a few words; None where nothing does."""
+        """What differs between two games with the same seed, in a few words; None: nothing."""
         return None
 
     def seedings(self) -> dict[str, Any]:
-        """All that `start_fresh` needs, also in the middle of a step that failed."""
+        """The state that `start_fresh` needs; valid also in the middle of a failed step."""
         return {"seedings": self._journal.seedings.copy()}
 
     def start_fresh(self, state: dict[str, Any]) -> VectorStep:
@@ -242,7 +242,7 @@ class VectorEnvironment(ABC):
         return self.reset()
 
     def reseed(self, seed: int) -> None:
-        """Forget all games: what follows, from `reset` on, is as if made with this seed."""
+        """Start over as if constructed with this seed; call `reset` next."""
         self._check_idle("reseed")
         self._seed = self.identity["seed"] = seed
         self._journal = Journal(self.num_envs)
@@ -259,15 +259,15 @@ class VectorEnvironment(ABC):
             environment_seed(self._seed, int(j), int(seedings[j])) for j in np.flatnonzero(mask)
         ]
 
-    def _seeded_reset(self, mask: np.ndarray) -> Outcome:
-        outcome = self._reset(mask, self._seeds_of(mask, self._journal.seedings))
+    def _seeded_reset(self, mask: np.ndarray) -> RawStep:
+        raw = self._reset(mask, self._seeds_of(mask, self._journal.seedings))
         self._journal.record_seeding(mask)
         self._reward_sums[mask] = 0.0
-        return outcome
+        return raw
 
-    def _blank(self) -> Outcome:
-        """An outcome in which nothing happened."""
-        return Outcome(
+    def _blank(self) -> RawStep:
+        """Frames, rewards and flags that are all 0."""
+        return RawStep(
             frames=np.zeros((self.num_envs, *self.frame_shape), dtype=self.frame_dtype),
             rewards=np.zeros(self.num_envs, dtype=np.float32),
             terminated=np.zeros(self.num_envs, dtype=bool),
@@ -275,12 +275,12 @@ class VectorEnvironment(ABC):
             lives=np.zeros(self.num_envs, dtype=np.int64),
         )
 
-    def _replay_journal(self) -> Outcome:
-        # In lockstep, so that every thread has work: an environment with a short journal takes
-        # its own older actions, which are valid, until its seeded reset is due.
+    def _replay_journal(self) -> RawStep:
+        # All environments step together, which keeps every thread busy. One with a short journal
+        # takes its own older actions, which are valid, until its seeded reset is due.
         starts = self._journal.starts
         seedings = self._journal.seedings - 1
-        outcome = self._reset(self._all, self._seeds_of(self._all, seedings))
+        raw = self._reset(self._all, self._seeds_of(self._all, seedings))
         self._reward_sums[:] = 0.0
         resets = {int(row) for row in starts}
         for row in range(len(self._journal.actions) + 1):
@@ -288,14 +288,14 @@ class VectorEnvironment(ABC):
                 mask = starts == row
                 if row > 0:
                     fresh = self._reset(mask, self._seeds_of(mask, seedings))
-                    outcome = _with_fresh(outcome, fresh, mask)
+                    raw = _with_fresh(raw, fresh, mask)
                     self._reward_sums[mask] = 0.0
                 active = starts <= row
             if row < len(self._journal.actions):
                 self._start(self._journal.actions[row].astype(np.int64), active)
-                outcome = self._collect()
-                self._reward_sums += outcome.rewards
-        return outcome
+                raw = self._collect()
+                self._reward_sums += raw.rewards
+        return raw
 
     def _check_idle(self, what: str) -> None:
         if self._closed:
@@ -331,27 +331,27 @@ class VectorEnvironment(ABC):
                 )
 
 
-def _step_of(outcome: Outcome, life_lost: np.ndarray, started: np.ndarray) -> VectorStep:
-    frames, rewards, terminated, truncated, _ = outcome
+def _step_of(raw: RawStep, life_lost: np.ndarray, started: np.ndarray) -> VectorStep:
+    frames, rewards, terminated, truncated, _ = raw
     return VectorStep(frames, rewards, terminated, truncated, life_lost, started)
 
 
-def _with_fresh(outcome: Outcome, fresh: Outcome, mask: np.ndarray) -> Outcome:
-    return Outcome(
+def _with_fresh(raw: RawStep, fresh: RawStep, mask: np.ndarray) -> RawStep:
+    return RawStep(
         frames=fresh.frames,
-        rewards=np.where(mask, np.float32(0.0), outcome.rewards),
-        terminated=outcome.terminated & ~mask,
-        truncated=outcome.truncated & ~mask,
+        rewards=np.where(mask, np.float32(0.0), raw.rewards),
+        terminated=raw.terminated & ~mask,
+        truncated=raw.truncated & ~mask,
         lives=fresh.lives,
     )
 
 
-def _summary(outcome: Outcome, reward_sums: np.ndarray) -> dict[str, Any]:
-    """What a restored state is verified by: an entry for each environment in each value."""
+def _summary(raw: RawStep, reward_sums: np.ndarray) -> dict[str, Any]:
+    """Values that a restored state must reproduce, each with an entry for every environment."""
     return {
-        "frames": [hashlib.sha256(frame.tobytes()).hexdigest() for frame in outcome.frames],
-        "lives": outcome.lives.astype(np.int64),
-        "game_over_flags": outcome.terminated.copy(),
-        "time_limit_flags": outcome.truncated.copy(),
+        "frames": [hashlib.sha256(frame.tobytes()).hexdigest() for frame in raw.frames],
+        "lives": raw.lives.astype(np.int64),
+        "game_over_flags": raw.terminated.copy(),
+        "time_limit_flags": raw.truncated.copy(),
         "rewards": reward_sums.copy(),
     }

@@ -1,4 +1,4 @@
-"""Every format of a policy from elsewhere, told apart by what is in the file."""
+"""Recognise and read policies of other libraries by the content of their files."""
 
 import hashlib
 from dataclasses import replace
@@ -20,15 +20,15 @@ FORMATS = (
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether this is a policy from elsewhere: a file, or a function. Directories are runs."""
+    """Whether this is a policy of another library: a file, or a function. Directories are runs."""
     return path.is_file() or (not path.exists() and function.TYPED.fullmatch(str(path)) is not None)
 
 
 def read_policy(path: Path, flags: PolicyFlags) -> ForeignPolicy:
-    """The policy in a file, or that a function is.
+    """The policy in a file, or the one that a function computes.
 
-    Raises `UsageError` for what is of no known format or cannot be imported, `EbuError`, one line,
-    for a file that is damaged or holds another kind of policy.
+    Raises `UsageError` for an unknown format and for a function that cannot be imported,
+    `EbuError`, one line, for a file that is damaged or holds another kind of policy.
     """
     if not path.is_file():
         return function.read(str(path), flags.policy_outputs)

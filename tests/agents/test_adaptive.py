@@ -111,7 +111,7 @@ def test_a_game_in_progress_when_scores_are_reset_counts_whole_at_its_end() -> N
     acting = ActingLearners(2)
     acting.add(reset(1))
     acting.add(step([5]))
-    acting.forget_scores()
+    acting.reset_scores()
     assert acting.scores() == {}
     acting.add(step([1], over=(0,)))
     assert acting.scores() == {0: 6.0}

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from ebu import sweep_kernel
-from ebu.target_arguments import checked
+from ebu.target_arguments import check_arguments
 from ebu.targets import _by_kernel, backward_targets, backward_targets_loop, one_step_targets
 from tests.ebu.test_targets import (
     BETAS,
@@ -47,7 +47,7 @@ def by_kernel(
     device: Any = to_device,
 ) -> Tensor:
     r, q, a, ends = (device(tensor) for tensor in (rewards, next_values, actions, terminated))
-    problem = checked(r, q, a, ends, gamma, device(beta), device(lengths))
+    problem = check_arguments(r, q, a, ends, gamma, device(beta), device(lengths))
     return _by_kernel(problem, sweep_kernel.sweep).cpu()
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from envs.journal import Journal
 from envs.vector import (
-    Outcome,
+    RawStep,
     ReplayMismatchError,
     VectorEnvironment,
     environment_seed,
@@ -35,9 +35,9 @@ class Scripted(VectorEnvironment):
         self.seeds: list[int] = []
         self.reward = 1.0
 
-    def _outcome(self) -> Outcome:
+    def _outcome(self) -> RawStep:
         lives, end = self.script[self.position]
-        return Outcome(
+        return RawStep(
             frames=np.array([self.position], dtype=np.float32),
             rewards=np.array([self.reward], dtype=np.float32),
             terminated=np.array([end == "t"]),
@@ -45,7 +45,7 @@ class Scripted(VectorEnvironment):
             lives=np.array([lives]),
         )
 
-    def _reset(self, mask: np.ndarray, seeds: list[int]) -> Outcome:
+    def _reset(self, mask: np.ndarray, seeds: list[int]) -> RawStep:
         assert mask.all()
         self.seeds += seeds
         self.position = 0
@@ -56,7 +56,7 @@ class Scripted(VectorEnvironment):
         if self.script[self.position - 1][1]:
             self.position = 0
 
-    def _collect(self) -> Outcome:
+    def _collect(self) -> RawStep:
         return self._outcome()
 
     def _close(self) -> None:
