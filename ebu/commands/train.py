@@ -40,8 +40,7 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     already_played = trainer.finished(config.frames)
     trust = trust_words(flat(config))
     if already_played:
-        further = ("--resume", run_dir, *trust, "--frames", 2 * trainer.frames)
-        more = program_command("train.py", *further, processes=ranks.world_size)
+        more = start_command(ranks, "--resume", run_dir, *trust, "--frames", 2 * trainer.frames)
         say(f"already at {trainer.frames:,} frames: train it further with: {more}")
     stopped_by: list[int] = []
 
@@ -75,8 +74,7 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
             else "no profile was written: too few steps with updates were made"
         )
     if not finished:
-        words = ("--resume", run_dir, *trust)
-        again = program_command("train.py", *words, processes=ranks.world_size)
+        again = start_command(ranks, "--resume", run_dir, *trust)
         say(f"stopped at frame {trainer.frames:,}: resume with: {again}")
         # Another rank may have had the signal.
         return 128 + (stopped_by or [signal.SIGTERM])[0]
@@ -90,6 +88,13 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
         student = student_directory(run_dir, name)
         say(f"and {name} with: {program_command('evaluate.py', student, *trust)}")
     return 0
+
+
+def start_command(ranks: Ranks, *words: object) -> str:
+    """The command that starts as many processes on this machine, with these words."""
+    started = program_command("train.py", *words, processes=ranks.local_world_size)
+    machines = ranks.world_size > ranks.local_world_size
+    return f"{started} (with torchrun's flags for several machines)" if machines else started
 
 
 def command() -> None:

@@ -1,6 +1,7 @@
 """One run in several processes: stopped, killed, damaged and resumed, with the same bits."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from agents import load_agent
 from ebu.commands.presets import GYMNASIUM, TrainConfig
@@ -70,9 +72,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-def test_two_processes_write_one_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
+        ),
+    ],
+)
+def test_two_processes_write_one_run(device: str, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    first, second = run_ranks(command(run_dir, "--frames", "1100"))
+    first, second = run_ranks(command(run_dir, "--frames", "1100", "--device", device))
     assert (first[0], second) == (0, (0, "")), first[1]
     assert "done: score it" in first[1]
     last = json.loads((run_dir / LOGS[0]).read_text().splitlines()[-1])
@@ -180,6 +192,7 @@ def test_one_process_under_torchrun_is_plain_python(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for children in /proc")
 def test_torchrun_saves_on_a_signal_and_ends_all_when_one_is_killed(
     whole: Path, tmp_path: Path
 ) -> None:
@@ -191,7 +204,15 @@ def test_torchrun_saves_on_a_signal_and_ends_all_when_one_is_killed(
     _, error = run.communicate(timeout=60)
     assert run.returncode != 0
     assert "stopped at frame" in error
-    assert newest(run_dir).is_dir()
+    stopped_at = newest(run_dir)
+    run = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_for(run_dir / LOGS[0], len((run_dir / LOGS[0]).read_text().splitlines()) + 1)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert "run the same command again" in error
+    assert newest(run_dir) == stopped_at
     run = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     _, error = run.communicate(timeout=300)
     assert run.returncode == 0, error
