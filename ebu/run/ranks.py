@@ -8,6 +8,7 @@ the same weights and take the same decisions at the same step.
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -221,7 +222,8 @@ def _connection() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        # Without the line of torch's own code, and without its advice to programmers.
+        reason = re.sub(r"^\[\S*\] ", "", " ".join(str(error).split())).partition(". ")[0][:100]
         raise EbuError(
             "another process of this run has ended or cannot be reached: run the same command "
             f"again to resume from the last checkpoint ({reason})"
