@@ -87,10 +87,10 @@ def abbreviate(space: spaces.Space[Any]) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _checked(space: spaces.Box) -> Callable[[Any], np.ndarray]:
-    """Reads observations as arrays of the space's shape, of numbers, none of them NaN or infinite.
+def _checker(space: spaces.Box) -> Callable[[Any], np.ndarray]:
+    """A function that reads observations as arrays and checks them against the space.
 
-    Of a space of integers they are integers, and of bytes in its bounds.
+    They must have its shape and finite numbers; of an integer space integers, of bytes in bounds.
     """
     shape, integer = space.shape, _is_integer(space)
     bounded = _is_bytes(space)
@@ -137,7 +137,7 @@ def _one_hot(space: spaces.Discrete) -> Observations:
 
 def _numbers(space: spaces.Box) -> Observations:
     size = math.prod(space.shape)
-    checked, scale = _checked(space), np.float32(1)
+    check, scale = _checker(space), np.float32(1)
     text = f"{size} numbers"
     if space.dtype == np.uint8 or (np.all(space.low == 0) and np.all(space.high == 255)):
         scale = np.float32(1 / 255)
@@ -145,7 +145,7 @@ def _numbers(space: spaces.Box) -> Observations:
     largest = float(np.finfo(np.float32).max)
 
     def read(observation: Any) -> np.ndarray:
-        values = checked(observation)
+        values = check(observation)
         if values.dtype == np.float64 and (np.abs(values) > largest).any():
             raise ValueError("is not finite in float32")
         frame = values.astype(np.float32).reshape(-1)
@@ -157,10 +157,10 @@ def _numbers(space: spaces.Box) -> Observations:
 def _grid(space: spaces.Box) -> Observations:
     flags = _is_integer(space) and bool(np.all(space.low == 0) and np.all(space.high == 1))
     axis = channel_axis(space.shape) if len(space.shape) == 3 else None
-    checked, dtype = _checked(space), np.dtype(np.uint8 if _is_bytes(space) else np.float32)
+    check, dtype = _checker(space), np.dtype(np.uint8 if _is_bytes(space) else np.float32)
 
     def read(observation: Any) -> np.ndarray:
-        values = checked(observation)
+        values = check(observation)
         cells = values[None] if axis is None else np.moveaxis(values, axis, 0)
         cells = np.ascontiguousarray(cells, dtype)
         return cells * np.uint8(255) if flags else cells
@@ -190,10 +190,10 @@ def _images(space: spaces.Box) -> Observations:
         )
     newest, channels, stack, layout = _image_layout(space)
     is_bytes = space.dtype == np.uint8 and (low, high) == (0, 255)
-    checked, scale = _checked(space), 255 / (high - low)
+    check, scale = _checker(space), 255 / (high - low)
 
     def image(observation: Any) -> np.ndarray:
-        values = newest(checked(observation))
+        values = newest(check(observation))
         if is_bytes:
             return values.astype(np.uint8, copy=False)
         slack = 1e-3 * (high - low)

@@ -268,12 +268,12 @@ class DistillConfig:
             )
         if self.export:
             require_export()
-        main = self._checked(self._main_losses())
+        main = self._check_losses(self._main_losses())
         if self.int8_aware and (self.mutual or self.generations > 1):
             raise UsageError("--int8-aware is a procedure of its own: leave the other one out")
         if self.int8_aware and any(LOSSES[name].layers for name in main):
             raise UsageError("--int8-aware rounds layers: leave out what compares them")
-        others = [self._checked(read_method(text)) for text in self.baselines]
+        others = [self._check_losses(read_method(text)) for text in self.baselines]
         names = [method_name(weights) for weights in others]
         if len(set(names)) < len(names):
             raise UsageError(f"--baselines {' '.join(self.baselines)}: name each once")
@@ -290,7 +290,8 @@ class DistillConfig:
             for seed in range(self.seed, self.seed + seeds):
                 yield StudentSpec(name, weights, seed, procedure)
 
-    def _checked(self, weights: dict[str, float]) -> dict[str, float]:
+    def _check_losses(self, weights: dict[str, float]) -> dict[str, float]:
+        """The same losses by their weights; raises `UsageError` where they do not fit."""
         outputs = student_outputs(weights, self.outputs)
         check_weights(weights, outputs)
         if "hinton" in weights and outputs == "values" and self.states_from in SYNTHETIC:
