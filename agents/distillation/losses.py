@@ -18,8 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agents.distillation.methods import CONVOLUTIONS, LOSSES, check_weights
-from agents.distillation.settings import DistillConfig, load_experimental
+from agents.distillation.settings import (
+    CONVOLUTIONS,
+    LOSSES,
+    DistillConfig,
+    check_weights,
+    load_experimental,
+)
 from agents.trained import Outputs
 
 MOST_TRIPLET_ROWS = 64

@@ -15,7 +15,6 @@ import numpy as np
 
 from agents.distillation.collect import EPSILON, collect, from_replay
 from agents.distillation.dataset import Dataset, hard_targets, join, load_or_make, load_states
-from agents.distillation.methods import StudentSpec, student_outputs
 from agents.distillation.records import (
     STUDENTS,
     TEACHER_FILE,
@@ -32,7 +31,9 @@ from agents.distillation.settings import (
     SYNTHETIC,
     DistillConfig,
     Stopped,
+    StudentSpec,
     load_experimental,
+    student_outputs,
 )
 from agents.distillation.students import (
     Student,

@@ -8,22 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
 
 from agents.architectures import check_student
-from agents.distillation.methods import (
-    ADDED_LOSSES,
-    LOSSES,
-    MAIN_LOSSES,
-    StudentSpec,
-    check_weights,
-    of_generation,
-    read_method,
-    student_outputs,
-)
-from agents.distillation.records import StudentRecord, chosen, method_name
+from agents.distillation.records import StudentRecord, chosen, method_name, student_name
 from agents.foreign.flags import PolicyFlags
 from ebu.errors import UsageError
 from ebu.run.hints import install_command
@@ -39,6 +29,9 @@ from ebu.run.settings import (
     one_of,
 )
 
+if TYPE_CHECKING:
+    from agents.trained import Outputs
+
 PLAY, REPLAY, NOISE, MIXED, KEGNET = "play", "replay", "noise", "mixed", "kegnet"
 SOURCES = (PLAY, REPLAY, NOISE, MIXED, KEGNET)
 """Sources of states by name; any other is a directory."""
@@ -47,6 +40,7 @@ SYNTHETIC = (NOISE, MIXED, KEGNET)
 MIXED_FROM = 2_000
 """States that the teacher plays for mixtures of two of them."""
 AUTO, RUSU, RUSU_TEMPERATURE = "auto", "rusu", 0.01
+CONVOLUTIONS = ("conv1", "conv2", "conv3")
 INT8 = "int8"
 """The procedure's name of students that are trained through the rounding of their int8 files."""
 
@@ -78,6 +72,33 @@ class Stopped(Exception):
     """Told to stop. What is finished is on the disk: the same command resumes there."""
 
 
+class Loss(NamedTuple):
+    """The only student outputs that a loss suits (None: either), and layers that it compares."""
+
+    outputs: "Outputs | None" = None
+    layers: tuple[str, ...] = ()
+
+
+MAIN_LOSSES = {
+    "kl": Loss("logits"),
+    "hard": Loss("logits"),
+    "hinton": Loss(),
+    "centred": Loss("logits"),
+    "regression": Loss("values"),
+    "noisy": Loss(),
+}
+ADDED_LOSSES = {
+    "hint": Loss(layers=("conv3",)),
+    "hint_dense": Loss(layers=("hidden",)),
+    "attention": Loss(layers=CONVOLUTIONS),
+    "distance": Loss(layers=("hidden",)),
+    "angle": Loss(layers=("hidden",)),
+    "adversarial": Loss("logits"),
+}
+LOSSES = {**MAIN_LOSSES, **ADDED_LOSSES, "mutual": Loss("logits")}
+"""All losses by name; `losses` computes them. An ensemble, refined labels and generations are
+no losses of their own: they give other teacher outputs to `kl`."""
+
 MAY_CHANGE = frozenset(
     {
         *("out", "min_retention", "retention_test", "smallest"),
@@ -100,6 +121,28 @@ STATES_FROM_HELP = (
 )
 Repetitions = Annotated[int, Bounds(1, 1_000)]
 Weight = Annotated[float, Bounds(least=0, most=1e15)]
+
+
+class StudentSpec(NamedTuple):
+    """A student to train: its name, its losses by weight (main one first), its seed.
+
+    `procedure` is part of the method's name and of the random numbers' source: it tells apart
+    students with the same losses that are trained by different procedures.
+    """
+
+    student: str
+    weights: Mapping[str, float]
+    seed: int
+    procedure: str = ""
+
+    @property
+    def method(self) -> str:
+        losses = method_name(self.weights)
+        return f"{losses}-{self.procedure}" if self.procedure else losses
+
+    @property
+    def name(self) -> str:
+        return student_name(self.student, self.method, self.seed)
 
 
 @dataclass(frozen=True)
@@ -309,6 +352,62 @@ class DistillConfig:
                 f"--states {self.states}: {self.rounds} rounds in {self.num_envs} games need at "
                 f"least {self.rounds * self.num_envs}"
             )
+
+
+def of_generation(name: str, generation: int) -> str:
+    """The name of a method, or a procedure, in a generation; the first has no suffix."""
+    return name if generation == 1 else f"{name}-gen{generation}".removeprefix("-")
+
+
+def student_outputs(weights: Mapping[str, float], asked: "Outputs | None") -> "Outputs":
+    """The outputs of a student with these losses: what the main one needs, or what is asked."""
+    return LOSSES[next(iter(weights))].outputs or asked or "logits"
+
+
+def check_weights(weights: Mapping[str, float], outputs: "Outputs") -> None:
+    """Raise `UsageError` for an unknown loss, a bad weight, a loss that does not suit the outputs,
+    and where all weights are 0."""
+    for name, weight in weights.items():
+        one_of("--loss", name, LOSSES)
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise UsageError(f"--{flag_of(name)} must be a weight of 0 or more, not {weight}")
+        suited = LOSSES[name].outputs
+        if weight > 0 and suited not in (None, outputs):
+            fitting = [other for other, loss in LOSSES.items() if loss.outputs in (None, outputs)]
+            raise UsageError(
+                f"{name} is a loss for students whose outputs are {suited}, and this one's are "
+                f"{outputs}: choose among {', '.join(fitting)}"
+            )
+    if not any(weights.values()):
+        raise UsageError("every loss has weight 0: give one a positive weight")
+
+
+def flag_of(name: str) -> str:
+    """The flag of a loss, without its dashes."""
+    return name.replace("_", "-")
+
+
+def read_method(text: str) -> dict[str, float]:
+    """The losses of a method by weight, main one first: `kl+hint=0.1` is kl with a hint.
+
+    Raises `UsageError` for a text that is no such method.
+    """
+    main, *added = text.split("+")
+    one_of("--baselines", main, MAIN_LOSSES)
+    weights = {main: 1.0}
+    for part in added:
+        name, _, weight = part.partition("=")
+        name = name.replace("-", "_")
+        one_of(f"--baselines {text}:", name, ADDED_LOSSES)
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            raise UsageError(
+                f"--baselines {text}: {part} has no weight: write for instance {main}+{name}=0.1"
+            ) from None
+        if not weights[name] > 0:
+            raise UsageError(f"--baselines {text}: the weight of {name} must be positive")
+    return weights
 
 
 def read_temperature(setting: str) -> float | None:

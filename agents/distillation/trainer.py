@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from agents.averages import Averages
 from agents.distillation.dataset import ApartSampler, Dataset
 from agents.distillation.losses import Minibatch, Objective
-from agents.distillation.methods import LOSSES
 from agents.distillation.records import HeldOut
-from agents.distillation.settings import DistillConfig
+from agents.distillation.settings import LOSSES, DistillConfig
 from agents.distillation.students import Student
 from agents.networks import QNetwork
 from agents.optimizers import adam, averages_of, load_averages

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from agents.distillation.dataset import Dataset
-from agents.distillation.methods import StudentSpec
 from agents.distillation.pipeline import Pipeline, rng_of
 from agents.distillation.records import (
     RESULT_FILE,
@@ -18,7 +17,7 @@ from agents.distillation.records import (
     read_record,
     write_record,
 )
-from agents.distillation.settings import load_experimental
+from agents.distillation.settings import StudentSpec, load_experimental
 from agents.distillation.students import Student, load_student, network_sizes
 from agents.distillation.trainer import PROGRESS, Supervision, Trainer
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from agents.agent import policy_weights
-from agents.distillation.methods import LOSSES, StudentSpec, flag_of, student_outputs
 from agents.distillation.pipeline import Pipeline, rng_of
 from agents.distillation.records import (
     ENSEMBLE_FILE,
@@ -25,7 +24,15 @@ from agents.distillation.records import (
     read_record,
     write_record,
 )
-from agents.distillation.settings import AUTO, DistillConfig, refuse_factorised
+from agents.distillation.settings import (
+    AUTO,
+    LOSSES,
+    DistillConfig,
+    StudentSpec,
+    flag_of,
+    refuse_factorised,
+    student_outputs,
+)
 from agents.distillation.teachers import ENSEMBLE, Teacher, temperature_of
 from agents.networks import Features, QNetwork
 from agents.trained import WEIGHTS, TrainedAgent, load_agent

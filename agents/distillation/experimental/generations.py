@@ -8,10 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from agents.distillation.experimental.synthetic import shift
-from agents.distillation.methods import StudentSpec, of_generation
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import StudentRecord, chosen
-from agents.distillation.settings import AUTO
+from agents.distillation.settings import AUTO, StudentSpec, of_generation
 from agents.distillation.students import load_student
 from agents.distillation.trainer import Supervision
 from agents.distillation.training import train_student

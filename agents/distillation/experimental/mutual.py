@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from agents.distillation.methods import StudentSpec
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import StudentRecord
+from agents.distillation.settings import StudentSpec
 from agents.distillation.trainer import Supervision, Trainer
 from agents.distillation.training import Member, train_together
 

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from agents.architectures import TEACHER
 from agents.distillation.dataset import Dataset
-from agents.distillation.methods import StudentSpec
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import StudentRecord
-from agents.distillation.settings import DistillConfig, refuse_factorised
+from agents.distillation.settings import DistillConfig, StudentSpec, refuse_factorised
 from agents.distillation.students import Student
 from agents.distillation.trainer import Supervision, Trainer
 from agents.distillation.training import Member, rng_of_student, train_together

@@ -12,17 +12,20 @@ import numpy as np
 import torch
 
 from agents import TrainedAgent
-from agents.distillation.methods import LOSSES, StudentSpec, flag_of, student_outputs
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import file_name
 from agents.distillation.settings import (
     KEGNET,
+    LOSSES,
     MAY_CHANGE,
     REPLAY,
     SOURCES,
     SYNTHETIC,
     DistillConfig,
+    StudentSpec,
+    flag_of,
     load_experimental,
+    student_outputs,
 )
 from agents.distillation.students import student_of
 from agents.distillation.teachers import Teacher, check_plays, load_teachers

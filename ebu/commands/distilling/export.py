@@ -10,7 +10,6 @@ from agents import TrainedAgent, load_agent
 from agents.distillation.dataset import Dataset
 from agents.distillation.deploy.deployment import deploy_students
 from agents.distillation.deploy.export import ONLY_SINGLE_NETWORKS, exportable
-from agents.distillation.methods import StudentSpec
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import (
     RESULT_FILE,
@@ -20,7 +19,7 @@ from agents.distillation.records import (
     student_name,
     write_record,
 )
-from agents.distillation.settings import DistillConfig
+from agents.distillation.settings import DistillConfig, StudentSpec
 from agents.distillation.students import Student, network_sizes
 from agents.foreign.formats import is_foreign
 from agents.networks import QNetwork

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from agents.distillation.dataset import Dataset
 from agents.distillation.deploy.deployment import deploy_students, load_students
-from agents.distillation.methods import StudentSpec
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import TEACHER_FILE, StudentRecord, TeacherRecord
 from agents.distillation.report.retention import describe
@@ -17,6 +16,7 @@ from agents.distillation.settings import (
     WARNINGS,
     DistillConfig,
     Stopped,
+    StudentSpec,
     load_experimental,
 )
 from agents.distillation.training import train_students

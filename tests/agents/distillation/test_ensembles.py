@@ -20,8 +20,8 @@ from agents.distillation.experimental.ensembles import (
     join_teachers,
     learners_of,
 )
-from agents.distillation.methods import StudentSpec
 from agents.distillation.pipeline import rng_of
+from agents.distillation.settings import StudentSpec
 from agents.distillation.teachers import Teacher, load_teachers, median_gap
 from agents.distillation.training import train_student
 from agents.trained import load_agent

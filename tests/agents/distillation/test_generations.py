@@ -12,9 +12,9 @@ import torch
 from agents.distillation.experimental import generations
 from agents.distillation.experimental.generations import RefinedSupervision, refine, supervise_by
 from agents.distillation.experimental.synthetic import shift
-from agents.distillation.methods import StudentSpec
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import chosen
+from agents.distillation.settings import StudentSpec
 from agents.distillation.trainer import Supervision, Trainer
 from agents.trained import load_agent
 from tests.agents.distillation.small_pipelines import pipeline_in, teacher_of

@@ -13,8 +13,7 @@ from torch import Tensor
 from agents.distillation import losses
 from agents.distillation.experimental import adversarial, generators
 from agents.distillation.losses import Minibatch, Objective
-from agents.distillation.methods import LOSSES, check_weights
-from agents.distillation.settings import read_temperature
+from agents.distillation.settings import LOSSES, check_weights, read_temperature
 from agents.distillation.teachers import mean_entropy, median_gap, same_actions, temperature_of
 from agents.trained import Outputs
 from ebu.errors import EbuError, UsageError

@@ -12,8 +12,7 @@ from torch import Tensor
 from agents.distillation import losses
 from agents.distillation.experimental import mutual
 from agents.distillation.experimental.mutual import MutualTrainer, with_peer
-from agents.distillation.methods import StudentSpec
-from agents.distillation.settings import Stopped
+from agents.distillation.settings import Stopped, StudentSpec
 from agents.distillation.trainer import PROGRESS
 from agents.distillation.training import rng_of_student
 from agents.trained import load_agent

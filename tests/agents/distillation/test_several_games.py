@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from agents.distillation.experimental.several_games import JointTrainer, check, share_trunk
-from agents.distillation.methods import StudentSpec
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import StudentRecord
-from agents.distillation.settings import Stopped
+from agents.distillation.settings import Stopped, StudentSpec
 from agents.distillation.students import Student, build
 from agents.distillation.trainer import PROGRESS, Supervision
 from agents.distillation.training import train_students
