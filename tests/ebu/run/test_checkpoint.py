@@ -296,7 +296,6 @@ def test_all_damaged(tmp_path: Path) -> None:
     assert f"{THIRD}: replay/frames.zst: missing" in message
     assert f"{SECOND}: manifest.json: format 2, not 1" in message
     assert f"{FIRST}: state.json: digest differs" in message
-    assert "frame 0" in message
     assert "\n" not in message
 
 
