@@ -279,6 +279,8 @@ class Learner:
     @torch.no_grad()
     def share(self) -> None:
         """Take the weights and averages of the first rank: of a start, or of a checkpoint."""
+        if self.ranks.is_single:
+            return
         networks = [self.online, self.target, *([] if self.average is None else [self.average])]
         weights = [weight for network in networks for weight in network.parameters()]
         self.ranks.broadcast([*weights, *self._slots()])

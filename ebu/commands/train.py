@@ -36,6 +36,8 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
         say(gymnasium_defaults(config))
         say(f"observations are {trainer.env.observation}")
     started = f"resuming at frame {trainer.frames:,}" if trainer.frames else "starting"
+    if not ranks.is_single:
+        started += f" in {ranks.world_size} processes"
     say(f"{run_dir}: {started}; watch it with: {tensorboard_command(run_dir)}")
     already_played = trainer.finished(config.frames)
     trust = trust_words(flat(config))
@@ -49,8 +51,9 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
         trainer.stop_requested = True
 
     def rescue(what: str) -> str:
-        # Said by any rank: it ends.
-        sys.stderr = sys.__stderr__
+        if not ranks.is_first:
+            # A watchdog prints this in the middle of `connected`.
+            sys.stderr = sys.__stderr__
         try:
             return f"{what}; {trainer.rescue()}"
         except EbuError as error:

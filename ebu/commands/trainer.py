@@ -26,6 +26,7 @@ from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import Checkpoint, load_latest, load_part
 from ebu.run.directory import (
     CHECKPOINTS,
+    CONFIG,
     NOT_PART_OF_THE_RUN,
     directory_name,
     identity_of,
@@ -154,6 +155,12 @@ def build_trainer(config: TrainConfig, ranks: Ranks = SINGLE) -> Trainer:
                     contextlib.closing(
                         open_logs(run_dir, checkpoint, config, description, asdict(protocol))
                     )
+                )
+        with ranks.together():
+            if not ranks.is_first and not (run_dir / CONFIG).is_file():
+                raise UsageError(
+                    f"{run_dir} is not the same directory for every process: choose a --run-dir "
+                    "on a file system that all machines share"
                 )
         checkpoint = load_part(run_dir / CHECKPOINTS, checkpoint, ranks)
         evaluator = evaluator_for(

@@ -87,13 +87,13 @@ class Ranks:
 
         # Tensors on the CPU are sent by gloo, on a GPU by NCCL.
         backend = "gloo"
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and torch.distributed.is_nccl_available():
             backend = "cpu:gloo,cuda:nccl"
             if self.local_rank < torch.cuda.device_count():
                 torch.cuda.set_device(self.local_rank)
         with contextlib.ExitStack() as silence:
             if not self.is_first:
-                nowhere = silence.enter_context(open(os.devnull, "w"))
+                nowhere = silence.enter_context(open(os.devnull, "w", errors="replace"))
                 silence.enter_context(contextlib.redirect_stdout(nowhere))
                 silence.enter_context(contextlib.redirect_stderr(nowhere))
             with _connection():
