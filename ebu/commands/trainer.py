@@ -252,18 +252,15 @@ def check_gpus(device: torch.device, ranks: Ranks) -> None:
 
 def part_of_rank(config: TrainConfig, ranks: Ranks) -> TrainConfig:
     """The settings of a run with a rank's part of what is shared out."""
+    num_envs = ranks.part_of(config.num_envs, "--num-envs")
+    replay_capacity = ranks.part_of(config.replay_capacity, "--replay-capacity")
     batch_size = ranks.part_of(config.method.batch_size, "--batch-size")
     method = replace(config.method, batch_size=batch_size)
     # One segment in a minibatch becomes one for each rank.
     if isinstance(method, SegmentConfig) and method.mix_segments > 1:
         mix_segments = ranks.part_of(method.mix_segments, "--mix-segments")
         method = replace(method, mix_segments=mix_segments)
-    return replace(
-        config,
-        num_envs=ranks.part_of(config.num_envs, "--num-envs"),
-        replay_capacity=ranks.part_of(config.replay_capacity, "--replay-capacity"),
-        method=method,
-    )
+    return replace(config, num_envs=num_envs, replay_capacity=replay_capacity, method=method)
 
 
 def of_rank(seed: np.random.SeedSequence, ranks: Ranks) -> np.random.SeedSequence:
