@@ -162,19 +162,19 @@ def build_trainer(config: TrainConfig, ranks: Ranks = SINGLE) -> Trainer:
                     f"{run_dir} is not the same directory for every process: choose a --run-dir "
                     "on a file system that all machines share"
                 )
+            evaluator = evaluator_for(
+                game,
+                protocol,
+                seeds=seeds_at(config.seed, 0),
+                episodes=config.loop.eval_episodes,
+                num_envs=min(config.loop.eval_episodes, MOST_EVALUATION_ENVS),
+                final_epsilon=config.exploration.epsilon_end,
+                random_start_actions=config.exploration.random_start_actions,
+                threads=machine.threads,
+                device=machine.device,
+                variant=variant,
+            )
         checkpoint = load_part(run_dir / CHECKPOINTS, checkpoint, ranks)
-        evaluator = evaluator_for(
-            game,
-            protocol,
-            seeds=seeds_at(config.seed, 0),
-            episodes=config.loop.eval_episodes,
-            num_envs=min(config.loop.eval_episodes, MOST_EVALUATION_ENVS),
-            final_epsilon=config.exploration.epsilon_end,
-            random_start_actions=config.exploration.random_start_actions,
-            threads=machine.threads,
-            device=machine.device,
-            variant=variant,
-        )
         evaluation = TrainingEvaluation(evaluator, agent, monitor, config.seed)
         trainer = Trainer(
             config.loop,
@@ -224,12 +224,12 @@ def check_ranks(
     config: TrainConfig, run_dir: Path, earlier: Mapping[str, Any] | None, ranks: Ranks
 ) -> None:
     """Raise `UsageError` for what several processes cannot train, or another number of them."""
-    started_with = ranks.world_size if earlier is None else earlier.get("ranks", 1)
-    if started_with != ranks.world_size:
-        how = f"with torchrun --nproc-per-node {started_with}" if started_with > 1 else "in one"
+    before, now = 1 if earlier is None else earlier.get("ranks", 1), ranks.world_size
+    if earlier is not None and before != now:
+        how = f"with torchrun --nproc-per-node {before}" if before > 1 else "without torchrun"
         raise UsageError(
-            f"{run_dir} was started with {started_with} processes, not {ranks.world_size}: its "
-            f"environments and replay memory lie in as many parts; resume it {how}"
+            f"{run_dir} was started in {before} process{'es' * (before > 1)}, not in {now}, and "
+            f"its environments and replay memory lie in as many parts: resume it {how}"
         )
     if ranks.is_single:
         return

@@ -172,7 +172,7 @@ def test_another_number_of_processes_is_refused_in_one_line(whole: Path) -> None
         assert [code for code, _ in ends] == [2] * world_size
         (line,) = [error for _, error in ends if error]
         assert len(line.splitlines()) == 1
-        assert "was started with 2 processes" in line
+        assert "was started in 2 processes" in line
         assert "torchrun --nproc-per-node 2" in line
 
 
