@@ -13,7 +13,8 @@ PATIENCE_SECONDS = 50
 """A step takes milliseconds, a reset seconds; a faulty environment never returns."""
 GRACE_SECONDS = 5
 """After the interruption: Python code has answered by then, native code never will."""
-_SIGNAL = getattr(signal, "SIGUSR2", None)
+# One that nobody sends: those that stop a run have handlers of their own.
+_SIGNAL = getattr(signal, "SIGVTALRM", None)
 
 
 class Hung(BaseException):

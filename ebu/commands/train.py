@@ -51,15 +51,18 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
         trainer.stop_requested = True
 
     def rescue(what: str) -> str:
-        if not ranks.is_first:
-            # A watchdog prints this in the middle of `connected`.
-            sys.stderr = sys.__stderr__
         try:
             return f"{what}; {trainer.rescue()}"
         except EbuError as error:
             return f"{what}; {error}"
 
-    watchdog.last_words = rescue
+    def last_words(what: str) -> str:
+        if not ranks.is_first:
+            # The watchdog prints them and ends the process, which is silent until then.
+            sys.stderr = sys.__stderr__
+        return rescue(what)
+
+    watchdog.last_words = last_words
     progress = Progress(config.frames, initial=trainer.frames)
     with stop_on_signals(stop):
         try:

@@ -3,11 +3,14 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from ebu.run.signals import THIRD
+from ebu.run.signals import THIRD, stop_on_signals
+from envs.faults import EnvironmentHang
+from envs.watchdog import Watchdog
 
 SAVES = """
 import time
@@ -109,3 +112,16 @@ import ebu.commands.{start[-1].rpartition(".")[2] if start[0] == "-m" else "trai
         check=False,
     )
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
+
+
+def test_a_call_that_hangs_is_left_while_signals_are_answered() -> None:
+    stopped: list[int] = []
+    watchdog = Watchdog(lambda: "environment 3", seconds=1)
+    with (
+        stop_on_signals(stopped.append),
+        pytest.raises(EnvironmentHang, match="environment 3"),
+        watchdog,
+    ):
+        time.sleep(60)
+    watchdog.stop()
+    assert stopped == []
