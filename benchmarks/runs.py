@@ -18,9 +18,10 @@ from unittest import mock
 import torch
 
 from benchmarks.measurement import DeviceSettings, GameSettings
-from ebu.commands import trainer as trainer_module
+from ebu.commands import training_environments
 from ebu.commands.presets import TrainConfig
 from ebu.commands.train_arguments import parse_arguments
+from ebu.commands.trainer import build_trainer
 from ebu.interfaces import VectorEnvironment
 from ebu.run.progress import Progress
 from ebu.run.settings import Bounds, NotNegative, Positive, PositiveFloat
@@ -144,7 +145,7 @@ def open_run(**settings: Any) -> Iterator[Trainer]:
                 arguments.append(f"--{flag}" if value else f"--no-{flag}")
             else:
                 arguments += [f"--{flag}", str(value)]
-        trainer = trainer_module.build_trainer(parse_arguments(arguments))
+        trainer = build_trainer(parse_arguments(arguments))
         try:
             yield trainer
         finally:
@@ -155,7 +156,7 @@ def open_run(**settings: Any) -> Iterator[Trainer]:
 def one_set_of_environments() -> Iterator[None]:
     """Within it, runs of the same game and number of environments play in the same ones."""
     built: dict[tuple[str, int], Any] = {}
-    make = trainer_module.make_env
+    make = training_environments.make_env
 
     def make_env(config: TrainConfig, game: str, *others: Any, **named: Any) -> Any:
         key = game, config.num_envs
@@ -163,7 +164,7 @@ def one_set_of_environments() -> Iterator[None]:
             built[key] = Reused(make(config, game, *others, **named))
         return built[key]
 
-    with mock.patch.object(trainer_module, "make_env", make_env), ExitStack() as closing:
+    with mock.patch("ebu.commands.trainer.make_env", make_env), ExitStack() as closing:
         try:
             yield
         finally:

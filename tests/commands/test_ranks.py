@@ -14,8 +14,8 @@ import torch
 
 from agents import load_agent
 from ebu.commands.presets import GYMNASIUM, TrainConfig
+from ebu.commands.rank_parts import check_ranks, part_of_rank
 from ebu.commands.train_arguments import parse_arguments
-from ebu.commands.trainer import check_ranks, part_of_rank
 from ebu.errors import UsageError
 from ebu.run.checkpoint import load_latest
 from ebu.run.directory import read_config
