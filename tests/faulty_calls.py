@@ -11,10 +11,13 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+from tqdm import tqdm
 
 import ebu.commands.distilling.run  # noqa: F401 (loaded before any fork)
 from ebu.commands import distill, evaluate, study, train
@@ -165,6 +168,8 @@ def run(command: str, words: Sequence[object], log: Path, fault: Fault) -> tuple
 def _end_with(command: str, words: Sequence[object], before: Callable[[], None]) -> None:
     """Run a command and end this process without a word of the parent's."""
     code = 70
+    # Forks share the lock that tqdm makes for them, and one that is killed may hold it for ever.
+    tqdm.set_lock(threading.RLock())
     try:
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         sys.argv = [f"{command}.py", *map(str, words)]
