@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from agents import AGENTS
 from agents.distillation.experimental import synthetic
 from agents.distillation.experimental.generators import KegNetConfig
+from ebu.errors import EbuError
 from ebu.run.checkpoint import NAME, load_latest
 from ebu.run.checkpoint_manifest import MANIFEST
 from ebu.run.directory import EVALUATIONS, METRICS
@@ -176,7 +177,11 @@ def left_by(out: Path) -> dict[str, Any]:
             with path.open() as table:
                 found[name] = [{**row, "train_seconds": ""} for row in csv.DictReader(table)]
         elif path.is_dir() and "training" not in path.parts and _holds_checkpoints(path):
-            checkpoint = load_latest(path)
+            try:
+                checkpoint = load_latest(path)
+            except EbuError as error:
+                found[name] = str(error)
+                continue
             assert checkpoint is not None
             found[name] = {"name": checkpoint.name, **checkpoint.state}
             frames = checkpoint.directory / "frames.zst"
