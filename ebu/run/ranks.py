@@ -98,8 +98,14 @@ class Ranks:
                 silence.enter_context(contextlib.redirect_stderr(nowhere))
             with _connection():
                 torch.distributed.init_process_group(backend, timeout=TIMEOUT)
-            yield
-            # After an error the others may be waiting for this rank: its end tells them.
+            try:
+                yield
+            except BaseException:
+                # Others may be waiting for this rank: the end of gloo's connections tells them, and
+                # its threads must not outlive the interpreter. NCCL would wait for the others.
+                if backend == "gloo":
+                    torch.distributed.destroy_process_group()
+                raise
             torch.distributed.destroy_process_group()
 
     def part_of(self, whole: int, flag: str) -> int:
