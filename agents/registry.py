@@ -83,10 +83,8 @@ def build_learner(
 ) -> Learner:
     """What an agent with these settings trains; `sizes` are all other arguments of `Learner`.
 
-    Raises `UsageError` for settings that do not fit the agent, the frames or several ranks.
+    Raises `UsageError` for settings that do not fit the agent or the frames.
     """
-    if not ranks.is_single:
-        refuse_ranks(config)
     if (config.shift_pixels or config.intensity) and len(sizes["frame_shape"]) != 2:
         raise UsageError("--shift-pixels and --intensity change images: leave them out here")
     if learner.quantiles and not isinstance(config, TransitionConfig | EbuConfig):

@@ -13,7 +13,7 @@ PATIENCE_SECONDS = 50
 """A step takes milliseconds, a reset seconds; a faulty environment never returns."""
 GRACE_SECONDS = 5
 """After the interruption: Python code has answered by then, native code never will."""
-# One that nobody sends: those that stop a run have handlers of their own.
+# No other program sends this signal, and no handler that stops a run uses it.
 _SIGNAL = getattr(signal, "SIGVTALRM", None)
 
 

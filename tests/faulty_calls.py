@@ -168,7 +168,7 @@ def run(command: str, words: Sequence[object], log: Path, fault: Fault) -> tuple
 def _end_with(command: str, words: Sequence[object], before: Callable[[], None]) -> None:
     """Run a command and end this process without a word of the parent's."""
     code = 70
-    # Forks share the lock that tqdm makes for them, and one that is killed may hold it for ever.
+    # Forks share the lock of tqdm: one that is killed while it holds it never releases it.
     tqdm.set_lock(threading.RLock())
     try:
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__

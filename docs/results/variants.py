@@ -3,7 +3,7 @@
     .venv/bin/python -m docs.results.variants
 
 A page names its folder in a comment, `<!-- variants: few_frames -->`; what stands from there to the
-next `<!-- end -->` is written anew. Run twice it changes nothing.
+next `<!-- end -->` is replaced. Run twice it changes nothing.
 """
 
 import json
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from ebu.commands.reporting.published import AGENTS_100K, references
+from ebu.commands.reporting.text import NONE, table
 from ebu.statistics import mean_interval
 
 RESULTS = Path(__file__).parent
 MARKED = re.compile(r"(<!-- variants: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-NAMED = re.compile(r"(?P<game>\w+?)-(?P<variant>.+)-seed(?P<seed>\d+)")
+NAMED = re.compile(r"(?P<game>\w+?)-(?P<variant>.+)-seed\d+")
 """The directory of a run: game, agent and variant, seed."""
-NONE = "–"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ class Run:
 
     game: str
     variant: str
-    seed: int
     returns: tuple[float, ...]
     predicted: float
     earned: float
@@ -47,7 +46,7 @@ def main() -> None:
 
 
 def with_tables(text: str) -> str:
-    """A page with its tables written anew."""
+    """A page with its tables made again."""
     return MARKED.sub(lambda found: found[1] + tables(RESULTS / found[2]) + "\n" + found[3], text)
 
 
@@ -68,7 +67,6 @@ def run_of(directory: Path, named: dict[str, Any]) -> Run:
     return Run(
         named["game"],
         named["variant"],
-        int(named["seed"]),
         tuple(evaluation["returns"]),
         mean(line["q/predicted"] for line in last if "q/predicted" in line),
         mean(line["q/earned"] for line in last if "q/earned" in line),
@@ -76,7 +74,7 @@ def run_of(directory: Path, named: dict[str, Any]) -> Run:
 
 
 def tables(folder: Path) -> str:
-    """Scores of each variant in each game beside published ones, then what values they expect."""
+    """Scores of each variant in each game beside published ones; values predicted and earned."""
     runs = read_runs(folder)
     games = sorted({run.game for run in runs})
     variants = list(dict.fromkeys(run.variant for run in runs))
@@ -98,8 +96,8 @@ def tables(folder: Path) -> str:
     values = [[f"`{name}`", *(value(cells[name, game]) for game in games)] for name in variants]
     header = ["", *(game.replace("_", " ").title() for game in games)]
     return (
-        "Final weights, 100 games: mean and 95 % interval, over seeds where there are several,\n"
-        f"over games for a single one:\n\n{table(header, scores)}\n\n"
+        "Weights at the end of a run, 100 games: mean and 95 % interval, over seeds where there\n"
+        f"are several, over games for a single one:\n\n{table(header, scores)}\n\n"
         f"Values in the last 10,000 frames, predicted / earned:\n\n{table(header, values)}\n"
     )
 
@@ -123,11 +121,6 @@ def value(runs: Sequence[Run]) -> str:
 
 def number(score: float | None) -> str:
     return NONE if score is None else f"{score:,.0f}"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

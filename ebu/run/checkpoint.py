@@ -186,7 +186,7 @@ def load_latest(
         reasons = ", ".join(f"{damaged}: {what}" for damaged, what in passed_over)
         raise EbuError(
             f"every checkpoint in {root} is damaged ({reasons}); put back a copy of one, "
-            "or start anew in another directory"
+            "or start again in another directory"
         )
     return found
 

@@ -125,7 +125,7 @@ def _scores(rows: Sequence[GameRow]) -> str:
     header += ["human-normalised, nature2015", "57table", "relative to DQN (Nature, 200M)"]
     header += ["relative to dqn here"] if here else []
     header += ["return of last 100 training games"]
-    return _table(
+    return table(
         header,
         [
             [
@@ -160,7 +160,7 @@ def _aggregate(group: Group, aggregate: Aggregate) -> list[str]:
     header += ["source", "protocol"]
     parts = [
         f"### Human-normalised over {_games(aggregate.games)}, human table {aggregate.table}",
-        _table(header, rows),
+        table(header, rows),
     ]
     if left_out:
         parts.append(
@@ -178,7 +178,7 @@ def _milestones(reached: Sequence[Milestones]) -> str:
             for frames in each.frames.values()
         ]
         rows.append([each.game, each.method, *cells])
-    return _table(["game", "agent", *map(_share, SHARES)], rows)
+    return table(["game", "agent", *map(_share, SHARES)], rows)
 
 
 def _improvements(found: Sequence[Improvement]) -> str:
@@ -188,7 +188,7 @@ def _improvements(found: Sequence[Improvement]) -> str:
         if each.low is not None and each.high is not None:
             interval = f"{_share(each.low)} to {_share(each.high)}"
         rows.append([each.name, each.over, str(each.games), _share(each.probability), interval])
-    return _table(["agent", "over", "games", "probability", "95 % over seeds"], rows)
+    return table(["agent", "over", "games", "probability", "95 % over seeds"], rows)
 
 
 def _reference_scores(group: Group) -> str:
@@ -207,7 +207,7 @@ def _reference_scores(group: Group) -> str:
         + (f", {agent.runs} runs)" if agent.runs else ")")
         for agent in agents
     )
-    return f"{_table(header, rows)}\n\nSources: {notes}."
+    return f"{table(header, rows)}\n\nSources: {notes}."
 
 
 def _published_26() -> list[str]:
@@ -227,7 +227,7 @@ def _published_26() -> list[str]:
     return [
         "## Published human-normalised scores over the 26 games of Atari 100k",
         "400,000 frames, human table 57table. To be compared with runs of all 26 games only.",
-        _table(header, rows),
+        table(header, rows),
     ]
 
 
@@ -248,7 +248,7 @@ def _published_49() -> list[str]:
     return [
         "## Published human-normalised scores over the 49 games",
         "To be compared with runs of all 49 games only.",
-        _table(header, rows),
+        table(header, rows),
     ]
 
 
@@ -259,7 +259,7 @@ def _left_out(comparison: Comparison, damaged: Sequence[str]) -> list[str]:
             [name, ", ".join(f"{key} {value}" for key, value in settings.items())]
             for name, settings in comparison.variants.items()
         ]
-        parts += ["## Settings in which an agent's runs differ", _table(["name", "settings"], rows)]
+        parts += ["## Settings in which an agent's runs differ", table(["name", "settings"], rows)]
     if comparison.unfinished:
         rows = []
         for run in comparison.unfinished:
@@ -272,7 +272,7 @@ def _left_out(comparison: Comparison, damaged: Sequence[str]) -> list[str]:
             "## Runs in no table",
             "Without a score after all their frames: train them on, or score them with "
             "`evaluate.py RUN`.",
-            _table(["run", "frames played", "last evaluation"], rows),
+            table(["run", "frames played", "last evaluation"], rows),
         ]
     lines = [f"- {line}" for line in damaged]
     lines += [
@@ -284,7 +284,8 @@ def _left_out(comparison: Comparison, damaged: Sequence[str]) -> list[str]:
     return parts
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
