@@ -23,6 +23,9 @@ from ebu.run.ranks import SINGLE, Ranks
 NEW_SHARE = 0.2
 """Of a new draw in the convolutions after a reset (D'Oro et al. 2023)."""
 
+MOST_BETWEEN_AVERAGED = 16
+"""Updates from one network to the next that goes into the averaged weights."""
+
 
 class Learner:
     """A Q-network, its target network and its optimizer.
@@ -78,7 +81,11 @@ class Learner:
             self._fast_target = _rounded(copy.deepcopy(self.target))
         self.noise = Noise((self._fast_online, self._fast_target), (self._seed, 1))
         self.sync_target()
-        self.average = copy.deepcopy(self.online) if config.average_updates else None
+        self.average, self._average_every = None, 0
+        if config.average_updates:
+            self.average = copy.deepcopy(self.online)
+            # So that an average is of a hundred networks or more, and groups of updates stay whole.
+            self._average_every = min(max(config.average_updates // 100, 1), MOST_BETWEEN_AVERAGED)
         self.optimizer = self._optimizer_of(list(self.online.parameters()))
         self._trained = Trained(
             list(self.online.parameters()),
@@ -162,12 +169,12 @@ class Learner:
 
     @property
     def longest_group(self) -> int:
-        """Updates that may be made before they are counted: up to a copy or a reset."""
+        """Updates that may be made before they are counted: up to a copy, reset or average."""
         config = self.config
-        if self.average is not None or config.target_average:
+        if config.target_average:
             return 1
-        events = [every for every in (config.target_sync_updates, config.reset_updates) if every]
-        return min(every - self.updates % every for every in events)
+        periods = (config.target_sync_updates, config.reset_updates, self._average_every)
+        return min(every - self.updates % every for every in periods if every)
 
     @torch.no_grad()
     def count_updates(self, count: int) -> None:
@@ -176,8 +183,8 @@ class Learner:
         Call after updates, at most `longest_group` of them.
         """
         self.updates += count
-        if self.average is not None:
-            share = 1 / min(self.updates, self.config.average_updates)
+        if self.average is not None and self.updates % self._average_every == 0:
+            share = self._average_every / min(self.updates, self.config.average_updates)
             torch._foreach_lerp_(
                 list(self.average.parameters()), list(self.online.parameters()), share
             )

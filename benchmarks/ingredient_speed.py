@@ -33,6 +33,7 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
     "--target-average 0.005": {"target_average": 0.005},
     "--noisy": {"noisy": True},
     "--weight-decay 0.1": {"weight_decay": 0.1},
+    "--average-updates 2000": {"average_updates": 2_000},
 }
 
 

@@ -247,6 +247,22 @@ def test_the_average_of_the_last_weights_by_hand() -> None:
     assert torch.equal(playing, learner.values(states))
 
 
+def test_a_long_average_takes_every_16th_network_and_leaves_the_updates_between_in_groups() -> None:
+    learner = learner_of(average_updates=1_600, learning_rate=0.1)
+    start = copied(learner, "average")
+    taken = []
+    for update in range(48):
+        assert learner.longest_group == 16 - update % 16
+        learner.update(*minibatch(update))
+        learner.count_updates(1)
+        if update == 14:
+            torch.testing.assert_close(copied(learner, "average"), start)
+        if update % 16 == 15:
+            taken.append(copied(learner, "online"))
+    mean = [torch.stack(weights).mean(0) for weights in zip(*taken, strict=True)]
+    torch.testing.assert_close(copied(learner, "average"), mean)
+
+
 def test_a_target_network_by_averaging_by_hand() -> None:
     learner = learner_of(target_average=0.25, learning_rate=0.1, target_sync_updates=2)
     expected = copied(learner, "target")
