@@ -1,6 +1,7 @@
-"""How much memory is free, so that what does not fit is refused before it is allocated."""
+"""Memory: how much is free, what does not fit, huge pages, and giving freed pages back."""
 
 import contextlib
+import ctypes
 import math
 import mmap
 import os
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ebu.errors import UsageError
+
+_LIBC = ctypes.CDLL(None)
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -66,6 +69,17 @@ def unfilled(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -
     with contextlib.suppress(OSError):  # A kernel built without them.
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype).view(shape)
+
+
+def give_back() -> None:
+    """Let the system have the pages of the heap that nothing is in, where the C library can.
+
+    Large temporary arrays, of checkpoints and evaluations, split the heap up; without this the
+    resident memory of a long run creeps up.
+    """
+    trim = getattr(_LIBC, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _kernel(meminfo: Path) -> int | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from agents.settings import AGENTS, AgentConfig, EbuConfig, LearnerConfig
+from agents.settings import AGENTS, AgentConfig, EbuConfig, LearnerConfig, QLambdaConfig
 from ebu.run.settings import Bounds, Device, NotNegative, OneOf, Positive, Threads, flat
 from ebu.schedules import ExplorationConfig, LoopConfig
 from envs import is_atari
@@ -31,7 +31,8 @@ class TrainConfig:
     """Wrappers around a Gymnasium environment, module:Wrapper each, the innermost first."""
     agent: Annotated[str, tyro.conf.arg(help=AGENT_HELP)] = "ebu"
     preset: str = "default"
-    """Starting point of all settings: default, or paper (those of the EBU paper's code)."""
+    """Starting point of all settings: default, paper (those of the EBU paper's code) or few_frames
+    (400,000 frames under atari100k, with the agent q_lambda)."""
     frames: Positive = 10_000_000
     """Frames to train for: 4 per agent step on Atari, 1 in a Gymnasium environment; 400k, 10M. May
     grow when a run is resumed."""
@@ -127,7 +128,20 @@ GYMNASIUM = replace(
 )
 """The default preset for a Gymnasium environment."""
 
-PRESETS = {"default": DEFAULT, "paper": PAPER}
+FEW_FRAMES = replace(
+    DEFAULT,
+    preset="few_frames",
+    agent="q_lambda",
+    frames=400_000,
+    protocol="atari100k",
+    method=QLambdaConfig(mix_segments=32, trace_lambda=0.9, shift_pixels=4),
+    learner=replace(DEFAULT.learner, average_updates=2_000),
+    exploration=replace(DEFAULT.exploration, epsilon_decay_steps=10_000),
+    loop=replace(DEFAULT.loop, learning_starts=1_600),
+)
+"""Chosen on the games of `atari100k-5` alone: docs/results/few_frames.md."""
+
+PRESETS = {"default": DEFAULT, "paper": PAPER, "few_frames": FEW_FRAMES}
 
 
 def preset_for(game: str, preset: str) -> TrainConfig:
@@ -137,7 +151,7 @@ def preset_for(game: str, preset: str) -> TrainConfig:
 
 def for_agent(preset: TrainConfig, agent: str) -> TrainConfig:
     """A preset with the settings of another agent: its own defaults where the preset has none."""
-    settings, usual = AGENTS[agent], flat(DEFAULT.method)
+    settings, usual = AGENTS[agent], flat(AGENTS[preset.agent])
     known = {entry.name for entry in dataclasses.fields(settings)}
     different = {
         name: value

@@ -28,7 +28,7 @@ from ebu.run.directory import (
 from ebu.run.hints import program_name
 from ebu.run.reading import shorten
 from ebu.run.settings import flat, one_of
-from envs import UnknownGameError, check_game
+from envs import UnknownGameError, check_game, is_atari
 from envs.boundary import parse_args
 from envs.games import list_games
 
@@ -72,8 +72,8 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
         _check_with_resume(run_dir, args)
         args = [*flags_of_run(Path(run_dir)), *args, f"--run-dir={run_dir}"]
     preset = _value_of("--preset", args) or DEFAULT.preset
-    agent = _value_of("--agent", args) or DEFAULT.agent
     one_of("--preset", preset, PRESETS)
+    agent = _value_of("--agent", args) or PRESETS[preset].agent
     one_of("--agent", agent, AGENTS)
     game = _value_of("--game", args) or DEFAULT.game
     _check_owners(agent, args)
@@ -208,6 +208,8 @@ def _check(config: TrainConfig) -> None:
         parse_args(config.env_args or ())
     except ValueError as error:
         raise UsageError(f"--env-args: {error}") from None
+    if config.preset == "few_frames" and not is_atari(config.game):
+        raise UsageError(f"--preset few_frames is for Atari: leave it out for {config.game}")
     config.method.check()
     students = config.distill or ()
     for flag, names in (("--network", (config.learner.network,)), ("--distill", students)):

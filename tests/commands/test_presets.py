@@ -103,13 +103,18 @@ def read(run_dir: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("agent", "preset"), [*((agent, "default") for agent in AGENTS), ("ebu", "paper")]
+    ("agent", "more"),
+    [
+        *((agent, "") for agent in AGENTS),
+        ("ebu", "--preset paper"),
+        ("q_lambda", "--preset few_frames --game pong --network 2-2-2/4 --batch-size 32"),
+    ],
 )
 def test_a_run_is_resumed_by_its_directory_alone(
-    agent: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    agent: str, more: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "below").mkdir()
-    started = start(tmp_path / "a run", "--agent", agent, "--preset", preset)
+    started = start(tmp_path / "a run", "--agent", agent, *more.split())
     monkeypatch.chdir(tmp_path / "below")
     resume("../a run")
     assert read(tmp_path / "a run") == started

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from agents import AGENTS, load_agent
-from ebu.commands.presets import DEFAULT, PAPER
+from ebu.commands.presets import DEFAULT, FEW_FRAMES, PAPER, PRESETS
 from ebu.commands.train_arguments import flags_of, gymnasium_defaults, parse_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.errors import EbuError, UsageError
@@ -138,6 +138,15 @@ def test_the_preset_paper_is_the_same_for_every_game() -> None:
         assert parse_arguments(["--preset", "paper", "--game", game]) == replace(PAPER, game=game)
 
 
+def test_the_preset_few_frames_has_an_agent_of_its_own_and_serves_the_others() -> None:
+    own = parse_arguments(["--preset", "few_frames"])
+    assert own == parse_arguments(["--agent", FEW_FRAMES.agent, "--preset=few_frames"])
+    assert own == FEW_FRAMES
+    dqn = parse_arguments(["--preset", "few_frames", "--agent", "dqn"])
+    assert (dqn.learner, dqn.loop) == (own.learner, own.loop)
+    assert dqn.method == replace(AGENTS["dqn"], shift_pixels=own.method.shift_pixels)
+
+
 def test_make_trains_a_game_for_its_default_frames_unless_told() -> None:
     def made(*variables: str) -> list[str]:
         words = ["make", "-n", "train", "GAME=CartPole-v1", *variables]
@@ -148,7 +157,7 @@ def test_make_trains_a_game_for_its_default_frames_unless_told() -> None:
     assert parse_arguments(made("FRAMES=700")).frames == 700
 
 
-@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("flags", [["--updates-per-step", "0.25"], []])
 def test_priorities_are_corrected_in_full_before_a_million_frames(
     preset: str, flags: list[str]
@@ -189,6 +198,7 @@ def test_a_flag_overrides_its_preset_wherever_it_is() -> None:
         ("--num-envs 3 --frames 8", "--num-envs 3"),
         ("--mix-segments 5", "must divide"),
         ("--preset papers", "did you mean paper"),
+        ("--preset few_frames --game CartPole-v1", "leave it out for CartPole-v1"),
         ("--protocol atari", "paper, machado"),
         ("--replay-capacity 1000000000", "lower --replay-capacity"),
         ("--replay-capacity 3", "raise --replay-capacity"),
