@@ -173,7 +173,8 @@ def attempt(case: Case, root: Path, seed: int) -> tuple[Counter[str], str]:
         for event in events:
             happened[event] += 1
     except Exception as error:
-        wrong = f"{case}: {error if isinstance(error, AssertionError) else repr(error)}"[-2000:]
+        said = str(error) if isinstance(error, AssertionError) else repr(error)
+        wrong = f"{case}: {said[-2000:]}"
     shutil.rmtree(out, ignore_errors=True)
     return happened, wrong
 

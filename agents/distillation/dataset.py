@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from ebu.memory import available_bytes, unfilled
 from ebu.replay_files import read_frames, write_frames
 from ebu.run.checkpoint import REPLACED, load_latest, save_checkpoint
 from ebu.run.directory import differences
+from ebu.run.files import is_there
 from ebu.targets import backward_targets
 
 HELD_OUT_SHARE = 0.05
@@ -310,12 +310,12 @@ def load_or_make(
 
 
 def _holds_states(directory: Path) -> bool:
-    return any(os.path.isdir(directory / name) for name in (_NAME, _NAME + REPLACED))
+    return any(is_there(directory / name) for name in (_NAME, _NAME + REPLACED))
 
 
 def _refuse_foreign(directory: Path) -> None:
     """Refuse a directory of other files: saving would remove them."""
-    if not os.path.isdir(directory):
+    if not is_there(directory):
         return
     names = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
     if foreign := [name for name in names if name not in (_NAME, _NAME + REPLACED)]:

@@ -4,7 +4,6 @@ Whatever is finished is on the disk: a pipeline that was stopped or killed resum
 """
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -55,6 +54,7 @@ from agents.trained import TrainedAgent
 from ebu.evaluation import Evaluator, random_play
 from ebu.interfaces import Act
 from ebu.run.directory import CONFIG
+from ebu.run.files import is_there
 from ebu.run.progress import progress_bar, say
 
 # Streams of random numbers, far from each other's and from those of runs and evaluations.
@@ -282,7 +282,7 @@ class Pipeline:
     def _collector(self, spec: StudentSpec, number: int, before: Sequence[Dataset]) -> Act:
         """The student that plays a round."""
         directory = self.config.out / COLLECTORS / f"round-{number}"
-        if not os.path.exists(directory / CONFIG):
+        if not is_there(directory / CONFIG):
             # A single student has no others to learn from.
             weights = {name: weight for name, weight in spec.weights.items() if name != "mutual"}
             spec = spec._replace(weights=weights)

@@ -1,6 +1,5 @@
 """Students: the networks that a teacher is distilled into, and their run directories."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from agents.trained import STUDENT, WEIGHTS, Outputs, TrainedAgent, load_agent
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import save_checkpoint
 from ebu.run.directory import CONFIG, differences, identity_of, read_config, write_config
+from ebu.run.files import is_there
 
 # The teacher's settings that matter for playing; the others were about its training.
 PLAYING = (
@@ -193,7 +193,7 @@ def save_student(
         },
         "environment": teacher.config["environment"],
     }
-    known = os.path.exists(directory / CONFIG)
+    known = is_there(directory / CONFIG)
     if known:
         _check_same(directory, config)
     state = {

@@ -1,6 +1,5 @@
 """Open a run's logs: new ones with its settings, or those of a run to be resumed."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from ebu.commands.presets import TrainConfig
 from ebu.errors import UsageError
 from ebu.run.checkpoint import Checkpoint
 from ebu.run.directory import CHECKPOINTS, EVALUATIONS, METRICS
-from ebu.run.files import writing
+from ebu.run.files import is_there, writing
 from ebu.run.logs import Monitor, cut_logs, last_frames
 from ebu.run.progress import say
 
@@ -69,7 +68,7 @@ def open_logs(
 
 def _refuse_lost_checkpoints(run_dir: Path) -> None:
     """Raise `UsageError` where a run has results and no checkpoint: nothing is deleted."""
-    results = [name for name in ("best", "evaluations") if os.path.lexists(run_dir / name)]
+    results = [name for name in ("best", "evaluations") if is_there(run_dir / name)]
     logs = [METRICS, EVALUATIONS] if not (run_dir / CHECKPOINTS).is_dir() else [EVALUATIONS]
     results += [name for name in logs if last_frames(run_dir / name) is not None]
     if results:

@@ -33,7 +33,7 @@ from ebu.run.checkpoint_manifest import (
     write_manifest,
 )
 from ebu.run.checkpoint_state import read_state, split_state, write_state
-from ebu.run.files import sync
+from ebu.run.files import is_there, sync
 from ebu.run.ranks import SINGLE, Ranks
 from ebu.run.reading import RefusedFileError, check_directory
 
@@ -240,7 +240,7 @@ def _snapshot(directories: Sequence[Path]) -> list[tuple[str, int]]:
 
 
 def _newest_first(root: Path) -> list[Path]:
-    if not os.path.lexists(root):
+    if not is_there(root):
         return []
     paths = [path for path in root.iterdir() if NAME.fullmatch(path.name)]
     # Of two of the same name the replaced one is the older.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NotRequired, TypedDict
 
 from ebu.errors import EbuError, UsageError
-from ebu.run.files import open_to_write, write_whole
+from ebu.run.files import is_there, open_to_write, write_whole
 from ebu.run.reading import RefusedFileError, check_directory, check_fits, read_json, shorten
 
 with contextlib.suppress(ImportError):  # missing on Windows: `acquire_lock` says so
@@ -156,7 +156,7 @@ def read_earlier_config(run_dir: Path) -> dict[str, Any] | None:
 
     Raises as `read_config`, and `UsageError` for released weights, which cannot be resumed.
     """
-    if not os.path.lexists(run_dir / CONFIG):
+    if not is_there(run_dir / CONFIG):
         return None
     config = read_config(run_dir)
     if RELEASED in config:

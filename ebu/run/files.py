@@ -22,6 +22,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_there(path: Path) -> bool:
+    """Whether anything has this name, a link that leads nowhere too.
+
+    Raises `OSError` where the disk cannot tell: `os.path.exists` would say no.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def open_to_write(path: Path, flags: int) -> int:
     """Open a regular file to write, at its descriptor; never what a link of this name points to.
 

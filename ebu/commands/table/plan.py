@@ -1,6 +1,5 @@
 """What a study plays: its runs by game, agent and seed, and whether they can be played."""
 
-import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from ebu.run.directory import (
     directory_name,
     read_config,
 )
+from ebu.run.files import is_there
 from ebu.run.settings import Bounds, NotNegative, Positive, did_you_mean, flat, one_of
 from envs import UnknownGameError, Variant, check_game, is_atari, make_vector
 from envs.games import GAME_SETS, canonical_game, quote
@@ -115,7 +115,7 @@ class PlannedRun:
     def is_done(self) -> bool:
         """Whether it has a result, where results are written, or else a score."""
         if self.result_dir is not None:
-            return os.path.isfile(self.result_dir / CONFIG)
+            return is_there(self.result_dir / CONFIG)
         return self.is_scored()
 
     def is_scored(self) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from ebu.errors import EbuError
-from ebu.run.files import writing
+from ebu.run.files import is_there, writing
 from ebu.run.hardware import graphics_card, hardware
 from ebu.run.hints import PROJECT
 from ebu.run.reading import (
@@ -109,7 +109,7 @@ def provenance_of(run_dir: Path) -> dict[str, Any]:
     | train_seconds | wall time of all training processes; None if nothing recorded it |
     """
     path = run_dir / PROVENANCE
-    if os.path.lexists(path):
+    if is_there(path):
         try:
             record = read_json(path)
             check_fits(record, Provenance)

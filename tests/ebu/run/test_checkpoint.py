@@ -458,6 +458,34 @@ def test_a_writer_that_fails(tmp_path: Path) -> None:
     assert load_state(tmp_path)["name"] == FIRST
 
 
+def test_a_disk_that_does_not_say_what_lies_there_is_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "checkpoints"
+    save(root, FIRST)
+    calls = 0
+
+    def failing(path: Any, *args: Any, lstat: Any = os.lstat, **kwargs: Any) -> os.stat_result:
+        nonlocal calls
+        if os.fspath(path) == str(root):
+            calls += 1
+            if calls == at:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        result: os.stat_result = lstat(path, *args, **kwargs)
+        return result
+
+    monkeypatch.setattr(os, "lstat", failing)
+    for work in (lambda: save(root, SECOND), lambda: load_state(root)):
+        at = calls = 0
+        work()
+        for at in range(1, calls + 1):
+            calls = 0
+            with pytest.raises(EbuError, match=os.strerror(errno.EIO)):
+                work()
+            calls = at = 0
+            assert load_latest(root) is not None
+
+
 def test_everything_is_on_the_disk_before_it_gets_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
