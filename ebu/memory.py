@@ -1,4 +1,4 @@
-"""Memory: how much is free, what does not fit, huge pages, and giving freed pages back."""
+"""Memory: how much is free, what does not fit, huge pages, one heap for all threads."""
 
 import contextlib
 import ctypes
@@ -13,6 +13,7 @@ from torch import Tensor
 from ebu.errors import UsageError
 
 _LIBC = ctypes.CDLL(None)
+_M_ARENA_MAX = -8
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -71,15 +72,15 @@ def unfilled(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -
     return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
-def give_back() -> None:
-    """Let the system have the pages of the heap that nothing is in, where the C library can.
+def share_one_heap() -> None:
+    """Let all threads allocate from one heap, where the C library is glibc.
 
-    Large temporary arrays, of checkpoints and evaluations, split the heap up; without this the
-    resident memory of a long run creeps up.
+    Every evaluation, film and checkpoint has threads of its own. Each would take one of many heaps,
+    and leave it larger than it was: the resident memory of a long run would creep up.
     """
-    trim = getattr(_LIBC, "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    set_option = getattr(_LIBC, "mallopt", None)
+    if set_option is not None:
+        set_option(_M_ARENA_MAX, 1)
 
 
 def _kernel(meminfo: Path) -> int | None:

@@ -28,8 +28,10 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     """Train, and return the exit code; of several ranks only the first prints."""
     # Imported when the settings are known to be right: they load torch.
     from ebu.commands.trainer import build_trainer
+    from ebu.memory import share_one_heap
     from ebu.run.progress import Progress, say
 
+    share_one_heap()
     trainer = build_trainer(config, ranks)
     run_dir = trainer.run_dir
     if not is_atari(config.game):

@@ -1,6 +1,11 @@
-"""What counts as free memory."""
+"""What counts as free memory, and where threads allocate."""
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from ebu.memory import _control_groups, _kernel
 
@@ -46,3 +51,39 @@ def test_the_first_version_of_control_groups(tmp_path: Path) -> None:
     write(directory / "memory.usage_in_bytes", str(2 * GB))
     write(directory / "memory.stat", "cache 1\ninactive_file 0\n")
     assert _control_groups(tmp_path) == [4 * GB]
+
+
+THREADS = """
+import re, threading
+from pathlib import Path
+from ebu.memory import share_one_heap
+
+def heaps_of_threads():
+    # glibc's lie at multiples of 64 MiB.
+    maps = Path("/proc/self/maps").read_text()
+    maps = re.findall(r"^([0-9a-f]+)-[0-9a-f]+ rw-p 0+ 00:00 0 *$", maps, re.M)
+    return sum(int(start, 16) % (64 << 20) == 0 for start in maps)
+
+def allocate():
+    barrier.wait()
+    kept.append([bytes(5_000) for _ in range(100)])
+
+share_one_heap()
+before, kept, barrier = heaps_of_threads(), [], threading.Barrier(4)
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(heaps_of_threads() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="heaps of threads are glibc's")
+def test_threads_share_one_heap() -> None:
+    def more_heaps(code: str) -> int:
+        printed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        return int(printed.stdout)
+
+    assert more_heaps(THREADS) == 0
+    assert more_heaps(THREADS.replace("share_one_heap()\n", "\n")) > 0
