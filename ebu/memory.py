@@ -83,17 +83,6 @@ def share_one_heap() -> None:
         set_option(_M_ARENA_MAX, 1)
 
 
-def return_free_pages() -> None:
-    """Give the system the pages of the heap that nothing is in, where the C library is glibc.
-
-    Temporary arrays of evaluations and checkpoints lie between what stays, so that the heap does
-    not shrink by itself.
-    """
-    trim = getattr(_LIBC, "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
 def _kernel(meminfo: Path) -> int | None:
     try:
         for line in meminfo.read_text().splitlines():

@@ -9,7 +9,6 @@ import numpy as np
 
 from ebu.errors import EbuError
 from ebu.interfaces import Distiller, LearningAgent, TrainingEnvironment, VectorStep
-from ebu.memory import return_free_pages
 from ebu.periodic_evaluation import Evaluate, PeriodicEvaluation
 from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import Checkpoint
@@ -305,9 +304,7 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint; changes nothing in the run."""
         with self._stopwatch.time("checkpoints"):
-            saved = self.checkpoints.save(self.frames, self.state_dict())
-            return_free_pages()
-        return saved
+            return self.checkpoints.save(self.frames, self.state_dict())
 
     def rescue(self) -> str:
         """Save what was learned when an environment has failed; returns what to do next.
