@@ -5,6 +5,7 @@ import ctypes
 import math
 import mmap
 import os
+import platform
 from pathlib import Path
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from ebu.errors import UsageError
 
-_LIBC = ctypes.CDLL(None)
 _M_ARENA_MAX = -8
 
 
@@ -78,9 +78,8 @@ def share_one_heap() -> None:
     Every evaluation, film and checkpoint has threads of its own. Each would take one of many heaps,
     and leave it larger than it was: the resident memory of a long run would creep up.
     """
-    set_option = getattr(_LIBC, "mallopt", None)
-    if set_option is not None:
-        set_option(_M_ARENA_MAX, 1)
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _kernel(meminfo: Path) -> int | None:

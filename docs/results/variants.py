@@ -74,7 +74,7 @@ def run_of(directory: Path, named: dict[str, Any]) -> Run:
 
 
 def tables(folder: Path) -> str:
-    """Scores of each variant in each game beside published ones; values predicted and earned."""
+    """Markdown tables: scores of variants and published agents; predicted and earned values."""
     runs = read_runs(folder)
     games = sorted({run.game for run in runs})
     variants = list(dict.fromkeys(run.variant for run in runs))

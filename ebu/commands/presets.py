@@ -139,7 +139,7 @@ FEW_FRAMES = replace(
     exploration=replace(DEFAULT.exploration, epsilon_decay_steps=10_000),
     loop=replace(DEFAULT.loop, learning_starts=1_600),
 )
-"""Chosen on the games of `atari100k-5` alone: docs/results/few_frames.md."""
+"""What pilots on two games of `atari100k-5` suggest, not frozen: docs/results/few_frames.md."""
 
 PRESETS = {"default": DEFAULT, "paper": PAPER, "few_frames": FEW_FRAMES}
 
