@@ -13,7 +13,11 @@ from torch import Tensor
 
 from ebu.errors import UsageError
 
-_M_ARENA_MAX = -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_OWN_PAGES = 16 * 2**20
+"""Bytes from which an allocation gets pages of its own: above what an update allocates."""
+_FREE_KEPT = 4 * _OWN_PAGES
+"""Free bytes at the end of the heap that are not given back, to be asked for again at once."""
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -73,13 +77,17 @@ def unfilled(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -
 
 
 def share_one_heap() -> None:
-    """Let all threads allocate from one heap, where the C library is glibc.
+    """Let all threads allocate from one heap without the largest blocks, where there is glibc.
 
     Every evaluation, film and checkpoint has threads of its own. Each would take one of many heaps,
-    and leave it larger than it was: the resident memory of a long run would creep up.
+    and leave it larger than it was: the resident memory of a long run would creep up. So it would
+    with large blocks that come and go between small ones that stay.
     """
     if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_ARENA_MAX, 1)
+        library.mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES)
+        library.mallopt(_M_TRIM_THRESHOLD, _FREE_KEPT)
 
 
 def _kernel(meminfo: Path) -> int | None:

@@ -112,11 +112,10 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     Raises `UsageError` if this is no run directory, `EbuError` if its config.json is damaged.
     """
     path = run_dir / CONFIG
-    # Path.is_file raises where a directory on the way may not be entered.
-    if not os.path.lexists(path):
-        raise UsageError(f"{run_dir} is not a run directory: it has no {CONFIG}")
-    check_links(run_dir)
     try:
+        if not is_there(path):
+            raise UsageError(f"{run_dir} is not a run directory: it has no {CONFIG}")
+        check_links(run_dir)
         config = read_json(path)
         check_fits(config, Config)
         _check_sizes(config["environment"])
