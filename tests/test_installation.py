@@ -1,9 +1,11 @@
 """What a wheel installs: three packages, their data, and commands that work elsewhere."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -72,6 +74,29 @@ def test_an_installed_command_works_elsewhere_and_calls_itself_by_its_name(
     assert refused.returncode == 2
     assert f"ebu-{name} --help" in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+def test_an_installed_command_names_the_packages_of_an_extra(
+    installed: Path, tmp_path: Path
+) -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    # Its other extras are the project's own, which no package index has.
+    del extras["dev"]
+    print_commands = "\n".join(
+        ["from ebu.run.hints import *", *(f"print(install_command({name!r}))" for name in extras)]
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", print_commands],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    printed = dict(zip(extras, map(shlex.split, ended.stdout.splitlines()), strict=True))
+    for name, packages in extras.items():
+        assert printed[name][1:] == ["-m", "pip", "install", *packages]
 
 
 CHECK = """

@@ -5,6 +5,8 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from importlib.metadata import requires
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -55,10 +57,20 @@ def tensorboard_command(directory: Path) -> str:
 
 def install_command(extra: str) -> str:
     """Add the packages of an extra of pyproject.toml to the environment that runs."""
-    what: tuple[object, ...] = (f"ebu[{extra}]",)
     if in_checkout():
-        what = ("-c", PROJECT / "constraints.txt", "-e", f"{_shown(PROJECT)}[{extra}]")
+        what = ["-c", PROJECT / "constraints.txt", "-e", f"{_shown(PROJECT)}[{extra}]"]
+    else:
+        # No package index has this project: what the extra adds is named instead.
+        what = [*_packages_of(extra)]
     return _command(Path(sys.executable), "-m", "pip", "install", *what)
+
+
+def _packages_of(extra: str) -> Iterator[str]:
+    """The packages of an extra of the installed distribution, as pip takes them."""
+    for requirement in requires("ebu") or ():
+        package, _, marker = requirement.partition(";")
+        if re.fullmatch(rf"extra == ['\"]{extra}['\"]", marker.strip()):
+            yield package.strip()
 
 
 def _command(*words: object) -> str:

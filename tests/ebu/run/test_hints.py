@@ -94,7 +94,14 @@ def test_hints_name_the_installed_commands_where_there_is_no_checkout(
     monkeypatch.chdir(place)
     assert program_name("train.py --agent dqn") == "ebu-train --agent dqn"
     assert program_command("study.py", "--seeds", 3) == "bin/ebu-study --seeds 3"
-    assert install_command("export") == "bin/python -m pip install 'ebu[export]'"
+    required = [
+        *("torch>=2.10", 'onnx>=1.19; extra == "export"', "onnxscript >= 0.6 ; extra == 'export'"),
+        *('ray>=2.40; extra == "cluster"', 'onnx>=1; extra == "exports"'),
+    ]
+    monkeypatch.setattr("ebu.run.hints.requires", {"ebu": required}.get)
+    assert install_command("export") == (
+        "bin/python -m pip install 'onnx>=1.19' 'onnxscript >= 0.6'"
+    )
     monkeypatch.setenv("PATH", str(commands))
     assert program_command("study.py", "--seeds", 3) == "ebu-study --seeds 3"
 
