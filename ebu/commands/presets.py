@@ -100,7 +100,13 @@ PAPER = replace(
     exploration=replace(
         DEFAULT.exploration, epsilon_end=0.1, epsilon_decay_steps=1_000_000, random_start_actions=4
     ),
-    loop=replace(DEFAULT.loop, learning_starts=50_000, eval_every_frames=250_000, eval_episodes=30),
+    loop=replace(
+        DEFAULT.loop,
+        updates_per_step=1.0,
+        learning_starts=50_000,
+        eval_every_frames=250_000,
+        eval_episodes=30,
+    ),
 )
 
 # Rewards are raw, and an episode that ends well is long: a Huber loss that is linear from errors

@@ -77,6 +77,71 @@ def test_a_flag_of_another_agent_is_named_as_such(
     assert f"--agent {owners[0]}" in message
 
 
+ORIGINAL: dict[str, Any] = {
+    # Games of the authors' code: no no-ops in training, but 4 random actions.
+    "protocol": "paper",
+    "frames": 10_000_000,
+    "num_envs": 1,
+    "train_noops": 0,
+    "random_start_actions": 4,
+    "life_loss_ends_segment": None,
+    "replay_capacity": 1_000_000,
+    # Targets: Lee et al. (2019) with one diffusion factor, and DQN (2015).
+    "agent": "ebu",
+    "beta": 0.5,
+    "mix_segments": 1,
+    "double": False,
+    "gamma": 0.99,
+    "batch_size": 32,
+    "clip_rewards": True,
+    # Network, loss and optimizer: DQN (2015).
+    "network": "nature",
+    "output_scale": 1.0,
+    "precision": "float32",
+    "loss_reduction": "sum",
+    "huber_delta": 1.0,
+    "optimizer": "rmsprop",
+    "learning_rate": 0.00025,
+    "optimizer_epsilon": 0.01,
+    "target_sync_updates": 10_000,
+    # Schedules: DQN (2015), but an update for each agent step, as in the authors' code.
+    "epsilon_start": 1.0,
+    "epsilon_end": 0.1,
+    "epsilon_decay_steps": 1_000_000,
+    "updates_per_step": 1.0,
+    "learning_starts": 50_000,
+    "eval_every_frames": 250_000,
+    "eval_episodes": 30,
+    # Not in the original.
+    "average_updates": 0,
+    "beta_start": None,
+    "gamma_start": None,
+    "init_from": None,
+    "intensity": 0.0,
+    "noisy": False,
+    "prioritized": False,
+    "quantiles": 0,
+    "reset_updates": 0,
+    "shift_pixels": 0,
+    "target_average": 0.0,
+    "weight_decay": 0.0,
+}
+"""The settings of the preset `paper`, whatever the defaults are."""
+NOT_OF_THE_METHOD = {
+    # What is trained and logged, where, and how fast.
+    *("game", "env_args", "env_wrappers", "preset", "seed", "run_dir", "eval_max_steps"),
+    *("fresh_games", "device", "threads", "deterministic", "profile", "distill", "cuda_graphs"),
+    *("log_every_frames", "checkpoint_minutes", "overlap"),
+    # Without effect, because what they belong to is off.
+    *("priority_exponent", "importance_exponent", "importance_updates", "anneal_updates"),
+}
+
+
+def test_the_preset_paper_has_the_values_of_the_original() -> None:
+    settings = flat(parse_arguments(["--preset", "paper"]))
+    assert {name: settings[name] for name in settings.keys() - NOT_OF_THE_METHOD} == ORIGINAL
+
+
 # --- --resume -------------------------------------------------------------------------------
 
 
