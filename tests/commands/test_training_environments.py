@@ -1,0 +1,67 @@
+"""The games of a run: no-ops in training are a setting, those of an evaluation its protocol's."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ale_py.vector_env import AtariVectorEnv
+
+from ebu.commands.train_arguments import parse_arguments
+from ebu.commands.trainer import build_trainer
+from ebu.commands.training_environments import protocol_of
+from envs.protocols import PROTOCOLS
+
+
+@pytest.mark.parametrize(
+    ("flags", "no_ops"),
+    [
+        ("", 30),
+        ("--protocol machado", 30),
+        ("--protocol machado --train-noops 0", 0),
+        ("--preset few_frames", 30),
+        ("--preset paper", 0),
+        ("--preset paper --train-noops 7", 7),
+    ],
+)
+def test_no_ops_of_training_are_a_setting_under_every_protocol(flags: str, no_ops: int) -> None:
+    config = parse_arguments(flags.split())
+    assert config.train_noops == no_ops
+    assert protocol_of(config) == replace(PROTOCOLS[config.protocol], train_noop_max=no_ops)
+
+
+@pytest.mark.parametrize(
+    ("flags", "of_training", "most_of_evaluation"),
+    [
+        ("--preset paper", {0}, 30),
+        ("--train-noops 1 --protocol machado", {0, 1}, 0),
+    ],
+)
+def test_games_begin_after_the_no_ops_that_were_asked_for(
+    flags: str,
+    of_training: set[int],
+    most_of_evaluation: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: dict[int, list[int]] = {}
+    reset = AtariVectorEnv.reset
+
+    def counted(emulators: AtariVectorEnv, **options: Any) -> Any:
+        frames, info = reset(emulators, **options)
+        begun[emulators.num_envs] = info["episode_frame_number"].tolist()
+        return frames, info
+
+    monkeypatch.setattr(AtariVectorEnv, "reset", counted)
+    args = [
+        *("--game", "pong", "--num-envs", "5", "--replay-capacity", "500", "--network", "net3"),
+        *("--frames", "40", "--eval-every-frames", "40", "--eval-episodes", "3"),
+        *("--eval-max-steps", "5", "--threads", "1", "--device", "cpu", *flags.split()),
+    ]
+    trainer = build_trainer(parse_arguments([*args, "--run-dir", str(tmp_path / "run")]))
+    assert trainer.run(40)
+    trainer.close()
+    assert set(begun[5]) == of_training
+    assert max(begun[3]) <= most_of_evaluation
+    # Three games of at most one no-op are drawn from 0 to 30 with a probability of 0.0003.
+    assert (max(begun[3]) > 1) == (most_of_evaluation > 1)
