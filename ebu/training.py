@@ -15,7 +15,7 @@ from ebu.run.checkpoint import Checkpoint
 from ebu.run.directory import EVALUATIONS, METRICS
 from ebu.run.logs import Monitor, last_frames
 from ebu.run.profiling import Profile
-from ebu.run.progress import Progress
+from ebu.run.progress import Progress, starting
 from ebu.run.ranks import SINGLE, Ranks
 from ebu.schedules import ExplorationConfig, LoopConfig, epsilon_at
 from ebu.stopwatch import Mark, Stopwatch
@@ -125,7 +125,9 @@ class Trainer:
         reached `until_frames` and no evaluation is due.
         """
         if not self._started:
-            self._receive(self.env.reset(), None, None)
+            with starting(self.env.num_envs, "games"):
+                step = self.env.reset()
+            self._receive(step, None, None)
             self._started = True
         self.log.speed_mark = self.now()
         self.checkpoints.start_clock()

@@ -6,13 +6,13 @@ from typing import Any
 from ebu.commands.presets import TrainConfig
 from ebu.commands.scoring import describe, env_maker
 from ebu.errors import EbuError, UsageError
-from ebu.run.progress import say
+from ebu.run.progress import MANY, say, starting
 from ebu.run.ranks import SINGLE, Ranks
 from envs import EnvironmentFault, Variant, VectorEnvironment, is_atari
 from envs.protocols import PROTOCOLS, Protocol
 
-# Emulators load their game one after the other, in one call that shows no progress.
-MANY_ENVS, EMULATOR_SECONDS = 16, 0.2
+EMULATOR_SECONDS = 0.2
+"""For an emulator to load its game; they do so one after the other."""
 DIFFERS = "differs"
 """In config.json what differs between two copies of a game, where something does."""
 
@@ -40,12 +40,13 @@ def make_env(
     Raises `UsageError` where they cannot be made.
     """
     num_envs = ranks.part_of(config.num_envs, "--num-envs")
-    if is_atari(game) and num_envs >= MANY_ENVS:
+    if is_atari(game) and num_envs >= MANY:
         seconds = num_envs * EMULATOR_SECONDS
         say(f"starting {num_envs} emulators, one by one: {seconds:.0f} s or more")
     try:
         maker = env_maker(game, protocol, threads=threads, training=True, variant=variant)
-        env = maker(num_envs, seed)
+        with starting(num_envs, "emulators" if is_atari(game) else "environments"):
+            env = maker(num_envs, seed)
     except ValueError as error:
         raise UsageError(f"--game: {error}") from error
     step_frames = config.num_envs * env.frames_per_step

@@ -1,6 +1,7 @@
 """Progress on standard error: live on a terminal, elsewhere a plain line now and then."""
 
 import contextlib
+import subprocess
 import sys
 import time
 from collections import deque
@@ -11,6 +12,16 @@ from tqdm import tqdm
 
 LIVE_SECONDS, PLAIN_SECONDS = 0.5, 30.0
 """Between two lines: on a terminal, and elsewhere."""
+MANY, STARTING_SECONDS = 16, 10.0
+"""Environments whose start is reported on, and the time between two lines on it."""
+# The end of its input ends it: with the program, however that ends.
+_REPORT = """
+import select, sys, time
+what, every, begun = sys.argv[1], float(sys.argv[2]), time.monotonic()
+over_the_bar = "\\r\\033[K" if sys.stdout.isatty() else ""
+while not select.select([sys.stdin], [], [], every)[0]:
+    print(f"{over_the_bar}{what}: {time.monotonic() - begun:.0f} s so far", flush=True)
+"""
 
 
 @contextlib.contextmanager
@@ -36,6 +47,35 @@ def say(line: str) -> None:
         if sys.stderr is not None:
             tqdm.write(line, file=sys.stderr)
             sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def starting(count: int, what: str) -> Iterator[None]:
+    """Report every few seconds that these are still starting, if they are many.
+
+    A child process does: the emulators are made in one call that holds the interpreter's lock.
+    """
+    child = None
+    if count >= MANY:
+        # Standard error may be closed or no file: nothing is reported then.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            child = subprocess.Popen(
+                [
+                    *(sys.executable, "-I", "-S", "-c", _REPORT),
+                    *(f"starting {count} {what}", str(STARTING_SECONDS)),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=sys.stderr.fileno(),
+                stderr=subprocess.DEVNULL,
+                # Ctrl-C is for the program alone.
+                start_new_session=True,
+            )
+    try:
+        yield
+    finally:
+        if child is not None:
+            child.kill()
+            child.communicate()
 
 
 class StatusLine:

@@ -1,5 +1,7 @@
-"""The games of a run: no-ops in training are a setting, those of an evaluation its protocol's."""
+"""The games of a run: how many no-ops they begin with, and that starting many is reported."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,3 +67,23 @@ def test_games_begin_after_the_no_ops_that_were_asked_for(
     assert max(begun[3]) <= most_of_evaluation
     # Three games of at most one no-op are drawn from 0 to 30 with a probability of 0.0003.
     assert (max(begun[3]) > 1) == (most_of_evaluation > 1)
+
+
+def test_many_environments_show_that_they_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[int, str]] = []
+
+    @contextlib.contextmanager
+    def recorded(count: int, what: str) -> Iterator[None]:
+        started.append((count, what))
+        yield
+
+    for module in ("ebu.training", "ebu.commands.training_environments"):
+        monkeypatch.setattr(f"{module}.starting", recorded)
+    args = ["--game", "CartPole-v1", "--num-envs", "20", "--frames", "20", "--device", "cpu"]
+    trainer = build_trainer(parse_arguments([*args, "--run-dir", str(tmp_path / "run")]))
+    assert started == [(20, "environments")]
+    trainer.run(20)
+    trainer.close()
+    assert started == [(20, "environments"), (20, "games")]

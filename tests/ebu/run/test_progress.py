@@ -1,13 +1,14 @@
 """Progress on a terminal, in a file, and after standard error was closed."""
 
 import io
+import re
 import sys
 import time
 from collections.abc import Callable
 
 import pytest
 
-from ebu.run.progress import Progress, say
+from ebu.run.progress import MANY, Progress, say, starting
 
 
 class Screen(io.StringIO):
@@ -113,3 +114,30 @@ def test_work_continues_after_standard_error_was_closed(
     play(progress, range(1_000, 10_000, 10), seconds=0.1)
     say("an evaluation")
     progress.close()
+
+
+def test_the_start_of_many_is_reported_until_it_ends(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ebu.run.progress.STARTING_SECONDS", 0.05)
+    reported = ""
+    with starting(MANY, "emulators"):
+        while reported.count("\n") < 2:
+            # Holds the interpreter's lock, as the call that makes emulators does.
+            sum(range(1_000_000))
+            reported += capfd.readouterr().err
+    capfd.readouterr()
+    for line in reported.splitlines():
+        assert re.fullmatch(rf"starting {MANY} emulators: \d+ s so far", line)
+    with starting(MANY - 1, "emulators"):
+        time.sleep(0.5)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("closed", [None, io.StringIO()])
+def test_many_start_where_nothing_can_be_reported(
+    closed: io.StringIO | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", closed)
+    with starting(MANY, "emulators"):
+        pass
