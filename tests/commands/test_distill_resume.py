@@ -1,5 +1,6 @@
 """`distill.py` stopped, killed and started again: nothing is lost, nothing is made twice."""
 
+import contextlib
 import errno
 import json
 import os
@@ -180,6 +181,53 @@ def test_more_seeds_are_added_to_those_there_are(
     assert contents(tmp_path / "students") == contents(whole / "students")
     with pytest.raises(UsageError, match=r"seeds was 2, is 1 \(may only grow\)"):
         distilled(teacher, tmp_path, "--seeds", 1)
+
+
+def test_what_was_left_automatic_is_kept_or_changes_with_a_warning(
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    def resumed_with(cores: int, *, stop: bool = False) -> tuple[dict[str, Any], list[str]]:
+        """What is recorded then, and the warnings that the machine differs."""
+        monkeypatch.setattr("ebu.run.machine.all_cores", lambda: cores)
+        monkeypatch.setattr("ebu.run.machine.has_bfloat16", lambda device: False)
+        flags = ("--seeds", 1, "--threads", 0, "--device", "auto", "--precision", "auto")
+        with pytest.raises(Stopped) if stop else contextlib.nullcontext():
+            distilled(
+                teacher, out, *flags, should_stop=lambda: stop and (out / "students").exists()
+            )
+        config = json.loads((out / "config.json").read_text())
+        assert sorted(config["automatic"]) == ["device", "precision", "threads"]
+        recorded = {name: config["settings"][name] for name in config["automatic"]}
+        warnings = [line for line in capsys.readouterr().err.splitlines() if " here: " in line]
+        return recorded, [line.partition(":")[2].partition(":")[0].strip() for line in warnings]
+
+    two = {"device": "cpu", "threads": 2, "precision": "float32"}
+    assert resumed_with(2, stop=True) == (two, [])
+    assert resumed_with(4, stop=True) == (two, [])
+    # From a machine with a GPU.
+    config = json.loads((out / "config.json").read_text())
+    config["settings"]["device"] = "cuda"
+    (out / "config.json").write_text(json.dumps(config))
+    one = {**two, "threads": 1}
+    assert resumed_with(1) == (one, ["device was cuda, is cpu here", "threads was 2, is 1 here"])
+    assert (out / "report.md").exists()
+    assert resumed_with(1) == (one, [])
+
+
+def test_chosen_threads_are_a_setting_like_others(
+    teacher: Path, whole: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    with pytest.raises(UsageError, match="threads was 1, is 2"):
+        distilled(teacher, tmp_path / "out", "--threads", 2)
+    distilled(teacher, tmp_path / "out", "--threads", 0)
+    assert contents(tmp_path / "out") == contents(whole)
 
 
 def test_another_working_directory_and_other_paths_continue_it(

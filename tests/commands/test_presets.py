@@ -212,6 +212,26 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(
     assert read(Path("stopped"))["settings"]["frames"] == 400
 
 
+def test_what_was_left_automatic_is_kept_or_changes_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir, automatic = tmp_path / "run", {"threads": 2, "device": "cpu"}
+
+    def resumed_with(cores: int, frames: int) -> str:
+        monkeypatch.setattr("ebu.run.machine.all_cores", lambda: cores)
+        resume(run_dir, "--frames", frames)
+        return capsys.readouterr().err
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("ebu.run.machine.all_cores", lambda: 2)
+    started = start(run_dir, "--threads", "0", "--device", "auto")["settings"]
+    assert started.items() >= automatic.items()
+    assert " here: " not in resumed_with(4, 400)
+    assert read(run_dir)["settings"] == {**started, "frames": 400}
+    assert "warning: threads was 2, is 1 here: " in resumed_with(1, 500)
+    assert read(run_dir)["settings"] == {**started, "frames": 500, "threads": 1}
+
+
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped, not to be changed."""
