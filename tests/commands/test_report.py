@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from ebu.commands import report
-from ebu.commands.reporting.aggregates import aggregates, game_rows, statistics_of
+from ebu.commands.reporting.aggregates import Profile, aggregates, game_rows, statistics_of
 from ebu.commands.reporting.comparison import Comparison, compare
 from ebu.commands.reporting.milestones import milestones
-from ebu.commands.reporting.pictures import mean_curve
+from ebu.commands.reporting.pictures import draw_curves, draw_profiles, mean_curve
 from ebu.commands.reporting.published import (
     AGENTS_100K,
     PUBLISHED_26,
@@ -25,6 +25,7 @@ from ebu.commands.reporting.runs import find_run_directories, learning_curve, re
 from ebu.commands.reporting.scores import write_evaluation
 from ebu.errors import EbuError, UsageError
 from envs.games import ATARI100K, PAPER49
+from tests.figures import unreadable
 from tests.run_directories import FRAMES, evaluation, write_run
 
 # Between random play and the Nature human: Pong -20.7 to 9.3, Breakout 1.7 to 31.8.
@@ -337,6 +338,26 @@ def test_the_report_of_a_study(
     run_report(monkeypatch, four_runs, "--out", four_runs.parent / "again")
     for name in ("report.md", "report.json"):
         assert (four_runs.parent / "again" / name).read_bytes() == (out / name).read_bytes()
+
+
+LONG = "my_module.environments:AVeryLongNameOfAnEnvironment-with-hyphens-v0"
+
+
+@pytest.mark.parametrize(
+    ("games", "variants"),
+    [(["pong"], 1), (["breakout", "pong", LONG], 6), ([*PAPER49[:13], LONG], 2)],
+    ids=["one", "many methods", "many games"],
+)
+def test_nothing_of_the_pictures_is_cut(games: list[str], variants: int) -> None:
+    methods = [f"ebu network={n}-32-32/256, updates_per_step=0.25" for n in range(variants)]
+    frames, shares = np.linspace(1e3, 1e7, 20), np.linspace(1.0, 0.0, 20)
+    seeds = [(frames, -1e5 * shares), (frames, 1e6 * shares)]
+    profiles = [Profile(name, shares, shares / 2, shares) for name in methods]
+    curves = draw_curves({game: dict.fromkeys(methods, seeds) for game in games})
+    for figure in (curves, draw_profiles(np.linspace(0.0, 8.0, 20), profiles)):
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == methods
+        assert unreadable(figure) == []
 
 
 @pytest.mark.parametrize(
