@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 from agents import AGENTS
 from ebu.commands.train_arguments import parse_arguments
@@ -96,6 +97,36 @@ def test_a_runs_curves(game: str, flags: str, tmp_path: Path) -> None:
             assert len({event.value for event in curves.Scalars(tag)}) > 1, tag
     assert "replay/bytes" in written(run_dir) - drawn
     assert unexplained(written(run_dir)) == []
+    # The CUSTOM SCALARS tab names curves that are there.
+    assert {tag for _, tags in charts(run_dir) for tag in tags} <= drawn
+
+
+def charts(run_dir: Path) -> list[tuple[str, list[str]]]:
+    """The charts of a run's CUSTOM SCALARS tab from the top, each with the tags of its curves."""
+    event = shown(run_dir).Tensors("custom_scalars__config__")[0]
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    found = []
+    for chart in (chart for category in layout.category for chart in category.chart):
+        tags = [tag.removeprefix("^").removesuffix("$") for tag in chart.multiline.tag]
+        for band in chart.margin.series:
+            tags += [band.value, band.lower, band.upper]
+        found.append((chart.title, tags))
+    return found
+
+
+def test_the_custom_tab_and_the_overview_begin_with_the_same_five_charts(tmp_path: Path) -> None:
+    run_dir = train(tmp_path / "run", "--game", "CartPole-v1", "--network", "net3")
+    five = charts(run_dir)
+    assert [tags for _, tags in five] == [
+        ["train/return_last_100_games"],
+        ["eval/mean", "eval/interval_low", "eval/interval_high"],
+        ["loss/huber"],
+        ["q/predicted", "q/earned"],
+        ["speed/frames_per_second"],
+    ]
+    assert "interval" in five[1][0]
+    first = [tag for _, tags in five for tag in tags if not tag.startswith("eval/interval")]
+    assert first == list(OVERVIEW) == sorted(OVERVIEW, key=lambda tag: OVERVIEW[tag])
 
 
 @pytest.mark.slow
