@@ -1,6 +1,7 @@
 """Programs of a copy's `.venv/bin` that run what the docs print, shortened by a table.
 
-`python docs/stand_ins.py NAME ARGS...` runs `python`, `pip` or `tensorboard` with these arguments.
+`python docs/stand_ins.py NAME ARGS...` runs `python`, `pip`, `tensorboard` or `lint-imports` with
+these arguments.
 What cannot run here says why and ends with 0; the check then counts it as skipped.
 """
 
@@ -40,10 +41,13 @@ SHORT: Table = {
     "benchmarks.target_speed": {"--steps": 128, "--repetitions": 1},
     "benchmarks.env_speed": {"--steps": 50},
     "benchmarks.update_speed": {"--repetitions": 2},
+    "benchmarks.ingredient_speed": {"--rounds": 1, "--updates": 2},
     "benchmarks.host_speed": {"--steps": 100, "--repetitions": 2, "--rounds": 1},
     "benchmarks.operations": {},
     "benchmarks.gpu": {},
     "benchmarks.call_stack": {},
+    "tests.fuzz": {"--inputs": 200, "--commands": 20},
+    "tests.faults": {"--kills": 1, "--parts": "kills", "--only": "paper"},
     "docs.results.distillation_pages": {},
     "docs.results.variants": {},
     "docs/results/plot.py": {},
@@ -120,7 +124,11 @@ def run_python(args: list[str]) -> NoReturn:
     """Shorten, or say why that cannot run here, and run."""
     if args[:1] == ["-m"] and args[1] in ("pytest", "ruff", "mypy", "docs.check"):
         skip("checks are run by themselves")
-    module = args[:1] == ["-m"] and args[1].startswith(("studies.", "benchmarks."))
+    if args[:2] == ["-m", "studies.reproduce"]:
+        skip("it trains as long as the runs that it reproduces")
+    if args[:2] == ["-m", "tests.soak"]:
+        skip("half an hour: memory is not level earlier")
+    module = args[:1] == ["-m"] and args[1].startswith(("studies.", "benchmarks.", "tests."))
     if module or (args and args[0].endswith(".py")):
         try:
             if not COMMITTED & set(args):
@@ -194,7 +202,17 @@ def skip(reason: str) -> NoReturn:
     sys.exit(0)
 
 
-STAND_INS = {"python": run_python, "pip": run_pip, "tensorboard": run_tensorboard}
+def run_lint_imports(args: list[str]) -> NoReturn:
+    """Say that it is one of the checks."""
+    skip("checks are run by themselves")
+
+
+STAND_INS = {
+    "python": run_python,
+    "pip": run_pip,
+    "tensorboard": run_tensorboard,
+    "lint-imports": run_lint_imports,
+}
 
 if __name__ == "__main__":
     STAND_INS[sys.argv[1]](sys.argv[2:])

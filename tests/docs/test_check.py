@@ -1,5 +1,6 @@
 """docs/check.py runs what a page prints, shortened by its table and otherwise unchanged."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,11 +110,28 @@ def test_the_table_and_nothing_else_is_changed(
     assert stand_ins.shorten(given.split(), TABLE) == run.split()
 
 
+def files_of(program: str) -> list[Path]:
+    """The files of the project that a program may be."""
+    module = check.ROOT / program.replace(".", "/")
+    files = (check.ROOT / program, module.with_suffix(".py"), module / "__main__.py")
+    return [path for path in files if path.is_file()]
+
+
 def test_the_table_is_of_programs_that_exist() -> None:
     for program in stand_ins.SHORT:
-        module = check.ROOT / program.replace(".", "/")
-        files = (check.ROOT / program, module.with_suffix(".py"), module / "__main__.py")
-        assert any(path.is_file() for path in files), program
+        assert files_of(program), program
+
+
+def test_programs_of_all_pages_are_in_the_table(tmp_path: Path) -> None:
+    printed = {
+        name
+        for page in check.pages_of(check.ROOT)
+        for _, command in typed((check.ROOT / page).read_text(encoding="utf-8"), tmp_path)
+        for name in re.findall(r"\.venv/bin/python (?:-m )?([\w./]+)", command)
+        if files_of(name)
+    }
+    assert "train.py" in printed
+    assert printed <= stand_ins.SHORT.keys()
 
 
 def test_pages_come_in_the_order_of_the_readme(tmp_path: Path) -> None:
