@@ -5,7 +5,7 @@ import importlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +20,9 @@ from envs.watchdog import Watchdog
 ResultT = TypeVar("ResultT")
 MOST_ACTIONS = 256
 """The journal of a vector environment holds an action in a byte."""
+LONGEST_STEPS = 108_000
+"""Steps after which an evaluation game is truncated whatever limit its environment registered: as
+many as there are frames in the 30 minutes of an Atari game."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Recipe:
     | args | keyword arguments of its constructor, by name |
     | wrappers | `module:Wrapper` each, the innermost first |
     | max_steps | a game is truncated after this many steps; None: when the environment says so |
-    | endless_steps | as `max_steps`, for an environment that was registered without a limit |
+    | endless_steps | as `max_steps`, for an environment that was registered without a limit; of one
+      with a limit `LONGEST_STEPS`. None: neither |
     """
 
     game: str
@@ -57,6 +61,10 @@ class Recipe:
                 raise gymnasium.error.Error(
                     f"{wrapper}: {reason(error)}{alone if isinstance(error, TypeError) else ''}"
                 ) from error
+            if not all(callable(getattr(made, name, None)) for name in ("reset", "step")):
+                raise gymnasium.error.Error(
+                    f"{wrapper} returned {abbreviate_value(made)}, not an environment"
+                )
         return made
 
     def identity(self) -> dict[str, Any]:
@@ -95,7 +103,8 @@ class Environment:
     """One Gymnasium environment that is asked for nothing without checking the answer.
 
     Raises EnvironmentFault whenever a call raises, does not return, or returns something else than
-    Gymnasium's interface says.
+    Gymnasium's interface says; ValueError when it is made with actions or observations that are not
+    supported.
 
     | argument | meaning |
     | --- | --- |
@@ -121,22 +130,19 @@ class Environment:
             # Otherwise pygame looks for a screen and for speakers, and complains on stderr.
             os.environ |= {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"} | os.environ
         self._env: gymnasium.Env[Any, Any] = self._ask("make", recipe.make, **options)
-        self.renders = "rgb_array" in (self._env.metadata or {}).get("render_modes", [])
-        actions, space = self._env.action_space, self._env.observation_space
-        if not isinstance(actions, spaces.Discrete):
-            raise ValueError(
-                f"has actions {abbreviate(actions)}; only Discrete ones can be chosen by a "
-                "Q-network: choose another game, or make them Discrete by an argument (--env-args "
-                "continuous=False, where there is one) or a wrapper (--env-wrappers module:Name)"
-            )
-        if not 1 <= actions.n <= MOST_ACTIONS:
-            raise ValueError(f"has {actions.n} actions; 1 to {MOST_ACTIONS} are supported")
-        self.num_actions = int(actions.n)
-        self._first_action = int(actions.start)
-        self.observations: Observations = observations_of(space)
-        spec = self._env.spec
-        limited = spec is not None and spec.max_episode_steps is not None
-        self._limit = recipe.max_steps or (None if limited else recipe.endless_steps) or math.inf
+        modes = getattr(self._member("metadata", None), "get", lambda _: None)("render_modes")
+        self.renders = isinstance(modes, Collection) and "rgb_array" in modes
+        actions, space = self._member("action_space"), self._member("observation_space")
+        try:
+            self.num_actions, self._first_action = _actions(actions)
+            self.observations: Observations = observations_of(space)
+        except ValueError:
+            raise
+        except Exception as error:  # whatever a space has for its bounds and its number
+            raise self._fault(f"its spaces cannot be read: {reason(error)}") from error
+        limited = getattr(self._member("spec", None), "max_episode_steps", None) is not None
+        endless = recipe.endless_steps and (LONGEST_STEPS if limited else recipe.endless_steps)
+        self._limit = recipe.max_steps or endless or math.inf
 
     def reset(self, seed: int | None = None) -> Any:
         """Start a game, seeded or not, and return its first observation, not checked yet."""
@@ -145,7 +151,9 @@ class Environment:
         returned = self._ask("reset", self._env.reset, **({} if seed is None else {"seed": seed}))
         if not isinstance(returned, tuple) or len(returned) != 2:
             raise self._fault(f"reset returned {_count(returned)} instead of (observation, info)")
-        return returned[0]
+        observation, info = returned
+        self._check_info(info)
+        return observation
 
     def step(self, action: int) -> tuple[Any, float, bool, bool]:
         """Take a step: observation, not checked yet, reward, terminated, truncated."""
@@ -156,7 +164,8 @@ class Environment:
                 f"step returned {_count(returned)} instead of (observation, reward, terminated, "
                 "truncated, info)"
             )
-        observation, reward, terminated, truncated, _ = returned
+        observation, reward, terminated, truncated, info = returned
+        self._check_info(info)
         over = self._flag(terminated, "terminated")
         cut = self._flag(truncated, "truncated") or self._steps >= self._limit
         return observation, self._number(reward), over, cut and not over
@@ -189,6 +198,10 @@ class Environment:
     def _when(self) -> str:
         return f" {self._steps} of its game {self._games}" if self._games else ""
 
+    def _member(self, name: str, *default: Any) -> Any:
+        """An attribute of the environment, which may be code of its own."""
+        return self._ask(f"its {name}", getattr, self._env, name, *default)
+
     def _ask(
         self, doing: str, function: Callable[..., ResultT], *args: Any, **named: Any
     ) -> ResultT:
@@ -218,6 +231,11 @@ class Environment:
         when = f", step {self._steps} of its game {self._games}" if self._games else ""
         return EnvironmentFault(f"{self._name}{when}: {what}")
 
+    def _check_info(self, info: Any) -> None:
+        if not isinstance(info, Mapping):
+            what = f"the info {abbreviate_value(info)}, not a dictionary"
+            raise self._fault(f"{self._doing} returned {what}")
+
     def _number(self, reward: Any) -> float:
         try:
             value = np.asarray(reward)
@@ -237,6 +255,19 @@ class Environment:
         if array.shape != () or array.dtype.kind not in "biu" or array not in (0, 1):
             raise self._fault(f"{name} is {abbreviate_value(value)}, not true or false")
         return bool(array)
+
+
+def _actions(space: Any) -> tuple[int, int]:
+    """How many actions there are, and the first of them."""
+    if not isinstance(space, spaces.Discrete):
+        raise ValueError(
+            f"has actions {abbreviate(space)}; only Discrete ones can be chosen by a "
+            "Q-network: choose another game, or make them Discrete by an argument (--env-args "
+            "continuous=False, where there is one) or a wrapper (--env-wrappers module:Name)"
+        )
+    if not 1 <= space.n <= MOST_ACTIONS:
+        raise ValueError(f"has {space.n} actions; 1 to {MOST_ACTIONS} are supported")
+    return int(space.n), int(space.start)
 
 
 def _as_bytes(pixels: np.ndarray) -> np.ndarray:

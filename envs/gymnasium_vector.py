@@ -7,6 +7,7 @@ import numpy as np
 
 from envs.boundary import Environment, Recipe
 from envs.determinism import find_difference
+from envs.faults import EnvironmentFault
 from envs.vector import RawStep, VectorEnvironment, environment_seed
 from envs.watchdog import Watchdog
 
@@ -73,12 +74,26 @@ class GymnasiumVector(VectorEnvironment):
             # A new object: a seed does not reset what an environment keeps across games.
             if (old := self._envs[j]) is not None:
                 old.close()
-            self._envs[j] = env = Environment(self.recipe, j, self.watchdog)
+            self._envs[j] = env = self._copy(j)
             now.frames[j] = env.frame(env.reset(seed))
             # Otherwise its next step would reset it once more.
             self._now.terminated[j] = self._now.truncated[j] = False
         self._now.frames[:] = now.frames
         return now
+
+    def _copy(self, j: int) -> Environment:
+        name = f"environment {j} of {self.recipe.game}"
+        try:
+            env = Environment(self.recipe, j, self.watchdog)
+        except ValueError as error:
+            raise EnvironmentFault(f"{name} {error}") from None
+        made, text = env.num_actions, env.observations.text
+        if (made, text) != (self.num_actions, self.observation):
+            raise EnvironmentFault(
+                f"{name} has {made} actions and observes {text}; the first copy had "
+                f"{self.num_actions} and {self.observation}"
+            )
+        return env
 
     def _start(self, actions: np.ndarray, active: np.ndarray) -> None:
         self._pending = actions, active

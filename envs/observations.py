@@ -47,9 +47,13 @@ def observations_of(space: spaces.Space[Any]) -> Observations:
         return _one_hot(space)
     if isinstance(space, spaces.MultiBinary):
         return _numbers(spaces.Box(0, 1, space.shape, np.int8))
+    if not isinstance(space, spaces.Space):
+        raise ValueError(f"has the observation_space {abbreviate_value(space)}, which is no space")
     if not isinstance(space, spaces.Box):
         raise ValueError(f"has observations {abbreviate(space)}, {_wrapper_for(space)}")
     shape = space.shape
+    if 0 in shape:
+        raise ValueError(f"has observations {abbreviate(space)}, which are empty")
     sides = sum(length >= SMALLEST_SIDE for length in shape)
     if len(shape) > 1 and sides >= 2:
         return _images(space)
@@ -182,7 +186,8 @@ def _grid(space: spaces.Box) -> Observations:
 def _images(space: spaces.Box) -> Observations:
     shape = space.shape
     low, high = float(space.low.flat[0]), float(space.high.flat[0])
-    if not (np.all(space.low == low) and np.all(space.high == high) and math.isfinite(high - low)):
+    same = bool(np.all(space.low == low) and np.all(space.high == high))
+    if not (same and 0 < high - low < math.inf):
         raise ValueError(
             f"has observations {abbreviate(space)}: an image has one lowest and one highest value, "
             "such as 0 and 255, or 0 and 1; declare them, or flatten it with --env-wrappers "

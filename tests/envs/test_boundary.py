@@ -2,11 +2,13 @@
 
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 import tests.envs.tiny  # noqa: F401 (registers its environments)
 import tests.faulty as faulty
@@ -76,6 +78,9 @@ SEEN = np.ones(4, np.float32)
         {"exits": True},
         {"reset": SEEN},
         {"reset": (SEEN, {}, 1)},
+        {"reset": (SEEN, None)},
+        {"info": None},
+        {"info": [("lives", 3)]},
     ],
 )
 def test_what_is_no_step_or_reset_is_refused_where_it_enters(returned: dict[str, Any]) -> None:
@@ -86,6 +91,93 @@ def test_what_is_no_step_or_reset_is_refused_where_it_enters(returned: dict[str,
     where = "reset" if "reset" in returned else "step 5 of its game 1"
     assert re.match(f"environment 0 of Slip-v0, .*{where}", str(fault.value))
     assert "\n" not in str(fault.value)
+
+
+def ill(**members: Any) -> Any:
+    """An environment with these attributes, of which exceptions are raised when they are read."""
+
+    def give(value: Any) -> Any:
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    def attribute(value: Any) -> property:
+        return property(lambda _: give(value))
+
+    attributes = {name: attribute(value) for name, value in members.items()}
+    usual = {"__init__": lambda _: None, "observation_space": spaces.Box(0, 1, (4,))}
+    return type("Ill", (faulty.Base,), {**usual, **attributes})()
+
+
+def register_ill(make: Callable[..., Any]) -> None:
+    gymnasium.registry.pop("Ill-v0", None)
+    gymnasium.register("Ill-v0", make, disable_env_checker=True)
+
+
+def changed(space: spaces.Space[Any], **attributes: Any) -> spaces.Space[Any]:
+    for name, value in attributes.items():
+        setattr(space, name, value)
+    return space
+
+
+def nothing(env: Any) -> None:
+    """A wrapper without its `return`."""
+
+
+def some_words(env: Any) -> str:
+    return "wrapped"
+
+
+IMAGE = spaces.Box(0, 0, (84, 84, 3), np.float32)
+UNBOUNDED = changed(spaces.Box(0, 1, (84, 84)), high=np.full((84, 84), np.nan))
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"action_space": AttributeError("none")}, "its action_space raised AttributeError: none"),
+        ({"action_space": None}, "has actions None"),
+        ({"action_space": changed(spaces.Discrete(2), n=0)}, "has 0 actions"),
+        ({"action_space": changed(spaces.Discrete(2), n=None)}, "spaces cannot be read: TypeError"),
+        ({"observation_space": None}, "observation_space None, which is no space"),
+        ({"observation_space": OSError("lost")}, "its observation_space raised OSError: lost"),
+        ({"observation_space": IMAGE}, "one lowest and one highest"),
+        ({"observation_space": UNBOUNDED}, "one lowest and one highest"),
+        ({"observation_space": spaces.Box(0, 1, (0,))}, "which are empty"),
+        ({"metadata": OSError("lost")}, "its metadata raised OSError: lost"),
+    ],
+)
+def test_an_environment_with_ill_attributes_is_refused_in_one_line(
+    members: dict[str, Any], words: str
+) -> None:
+    register_ill(lambda **_: ill(**members))
+    with pytest.raises(ValueError, match=words) as error:
+        made("Ill-v0")
+    assert "Ill-v0" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, {}, {"render_modes": None}, {"render_modes": 3}, "rgb_array"]
+)
+def test_without_a_list_of_its_render_modes_an_environment_has_no_pictures(metadata: Any) -> None:
+    register_ill(lambda **_: ill(metadata=metadata))
+    assert not Environment(Recipe("Ill-v0", {}), 0, Watchdog(lambda: "")).renders
+
+
+@pytest.mark.parametrize(("name", "value"), [("nothing", "None"), ("some_words", "'wrapped'")])
+def test_a_wrapper_that_returns_no_environment_is_named(name: str, value: str) -> None:
+    wrapper = f"{__name__}:{name}"
+    with pytest.raises(ValueError, match=f"{wrapper} returned {value}, not an environment"):
+        made("CartPole-v1", env_wrappers=(wrapper,))
+
+
+def test_a_copy_unlike_the_first_is_a_fault() -> None:
+    sizes = iter((2, 2, 3))
+    register_ill(lambda **_: ill(action_space=spaces.Discrete(next(sizes))))
+    env = GymnasiumVector("Ill-v0", 2, seed=1)
+    with pytest.raises(EnvironmentFault, match="environment 1 of Ill-v0 has 3 actions"):
+        env.reset()
 
 
 @pytest.mark.parametrize(
@@ -155,17 +247,44 @@ def made(game: str, training: bool = False, **variant: Any) -> VectorEnvironment
     )
 
 
-def test_evaluation_games_without_an_end_are_cut() -> None:
-    def steps(env: VectorEnvironment, most: int) -> int | None:
-        env.reset()
-        cut = [bool(step.truncated[0]) for step in play(env, actions_for(env, most))]
-        return cut.index(True) + 1 if True in cut else None
+def steps_of_a_game(env: VectorEnvironment, most: int) -> int | None:
+    """Steps after which the first game is truncated; None if it is not, in so many."""
+    env.reset()
+    cut = [bool(step.truncated[0]) for step in play(env, actions_for(env, most))]
+    return cut.index(True) + 1 if True in cut else None
 
-    assert steps(made("tests.faulty:Endless-v0", eval_max_steps=30), 100) == 30
-    assert steps(made("tests.faulty:Endless-v0", training=True, eval_max_steps=30), 100) is None
+
+class NeverTruncates(gymnasium.Wrapper[Any, Any, Any, Any]):
+    def step(self, action: Any) -> Any:
+        observation, reward, terminated, _, info = super().step(action)
+        return observation, reward, terminated, False, info
+
+
+def test_evaluation_games_without_an_end_are_cut() -> None:
+    assert steps_of_a_game(made("tests.faulty:Endless-v0", eval_max_steps=30), 100) == 30
+    assert (
+        steps_of_a_game(made("tests.faulty:Endless-v0", training=True, eval_max_steps=30), 100)
+        is None
+    )
     assert made("tests.faulty:Endless-v0").identity["endless_steps"] == 27_000
     # A limit of its own is shorter or longer than that, and stays.
-    assert steps(made("TinyEndless-v0"), 20) == 6
+    assert steps_of_a_game(made("TinyEndless-v0"), 20) == 6
+
+
+def test_no_registered_limit_lets_an_evaluation_game_last_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("envs.boundary.LONGEST_STEPS", 30)
+    gymnasium.register(
+        "EndlessNow-v0", "tests.faulty:Endless", disable_env_checker=True, max_episode_steps=10**9
+    )
+    ignoring: dict[str, Any] = {"env_wrappers": (f"{__name__}:NeverTruncates",)}
+    endless: tuple[tuple[str, dict[str, Any]], ...]
+    endless = (("EndlessNow-v0", {}), ("TinyEndless-v0", ignoring))
+    for game, variant in endless:
+        assert steps_of_a_game(made(game, **variant), 100) == 30
+        assert steps_of_a_game(made(game, training=True, **variant), 100) is None
+        assert steps_of_a_game(made(game, eval_max_steps=40, **variant), 100) == 40
 
 
 def test_arguments_and_wrappers_are_part_of_the_environment() -> None:
