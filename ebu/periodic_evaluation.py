@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from ebu.errors import EbuError
 from ebu.run.logs import Monitor
 from ebu.run.progress import say
 from ebu.run.ranks import Ranks
@@ -10,6 +11,10 @@ from ebu.schedules import LoopConfig, evaluation_schedule
 
 Evaluate = Callable[[int, Callable[[], bool]], dict[str, Any] | None]
 """Called with (frames, should_stop); the record with its "mean", or None if told to stop."""
+
+
+class EvaluationFault(EbuError):
+    """The environments of an evaluation fail: raised by an `Evaluate`, it costs that one alone."""
 
 
 class PeriodicEvaluation:
@@ -20,6 +25,7 @@ class PeriodicEvaluation:
     | schedule | when the next is due |
     | best | mean of the best that chose weights; None before the first |
     | is_playing | whether one is being played |
+    | fault | what its environments did, if the last one failed |
     """
 
     def __init__(
@@ -33,6 +39,7 @@ class PeriodicEvaluation:
         self.schedule = evaluation_schedule(config.eval_every_frames)
         self.best: float | None = None
         self.is_playing = False
+        self.fault: str | None = None
         self.evaluate = evaluate
         self._games = config.eval_episodes
         self._film = film
@@ -40,10 +47,13 @@ class PeriodicEvaluation:
         self._ranks = ranks
 
     def play(self, frames: int, stop_requested: Callable[[], bool], *, quiet: bool) -> float | None:
-        """Play, log and film an evaluation; its mean, or None if any rank was told to stop."""
+        """Play, log and film an evaluation; its mean.
+
+        None if it failed, then `fault` says why, or if any rank was told to stop.
+        """
         if not quiet:
             say(f"{frames:,} frames: evaluating in {self._games} games")
-        self.is_playing = True
+        self.is_playing, self.fault = True, None
         record = self._play_on_first(frames, stop_requested)
         self.is_playing = False
         if record is not None and self._monitor is not None:
@@ -56,7 +66,8 @@ class PeriodicEvaluation:
                 )
             if self._film is not None:
                 self._film(frames)
-        mean: float | None = self._ranks.gather(None if record is None else record["mean"])[0]
+        mean: float | None = None if record is None else record["mean"]
+        mean, self.fault = self._ranks.gather([mean, self.fault])[0]
         return mean
 
     def _play_on_first(
@@ -64,18 +75,25 @@ class PeriodicEvaluation:
     ) -> dict[str, Any] | None:
         """The record on the first rank, None on the others, which answer each of its steps."""
         if self._ranks.is_single:
-            return self.evaluate(frames, stop_requested)
+            return self._play(frames, stop_requested)
 
         def any_stops() -> bool:
             return self._ranks.sums([1, int(stop_requested())])[1] > 0
 
         if self._ranks.is_first:
-            record = self.evaluate(frames, any_stops)
+            record = self._play(frames, any_stops)
             self._ranks.sums([0, 0])
             return record
         while self._ranks.sums([0, int(stop_requested())])[0]:
             pass
         return None
+
+    def _play(self, frames: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+        try:
+            return self.evaluate(frames, should_stop)
+        except EvaluationFault as fault:
+            self.fault = str(fault)
+            return None
 
     def is_best(self, mean: float) -> bool:
         """Whether this is the best mean so far, which it then becomes."""

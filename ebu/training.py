@@ -15,12 +15,14 @@ from ebu.run.checkpoint import Checkpoint
 from ebu.run.directory import EVALUATIONS, METRICS
 from ebu.run.logs import Monitor, last_frames
 from ebu.run.profiling import Profile
-from ebu.run.progress import Progress, starting
+from ebu.run.progress import Progress, say, starting
 from ebu.run.ranks import SINGLE, Ranks
 from ebu.schedules import ExplorationConfig, LoopConfig, epsilon_at
 from ebu.stopwatch import Mark, Stopwatch
 from ebu.training_checkpoints import FRESH_GAMES, TrainingCheckpoints
 from ebu.training_log import TrainingLog
+
+ONLY_EVALUATION_MISSING = "everything is trained and saved; only the last evaluation is missing"
 
 
 class Trainer:
@@ -270,10 +272,12 @@ class Trainer:
     def _evaluate(self, progress: Progress | None) -> None:
         self.checkpoints.check_finite(self.frames)
         mean = self._play_evaluation(progress)
-        if mean is None:
+        if self.evaluation.fault is not None:
+            say(f"warning: {self.frames:,} frames: evaluation failed: {self.evaluation.fault}")
+        elif mean is None:
             self._stopping = True
             return
-        if self.evaluation.is_best(mean):
+        elif self.evaluation.is_best(mean):
             self.checkpoints.save_best(self.frames)
             if self.distiller is not None:
                 self.distiller.set_teacher()
@@ -300,6 +304,8 @@ class Trainer:
         done = self.evaluation.schedule.every == 0 or last_evaluation == self.frames
         if not done:
             done = self._play_evaluation(progress) is not None
+            if self.evaluation.fault is not None:
+                raise EbuError(f"{self.evaluation.fault}; {ONLY_EVALUATION_MISSING}")
         self.checkpoints.sync_logs()
         return done
 
@@ -317,7 +323,7 @@ class Trainer:
         if not self._started:
             return "nothing was played yet"
         if self._finishing:
-            return "everything is trained and saved; only the last evaluation is missing"
+            return ONLY_EVALUATION_MISSING
         if not self.ranks.is_single:
             return "run the same command again, with --fresh-games to play other games from there"
         if self.evaluation.is_playing:

@@ -188,6 +188,18 @@ class GlobalSeed(Base):
         return np.random.normal(size=4).astype(np.float32)
 
 
+class FewCopies(Base):
+    """Can be made as often as `left` says."""
+
+    left = 10**9
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        FewCopies.left -= 1
+        if FewCopies.left < 0:
+            raise OSError("all ports are taken")
+        super().__init__(render_mode)
+
+
 class WrongShape(Base):
     def observation(self) -> np.ndarray:
         return np.ones(5 if self.t == 7 else 4, np.float32)

@@ -12,8 +12,10 @@ from agents import Agent
 from ebu.commands.showing import warn
 from ebu.evaluation import Evaluation, Evaluator, seeds_at
 from ebu.interfaces import TrainingEnvironment
+from ebu.periodic_evaluation import EvaluationFault
 from ebu.run.logs import Monitor
 from ebu.run.video import scale_down
+from envs import EnvironmentFault
 from envs.film import CannotFilmError, film
 
 FILM_STEPS, FILM_EVERY, FILM_FPS = 1_000, 4, 15
@@ -34,13 +36,19 @@ class TrainingEvaluation:
         self._can_film = True
 
     def play(self, frames: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
-        """Play the evaluation due at `frames`; None if told to stop before its end."""
+        """Play the evaluation due at `frames`; None if told to stop before its end.
+
+        Raises `EvaluationFault` where its environments fail, or cannot be made.
+        """
         self._last = None
         evaluator = replace(self.evaluator, seeds=seeds_at(self.seed, frames))
         with contextlib.ExitStack() as on_failure:
-            env = self._environments(evaluator)
-            on_failure.callback(env.close)
-            played = evaluator.play(self.agent.play, env=env, should_stop=should_stop)
+            try:
+                env = self._environments(evaluator)
+                on_failure.callback(env.close)
+                played = evaluator.play(self.agent.play, env=env, should_stop=should_stop)
+            except EnvironmentFault as fault:
+                raise EvaluationFault(str(fault)) from fault
             on_failure.pop_all()
         # Emulators load their game one after the other: a second or two for each evaluation.
         self._env = env
@@ -53,7 +61,10 @@ class TrainingEvaluation:
         """Those of the last evaluation; new ones at first, and after a failure."""
         env, self._env = self._env, None
         if env is None:
-            return evaluator.make_env()
+            try:
+                return evaluator.make_env()
+            except ValueError as error:
+                raise EvaluationFault(str(error)) from error
         env.reseed(evaluator.seeds.environments)
         return env
 

@@ -13,6 +13,7 @@ import pytest
 import envs.watchdog
 from ebu.commands import evaluate, report, train
 from ebu.run.checkpoint import load_latest
+from tests import faulty
 
 FLAGS = "--num-envs 2 --replay-capacity 2000 --learning-starts 60 --log-every-frames 100"
 FLAGS += " --threads 1 --eval-every-frames 150 --eval-episodes 2 --batch-size 16 --device cpu"
@@ -97,6 +98,30 @@ def test_pictures_that_fail_end_nothing(tmp_path: Path, run: Command, name: str)
     assert json.loads(scored.read_text())["mean"] == 20
     assert "best.gif was not written" in messages
     assert not (tmp_path / "best.gif").exists()
+
+
+def test_an_evaluation_whose_environments_cannot_be_made_costs_itself_alone(
+    tmp_path: Path, run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    words = words_for(run_dir, "tests.faulty:FewCopies-v0", 340)
+    # An example, two to compare, and two to train in.
+    monkeypatch.setattr(faulty.FewCopies, "left", 5)
+    code, _, messages = run(train, *words)
+    warnings = [line for line in messages.splitlines() if line.startswith("warning: ")]
+    assert [line.split(":")[1] for line in warnings] == [" 150 frames", " 300 frames"]
+    assert all("cannot be made: OSError: all ports are taken" in line for line in warnings)
+    # The last evaluation can still be made up for.
+    assert code == 1
+    assert "everything is trained and saved" in error_of(messages)
+    monkeypatch.setattr(faulty.FewCopies, "left", 10**9)
+    code, _, messages = run(train, *words)
+    assert code == 0
+    assert [evaluation["frames"] for evaluation in evaluations(run_dir)] == [340]
+
+
+def evaluations(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "evaluations.jsonl").read_text().splitlines()]
 
 
 def test_games_without_an_end_are_evaluated(tmp_path: Path, run: Command) -> None:
