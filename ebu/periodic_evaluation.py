@@ -24,7 +24,7 @@ class PeriodicEvaluation:
     | --- | --- |
     | schedule | when the next is due |
     | best | mean of the best that chose weights; None before the first |
-    | is_playing | whether one is being played |
+    | is_playing | whether one is being played or filmed |
     | fault | what its environments did, if the last one failed |
     """
 
@@ -47,7 +47,7 @@ class PeriodicEvaluation:
         self._ranks = ranks
 
     def play(self, frames: int, stop_requested: Callable[[], bool], *, quiet: bool) -> float | None:
-        """Play, log and film an evaluation; its mean.
+        """Play and log an evaluation; its mean.
 
         None if it failed, then `fault` says why, or if any rank was told to stop.
         """
@@ -64,11 +64,16 @@ class PeriodicEvaluation:
                     f"{frames:,} frames: mean {record['mean']:.2f} of {record['games']} games"
                     f"{capped}"
                 )
-            if self._film is not None:
-                self._film(frames)
         mean: float | None = None if record is None else record["mean"]
         mean, self.fault = self._ranks.gather([mean, self.fault])[0]
         return mean
+
+    def film(self, frames: int) -> None:
+        """Film the evaluation that was just played; the first rank alone does."""
+        if self._film is not None:
+            self.is_playing = True
+            self._film(frames)
+            self.is_playing = False
 
     def _play_on_first(
         self, frames: int, stop_requested: Callable[[], bool]

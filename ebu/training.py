@@ -274,20 +274,28 @@ class Trainer:
         mean = self._play_evaluation(progress)
         if self.evaluation.fault is not None:
             say(f"warning: {self.frames:,} frames: evaluation failed: {self.evaluation.fault}")
-        elif mean is None:
+            self.evaluation.schedule.done(self.frames)
+            return
+        if mean is None:
             self._stopping = True
             return
-        elif self.evaluation.is_best(mean):
+        if self.evaluation.is_best(mean):
             self.checkpoints.save_best(self.frames)
             if self.distiller is not None:
                 self.distiller.set_teacher()
         self.evaluation.schedule.done(self.frames)
+        self._film_evaluation()
 
     def _play_evaluation(self, progress: Progress | None) -> float | None:
         with self._stopwatch.time("evaluation"):
             return self.evaluation.play(
                 self.frames, lambda: self.stop_requested, quiet=progress is None
             )
+
+    def _film_evaluation(self) -> None:
+        """Last: what ends the process in code that draws can then be saved as after this."""
+        with self._stopwatch.time("evaluation"):
+            self.evaluation.film(self.frames)
 
     def finish(self, progress: Progress | None = None) -> bool:
         """Log a last line and a final evaluation.
@@ -306,6 +314,8 @@ class Trainer:
             done = self._play_evaluation(progress) is not None
             if self.evaluation.fault is not None:
                 raise EbuError(f"{self.evaluation.fault}; {ONLY_EVALUATION_MISSING}")
+            if done:
+                self._film_evaluation()
         self.checkpoints.sync_logs()
         return done
 
@@ -318,7 +328,8 @@ class Trainer:
         """Save what was learned when an environment has failed; returns what to do next.
 
         In play the last whole step is saved for --fresh-games, beside the exact checkpoints. In an
-        evaluation the run itself is intact: it is saved as ever, with the evaluation passed over.
+        evaluation or its film the run itself is intact: it is saved as ever, with the evaluation
+        passed over.
         """
         if not self._started:
             return "nothing was played yet"

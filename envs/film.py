@@ -4,6 +4,7 @@ Agents see small grey frames. But an environment is a function of its seed and o
 the same game can be replayed with a picture for people.
 """
 
+import weakref
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -130,24 +131,30 @@ class _AtariScreen:
             colour=True,
             **{rule: identity[rule] for rule in RULES},
         )
+        self._watchdog = Watchdog(lambda: f"the emulator of {identity['game']} that is filmed")
+        weakref.finalize(self, self._watchdog.stop)
 
     def reset(self, seed: int) -> None:
-        self._frames, _ = self._native.reset(seed=np.array([seed]))
+        with self._watchdog:
+            self._frames, _ = self._native.reset(seed=np.array([seed]))
 
     def step(self, action: int) -> tuple[float, bool]:
-        self._frames, rewards, terminated, truncated, _ = self._native.step(np.array([action]))
+        with self._watchdog:
+            self._frames, rewards, terminated, truncated, _ = self._native.step(np.array([action]))
         return float(rewards[0]), bool(terminated[0] | truncated[0])
 
     def picture(self) -> np.ndarray:
         return np.array(self._frames[0, 0])
 
     def close(self) -> None:
+        self._watchdog.stop()
         self._native.close()
 
 
 class _GymnasiumScreen:
     def __init__(self, env: GymnasiumVector, environment: int) -> None:
         self._recipe, self._index, self._watchdog = env.recipe, environment, Watchdog(lambda: "")
+        weakref.finalize(self, self._watchdog.stop)
         example = Environment(self._recipe, environment, self._watchdog)
         example.close()
         if not example.renders and env.observations.picture is None:

@@ -1,6 +1,8 @@
 # ruff: noqa: NPY002, RUF012 (slips are the point)
 """Gymnasium environments with the slips of real ones: --game tests.faulty:NAME-v0."""
 
+import os
+import signal
 import time
 from typing import Any
 
@@ -52,6 +54,18 @@ class RenderFails(Base):
 
     def render(self) -> Any:
         raise RuntimeError("no display")
+
+
+class RenderKills(Base):
+    """As native code that draws where it finds no display."""
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}
+    kills = True
+
+    def render(self) -> Any:
+        if self.kills:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.zeros((8, 8, 3), np.uint8)
 
 
 class CannotBeMadeToRender(Base):

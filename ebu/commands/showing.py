@@ -38,17 +38,18 @@ class Window:
 
     def watch(self, actions: np.ndarray) -> None:
         """Follow environment 0 by one step of all, actions (N,); where that fails, warn and end."""
-        if self._failed or not self._plt.fignum_exists(self._figure.number):
+        if self._failed:
             return
         try:
+            if not self._plt.fignum_exists(self._figure.number):
+                return
             self._camera.step(int(actions[0]))
             self._image.set_data(self._camera.picture())
-        except Exception as error:  # whatever the code of an environment does to draw itself
+            # Also lets the window answer; a step of zero seconds would not.
+            self._plt.pause(max(0.001, self._shown_at + 1 / LIVE_FPS - monotonic()))
+        except Exception as error:  # of the environment that draws itself, or of a lost display
             self._failed = True
             warn("the games are no longer shown", error)
-            return
-        # Also lets the window answer; a step of zero seconds would not.
-        self._plt.pause(max(0.001, self._shown_at + 1 / LIVE_FPS - monotonic()))
         self._shown_at = monotonic()
 
 

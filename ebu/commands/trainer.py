@@ -160,7 +160,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks = SINGLE) -> Trainer:
                 variant=variant,
             )
         checkpoint = load_part(run_dir / CHECKPOINTS, checkpoint, ranks)
-        evaluation = TrainingEvaluation(evaluator, agent, monitor, config.seed)
+        evaluation = TrainingEvaluation(evaluator, agent, monitor, config.seed, run_dir)
         trainer = Trainer(
             config.loop,
             gamma=config.method.gamma,

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,27 @@ from ebu.commands.showing import warn
 from ebu.evaluation import Evaluation, Evaluator, seeds_at
 from ebu.interfaces import TrainingEnvironment
 from ebu.periodic_evaluation import EvaluationFault
+from ebu.run.files import is_there, write_whole
 from ebu.run.logs import Monitor
 from ebu.run.video import scale_down
 from envs import EnvironmentFault
 from envs.film import CannotFilmError, film
 
 FILM_STEPS, FILM_EVERY, FILM_FPS = 1_000, 4, 15
+FILMING = "filming"
+"""File of a run directory that is there while a game is filmed, and when that ended the process."""
 
 
 class TrainingEvaluation:
     """Scores the agent in training, and shows the start of the best game in TensorBoard."""
 
     def __init__(
-        self, evaluator: Evaluator, agent: Agent, monitor: Monitor | None, seed: int
+        self,
+        evaluator: Evaluator,
+        agent: Agent,
+        monitor: Monitor | None,
+        seed: int,
+        run_dir: Path,
     ) -> None:
         self.evaluator = evaluator
         self.agent = agent
@@ -34,6 +43,7 @@ class TrainingEvaluation:
         self._env: TrainingEnvironment | None = None
         self._last: tuple[TrainingEnvironment, Evaluation] | None = None
         self._can_film = True
+        self._mark = run_dir / FILMING
 
     def play(self, frames: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
         """Play the evaluation due at `frames`; None if told to stop before its end.
@@ -69,11 +79,17 @@ class TrainingEvaluation:
         return env
 
     def film(self, frames: int) -> None:
-        """Show the best game of the last evaluation; where that fails, warn and never try again."""
+        """Show the best game of the last evaluation; where that fails, warn and never try again.
+
+        Code that draws can end the whole process. The next one finds its mark and films nothing.
+        """
         if self._last is None or self.monitor is None or not self._can_film:
             return
         env, played = self._last
         try:
+            if is_there(self._mark):
+                raise RuntimeError("the process ended while it filmed before")
+            write_whole(self._mark, f"{frames}\n".encode())
             game = film(env, *played.recording(played.best_game))
             pictures = [scale_down(one) for one in islice(game, 0, FILM_STEPS, FILM_EVERY)]
             self.monitor.animation(frames, "eval/best_game", np.stack(pictures), fps=FILM_FPS)
@@ -82,3 +98,6 @@ class TrainingEvaluation:
         except Exception as error:  # whatever the code of an environment does to draw itself
             self._can_film = False
             warn("the best game could not be filmed, training goes on without pictures", error)
+        finally:
+            with contextlib.suppress(OSError):
+                self._mark.unlink(missing_ok=True)

@@ -13,7 +13,8 @@ import pytest
 import envs.watchdog
 from ebu.commands import evaluate, report, train
 from ebu.run.checkpoint import load_latest
-from tests import faulty
+from tests import faulty, faulty_calls
+from tests.made_up import same
 
 FLAGS = "--num-envs 2 --replay-capacity 2000 --learning-starts 60 --log-every-frames 100"
 FLAGS += " --threads 1 --eval-every-frames 150 --eval-episodes 2 --batch-size 16 --device cpu"
@@ -98,6 +99,37 @@ def test_pictures_that_fail_end_nothing(tmp_path: Path, run: Command, name: str)
     assert json.loads(scored.read_text())["mean"] == 20
     assert "best.gif was not written" in messages
     assert not (tmp_path / "best.gif").exists()
+
+
+def test_a_film_that_ends_the_process_is_left_out_when_the_run_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forked(name: str) -> tuple[int, str]:
+        log, words = (
+            tmp_path / "log",
+            words_for(tmp_path / name, "tests.faulty:RenderKills-v0", 340),
+        )
+        log.unlink(missing_ok=True)
+        code, _ = faulty_calls.run("train", words, log, faulty_calls.Fault(tmp_path))
+        return code, log.read_text()
+
+    code, _ = forked("killed")
+    assert code == -signal.SIGKILL
+    assert [line["frames"] for line in evaluations(tmp_path / "killed")] == [150]
+    assert (tmp_path / "killed/filming").exists()
+    code, said = forked("killed")
+    assert code == 0
+    assert said.count("warning: ") == 1
+    assert "the process ended while it filmed" in said
+    assert not (tmp_path / "killed/filming").exists()
+
+    monkeypatch.setattr(faulty.RenderKills, "kills", False)
+    assert forked("whole")[0] == 0
+    assert evaluations(tmp_path / "killed") == evaluations(tmp_path / "whole")
+    ends = [load_latest(tmp_path / name / "checkpoints") for name in ("killed", "whole")]
+    assert ends[0] is not None
+    assert ends[1] is not None
+    assert same(ends[0].state, ends[1].state)
 
 
 def test_an_evaluation_whose_environments_cannot_be_made_costs_itself_alone(

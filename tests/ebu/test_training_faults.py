@@ -95,3 +95,17 @@ def test_an_evaluation_that_fails_is_passed_over_when_the_run_is_resumed(tmp_pat
     assert played[1] == failed
     assert played.count(failed) == 1
     assert len(played) == 4
+
+
+def test_a_run_that_is_rescued_while_it_films_is_saved_as_after_the_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = real_run(
+        tmp_path, "dqn", eval_every_frames=300, evaluate=lambda *_: {"mean": 1.0, "games": 1}
+    )
+    said: list[str] = []
+    monkeypatch.setattr(trainer.evaluation, "_film", lambda _: said.append(trainer.rescue()))
+    assert trainer.run(400)
+    assert "to resume after this evaluation" in said[0]
+    assert not (tmp_path / FRESH_GAMES).exists()
+    assert trainer.evaluation.best == 1

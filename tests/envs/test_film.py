@@ -1,8 +1,10 @@
 """A film shows the very game that was played, whatever the rules it was played under."""
 
 import importlib.util
+import time
 from collections.abc import Iterator
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any, cast
 
 import gymnasium
@@ -12,7 +14,8 @@ from gymnasium import spaces
 from PIL import Image
 
 from envs.atari import AtariVector
-from envs.film import Camera, CannotFilmError, film
+from envs.faults import EnvironmentFault
+from envs.film import Camera, CannotFilmError, _AtariScreen, film
 from envs.gymnasium_vector import GymnasiumVector
 from envs.vector import ReplayMismatchError, VectorEnvironment, VectorStep
 from tests.envs.play import actions_for
@@ -184,3 +187,16 @@ def test_an_environment_without_pictures_says_why(name: str, words: str) -> None
     env = GymnasiumVector(name, 1, seed=1)
     with pytest.raises(CannotFilmError, match=words):
         next(film(env, 0, np.empty(0, dtype=np.int64), 0, 0))
+
+
+def test_an_emulator_that_hangs_while_it_is_filmed_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    camera = Camera(AtariVector("pong", 1, seed=1, num_threads=1), 0)
+    screen = camera._screen
+    assert isinstance(screen, _AtariScreen)
+    screen._watchdog.seconds = 1
+    monkeypatch.setattr(screen, "_native", SimpleNamespace(step=lambda _: time.sleep(60)))
+    with pytest.raises(EnvironmentFault, match="pong that is filmed has not answered"):
+        camera.step(0)
+    screen._watchdog.stop()
