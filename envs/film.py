@@ -153,7 +153,8 @@ class _AtariScreen:
 
 class _GymnasiumScreen:
     def __init__(self, env: GymnasiumVector, environment: int) -> None:
-        self._recipe, self._index, self._watchdog = env.recipe, environment, Watchdog(lambda: "")
+        self._recipe, self._index = env.recipe, environment
+        self._watchdog = Watchdog(lambda: env.recipe.game)
         weakref.finalize(self, self._watchdog.stop)
         example = Environment(self._recipe, environment, self._watchdog)
         example.close()

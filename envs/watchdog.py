@@ -1,18 +1,25 @@
 """Notice environments that do not answer: interrupt the call, or end the process."""
 
+import atexit
+import contextlib
+import mmap
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
 
+from envs import outside_watchdog
 from envs.faults import EnvironmentHang
 
 PATIENCE_SECONDS = 50
 """A step takes milliseconds, a reset seconds; a faulty environment never returns."""
 GRACE_SECONDS = 5
 """After the interruption: Python code has answered by then, native code never will."""
+LOCKED_SECONDS = PATIENCE_SECONDS + GRACE_SECONDS + 15
+"""Native code that holds Python's lock keeps the watching thread from all of this."""
 # No other program sends this signal, and no handler that stops a run uses it.
 _SIGNAL = getattr(signal, "SIGVTALRM", None)
 
@@ -21,15 +28,78 @@ class Hung(BaseException):
     """Raised inside a call that took too long; no `except Exception` on its way stops it."""
 
 
+class _Outside:
+    """The process that notices what no thread can: native code that holds Python's lock.
+
+    One for all watchdogs, started with the first of them, and only on Linux.
+
+    | attribute | meaning |
+    | --- | --- |
+    | waiting | (1,) int64, shared with that process: number of the current wait, 0 for none |
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Share nothing, as in a forked child: the process watches the parent."""
+        self.waiting = memoryview(bytearray(8)).cast("q")
+        self._name = memoryview(bytearray(outside_watchdog.MOST_NAME_BYTES))
+        self._owner: object = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the process, if there is none; where it cannot be started, there is none."""
+        if self._process is not None or not hasattr(os, "memfd_create") or not sys.executable:
+            return
+        with contextlib.suppress(OSError):
+            page = os.memfd_create("ebu-watchdog")
+            try:
+                os.ftruncate(page, outside_watchdog.PAGE_BYTES)
+                shared = memoryview(mmap.mmap(page, outside_watchdog.PAGE_BYTES))
+                words = (outside_watchdog.__file__, page, os.getpid(), LOCKED_SECONDS)
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", *map(str, words)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=(page,),
+                    start_new_session=True,
+                )
+            finally:
+                os.close(page)
+            self.waiting, self._name = shared[:8].cast("q"), shared[8:]
+
+    def name(self, owner: object, name: str) -> None:
+        """Say what is waited for, if another has waited since."""
+        if self._owner is not owner:
+            self._owner = owner
+            text = name.encode(errors="replace")[: len(self._name)]
+            self._name[:] = text.ljust(len(self._name), b"\0")
+
+    def stop(self) -> None:
+        """End the process with this one."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.wait()
+            self.forget()
+
+
+_outside = _Outside()
+atexit.register(_outside.stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_outside.forget)
+
+
 class Watchdog:
     """Context manager that interrupts its body when it takes longer than `seconds`.
 
-    `describe` says what is waited for; it is called when that hangs.
+    `describe` says what is waited for; it is called when that hangs, and once before.
 
     A body in Python is left, and EnvironmentHang raised. Native code cannot be interrupted: a few
-    seconds later the process ends, after `last_words`, which the watching thread asks for.
+    seconds later the process ends, after `last_words`, which the watching thread asks for. Native
+    code that keeps all threads of Python from running is ended from another process, unsaved.
 
-    Entering and leaving only write a number, so a step costs nothing measurable. A daemon thread
+    Entering and leaving only write numbers, so a step costs nothing measurable. A daemon thread
     reads the number once a second and counts how often it is unchanged. It counts reads instead of
     clock time, because a process that was suspended for an hour (Ctrl-Z, a laptop asleep) has not
     waited for an hour.
@@ -41,7 +111,9 @@ class Watchdog:
         self._waits = 0
         self._waiting = 0  # number of the current wait; 0: none
         self._overdue = 0  # number of the wait that is to be interrupted
+        self._name = describe()
         self._stopped = threading.Event()
+        _outside.start()
         self._interruptible = (
             _SIGNAL is not None and threading.current_thread() is threading.main_thread()
         )
@@ -53,9 +125,11 @@ class Watchdog:
     def __enter__(self) -> None:
         self._waits += 1
         self._waiting = self._waits
+        _outside.name(self, self._name)
+        _outside.waiting[0] = self._waits
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._waiting = 0
+        self._waiting = _outside.waiting[0] = 0
         if kind is Hung:
             raise EnvironmentHang(self.what()) from None
 
@@ -82,6 +156,8 @@ class Watchdog:
                 self._end()
 
     def _end(self) -> None:
+        # Saving what can be saved may take longer.
+        _outside.waiting[0] = 0
         try:
             print(f"error: {last_words(self.what())}", file=sys.stderr, flush=True)
         finally:

@@ -1,0 +1,56 @@
+"""End a process that hangs in native code and lets no thread of Python run, from outside.
+
+`envs.watchdog` starts this file as a process of its own, on the standard library alone.
+"""
+
+import os
+import select
+import signal
+import sys
+
+MOST_NAME_BYTES = 400
+PAGE_BYTES = 8 + MOST_NAME_BYTES
+"""What both processes see: the number of the current wait, 0 for none, and what is waited for."""
+
+
+def watch(page: int, parent: int, seconds: int) -> None:
+    """Look at the page once a second until the parent ends, or has waited too long.
+
+    | argument | meaning |
+    | --- | --- |
+    | page | descriptor of the page; standard input is a pipe that ends with the parent |
+    | seconds | how often the same wait may be seen |
+    """
+    seen, unchanged = bytes(8), 0
+    while not select.select([0], [], [], 1.0)[0] and os.getppid() == parent:
+        waiting = os.pread(page, 8, 0)
+        if not any(waiting) or waiting != seen:
+            seen, unchanged = waiting, 0
+        elif not _is_suspended(parent):
+            unchanged += 1
+        if unchanged >= seconds:
+            name = os.pread(page, MOST_NAME_BYTES, 8).rstrip(b"\0").decode(errors="replace")
+            line = (
+                f"error: {name} has not answered for {seconds} seconds, nor let any other code "
+                "run, so nothing more is saved: run the same command again to resume from the last "
+                "checkpoint, train.py with --fresh-games to play other games from there\n"
+            )
+            os.write(2, line.encode())
+            os.kill(parent, signal.SIGKILL)
+            return
+
+
+def _is_suspended(process: int) -> bool:
+    """Whether it is stopped, by Ctrl-Z or by a debugger."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    # Those of a scheduler go to every process; this one ends with its parent.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    watch(*map(int, sys.argv[1:]))
