@@ -38,6 +38,8 @@ class _Outside:
     | waiting | (1,) int64, shared with that process: number of the current wait, 0 for none |
     """
 
+    _process: subprocess.Popen[bytes] | None = None
+
     def __init__(self) -> None:
         self.forget()
 
@@ -46,7 +48,9 @@ class _Outside:
         self.waiting = memoryview(bytearray(8)).cast("q")
         self._name = memoryview(bytearray(outside_watchdog.MOST_NAME_BYTES))
         self._owner: object = None
-        self._process: subprocess.Popen[bytes] | None = None
+        if self._process is not None and self._process.returncode is None:
+            self._process.returncode = 0  # otherwise Python warns that it still runs
+        self._process = None
 
     def start(self) -> None:
         """Start the process, if there is none; where it cannot be started, there is none."""
