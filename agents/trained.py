@@ -40,7 +40,7 @@ class TrainedAgent:
     | network | what plays |
     | outputs | what its outputs are: "values", or "logits" of a policy |
     | config | the run's config.json: {"settings": …, "environment": …} |
-    | frames | emulator frames it was trained on |
+    | frames | emulator frames it was trained on; 0: unknown, of a policy from elsewhere |
     | num_actions | number of actions A |
     | warnings | damaged checkpoints that were passed over, one line each |
     """

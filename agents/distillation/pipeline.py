@@ -163,14 +163,16 @@ class Pipeline:
         single = {"run_dir": str(self.teacher_dir), "network": settings["network"]}
         named = settings.get(ENSEMBLE, single)
         temperature, source = self._temperature(dataset), dataset.sources[0]
+        sizes = network_sizes(self.teacher.network, self.teacher.config["environment"])
         record: TeacherRecord = {
             "run_dir": named["run_dir"],
             "game": settings["game"],
             "protocol": baselines.teacher["protocol"],
             "network": named["network"],
-            "frames": self.teacher.frames,
+            "frames": self.teacher.frames or None,
             "num_actions": self.teacher.num_actions,
-            **network_sizes(self.teacher.network, self.teacher.config["environment"]),
+            "parameters": sizes["parameters"] or None,
+            "multiply_adds": sizes["multiply_adds"] or None,
             "evaluation": baselines.teacher,
             "random": baselines.random,
             "constant": baselines.constant,

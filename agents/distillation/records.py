@@ -71,6 +71,7 @@ class TeacherRecord(TypedDict):
     | key | meaning |
     | --- | --- |
     | frames | emulator frames it was trained on |
+    | frames, parameters, multiply_adds | None where a policy from elsewhere does not tell them |
     | evaluation, random, constant | games of teacher, random play and constant actions |
     | gap | median of the best minus the second-best output over the states, in their units |
     | temperature | τ, in the same units; `temperature_setting` is what was asked for |
@@ -81,10 +82,10 @@ class TeacherRecord(TypedDict):
     game: str
     protocol: str
     network: str
-    frames: int
+    frames: int | None
     num_actions: int
-    parameters: int
-    multiply_adds: int
+    parameters: int | None
+    multiply_adds: int | None
     evaluation: Score
     random: Score
     constant: Constant
@@ -96,10 +97,10 @@ class TeacherRecord(TypedDict):
 
 
 class MemberRecord(TypedDict):
-    """A member of an ensemble of teachers: its name, its τ, and its median gap."""
+    """A member of an ensemble: its name, its frames (None: unknown), its τ, its median gap."""
 
     member: str
-    frames: int
+    frames: int | None
     temperature: float
     gap: float
 

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from agents.architectures import TEACHER, check_student, whole_architecture
 from agents.distillation.records import Sizes
 from agents.distillation.settings import load_experimental
+from agents.foreign.policy import Called
 from agents.networks import Features, PlainHead, QNetwork, build_network
 from agents.trained import STUDENT, WEIGHTS, Outputs, TrainedAgent, load_agent
 from ebu.errors import EbuError, UsageError
@@ -146,9 +147,10 @@ def multiply_adds(
 def network_sizes(network: nn.Module, environment: Mapping[str, Any]) -> Sizes:
     """The sizes of a network that plays in this environment, as config.json describes it.
 
-    They are 0, for unknown, of what is computed by something else than torch.
+    They are 0, for unknown, of what is not wholly computed by torch, such as an ensemble with an
+    ONNX file.
     """
-    if not num_parameters(network):
+    if any(isinstance(module, Called) for module in network.modules()):
         return {"parameters": 0, "multiply_adds": 0}
     return {
         "parameters": num_parameters(network),

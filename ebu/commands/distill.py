@@ -101,10 +101,11 @@ def announce_smallest(
             f"smallest: not even the largest student is shown to retain {share:.0%}; try more games"
         )
         return 1
+    whole = teacher["parameters"]
+    of_teacher = f"{found['parameters'] / whole:.1%} of the teacher's, " if whole else ""
     print(
-        f"smallest: {found['student']}, {found['parameters']:,} parameters, "
-        f"{found['parameters'] / max(1, teacher['parameters']):.1%} of the teacher's, retains "
-        f"{share:.0%}"
+        f"smallest: {found['student']}, {found['parameters']:,} parameters, {of_teacher}"
+        f"retains {share:.0%}"
     )
     return 0
 

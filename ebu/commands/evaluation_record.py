@@ -8,14 +8,15 @@ def as_table(record: dict[str, Any]) -> str:
     if record["policy"] == "random":
         player = "none: uniformly random actions"
     else:
-        player = f"{record['weights']}, after {record['trained_frames']:,} frames of training"
+        # Policies from elsewhere may not tell their frames.
+        frames = record["trained_frames"]
+        player = record["weights"] + (f", after {frames:,} frames of training" if frames else "")
         if record["from"] is not None:
             player = f"those of {record['from']}"
         elif record["teacher"] is not None:
-            player = (
-                f"distilled from {record['teacher']} after its {record['trained_frames']:,} frames "
-                "of training"
-            )
+            player = f"distilled from {record['teacher']}"
+            if frames:
+                player += f" after its {frames:,} frames of training"
     mean = f"{record['mean']:,.2f}"
     if record["interval_95"] is not None:
         low, high = record["interval_95"]

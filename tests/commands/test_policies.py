@@ -10,9 +10,10 @@ import torch
 from agents import load_agent
 from agents.distillation.settings import DistillConfig
 from agents.foreign.flags import PolicyFlags
-from ebu.commands import evaluation
+from ebu.commands import distill, evaluation
 from ebu.commands.distilling.run import Outcome, run
 from ebu.commands.evaluate_arguments import EvaluateConfig
+from ebu.commands.evaluation_record import as_table
 from ebu.commands.importing import ImportConfig, import_policy
 from ebu.commands.policies import load_policy
 from ebu.errors import UsageError
@@ -82,7 +83,9 @@ def test_a_policy_from_elsewhere_is_distilled_and_resumed(zipped: Path, tmp_path
         distilled(zipped, "--game", "CartPole-v1", "--out", out)
 
 
-def test_a_function_is_a_teacher(tmp_path: Path) -> None:
+def test_a_function_is_a_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     typed = f"{__name__}:lean"
     flags = ("--game", "CartPole-v1", "--policy-outputs", "values", "--baselines", "regression")
     outcome = distilled(typed, *flags, "--out", tmp_path / "out")
@@ -90,7 +93,17 @@ def test_a_function_is_a_teacher(tmp_path: Path) -> None:
     assert {s["outputs"] for s in outcome.students} == {"logits", "values"}
     games = outcome.teacher["evaluation"]["returns"]
     assert scored(typed, "--game", "CartPole-v1")["returns"] == games
-    assert (tmp_path / "out" / "report.md").exists()
+    # What a function costs is not known, and no figure is made up for it.
+    sizes = [outcome.teacher[name] for name in ("frames", "parameters", "multiply_adds")]
+    assert sizes == [None, None, None]
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert f"from `{typed}`; 2 actions." in text
+    assert "| teacher | – | – | – | – |" in text
+    monkeypatch.setattr(distill, "tested_retention", lambda *_: 1.0)
+    distill.announce_smallest(outcome.config, outcome.teacher, outcome.students[:1])
+    assert " parameters, retains 95%" in capsys.readouterr().out
+    record = scored(tmp_path / "out" / "students" / "2-2-2_4-kl-seed0")
+    assert f"distilled from {typed}\n" in as_table(record)
 
 
 def test_the_action_set_follows_from_the_number_of_outputs(tmp_path: Path) -> None:

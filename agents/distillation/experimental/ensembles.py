@@ -142,12 +142,13 @@ def join_teachers(pipeline: Pipeline, members: Sequence[Teacher]) -> Pipeline:
         write_record(path, record)
     temperatures = [member["temperature"] for member in record["members"]]
     first = pipeline.teacher
+    # Learners of one run share its frames.
+    frames = {member.run_dir: member.agent.frames for member in members}.values()
     teacher = TrainedAgent(
         MeanPolicy([member.agent.network for member in members], temperatures),
         "logits",
         {**first.config, "settings": {**first.config["settings"], ENSEMBLE: _in_words(members)}},
-        # Learners of one run share its frames.
-        sum({member.run_dir: member.agent.frames for member in members}.values()),
+        sum(frames) if all(frames) else 0,
         first.device,
         [],
     )
@@ -170,7 +171,7 @@ def _probe(pipeline: Pipeline, number: int, member: Teacher) -> MemberRecord:
     found = temperature_of(pipeline.config.temperature, states.outputs, kind=agent.outputs)
     return {
         "member": member.name,
-        "frames": agent.frames,
+        "frames": agent.frames or None,
         "temperature": found.value,
         "gap": found.median_gap,
     }

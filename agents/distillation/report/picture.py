@@ -45,7 +45,8 @@ def draw(rows: Sequence[Row]) -> Figure:
     """A panel for each cost: retention, or scores if the teacher is no better than random play.
 
     Chosen students have large marks and their intervals over games, other seeds small marks;
-    methods of a student are next to each other, around its cost. The line is the Pareto front.
+    methods of a student are next to each other, around its cost. The line is the Pareto front. A
+    policy whose cost is not known is left out of that panel.
     """
     costs = [cost for cost in COSTS if any(row[cost] is not None for row in rows)]
     relative = all(row["retention"] is not None for row in rows)
@@ -198,7 +199,9 @@ def _legend(rows: Sequence[Row], colours: dict[str, str]) -> list[Line2D]:
             label=label,
         )
 
-    handles = [marker("*", "black", "teacher")]
+    handles = []
+    if any(row[cost] is not None for row in rows if row["kind"] == "teacher" for cost in COSTS):
+        handles.append(marker("*", "black", "teacher"))
     handles += [marker("o", colour, method) for method, colour in colours.items()]
     if any(row["kind"] == "int8" for row in rows):
         handles.append(marker("s", "black", "int8", "white"))

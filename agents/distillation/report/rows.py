@@ -220,7 +220,8 @@ def _rows(
         export: ExportRecord | None,
         **known: Any,
     ) -> None:
-        sizes = {key: record[key] for key in ("parameters", "multiply_adds")}
+        # Earlier versions recorded 0 for what is not known.
+        sizes = {key: record[key] or None for key in ("parameters", "multiply_adds")}
         file = {} if export is None else _file(export["bytes"], export["latency"]["onnxruntime"])
         rows.append(_row(name, kind, record["evaluation"], teacher, **known, **sizes, **file))
         if export is not None:

@@ -109,9 +109,10 @@ def _setting(teacher: TeacherRecord) -> str:
     human = score["human_normalised"]
     of_human = "" if human is None else f", {human:.1%} human-normalised"
     rounds = f" in {states['rounds']} rounds" if states["rounds"] > 1 else ""
+    frames = f", trained on {teacher['frames']:,} frames" if teacher["frames"] else ""
     return (
-        f"Teacher: {teacher['network']} from `{teacher['run_dir']}`, trained on "
-        f"{teacher['frames']:,} frames; {teacher['num_actions']} actions. It scores "
+        f"Teacher: {teacher['network']} from `{teacher['run_dir']}`{frames}; "
+        f"{teacher['num_actions']} actions. It scores "
         f"{score_cell(score)}{of_human}. Every score is the mean "
         f"of {score['games']} games under protocol `{score['protocol']}` with ε = "
         f"{score['epsilon']:g} and seed {score['seed']}, random play aside (ε = 1). States, from "
@@ -128,7 +129,7 @@ def _members(members: Sequence[MemberRecord]) -> str:
     return table(
         members,
         ("member of the ensemble", lambda member: f"`{member['member']}`"),
-        ("frames", lambda member: f"{member['frames']:,}"),
+        ("frames", lambda member: _count(member["frames"])),
         ("τ", lambda member: f"{member['temperature']:.4g}"),
         ("median gap", lambda member: f"{member['gap']:.4g}"),
     )
@@ -200,8 +201,9 @@ def verdict(row: Comparison) -> str:
 
 def _sizes(rows: Sequence[Row]) -> str:
     """Each network once: its size does not depend on method and seed."""
-    known = [row for row in rows if row["parameters"] is not None and row["kind"] != "int8"]
-    order = [(row["name"], row["parameters"] or 0, row["multiply_adds"] or 0) for row in known]
+    networks = [row for row in rows if row["kind"] not in ("floor", "int8")]
+    order = [(row["name"], row["parameters"], row["multiply_adds"]) for row in networks]
+    # The teacher comes first.
     _, parameters, multiply_adds = order[0]
     return table(
         list(dict.fromkeys(order)),
@@ -213,8 +215,8 @@ def _sizes(rows: Sequence[Row]) -> str:
     )
 
 
-def _count(number: int) -> str:
-    """A number of parameters; policies from elsewhere do not tell all of theirs."""
+def _count(number: int | None) -> str:
+    """A number of parameters or frames; policies from elsewhere do not tell all of theirs."""
     return f"{number:,}" if number else NONE
 
 
@@ -302,8 +304,8 @@ def interval_cell(interval: Sequence[float] | None) -> str:
     return NONE if interval is None else f"[{interval[0]:.1%}, {interval[1]:.1%}]"
 
 
-def _of(part: float, whole: float | None) -> str:
-    return f"{part / whole:.1%}" if whole else NONE
+def _of(part: float | None, whole: float | None) -> str:
+    return f"{part / whole:.1%}" if part and whole else NONE
 
 
 def _difference(parity: Parity) -> str:

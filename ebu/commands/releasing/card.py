@@ -47,7 +47,9 @@ def card_text(
         what = f"A policy imported from `{_cell(settings.get('from'))}`"
     about = {
         "weights": f"{released['weights']}: {WHICH[released['weights']]}",
-        "frames of training": f"{agent.frames:,}" + " (of its teacher)" * student,
+        "frames of training": f"{agent.frames:,}" + " (of its teacher)" * student
+        if agent.frames
+        else None,
         "seed": settings.get("seed"),
         "trained under protocol": settings["protocol"],
         "network": f"{settings['network']}, {num_parameters(agent.network):,} parameters",

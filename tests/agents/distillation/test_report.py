@@ -182,6 +182,10 @@ def table(text: str, heading: str) -> list[list[str]]:
     return [rows[0], *rows[2:]]
 
 
+def draw_panels(report: Report) -> list[Any]:
+    return draw(report["rows"]).axes
+
+
 # --- figures --------------------------------------------------------------------------------
 
 
@@ -317,6 +321,25 @@ def test_sizes_latencies_and_files_are_compared_with_the_teachers(tmp_path: Path
         "net1-kl.onnx", "447,579", "121,473", "3.68", "10,000", "4.0e-06 (≤ 0.001)", "99.99%",
         "97.0% of 3,488", "512",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("unknown", [None, 0])
+def test_what_a_teacher_does_not_tell_is_left_out(tmp_path: Path, unknown: int | None) -> None:
+    names = ("frames", "parameters", "multiply_adds")
+    report = recorded(tmp_path, teacher=teacher_record(**dict.fromkeys(names, unknown)))
+    text = report_text(report)
+    assert "from `runs/breakout`; 4 actions." in text
+    assert table(text, "Sizes")[1:3] == [
+        ["teacher", "–", "–", "–", "–"],
+        ["net1", "424,276", "–", "3,155,968", "–"],
+    ]
+    row = row_of(report, "teacher")
+    assert (row["parameters"], row["multiply_adds"]) == (None, None)
+    # The front starts at a student, and the teacher is drawn over its latency alone.
+    stars = [[line for line in p.lines if line.get_marker() == "*"] for p in draw_panels(report)]
+    assert [len(found) for found in stars] == [0, 0, 1]
+    lines = [p.lines[-1].get_xdata() for p in draw_panels(report)[:2]]
+    assert [len(np.asarray(xs)) > 0 and min(np.asarray(xs)) > 0 for xs in lines] == [True, True]
 
 
 @pytest.mark.parametrize(
