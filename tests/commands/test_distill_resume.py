@@ -72,6 +72,23 @@ def test_everything_finished_is_found_again(
     assert contents(exported) == before
 
 
+def test_a_report_without_an_export_says_which_file_is_lost_and_how_to_mend_it(
+    exported: Path, teacher: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(exported, out)
+    (out / "export" / "2-2-2_4-kl.onnx").unlink()
+    lost = "**Warning:** export/2-2-2_4-kl.onnx is lost: run the same command again"
+    distilled(teacher, out)
+    assert lost in (out / "report.md").read_text()
+    # Stopped before the export, too.
+    with pytest.raises(Stopped):
+        distilled(teacher, out, "--export", "--games", 3, should_stop=lambda: True)
+    assert lost in (out / "report.md").read_text()
+    distilled(teacher, out, "--export", "--games", 3)
+    assert "is lost" not in (out / "report.md").read_text()
+
+
 def test_files_are_made_again_only_where_another_student_is_chosen(
     exported: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,15 +164,28 @@ def is_whole(directory: Path, record: ExportRecord, agent: TrainedAgent, games: 
     settings = agent.config["settings"]
     if (record["seed"], record.get("weights")) != (settings["seed"], digest_of(agent.network)):
         return False
-    files: tuple[ExportRecord | Int8Record, ...] = record, record["int8"]
-    for file in files:
-        try:
-            content = read_file(directory / file["onnx"], MOST_BYTES)
-        except (OSError, ValueError):
-            return False
-        if sha256(content).hexdigest() != file.get("sha256"):
-            return False
+    if any("sha256" not in file or file_fault(directory, file) for file in files_of(record)):
+        return False
     return record["int8"]["evaluation"]["games"] == games
+
+
+def files_of(record: ExportRecord) -> tuple[ExportRecord | Int8Record, ...]:
+    """What is recorded of both files of an agent."""
+    return record, record["int8"]
+
+
+def file_fault(directory: Path, file: ExportRecord | Int8Record) -> str | None:
+    """What has happened to a file since it was measured, in words; None: nothing."""
+    try:
+        content = read_file(directory / file["onnx"], MOST_BYTES)
+    except FileNotFoundError:
+        return "is lost"
+    except (OSError, ValueError):
+        return "cannot be read"
+    # Earlier versions recorded sizes alone.
+    digest = file.get("sha256")
+    same = digest is None or sha256(content).hexdigest() == digest
+    return None if same and len(content) == file["bytes"] else "is not the file that was measured"
 
 
 def digest_of(network: nn.Module) -> str:

@@ -11,6 +11,8 @@ from agents.distillation.deploy.deployment import (
     ExportRecord,
     ExportRecords,
     Latency,
+    file_fault,
+    files_of,
     read_exports,
 )
 from agents.distillation.records import (
@@ -122,6 +124,7 @@ class Records(NamedTuple):
     | main | the method of the students that were asked for, `DistillConfig.main_method` |
     | deployed | exported files |
     | unfinished | names of directories of students that are not finished |
+    | faults | of exported files that are lost or altered, a line each |
     """
 
     teacher: TeacherRecord
@@ -130,6 +133,7 @@ class Records(NamedTuple):
     main: str
     deployed: ExportRecords
     unfinished: list[str]
+    faults: list[str]
 
 
 def read_records(out: Path, main: str) -> Records:
@@ -143,19 +147,27 @@ def read_records(out: Path, main: str) -> Records:
     ensemble = read_record(out / ENSEMBLE_FILE, EnsembleRecord)
     directories = sorted(path for path in (out / STUDENTS).glob("*") if path.is_dir())
     read = {path.name: read_record(path / RESULT_FILE, StudentRecord) for path in directories}
+    deployed = read_exports(out / EXPORT)
     return Records(
         teacher,
         [] if ensemble is None else ensemble["members"],
         [record for record in read.values() if record is not None],
         main,
-        read_exports(out / EXPORT),
+        deployed,
         [name for name, record in read.items() if record is None],
+        [
+            f"{EXPORT}/{file['onnx']} {fault}: run the same command again, without --no-export, to "
+            "have it made and measured again."
+            for record in deployed["exports"].values()
+            for file in files_of(record)
+            if (fault := file_fault(out / EXPORT, file))
+        ],
     )
 
 
 def compose(records: Records) -> Report:
     """The report of these records."""
-    teacher, members, students, main, deployed, unfinished = records
+    teacher, members, students, main, deployed, unfinished, faults = records
     # Where several games have one network, all students are of a procedure.
     found = {record["method"] for record in students if is_main(record["method"], main)}
     main = min(found, key=len, default=main)
@@ -174,7 +186,7 @@ def compose(records: Records) -> Report:
     return {
         "teacher": teacher,
         "members": members,
-        "warnings": _warnings(teacher, students),
+        "warnings": [*_warnings(teacher, students), *faults],
         "main": main,
         "rows": _rows(teacher, students, main, best, deployed["exports"]),
         "methods": [method_row(group, teacher) for group in groups],

@@ -1,6 +1,7 @@
 """The report of a distillation from given records: its figures, text and picture."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,8 @@ def recorded(
     if exports is not None:
         records = {"exports": exports, "left_out": left_out or {}}
         write_record(out / "export" / "export.json", records)
+        for file in (file for export in exports.values() for file in (export, export["int8"])):
+            (out / "export" / file["onnx"]).write_bytes(bytes(file["bytes"]))
     return compose(read_records(out, main))
 
 
@@ -430,6 +433,24 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
         "agent", "torch p50 / p99, µs", "onnxruntime", "int8",
     ]  # fmt: skip
     assert not any(row["name"] == "teacher" and row["kind"] == "int8" for row in report["rows"])
+
+
+def test_files_that_are_lost_or_altered_since_are_warned_of(tmp_path: Path) -> None:
+    assert recorded(tmp_path)["warnings"] == []
+    (tmp_path / "export" / "net1-kl.onnx").unlink()
+    (tmp_path / "export" / "teacher.int8.onnx").write_bytes(b"another")
+    again = "run the same command again, without --no-export"
+    found = compose(read_records(tmp_path, "kl"))["warnings"]
+    assert [line.partition(f": {again}")[0] for line in found] == [
+        "export/teacher.int8.onnx is not the file that was measured",
+        "export/net1-kl.onnx is lost",
+    ]
+    # Of the same size, by its digest.
+    digested = export_record("net1-kl", 1, 90, sha256=sha256(bytes(447_579)).hexdigest())
+    assert recorded(tmp_path, exports={"net1-kl": digested})["warnings"] == []
+    (tmp_path / "export" / "net1-kl.onnx").write_bytes(bytes(447_578) + b"1")
+    (line,) = compose(read_records(tmp_path, "kl"))["warnings"]
+    assert line.startswith("export/net1-kl.onnx is not the file that was measured: ")
 
 
 # --- files ----------------------------------------------------------------------------------
