@@ -8,16 +8,18 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
+from agents.architectures import TEACHER
 from agents.distillation.collect import EPSILON, collect, from_replay
 from agents.distillation.dataset import Dataset, hard_targets, join, load_or_make, load_states
 from agents.distillation.records import (
     STUDENTS,
     TEACHER_FILE,
     Constant,
+    SavedScore,
     Score,
     TeacherRecord,
     read_record,
@@ -36,6 +38,7 @@ from agents.distillation.settings import (
 )
 from agents.distillation.students import (
     Student,
+    digest_of,
     load_student,
     network_sizes,
     save_student,
@@ -59,7 +62,7 @@ from ebu.run.progress import progress_bar, say
 
 # Streams of random numbers, far from each other's and from those of runs and evaluations.
 COLLECTOR_STREAM, STATE_STREAM = int.from_bytes(b"scou"), int.from_bytes(b"coll")
-COLLECTORS = "collectors"
+COLLECTORS, STATES = "collectors", "states"
 
 ResultT = TypeVar("ResultT")
 
@@ -131,24 +134,40 @@ class Pipeline:
             "frames_played": summary["frames_played"],
         }
 
-    def saved_score(self, path: Path, name: str, act: Act, epsilon: float | None = None) -> Score:
-        """The score in this file, or played now if it has another number of games."""
-        score = read_record(path, Score)
-        if score is None or score["games"] != self.games:
-            score = self.score(name, act, epsilon)
-            write_record(path, score)
+    def saved_score(
+        self,
+        path: Path,
+        name: str,
+        act: Act,
+        *,
+        epsilon: float | None = None,
+        weights: str | None = None,
+    ) -> Score:
+        """The score in this file, or played now if that is of other games or weights.
+
+        weights: digest of those that play; None where they are no weights, or part of the path.
+        """
+        saved = read_record(path, SavedScore)
+        if saved and (saved["games"], saved.get("weights")) == (self.games, weights):
+            return cast(Score, {key: value for key, value in saved.items() if key != "weights"})
+        score = self.score(name, act, epsilon)
+        write_record(path, score if weights is None else {**score, "weights": weights})
         return score
+
+    def score_path(self, name: str) -> Path:
+        """The file of a score."""
+        return self.config.out / "scores" / f"{name}.json"
 
     def baselines(self) -> Baselines:
         """Score the teacher, random play and every constant action, or load their scores."""
 
-        def scored(name: str, act: Act, epsilon: float | None = None) -> Score:
-            return self.saved_score(self.config.out / "scores" / f"{name}.json", name, act, epsilon)
+        def scored(name: str, act: Act, **how: Any) -> Score:
+            return self.saved_score(self.score_path(name), name, act, **how)
 
         num_actions = self.teacher.num_actions
         return Baselines(
-            scored("teacher", self.teacher.choose),
-            scored("random", random_play(num_actions), 1.0),
+            scored(TEACHER, self.teacher.choose, weights=digest_of(self.teacher.network)),
+            scored("random", random_play(num_actions), epsilon=1.0),
             best_constant(
                 [
                     scored(f"constant-{action}", constant_play(action, num_actions))
@@ -186,6 +205,7 @@ class Pipeline:
                 "rounds": self.config.rounds if self.config.states_from == PLAY else 1,
                 "source": source.get("directory", source["from"]),
             },
+            "weights": digest_of(self.teacher.network),
         }
         write_record(self.config.out / TEACHER_FILE, record)
         return record
@@ -226,7 +246,7 @@ class Pipeline:
             "seed": self.config.seed,
             **how,
         }
-        return load_or_make(self.config.out / "states" / name, known, make)
+        return load_or_make(self.config.out / STATES / name, known, make)
 
     def collect_round(
         self,

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, cast
+from typing import Any, NotRequired, TypedDict, TypeVar, cast
 
 from ebu.errors import EbuError
 from ebu.run.files import write_whole
@@ -39,6 +39,12 @@ class Score(TypedDict):
     protocol: str
     seed: int
     frames_played: int
+
+
+class SavedScore(Score):
+    """A score in a file of its own; weights: digest of those that played, if any did."""
+
+    weights: NotRequired[str]
 
 
 class Constant(TypedDict):
@@ -76,6 +82,7 @@ class TeacherRecord(TypedDict):
     | gap | median of the best minus the second-best output over the states, in their units |
     | temperature | τ, in the same units; `temperature_setting` is what was asked for |
     | entropy | of softmax(outputs / τ), the mean over the states, in nats |
+    | weights | digest of those that were measured; earlier versions have none |
     """
 
     run_dir: str
@@ -94,6 +101,7 @@ class TeacherRecord(TypedDict):
     temperature_setting: str
     entropy: float
     states: StateCounts
+    weights: NotRequired[str]
 
 
 class MemberRecord(TypedDict):
@@ -137,6 +145,7 @@ class StudentRecord(TypedDict):
     | method | the losses it was trained by, see `method_name`, and the procedure |
     | states | number of states it was trained on |
     | seconds | wall time of its training: the only number that differs between runs |
+    | weights | digest of those that were measured; earlier versions have none |
     """
 
     student: str
@@ -151,6 +160,7 @@ class StudentRecord(TypedDict):
     seconds: float
     held_out: HeldOut
     evaluation: Score
+    weights: NotRequired[str]
 
 
 RecordT = TypeVar("RecordT")

@@ -1,6 +1,7 @@
 """Students: the networks that a teacher is distilled into, and their run directories."""
 
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,15 @@ def student_of(
 def num_parameters(network: nn.Module) -> int:
     """Number of weights and biases of a network."""
     return sum(weight.numel() for weight in network.parameters())
+
+
+def digest_of(network: nn.Module) -> str:
+    """SHA-256 of a network's weights and their names."""
+    digest = sha256()
+    for name, weight in network.state_dict().items():
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(weight.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def multiply_adds(

@@ -18,7 +18,7 @@ from agents.distillation.records import (
     write_record,
 )
 from agents.distillation.settings import StudentSpec, load_experimental
-from agents.distillation.students import Student, load_student, network_sizes
+from agents.distillation.students import Student, digest_of, load_student, network_sizes
 from agents.distillation.trainer import PROGRESS, Supervision, Trainer
 
 STUDENT_STREAM = int.from_bytes(b"stud")
@@ -168,6 +168,7 @@ def _finish(
         "seconds": trainer.seconds,
         "held_out": (judge or supervision).measure(student),
         "evaluation": pipeline.score(spec.name, agent.choose),
+        "weights": digest_of(agent.network),
     }
     write_record(directory / RESULT_FILE, record)
     return record

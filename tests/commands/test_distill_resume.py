@@ -19,7 +19,7 @@ from agents.distillation.settings import Stopped
 from agents.distillation.trainer import Trainer
 from ebu import evaluation
 from ebu.errors import EbuError, UsageError
-from tests.distillations import FLAGS, contents, distilled, scalars
+from tests.distillations import FLAGS, NUMBERS, contents, distilled, scalars, train
 
 ROOT = Path(__file__).parents[2]
 
@@ -245,6 +245,20 @@ def test_chosen_threads_are_a_setting_like_others(
         distilled(teacher, tmp_path / "out", "--threads", 2)
     distilled(teacher, tmp_path / "out", "--threads", 0)
     assert contents(tmp_path / "out") == contents(whole)
+
+
+def test_a_teacher_that_was_trained_on_is_refused(tmp_path: Path) -> None:
+    run_dir, flags = tmp_path / "run", f"--game {NUMBERS} --network 3-3-3/6 --frames"
+    train(run_dir, f"{flags} 200")
+    words = ("--seeds", 1, "--baselines")
+    distilled(run_dir, tmp_path / "out", *words)
+    distilled(run_dir, tmp_path / "out", *words)
+    train(run_dir, f"{flags} 300")
+    with pytest.raises(UsageError, match=r"has other weights than when .* choose another --out"):
+        distilled(run_dir, tmp_path / "out", *words)
+    # Of what else differs the list is given.
+    with pytest.raises(UsageError, match="updates was 4, is 5"):
+        distilled(run_dir, tmp_path / "out", *words, "--updates", 5)
 
 
 def test_another_working_directory_and_other_paths_continue_it(

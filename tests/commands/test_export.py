@@ -1,24 +1,31 @@
 """`export.py`: runs with the students of their training, and policies from elsewhere."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from agents import load_agent
+from agents.distillation.settings import Stopped
+from agents.distillation.students import digest_of
 from ebu.commands.distilling.export import run_export
 from ebu.commands.export import ExportConfig
 from ebu.errors import UsageError
+from ebu.run.checkpoint import load_latest, save_checkpoint
 from ebu.run.cli import parse
+from ebu.run.directory import identity_of, read_config
 from tests.agents.foreign.files import CleanPpo, sb3
 from tests.commands.test_policies import scored
-from tests.distillations import train
+from tests.distillations import train, without_seconds
 
 
-def export(*args: object) -> None:
+def export(*args: object, **options: Any) -> None:
     small = ["--states", "120", "--games", "2", "--num-envs", "6", "--threads", "1"]
     words = [*map(str, args), *small]
-    run_export(parse(ExportConfig, words, prog="export.py", description=""))
+    run_export(parse(ExportConfig, words, prog="export.py", description=""), **options)
 
 
 @pytest.mark.slow
@@ -42,6 +49,72 @@ def test_a_run_and_the_students_of_its_training_get_files_and_a_report(tmp_path:
     export(run_dir / "students" / "2-2-2_4", "--out", tmp_path / "student")
     alone = (tmp_path / "student" / "export" / "teacher.onnx").read_bytes()
     assert len(alone) < len(content)
+
+
+def measured(out: Path) -> dict[str, object]:
+    """The report and the scores, without what depends on the clock."""
+    scores = {path.name: json.loads(path.read_text()) for path in (out / "scores").iterdir()}
+    report = json.loads((out / "report.json").read_text())
+    return {"report": without_seconds(report), "scores": scores}
+
+
+def test_a_run_that_was_trained_on_is_measured_again_however_often_it_is_stopped(
+    tmp_path: Path,
+) -> None:
+    run_dir, out = tmp_path / "run", tmp_path / "out"
+    flags = "--game CartPole-v1 --distill 2-2-2/4 --frames"
+    train(run_dir, f"{flags} 200")
+    export(run_dir, "--out", out)
+    before = measured(out)
+    train(run_dir, f"{flags} 300")
+    asked = 0
+
+    def should_stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked % 40 == 0
+
+    for _ in range(50):
+        try:
+            export(run_dir, "--out", out, should_stop=should_stop)
+            break
+        except Stopped:
+            # No figure of the earlier weights is reported in the meantime.
+            if (out / "teacher.json").exists():
+                report = json.loads((out / "report.json").read_text())
+                assert report["teacher"]["frames"] == 300
+                assert "teacher" not in report["exports"]
+    assert asked > 40
+    export(run_dir, "--out", tmp_path / "fresh")
+    found = measured(out)
+    assert found == measured(tmp_path / "fresh")
+    student = "2-2-2_4-kl-online-seed0.json"
+    weights = [each["scores"][student]["weights"] for each in (before, found)]  # type: ignore[index]
+    assert weights[0] != weights[1]
+
+
+def test_a_student_that_learnt_on_is_scored_again_where_its_teacher_has_not(
+    tmp_path: Path,
+) -> None:
+    flags = "--game CartPole-v1 --frames 200 --distill 2-2-2/4"
+    run_dir, out = train(tmp_path / "run", flags), tmp_path / "out"
+    export(run_dir, "--out", out)
+    other = train(tmp_path / "other", f"{flags} --seed 1")
+    learnt = run_dir / "students" / "2-2-2_4"
+    network = load_agent(other / "students" / "2-2-2_4").network
+    (path,) = (learnt / "checkpoints").iterdir()
+    checkpoint = load_latest(learnt / "checkpoints", state_only=True)
+    assert checkpoint is not None
+    state = {**checkpoint.state, "agent": {"learner": {"online": dict(network.state_dict())}}}
+    run = identity_of(read_config(learnt))
+    shutil.rmtree(path)
+    save_checkpoint(learnt / "checkpoints", path.name, state, run=run, keep=1)
+    export(run_dir, "--out", out)
+    score = json.loads((out / "scores" / "2-2-2_4-kl-online-seed0.json").read_text())
+    assert score["weights"] == digest_of(network)
+    assert score["returns"] == scored(learnt)["returns"]
+    report = json.loads((out / "report.json").read_text())
+    assert report["exports"]["2-2-2_4-kl-online"]["weights"] == digest_of(network)
 
 
 def test_a_policy_from_elsewhere_is_exported_and_plays_as_its_file(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.architectures import TEACHER
 from agents.distillation.dataset import Dataset
@@ -48,6 +48,7 @@ from agents.distillation.records import (
     write_record,
 )
 from agents.distillation.settings import require_export
+from agents.distillation.students import digest_of
 from agents.trained import TrainedAgent, load_agent
 from ebu.interfaces import Act
 from ebu.run.files import write_whole
@@ -186,15 +187,6 @@ def file_fault(directory: Path, file: ExportRecord | Int8Record) -> str | None:
     digest = file.get("sha256")
     same = digest is None or sha256(content).hexdigest() == digest
     return None if same and len(content) == file["bytes"] else "is not the file that was measured"
-
-
-def digest_of(network: nn.Module) -> str:
-    """SHA-256 of a network's weights and their names."""
-    digest = sha256()
-    for name, weight in network.state_dict().items():
-        digest.update(f"{name} {tuple(weight.shape)}".encode())
-        digest.update(weight.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def deploy(

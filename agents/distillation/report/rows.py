@@ -124,7 +124,7 @@ class Records(NamedTuple):
     | main | the method of the students that were asked for, `DistillConfig.main_method` |
     | deployed | exported files |
     | unfinished | names of directories of students that are not finished |
-    | faults | of exported files that are lost or altered, a line each |
+    | faults | of exported files that are lost, altered or of other weights, a line each |
     """
 
     teacher: TeacherRecord
@@ -148,6 +148,25 @@ def read_records(out: Path, main: str) -> Records:
     directories = sorted(path for path in (out / STUDENTS).glob("*") if path.is_dir())
     read = {path.name: read_record(path / RESULT_FILE, StudentRecord) for path in directories}
     deployed = read_exports(out / EXPORT)
+    exports = deployed["exports"]
+    faults = [
+        f"{EXPORT}/{file['onnx']} {fault}"
+        for export in exports.values()
+        for file in files_of(export)
+        if (fault := file_fault(out / EXPORT, file))
+    ]
+    measured: dict[tuple[str, int | None], str | None]
+    measured = {(TEACHER, None): teacher.get("weights")} | {
+        (export_name(record["student"], record["method"]), record["seed"]): record.get("weights")
+        for record in read.values()
+        if record is not None
+    }
+    for name, export in list(exports.items()):
+        weights = measured.get((name, None if name == TEACHER else export["seed"]))
+        # Earlier versions did not record them.
+        if None not in (weights, export.get("weights")) and weights != export["weights"]:
+            faults.append(f"{EXPORT}/{export['onnx']} is of other weights than were scored")
+            del exports[name]
     return Records(
         teacher,
         [] if ensemble is None else ensemble["members"],
@@ -156,11 +175,9 @@ def read_records(out: Path, main: str) -> Records:
         deployed,
         [name for name, record in read.items() if record is None],
         [
-            f"{EXPORT}/{file['onnx']} {fault}: run the same command again, without --no-export, to "
-            "have it made and measured again."
-            for record in deployed["exports"].values()
-            for file in files_of(record)
-            if (fault := file_fault(out / EXPORT, file))
+            f"{fault}: run the same command again, without --no-export, to have it made and "
+            "measured again."
+            for fault in faults
         ],
     )
 

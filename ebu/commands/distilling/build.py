@@ -27,7 +27,7 @@ from agents.distillation.settings import (
     load_experimental,
     student_outputs,
 )
-from agents.distillation.students import student_of
+from agents.distillation.students import digest_of, student_of
 from agents.distillation.teachers import Teacher, check_plays, load_teachers
 from agents.foreign.flags import PolicyFlags
 from agents.foreign.formats import is_foreign
@@ -38,7 +38,7 @@ from ebu.commands.trust import check_trust
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import seeds_of
 from ebu.memory import available_bytes
-from ebu.run.directory import open_run_directory
+from ebu.run.directory import differences, open_run_directory
 from ebu.run.machine import Machine
 from ebu.run.settings import flat
 from envs import UnknownGameError
@@ -47,6 +47,7 @@ from envs.protocols import PROTOCOLS
 GAMES = "games"
 """The folder of the games' own directories, where there are several games."""
 TYPED_PATHS = frozenset({"run_dirs", "states_from"})
+WEIGHTS_OF_TEACHERS = frozenset({"teacher_frames", "teacher_weights", "teacher_digests"})
 
 
 def check_teachers(
@@ -236,10 +237,15 @@ def open_output(
     games: Mapping[str, Sequence[Teacher]],
     machine: Machine,
     before: dict[str, Any] | None,
+    *,
+    same_teachers: bool = True,
 ) -> Iterator[None]:
     """Create or resume the output directory under an exclusive lock.
 
-    `before` is its config.json, if there was one.
+    | argument | meaning |
+    | --- | --- |
+    | before | its config.json, if there was one |
+    | same_teachers | refuse teachers whose weights are not those that it was started with |
 
     Raises `UsageError` for a directory that was started with other settings, or is in use.
     """
@@ -252,6 +258,7 @@ def open_output(
             "games": max(games_of(config, teacher) for teacher in teachers),
             "run_dirs": [str(run_dir) for run_dir in config.run_dirs],
             "teacher_frames": [teacher.frames for teacher in teachers],
+            "teacher_weights": [digest_of(teacher.network)[:12] for teacher in teachers],
             **({"teacher_digests": digests} if any(digests) else {}),
             **(paths := paths_from_out(config)),
         },
@@ -270,6 +277,12 @@ def open_output(
         for field in fields(config)
         if recorded and field.name not in recorded and getattr(config, field.name) == field.default
     }
+    # They did not record weights either.
+    may_change |= {"teacher_weights"} - recorded.keys()
+    if not same_teachers:
+        may_change |= WEIGHTS_OF_TEACHERS
+    elif before is not None:
+        _check_weights(config, before, description, may_change)
     with open_run_directory(
         config.out,
         description,
@@ -278,3 +291,27 @@ def open_output(
         flag="--out",
     ):
         yield
+
+
+def _check_weights(
+    config: DistillConfig,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    may_change: frozenset[str],
+) -> None:
+    """Raise `UsageError` where nothing differs from the settings before but the teachers' weights.
+
+    Files that have changed are named by their digests, as any other setting.
+    """
+    rest = may_change | WEIGHTS_OF_TEACHERS - {"teacher_digests"}
+
+    def found(may_change: frozenset[str]) -> list[str]:
+        settings = before["settings"], now["settings"]
+        return differences(*settings, may_change=may_change, may_grow=config.may_grow)
+
+    if found(may_change) and not found(rest):
+        raise UsageError(
+            f"{' '.join(map(str, config.run_dirs))} has other weights than when {config.out} was "
+            "started, whose states, scores and students are of those: choose another --out to "
+            "distil it as it is now"
+        )

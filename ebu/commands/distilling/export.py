@@ -3,24 +3,29 @@
 The directory is that of a distillation whose students are trained already.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from agents import TrainedAgent, load_agent
+from agents.architectures import TEACHER
 from agents.distillation.dataset import Dataset
 from agents.distillation.deploy.deployment import deploy_students
 from agents.distillation.deploy.export import ONLY_SINGLE_NETWORKS, exportable
-from agents.distillation.pipeline import Pipeline
+from agents.distillation.pipeline import STATES, Pipeline
 from agents.distillation.records import (
     RESULT_FILE,
     STUDENTS,
+    TEACHER_FILE,
+    SavedScore,
     StudentRecord,
     export_name,
+    read_record,
     student_name,
     write_record,
 )
 from agents.distillation.settings import DistillConfig, StudentSpec
-from agents.distillation.students import Student, network_sizes
+from agents.distillation.students import Student, digest_of, network_sizes
 from agents.foreign.formats import is_foreign
 from agents.networks import QNetwork
 from agents.trained import STUDENT, WEIGHTS
@@ -69,7 +74,9 @@ def run_export(config: ExportConfig, *, should_stop: Callable[[], bool] = lambda
         say(f"warning: {line}")
     if not exportable(pipeline.teacher.network):
         raise UsageError(f"{config.run_dir} cannot be exported: {ONLY_SINGLE_NETWORKS}")
-    with open_output(whole, games, machine, before), reporting(whole):
+    opened = open_output(whole, games, machine, before, same_teachers=False)
+    with opened, reporting(whole):
+        discard_earlier(pipeline)
         _, dataset = prepare(pipeline, StudentSpec("", {"kl": 1.0}, config.seed))
         exported = {}
         for directory in students:
@@ -77,6 +84,24 @@ def run_export(config: ExportConfig, *, should_stop: Callable[[], bool] = lambda
             record = measure_student(pipeline, dataset, agent, directory)
             exported[export_name(record["student"], ONLINE)] = agent
         deploy_students(pipeline, exported, dataset)
+
+
+def discard_earlier(pipeline: Pipeline) -> None:
+    """Remove what was measured of other weights of the agent, so that it is measured again.
+
+    The agent's score, the first that is written, is the last that is removed: so this is repeated
+    after a kill.
+    """
+    out, path = pipeline.config.out, pipeline.score_path(TEACHER)
+    score = read_record(path, SavedScore)
+    if score is None or score.get("weights") == digest_of(pipeline.teacher.network):
+        return
+    say("the weights are not those that were exported before: measuring all again")
+    (out / TEACHER_FILE).unlink(missing_ok=True)
+    for folder in (STUDENTS, STATES):
+        if (out / folder).exists():
+            shutil.rmtree(out / folder)
+    path.unlink()
 
 
 def online_students(run_dir: Path) -> list[Path]:
@@ -95,7 +120,10 @@ def measure_student(
     full = student_name(name, ONLINE, seed)
     assert isinstance(agent.network, QNetwork)
     student = Student(settings["network"], agent.network, agent.outputs)
-    score = pipeline.config.out / "scores" / f"{full}.json"
+    weights = digest_of(agent.network)
+    score = pipeline.saved_score(
+        pipeline.score_path(full), directory.name, agent.choose, weights=weights
+    )
     record: StudentRecord = {
         "student": name,
         "network": settings["network"],
@@ -107,7 +135,8 @@ def measure_student(
         "states": 0,
         "seconds": 0.0,
         "held_out": pipeline.supervise(dataset, {"kl": 1.0}).measure(student),
-        "evaluation": pipeline.saved_score(score, directory.name, agent.choose),
+        "evaluation": score,
+        "weights": weights,
     }
     write_record(pipeline.config.out / STUDENTS / full / RESULT_FILE, record)
     return record

@@ -26,7 +26,7 @@ from agents.distillation.records import (
     write_record,
 )
 from agents.distillation.settings import DistillConfig, Stopped
-from agents.distillation.students import Student, network_sizes
+from agents.distillation.students import Student, digest_of, network_sizes
 from agents.distillation.trainer import Supervision
 from agents.networks import QNetwork
 from ebu.commands.table.engine import LocalEngine
@@ -202,6 +202,7 @@ def _record(supervision: Supervision, run: ScratchRun) -> StudentRecord:
         "seconds": sum(each["seconds"] for each in trained),
         "held_out": measure_as_policy(agent, supervision),
         "evaluation": cast(Score, {key: evaluation[key] for key in Score.__annotations__}),
+        "weights": digest_of(agent.network),
     }
 
 

@@ -453,6 +453,19 @@ def test_files_that_are_lost_or_altered_since_are_warned_of(tmp_path: Path) -> N
     assert line.startswith("export/net1-kl.onnx is not the file that was measured: ")
 
 
+def test_files_of_other_weights_than_were_scored_are_not_reported(tmp_path: Path) -> None:
+    digested = export_record("net1-kl", 1, 90, weights="a")
+    students = [student_record("net1", 1, 96, 0.03, weights="a")]
+    report = recorded(tmp_path, students=students, exports={"net1-kl": digested})
+    assert report["warnings"] == []
+    students = [student_record("net1", 1, 96, 0.03, weights="b")]
+    report = recorded(tmp_path, students=students, exports={"net1-kl": digested})
+    (line,) = report["warnings"]
+    assert line.startswith("export/net1-kl.onnx is of other weights than were scored: run the same")
+    assert report["exports"] == {}
+    assert all(row["kind"] != "int8" and row["bytes"] is None for row in report["rows"])
+
+
 # --- files ----------------------------------------------------------------------------------
 
 
