@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from agents.distillation.records import REPORT, StudentRecord, TeacherRecord, retention
-from agents.distillation.report.retention import describe, retention_interval
+from agents.distillation.report.retention import describe, retention_interval, weakness
 from agents.distillation.settings import DistillConfig, Stopped
 from ebu.errors import EbuError
 from ebu.run.cli import parse, run_command
@@ -24,14 +24,7 @@ SMALLEST_RETENTION = 0.95
 
 def main() -> int:
     """Read the command line, run the command, and return its exit code."""
-    config = parse(
-        DistillConfig,
-        sys.argv[1:],
-        prog="distill.py",
-        description="Distil a trained agent into small networks, and measure how well they play.",
-    )
-    if config.smallest and config.students == DistillConfig.students:
-        config = replace(config, students=LADDER)
+    config = read_config(sys.argv[1:])
     config.plan()
     # Imported when the settings are known to be right: it loads torch.
     from ebu.commands.distilling.run import run
@@ -48,10 +41,23 @@ def main() -> int:
     return max([verdict(*outcome) for outcome in outcomes])
 
 
+def read_config(words: Sequence[str]) -> DistillConfig:
+    """The settings of a command line; without --students, --smallest has its own."""
+    config = parse(
+        DistillConfig,
+        words,
+        prog="distill.py",
+        description="Distil a trained agent into small networks, and measure how well they play.",
+    )
+    named = any(word.partition("=")[0] == "--students" for word in words)
+    return replace(config, students=LADDER) if config.smallest and not named else config
+
+
 def verdict(config: DistillConfig, teacher: TeacherRecord, students: list[StudentRecord]) -> int:
     """Print the chosen students; the exit code, 1 if one is not shown to retain what was asked."""
     failed = []
     best = config.best_of(students)
+    weak = f", but {why}" if (why := weakness(teacher)) else ""
     for student in best:
         print(f"chosen: {describe(student, teacher)}")
         retained = tested_retention(config, teacher, student)
@@ -60,12 +66,12 @@ def verdict(config: DistillConfig, teacher: TeacherRecord, students: list[Studen
             failed.append(f"{student['student']} ({found})")
     say(f"report: {config.out / REPORT}")
     if config.smallest:
-        return announce_smallest(config, teacher, best)
+        return announce_smallest(config, teacher, best, weak)
     if failed:
         tested = "lower bound of the" if config.retention_test == "bound" else "mean"
         say(
             f"the {tested} retention is below --min-retention {config.min_retention:g}: "
-            f"{', '.join(failed)}"
+            f"{', '.join(failed)}{weak}"
         )
     return 1 if failed else 0
 
@@ -83,9 +89,11 @@ def tested_retention(
 
 
 def announce_smallest(
-    config: DistillConfig, teacher: TeacherRecord, best: Sequence[StudentRecord]
+    config: DistillConfig, teacher: TeacherRecord, best: Sequence[StudentRecord], weak: str = ""
 ) -> int:
     """Print the smallest student that is shown to retain enough; the exit code, 1 without one.
+
+    `weak` is said of a teacher whose retention means little.
 
     Tested from the largest down to the first that is not shown to: so all that is said holds
     together with the confidence of one test, however many students there are.
@@ -98,14 +106,15 @@ def announce_smallest(
         found = student
     if found is None:
         say(
-            f"smallest: not even the largest student is shown to retain {share:.0%}; try more games"
+            f"smallest: not even the largest student is shown to retain {share:.0%}{weak}; try "
+            "more games"
         )
         return 1
     whole = teacher["parameters"]
     of_teacher = f"{found['parameters'] / whole:.1%} of the teacher's, " if whole else ""
     print(
         f"smallest: {found['student']}, {found['parameters']:,} parameters, {of_teacher}"
-        f"retains {share:.0%}"
+        f"retains {share:.0%}{weak}"
     )
     return 0
 
