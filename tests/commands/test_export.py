@@ -117,6 +117,16 @@ def test_a_student_that_learnt_on_is_scored_again_where_its_teacher_has_not(
     assert report["exports"]["2-2-2_4-kl-online"]["weights"] == digest_of(network)
 
 
+def test_an_agent_over_a_grid_is_exported_and_plays_as_its_file(tmp_path: Path) -> None:
+    game = "tests.envs.tiny:TinyGrid-v0"
+    run_dir = train(tmp_path / "run", f"--game {game} --network grid --frames 200")
+    export(run_dir, "--out", tmp_path / "out", "--trust-env")
+    file = scored(tmp_path / "out" / "export" / "teacher.onnx", "--game", game)
+    assert file["returns"] == scored(run_dir, "--trust-env")["returns"]
+    int8 = tmp_path / "out" / "export" / "teacher.int8.onnx"
+    assert scored(int8, "--game", game)["games"] == 2
+
+
 def test_a_policy_from_elsewhere_is_exported_and_plays_as_its_file(tmp_path: Path) -> None:
     torch.manual_seed(0)
     path, out = sb3(tmp_path / "ppo.zip", CleanPpo(4, 2), 2), tmp_path / "out"

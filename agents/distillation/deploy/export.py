@@ -1,8 +1,8 @@
 """Networks as ONNX files, float32 and int8.
 
-A file needs neither this project nor torch: one input `stacks`, (B, stack, H, W) uint8 or
-(B, stack, D) float32, oldest frame first; one output `values` or `logits` (B, A) float32; any B,
-/255 inside.
+A file needs neither this project nor torch: one input `stacks`, (B, stack, *frame_shape), uint8
+for images and float32 for vectors, oldest frame first; one output `values` or `logits` (B, A)
+float32; any B, /255 inside.
 """
 
 import contextlib
@@ -22,8 +22,11 @@ from torch.nn.utils import skip_init
 from agents.distillation.dataset import Dataset
 from agents.distillation.settings import require_export
 from agents.foreign.layers import PlainPolicy
+from agents.impala import ImpalaTorso
 from agents.networks import (
     FirstConvolution,
+    GridCells,
+    GridTorso,
     LowRankDense,
     NatureTorso,
     PlainHead,
@@ -44,9 +47,9 @@ ONLY_SINGLE_NETWORKS = "only single networks of convolutions and dense layers ar
 
 
 def exportable(network: nn.Module) -> bool:
-    """Whether a network can be exported: no ensemble, no residual blocks, nothing but torch's."""
+    """Whether a network can be exported: no ensemble, and nothing but torch's."""
     if isinstance(network, QNetwork):
-        return isinstance(network[0], NatureTorso | VectorTorso)
+        return isinstance(network[0], NatureTorso | ImpalaTorso | GridTorso | VectorTorso)
     return isinstance(network, PlainPolicy)
 
 
@@ -109,9 +112,9 @@ def quantise(content: bytes, states: Dataset, which: Tensor) -> bytes:
     Static quantisation: weights have a scale for each output channel and are stored as bytes around
     128, activations are uint8. Signed weights would overflow on processors with AVX2 and without
     VNNI, where onnxruntime adds two products of a signed and an unsigned byte in 16 bits. Pixels
-    are bytes already and enter as they are; the layer over vectors, whose numbers have different
-    units, and the outputs stay float32: one step of 256 over the range of all action values would
-    be wider than the gap between two actions.
+    are bytes already and enter as they are; the first layer over vectors and grids, whose numbers
+    have different units or are codes, and the outputs stay float32: one step of 256 over the range
+    of all action values would be wider than the gap between two actions.
 
     Raises `UsageError` where packages are missing.
     """
@@ -122,8 +125,9 @@ def quantise(content: bytes, states: Dataset, which: Tensor) -> bytes:
     model = onnx.load_from_string(content)
     about = {entry.key: entry.value for entry in model.metadata_props}
     (stacks,) = model.graph.input
-    images = stacks.type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    cast = _consumer(model.graph, INPUT)
+    input_type = stacks.type.tensor_type
+    images = input_type.elem_type == onnx.TensorProto.UINT8 and len(input_type.shape.dim) == 4
+    overrides = {_consumer(model.graph, INPUT).output[0]: [_AS_BYTES]} if images else {}
     with tempfile.TemporaryDirectory() as directory, _quiet(""):
         path = Path(directory) / "int8.onnx"
         quantize_static(
@@ -136,10 +140,10 @@ def quantise(content: bytes, states: Dataset, which: Tensor) -> bytes:
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QUInt8,
-            nodes_to_exclude=[] if images else [_first_dense(model.graph).name],
+            nodes_to_exclude=[] if images else [_first_layer(model.graph).name],
             extra_options={
                 "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
-                "TensorQuantOverrides": {cast.output[0]: [_AS_BYTES]} if images else {},
+                "TensorQuantOverrides": overrides,
             },
         )
         result = onnx.load(path)
@@ -157,8 +161,8 @@ def quantise(content: bytes, states: Dataset, which: Tensor) -> bytes:
 class Plain(nn.Module):
     """A policy's weights in torch's ordinary layers, which ONNX has.
 
-    Stacks (B, stack, H, W) uint8 or (B, stack, D) float32 in, outputs (B, A) float32. The first
-    dense layer's columns are reordered once, for features flattened by channel, then pixel; the
+    Stacks (B, stack, *frame_shape) uint8 or float32 in, outputs (B, A) float32. The first dense
+    layer's columns are reordered once, for features flattened by channel, then pixel; the
     division by 255 is in the first convolution's weights.
 
     Raises `UsageError` for a network that is not `exportable`.
@@ -174,11 +178,13 @@ class Plain(nn.Module):
             _of_network(network) if isinstance(network, QNetwork) else _of_policy(network)
         )
         self.convolutions = nn.ModuleList(convolutions)
+        # Grids are scaled by how they are stored.
+        self.cells = any(isinstance(layer, GridCells) for layer in convolutions)
         self.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.eval().requires_grad_(False)
 
     def forward(self, stacks: Tensor) -> Tensor:
-        features = stacks.float()
+        features = stacks if self.cells else stacks.float()
         for convolution in self.convolutions:
             features = convolution(features)
         outputs: Tensor = self.head(features.flatten(1))
@@ -196,13 +202,20 @@ def _of_network(network: QNetwork) -> tuple[list[nn.Module], nn.Module]:
             if isinstance(each, PlainHead):
                 each[0] = _linear(each[0])
         return [], nn.Sequential(_linear(dense), relu, head)
-    assert isinstance(torso, NatureTorso)
-    first, _, second, _, third, _, _ = torso
-    assert isinstance(first, FirstConvolution)
-    channels = [layer for layer in third.modules() if isinstance(layer, nn.Conv2d)][-1]
+    channels = [layer for layer in torso.modules() if isinstance(layer, nn.Conv2d)][-1]
     for each in head.modules():
         if isinstance(each, PlainHead):
             _by_channel(each, channels.out_channels)
+    if isinstance(torso, GridTorso):
+        cells, convolution, _, _ = torso
+        return [cells, nn.Sequential(convolution, nn.ReLU())], head
+    if isinstance(torso, ImpalaTorso):
+        with torch.no_grad():
+            cast(nn.Conv2d, torso.stages[0]).weight.div_(255)
+        return [*torso.stages, nn.ReLU()], head
+    assert isinstance(torso, NatureTorso)
+    first, _, second, _, third, _, _ = torso
+    assert isinstance(first, FirstConvolution)
     plain = skip_init(
         nn.Conv2d, first.in_channels, first.out_channels, 2 * first.block, first.block
     )
@@ -263,8 +276,8 @@ def _consumer(graph: "onnx.GraphProto", name: str) -> "onnx.NodeProto":
     return node
 
 
-def _first_dense(graph: "onnx.GraphProto") -> "onnx.NodeProto":
-    found: onnx.NodeProto = next(n for n in graph.node if n.op_type in ("Gemm", "MatMul"))
+def _first_layer(graph: "onnx.GraphProto") -> "onnx.NodeProto":
+    found: onnx.NodeProto = next(n for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul"))
     return found
 
 

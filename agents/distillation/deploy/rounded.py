@@ -17,7 +17,7 @@ class RoundedStudent(Student):
     """A student whose outputs are those of its int8 file while it is trained; else its own.
 
     Weights have a scale for each output channel, activations after a ReLU one for the minibatch.
-    Over vectors the first layer is not rounded, as in the file.
+    Over vectors and grids the first layer is not rounded, as in the file.
     """
 
     def forward(self, states: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ class RoundedStudent(Student):
         hooks = [layer.register_forward_hook(_round_activation) for layer in relus]
         try:
             outputs: Tensor = torch.func.functional_call(
-                self.network, self._rounded_weights(states.ndim > 3), (states,)
+                self.network, self._rounded_weights(states.ndim == 4), (states,)
             )
         finally:
             for hook in hooks:
