@@ -105,6 +105,7 @@ class Settings(Conditions):
             sb3_schedule(peer.num_envs, self.updates_per_step)
         if self.against:
             require_installed("stable_baselines3", "Stable-Baselines3")
+            require_installed("cv2", "OpenCV")
         return super().checked()
 
     @property

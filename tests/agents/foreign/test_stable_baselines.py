@@ -6,7 +6,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import stable_baselines3
 import torch
+from gymnasium.spaces import Box, Discrete
 
 from agents import load_agent
 from agents.foreign.flags import PolicyFlags
@@ -14,24 +16,37 @@ from agents.foreign.layers import TOLERANCE
 from agents.networks import QNetwork
 from ebu.commands.importing import ImportConfig, import_policy
 from ebu.commands.policies import load_policy
+from tests.commands.test_export import export
 from tests.commands.test_policies import distilled, scored
 
-pytest.importorskip("stable_baselines3", reason="needs the extra `bench`")
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 CPU = torch.device("cpu")
+ACTIONS = 4
+"""Of Breakout."""
+
+
+class Noise(gymnasium.Env[np.ndarray, int]):
+    """States of the form that Atari's wrappers make: without OpenCV there are no wrappers."""
+
+    observation_space = Box(0, 255, (84, 84, 4), np.uint8)
+    action_space = Discrete(ACTIONS)  # type: ignore[assignment]
+
+    def reset(self, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(**options)
+        return self._state(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return self._state(), float(action == 1), bool(self.np_random.random() < 0.1), False, {}
+
+    def _state(self) -> np.ndarray:
+        return self.np_random.integers(256, size=(84, 84, 4), dtype=np.uint8)
 
 
 def saved(path: Path, algorithm: str, images: bool, **options: Any) -> Any:
     """A model of Stable-Baselines3, saved after a few steps."""
-    import stable_baselines3
-    from stable_baselines3.common.env_util import make_atari_env
-    from stable_baselines3.common.vec_env import VecFrameStack
-
     small = {"learning_starts": 10, "buffer_size": 100} if algorithm == "DQN" else {"n_steps": 32}
-    if images:
-        env: Any = VecFrameStack(make_atari_env("BreakoutNoFrameskip-v4", n_envs=1), n_stack=4)
-    else:
-        env = gymnasium.make("CartPole-v1")
+    env: Any = Noise() if images else gymnasium.make("CartPole-v1")
     policy = "CnnPolicy" if images else "MlpPolicy"
     make = getattr(stable_baselines3, algorithm)
     model = make(policy, env, seed=0, device="cpu", **small, **options)
@@ -52,7 +67,6 @@ def own_outputs(model: Any, observations: np.ndarray) -> torch.Tensor:
         return logits
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("algorithm", ["DQN", "PPO"])
 @pytest.mark.parametrize("images", [True, False])
 def test_a_saved_model_gives_its_own_outputs_here(
@@ -83,20 +97,41 @@ def test_a_saved_model_gives_its_own_outputs_here(
         torch.testing.assert_close(again, expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_saved_model_is_scored_and_distilled(tmp_path: Path) -> None:
-    path = tmp_path / "model.zip"
-    model = saved(path, "PPO", images=False)
-    record = scored(path, "--game", "CartPole-v1")
-    outcome = distilled(path, "--game", "CartPole-v1", "--out", tmp_path / "out")
-    assert outcome.teacher["evaluation"]["returns"] == record["returns"]
-    # What it plays is what the library plays.
+@pytest.mark.parametrize("algorithm", ["DQN", "PPO"])
+def test_a_saved_model_is_scored_distilled_exported_and_played(
+    algorithm: str, tmp_path: Path
+) -> None:
+    path, out = tmp_path / "model.zip", tmp_path / "out"
+    model = saved(path, algorithm, images=False)
+    returns = scored(path, "--game", "CartPole-v1")["returns"]
+    outcome = distilled(path, "--game", "CartPole-v1", "--export", "--out", out)
+    assert outcome.teacher["evaluation"]["returns"] == returns
+    # The files play the games of the agents that they are made of.
+    files = {name: out / "export" / f"{name}.onnx" for name in ("teacher", "2-2-2_4-kl")}
+    assert scored(files["teacher"])["returns"] == returns
+    (chosen,) = outcome.config.best_of(outcome.students)
+    assert scored(files["2-2-2_4-kl"])["returns"] == chosen["evaluation"]["returns"]
+    # What the zip and its file play is what the library plays.
     env = gymnasium.make("CartPole-v1")
     observation, _ = env.reset(seed=0)
-    agent = load_policy(path, PolicyFlags(game="CartPole-v1"), CPU)
+    agents = [
+        load_policy(path, PolicyFlags(game="CartPole-v1"), CPU),
+        load_policy(files["teacher"], PolicyFlags(), CPU),
+    ]
     over = False
     while not over:
         action, _ = model.predict(observation, deterministic=True)
-        assert agent.act(observation[None]) == int(action)
+        assert [agent.act(observation[None]) for agent in agents] == [int(action)] * 2
         observation, _, terminated, truncated, _ = env.step(int(action))
         over = terminated or truncated
+    env.close()
+
+
+@pytest.mark.slow
+def test_a_saved_model_of_images_is_scored_and_exported(tmp_path: Path) -> None:
+    path, out = tmp_path / "model.zip", tmp_path / "out"
+    saved(path, "DQN", images=True)
+    export(path, "--game", "breakout", "--out", out)
+    record = scored(path, "--game", "breakout", "--max-steps", 100)
+    file = scored(out / "export" / "teacher.onnx", "--max-steps", 100)
+    assert (file["game"], file["returns"]) == ("breakout", record["returns"])
