@@ -26,8 +26,9 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("agent", ["ebu", "ebu --noisy", "adaptive_ebu"])
 def test_training_starts_with_a_students_actions(agent: str, student: Path, tmp_path: Path) -> None:
     flags = f"--game CartPole-v1 --agent {agent} --network 2-2-2/4 --init-from {student}"
-    small = "--num-envs 2 --replay-capacity 300 --eval-every-frames 0 --threads 1 --device cpu"
-    args = f"{flags} {small} --frames 60 --learning-starts 40 --run-dir {tmp_path}/run".split()
+    small = "--num-envs 2 --replay-capacity 300 --eval-every-frames 0 --updates-per-step 1"
+    long = "--frames 200 --learning-starts 50 --threads 1 --device cpu"
+    args = f"{flags} {small} {long} --run-dir {tmp_path}/run".split()
     trainer = build_trainer(parse_arguments(args))
     try:
         of_student = load_agent(student)
@@ -38,14 +39,18 @@ def test_training_starts_with_a_students_actions(agent: str, student: Path, tmp_
         torch.testing.assert_close(
             started.outputs_of(stacks), temperature * of_student.outputs_of(stacks)
         )
-        assert trainer.run(60)
+        assert trainer.run(200)
+        trained = policy_weights(trainer.agent.state_dict())
     finally:
         trainer.close()
-    # Resumed, it goes on with its own weights.
-    trained = load_agent(tmp_path / "run")
+    first = started.network.state_dict()
+    assert any(not torch.equal(weight, first[name]) for name, weight in trained.items())
+    # Resumed, it has the weights that it has learnt, not those that it began with.
     resumed = build_trainer(parse_arguments(["--resume", f"{tmp_path}/run"]))
     resumed.close()
-    assert load_agent(tmp_path / "run").frames == trained.frames
+    found = policy_weights(resumed.agent.state_dict())
+    assert found.keys() == trained.keys()
+    assert all(torch.equal(weight, trained[name]) for name, weight in found.items())
 
 
 @pytest.mark.parametrize(
