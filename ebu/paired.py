@@ -64,7 +64,7 @@ def share_interval(
     a, b = t**2 - tt, s * t - st
     if t <= 0 or a <= 1e-9 * t**2:
         return None
-    c = s**2 - ss - _seed_margin([scores], confidence, another=another) ** 2
+    c = s**2 - ss - _seed_margin(scores, confidence, another=another) ** 2
     root = math.sqrt(max(b**2 - a * c, 0.0))
     return float((b - root) / a), float((b + root) / a)
 
@@ -78,8 +78,10 @@ def paired_difference(
     | --- | --- | --- |
     | one, other | (K, n), (L, n) | scores of K and L students of different seeds in n games |
 
-    The scatter of seeds is taken to be the same in both. The p-value is the least risk at which the
-    interval excludes 0.
+    The scatter of seeds is taken to be the same in both. What the students' own games scatter is in
+    the scatter of their means, and so subtracted from that of the games: with many games that costs
+    nothing, while the scatter of few seeds, less it, would give intervals that are too narrow. The
+    p-value is the least risk at which the interval excludes 0.
 
     None where nothing is known of seeds, K = L = 1, and for fewer than two games. Raises ValueError
     if the games differ in number.
@@ -90,11 +92,16 @@ def paired_difference(
     if games < 2 or len(one) + len(other) < 3:
         return None
     gaps = one.mean(axis=0) - other.mean(axis=0)
-    mean, error = float(gaps.mean()), float(gaps.std(ddof=1)) / games**0.5
+    mean, freedom = float(gaps.mean()), len(one) + len(other) - 2
+    means, rests = _seed_variances([one, other])
+    weight = 1 / len(one) + 1 / len(other)
+    of_games = math.sqrt(max(float(gaps.var(ddof=1)) / games - weight * rests, 0.0))
+    of_seeds = math.sqrt(weight * means)
 
     def margin(level: float) -> float:
-        of_games = t_quantile(games - 1, level) * error
-        return math.hypot(of_games, _seed_margin([one, other], level))
+        return math.hypot(
+            t_quantile(games - 1, level) * of_games, t_quantile(freedom, level) * of_seeds
+        )
 
     half = margin(confidence)
     return Difference(mean, mean - half, mean + half, _least_risk(abs(mean), margin))
@@ -113,18 +120,24 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _seed_margin(
-    groups: Sequence[np.ndarray], confidence: float, *, another: bool = False
-) -> float:
-    """How far the mean over seeds, or the difference of two groups' means, may be off by them.
+def _seed_margin(scores: np.ndarray, confidence: float, *, another: bool = False) -> float:
+    """How far the mean (K, n) over seeds may be off by them; 0 for a single seed.
 
-    groups: scores (K, n) of each method; 0 where no method has two seeds. `another`: how far one
-    more student may be from the mean. What the students' own games scatter is subtracted from the
-    scatter of their means, as it is in that of the games too; not of two students, too few for it.
+    `another`: how far one more student may be from the mean. What the students' own games scatter
+    is subtracted from the scatter of their means, as it is in that of the games too; not of two
+    students, too few for it.
     """
-    freedom = sum(len(scores) - 1 for scores in groups)
-    if freedom == 0:
+    students = len(scores)
+    if students == 1:
         return 0.0
+    means, rests = _seed_variances([scores])
+    variance = (1 / students + another) * means - (rests / students if students > 2 else 0.0)
+    return t_quantile(students - 1, confidence) * math.sqrt(max(variance, 0.0))
+
+
+def _seed_variances(groups: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The variance of students' means within groups (K, n), and the part of their games in it."""
+    freedom = sum(len(scores) - 1 for scores in groups)
     games = groups[0].shape[1]
     means, rests = 0.0, 0.0
     for scores in groups:
@@ -132,9 +145,7 @@ def _seed_margin(
         means += float(np.square(of_students - scores.mean()).sum()) / freedom
         rest = scores - of_students - scores.mean(axis=0) + scores.mean()
         rests += float(np.square(rest).sum()) / (freedom * (games - 1)) / games
-    weight = sum(1 / len(scores) for scores in groups)
-    variance = (weight + another) * means - (weight * rests if freedom > 1 else 0.0)
-    return t_quantile(freedom, confidence) * math.sqrt(max(variance, 0.0))
+    return means, rests
 
 
 def _least_risk(distance: float, margin: Callable[[float], float]) -> float:

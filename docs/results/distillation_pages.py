@@ -3,11 +3,13 @@
     .venv/bin/python -m docs.results.distillation_pages
 
 Reads docs/results/distillation/**/report.json and writes each report again beside it, report.md and
-pareto.png, by today's statistics, and the page docs/results/distillation/README.md. Run twice it
-changes nothing.
+pareto.png, by today's statistics, the page docs/results/distillation/README.md, and the figures of
+CartPole in docs/distillation_teachers.md. Settings that reports do not record are in settings.json.
+Run twice it changes nothing.
 """
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +33,9 @@ from ebu.statistics import mean_interval
 
 DATA = Path(__file__).parent / "distillation"
 PAGE = DATA / "README.md"
+EXAMPLE = Path(__file__).parents[1] / "distillation_teachers.md"
+BEGIN, END = "<!-- figures of CartPole -->\n", "<!-- end of figures -->\n"
+"""Around what is made of that page."""
 PLAYED = Path(__file__).parent / "data"
 TABLE = "table-"
 """Directories of comparisons in one game each: table-breakout."""
@@ -61,6 +66,19 @@ def main() -> None:
         reports[str(path.parent.relative_to(DATA))] = report = read_report(path)
         write_files(path.parent, report)
     PAGE.write_text(page(reports))
+    EXAMPLE.write_text(with_figures(EXAMPLE.read_text(), reports["cartpole"]))
+
+
+def settings_of(name: str) -> dict[str, int]:
+    """What a report does not record of its commands."""
+    found: dict[str, int] = json.loads((DATA / "settings.json").read_text())[name]
+    return found
+
+
+def with_figures(text: str, report: Report) -> str:
+    """The page of the example on CartPole, with the figures of its report."""
+    before, _, rest = text.partition(BEGIN)
+    return before + BEGIN + cartpole(report) + "\n" + END + rest.partition(END)[2]
 
 
 def page(reports: dict[str, Report]) -> str:
@@ -72,6 +90,11 @@ def page(reports: dict[str, Report]) -> str:
         "    .venv/bin/python -m docs.results.distillation_pages",
         "The [methods](../../distillation_methods.md) have the commands that measured them. How to "
         "read the intervals: [the report](../../distillation_report.md#statistics).",
+        "All but [CartPole](cartpole/report.md) was measured before four changes to `distill.py`: "
+        "states come from whole games (ec7c423; before, games in progress were cut off), actions "
+        "that do the same are left out of the gap behind `--temperature auto` (e3861ab), latency "
+        "is timed in blocks, and int8 files are calibrated on training states (both 74f23fd). The "
+        "same commands give other figures today.",
         "## The teacher",
         teacher_text(students["teacher"], methods["teacher"]),
         "## Sizes",
@@ -222,16 +245,17 @@ def compared_text(report: Report) -> str:
 
 def method_text(report: Report, at_default: Report) -> str:
     """What the comparison shows, and what it does not."""
+    updates, default = (settings_of(name)["updates"] for name in ("methods", "."))
     return (
         f"{compared_text(report)}\n\nThese verdicts hold for all {len(report['comparisons'])} "
-        "comparisons together, with fewer updates than the default (`--updates 3000` instead of "
-        "8,000), which favours methods that learn faster. With the default of updates, as in "
-        f"[sizes](#sizes): {compared_text(at_default)}\n\nEach additional loss has one weight, far "
-        "from its paper's (Park et al. 2019 take 25 for distances and 50 for angles, Zagoruyko and "
-        "Komodakis 2017 1,000 for attention); other weights were not tried. Label refinery was "
-        "measured with labels by a teacher that never saw a shifted state; `--unshifted-labels` "
-        "was not measured. A retention above 100 % does not show that a student is better than its "
-        "teacher: among so many methods some are above it by chance."
+        f"comparisons together, with fewer updates than the default (`--updates {updates}` instead "
+        f"of {default:,}), which favours methods that learn faster. With the default of updates, "
+        f"as in [sizes](#sizes): {compared_text(at_default)}\n\nEach additional loss has one "
+        "weight, far from its paper's (Park et al. 2019 take 25 for distances and 50 for angles, "
+        "Zagoruyko and Komodakis 2017 1,000 for attention); other weights were not tried. Label "
+        "refinery was measured with labels by a teacher that never saw a shifted state; "
+        "`--unshifted-labels` was not measured. A retention above 100 % does not show that a "
+        "student is better than its teacher: among so many methods some are above it by chance."
     )
 
 
@@ -265,14 +289,41 @@ def synthetic(reports: dict[str, Report]) -> str:
     )
     teacher = reports["kegnet"]["teacher"]
     constant, states = teacher["constant"], teacher["states"]
+    samples, theirs = settings_of("kegnet").values()
     return (
         f"Students `net2` by `kl` on {states['train'] + states['held_out']:,} states:\n\n{made}\n\n"
         f"Playing action {constant['action']} at every step scores "
         f"{constant['evaluation']['mean']:.2f}. High agreement on synthetic states does not "
         "predict a student's score: these states do not occur in the game, and the teacher's gaps "
-        "are wider on some of them than in play. KegNet's generators had 9,600 samples each, 1/533 "
-        "of its authors': KegNet with as many (`--kegnet-samples 5120000`) was not measured."
+        "are wider on some of them than in play. KegNet's generators had "
+        f"{samples:,} samples each, 1/{theirs / samples:.0f} of its authors': KegNet with as many "
+        f"(`--kegnet-samples {theirs}`) was not measured."
     )
+
+
+def cartpole(report: Report) -> str:
+    """What the example on CartPole gave."""
+    teacher, took = report["teacher"], settings_of("cartpole")
+    rows = report["rows"]
+    best = next(row for row in rows if row["name"] == "8-8-8/16" and row["chosen"])
+    least = [row for row in rows if (row["name"], row["kind"]) == ("1-1-1/1", "student")]
+    int8 = next(row for row in rows if (row["name"], row["kind"]) == ("teacher", "int8"))
+    shares = [f"{row['retention'] or 0:.0%}" for row in least]
+    smaller = (best["parameters"] or 0) / teacher["parameters"]
+    text = (
+        f"The teacher balances for {teacher['evaluation']['mean']:.0f} of 500 steps and random "
+        f"play for {teacher['random']['mean']:.0f}, so with {teacher['evaluation']['games']} games "
+        f"an interval is a few per cent wide: 8-8-8/16, {smaller:.0%} of the teacher's parameters, "
+        f"retains {share_cell(best['retention'], best['retention_95'])}. The three seeds of "
+        f"1-1-1/1, with a single unit in each layer, retain {', '.join(shares[:-1])} and "
+        f"{shares[-1]}: a single seed shows nothing, and the "
+        "[report](results/distillation/cartpole/report.md)'s table of methods has the mean over "
+        "seeds. Look at the int8 files too: the teacher's "
+        f"retains {share_cell(int8['retention'], int8['retention_95'])}. Training took "
+        f"{took['train_seconds']} seconds and distilling {took['distill_seconds'] / 60:.0f} "
+        "minutes on one core that other programs shared."
+    )
+    return textwrap.fill(text, 104, break_long_words=False, break_on_hyphens=False)
 
 
 if __name__ == "__main__":
