@@ -33,7 +33,9 @@ def test_training_starts_with_a_students_actions(agent: str, student: Path, tmp_
     try:
         of_student = load_agent(student)
         started = load_agent(student)
-        started.network.load_state_dict(policy_weights(trainer.agent.state_dict()))
+        weights = policy_weights(trainer.agent.state_dict())
+        first = {name: weight.clone() for name, weight in weights.items()}
+        started.network.load_state_dict(first)
         stacks = torch.randn(16, 1, 4)
         temperature = of_student.config["settings"]["temperature"]
         torch.testing.assert_close(
@@ -43,7 +45,6 @@ def test_training_starts_with_a_students_actions(agent: str, student: Path, tmp_
         trained = policy_weights(trainer.agent.state_dict())
     finally:
         trainer.close()
-    first = started.network.state_dict()
     assert any(not torch.equal(weight, first[name]) for name, weight in trained.items())
     # Resumed, it has the weights that it has learnt, not those that it began with.
     resumed = build_trainer(parse_arguments(["--resume", f"{tmp_path}/run"]))
