@@ -12,8 +12,11 @@ import pytest
 import torch
 
 import ebu.commands.distilling.from_scratch
+from agents.distillation import training
 from agents.distillation.dataset import load_states
+from agents.distillation.deploy.rounded import RoundedStudent
 from agents.distillation.experimental.synthetic import noise
+from agents.distillation.students import Student
 from ebu.commands import distill, evaluation
 from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.table.player import Task
@@ -75,6 +78,28 @@ def test_the_smallest_is_the_last_of_a_row_that_all_retain_enough(
     assert distill.announce_smallest(config, of, best) == 1  # type: ignore[arg-type]
 
 
+def test_the_smallest_of_students_that_were_trained_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    named = "--game CartPole-v1 --policy-outputs values --students 8-8-8/16 1-1-1/1"
+    few = "--games 5 --states 2000 --num-envs 4 --rounds 1 --seeds 1 --baselines --no-export"
+    trained = "--updates 400 --batch-size 64 --learning-rate 0.01 --threads 1 --device cpu"
+    words = ("tests.commands.test_policies:balance", *f"{named} {few} {trained}".split())
+    out = ("--out", tmp_path / "out")
+    code = command(monkeypatch, *words, *out, "--smallest")
+    printed = capsys.readouterr().out
+    rows = json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
+    low = {row["name"]: row["retention_95"][0] for row in rows if row["kind"] == "student"}
+    # The teacher balances to the end of each game, and so does a network of this size.
+    assert low["8-8-8/16"] > 0.95
+    found = "1-1-1/1" if low["1-1-1/1"] >= 0.95 else "8-8-8/16"
+    assert (code, f"smallest: {found}, " in printed) == (0, True)
+    # Nothing is trained again to ask for more than a share can be.
+    asked = ("--smallest", "--min-retention", 1.01)
+    assert command(monkeypatch, *words, *out, *asked) == 1
+    assert "not even the largest student is shown to retain 101%" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("source", ["noise", "mixed", "replay"])
 def test_states_that_were_not_played_for_it(
     source: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -129,13 +154,21 @@ def test_generated_states_are_held_out_and_recorded_as_such(
 
 
 def test_students_that_learn_through_the_rounding_of_their_int8_files(
-    teacher: Path, tmp_path: Path
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = ("--int8-aware", "--baselines", "kl", "--seeds", 1)
-    outcome = distilled(teacher, tmp_path, *flags)
-    assert [student["method"] for student in outcome.students] == ["kl-int8", "kl"]
-    losses = [student["held_out"]["loss"] for student in outcome.students]
-    assert losses[0] != losses[1]
+    # The same weights and minibatches for both methods: nothing else than rounding differs.
+    monkeypatch.setattr(training, "rng_of_student", lambda spec: np.random.default_rng(spec.seed))
+
+    def losses(out: Path) -> list[float]:
+        flags = ("--int8-aware", "--baselines", "kl", "--seeds", 1)
+        students = distilled(teacher, out, *flags).students
+        assert [student["method"] for student in students] == ["kl-int8", "kl"]
+        return [student["held_out"]["loss"] for student in students]
+
+    rounded, plain = losses(tmp_path / "rounded")
+    assert rounded != plain
+    monkeypatch.setattr(RoundedStudent, "forward", Student.forward)
+    assert losses(tmp_path / "exact") == [plain, plain]
 
 
 # --- training on games alone ----------------------------------------------------------------

@@ -49,6 +49,12 @@ def lean(stacks: np.ndarray) -> np.ndarray:
     return np.stack([-angle, angle], axis=1)
 
 
+def balance(stacks: np.ndarray) -> np.ndarray:
+    """CartPole by the pole's angle and speed, and a little by the cart's: balanced for ever."""
+    lean = stacks[:, -1] @ np.array([0.1, 0.3, 4.0, 1.0], dtype=np.float32)
+    return np.stack([-lean, lean], axis=1)
+
+
 def test_an_imported_agent_plays_the_games_of_its_file(tmp_path: Path) -> None:
     torch.manual_seed(0)
     path = clean_rl(tmp_path / "dqn.cleanrl_model", CleanDqn(4, 2), env_id="CartPole-v1")
@@ -81,6 +87,26 @@ def test_a_policy_from_elsewhere_is_distilled_and_resumed(zipped: Path, tmp_path
     sb3(zipped, CleanPpo(4, 2), 2)
     with pytest.raises(UsageError, match="started with other settings: teacher_digests was"):
         distilled(zipped, "--game", "CartPole-v1", "--out", out)
+
+
+def test_weights_of_cleanrl_and_then_their_onnx_file_are_distilled(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weights = clean_rl(tmp_path / "dqn.cleanrl_model", CleanDqn(4, 2), env_id="CartPole-v1")
+    returns = scored(weights)["returns"]
+    path, kinds = weights, []
+    for number in range(2):
+        out = tmp_path / f"out{number}"
+        outcome = distilled(path, "--export", "--baselines", "regression", "--out", out)
+        kinds.append(outcome.teacher["network"])
+        assert outcome.teacher["evaluation"]["returns"] == returns
+        (chosen,) = outcome.config.best_of(outcome.students)
+        student = scored(out / "export" / "2-2-2_4-kl.onnx")
+        assert student["returns"] == chosen["evaluation"]["returns"]
+        path = tmp_path / "out0" / "export" / "teacher.onnx"
+    assert kinds == ["60-60-60/84", "ONNX file"]
+    assert scored(path)["returns"] == returns
+    # Outputs alone are known of a file: it has no layers to compare with, or to export again.
+    assert not (out / "export" / "teacher.onnx").exists()
 
 
 def test_a_function_is_a_teacher(
