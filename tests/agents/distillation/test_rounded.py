@@ -1,14 +1,31 @@
 """Training through the rounding of an int8 file: rounded as the file is, with gradients."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 from agents.distillation.deploy.export import onnx_bytes, quantise
 from agents.distillation.deploy.onnx_policy import OnnxPolicy
 from agents.distillation.deploy.rounded import RoundedStudent, round_weight
+from agents.distillation.losses import policy_divergence
+from agents.distillation.students import Student
+from agents.distillation.trainer import Supervision, Trainer
+from agents.trained import TrainedAgent
+from tests.agents.distillation.small_pipelines import config_with
 from tests.agents.distillation.test_export import EVERY, STATES, agent_of
+
+NETWORK = "4-4-4/16"
+SUPERVISION = Supervision(
+    agent_of(seed=1),
+    STATES.relabelled(agent_of(seed=1).outputs_of),
+    {"kl": 1.0},
+    config_with(),
+    temperature=0.02,
+)
 
 
 def test_a_weight_is_a_byte_around_128_for_each_output() -> None:
@@ -40,3 +57,55 @@ def test_a_student_is_rounded_as_its_file_and_only_where_it_learns() -> None:
     assert (rounded - files).abs().mean() < 0.95 * (own - files).abs().mean()
     rounded.square().sum().backward()
     assert all(weight.grad is not None and weight.grad.any() for weight in network.parameters())
+
+
+def trained(
+    directory: Path, kind: type[Student], *, outlier: float | None = None, updates: int
+) -> TrainedAgent:
+    """An agent after training as a student of this kind: the same start, the same minibatches.
+
+    `outlier`: the weights, in all outputs, of a hidden unit that is never above 0.
+    """
+    agent = agent_of(NETWORK)
+    if outlier is not None:
+        hidden, last = [each for each in agent.network.modules() if isinstance(each, nn.Linear)]
+        with torch.no_grad():
+            hidden.bias[0] = -100
+            last.weight[:, 0] = outlier
+    student = kind(NETWORK, agent.network.requires_grad_(True), "logits")  # type: ignore[arg-type]
+    config = config_with(updates=updates, batch_size=32, learning_rate=1e-2)
+    trainer = Trainer(directory, [student], [SUPERVISION], config, rng=np.random.default_rng(0))
+    assert trainer.run()
+    trainer.close()
+    agent.network.requires_grad_(False)
+    return agent
+
+
+def test_an_update_through_rounding_is_another_one(tmp_path: Path) -> None:
+    kinds = (Student, Student, RoundedStudent)
+    plain, again, rounded = (
+        torch.cat([weight.flatten() for weight in agent.network.parameters()])
+        for agent in (
+            trained(tmp_path / f"{number}", kind, updates=2) for number, kind in enumerate(kinds)
+        )
+    )
+    assert torch.equal(plain, again)
+    assert not torch.equal(plain, rounded)
+
+
+def error_of_file(agent: TrainedAgent) -> float:
+    """The divergence of an agent's int8 file from the teacher, on the states of its training."""
+    states = SUPERVISION.dataset
+    content = quantise(onnx_bytes(agent, "it"), states, states.train)
+    outputs = OnnxPolicy(content).outputs_of(states.stacks(states.train).numpy())
+    labels = states.outputs[states.train]
+    return float(policy_divergence(labels, torch.tensor(outputs), temperature=0.02))
+
+
+def test_where_rounding_costs_much_a_file_is_better_by_training_through_it(tmp_path: Path) -> None:
+    # An outlier makes the steps of all weights of its output wide, and has no gradient itself.
+    plain, rounded = (
+        error_of_file(trained(tmp_path / kind.__name__, kind, outlier=50.0, updates=200))
+        for kind in (Student, RoundedStudent)
+    )
+    assert rounded < 0.85 * plain
