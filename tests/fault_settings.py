@@ -29,10 +29,11 @@ SELDOM = "--checkpoint-minutes 1000"
 """Saved at the end alone: the calls of each start are then the same."""
 ATARI = "--frames 1600 --game pong --network 2-2-2/4 --eval-every-frames 0"
 FEW = "--seeds 1 --baselines"
+EXPORTED = ["--states", "90", "--games", "2", "--num-envs", "3", "--threads", "1", "--trust-env"]
 
 
 class Setting(NamedTuple):
-    """A command, the runs it distils, and its flags; {out} is its directory."""
+    """A command, the runs it distils or exports, and its flags; {out} is its directory."""
 
     command: str
     flags: str
@@ -46,6 +47,8 @@ class Setting(NamedTuple):
         if self.command == "study":
             return ["--out", str(out), *flags]
         runs = [str(teachers / name) for name in self.teachers]
+        if self.command == "export":
+            return [*runs, "--out", str(out), *EXPORTED, *flags]
         return [*runs, "--out", str(out), *FLAGS, *flags]
 
 
@@ -81,6 +84,8 @@ SETTINGS = {
     "unshifted": _distill("--baselines kl --refine-labels --unshifted-labels --generations 2"),
     "hard": _distill("--seeds 1 --loss hard --baselines kl"),
     "exported": _distill(f"{FEW} --export"),
+    "int8": _distill(f"{FEW} --int8-aware"),
+    "an export": Setting("export", "", ("one",)),
     "from scratch": _distill(f"{FEW} --from-scratch 100"),
     "ensemble": _distill(FEW, "one", "two"),
     "learners": _distill(f"{FEW} --all-learners", "learners"),

@@ -19,8 +19,8 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-import ebu.commands.distilling.run  # noqa: F401 (loaded before any fork)
-from ebu.commands import distill, evaluate, study, train
+import ebu.commands.distilling.export  # noqa: F401 (loaded before any fork)
+from ebu.commands import distill, evaluate, export, study, train
 from ebu.commands.table import player
 from ebu.run.cli import run_command
 
@@ -30,6 +30,7 @@ MAINS: dict[str, Callable[[], int]] = {
     "evaluate": evaluate.main,
     "study": study.main,
     "distill": distill.main,
+    "export": export.main,
 }
 SECONDS = 900
 """No command here takes as long: one that waits for ever is ended."""
