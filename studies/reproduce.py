@@ -18,6 +18,7 @@ import numpy as np
 from ebu.commands.reporting.runs import Run, find_run_directories, read_run, settings_digest
 from ebu.commands.reporting.scores import final_record
 from ebu.commands.train_arguments import flags_of_run
+from ebu.commands.trust import check_trust, trust_words
 from ebu.errors import EbuError, UsageError
 from ebu.run.cli import parse, run_command
 from ebu.run.hints import program_argv
@@ -41,6 +42,8 @@ class Settings:
     """Seed to play with [default: the lowest that was not played]."""
     out: Path = Path("runs/reproduced")
     """Directory of the run; the same command resumes it."""
+    trust_env: bool = False
+    """Import modules of environments and wrappers that the results name: it runs their code."""
 
 
 def cells_in(results: Path) -> dict[str, list[Run]]:
@@ -83,7 +86,7 @@ def played(name: str, run: Run, seed: int, out: Path) -> float:
     record = final_record(run.directory, run.settings["protocol"])
     assert record is not None  # it has a score
     flags = [*flags_of_run(run.directory, earlier=True), f"--seed={seed}", f"--run-dir={run_dir}"]
-    score = ("--episodes", record["games"], "--device", "auto")
+    score = ("--episodes", record["games"], "--device", "auto", *trust_words(run.settings))
     for words in (("train.py", *flags), ("evaluate.py", run_dir, *score)):
         code = subprocess.run(program_argv(*words)).returncode
         if code:
@@ -120,6 +123,8 @@ def main() -> None:
         seed = min(set(range(len(seeds) + 1)) - seeds)
     elif seed in seeds:
         raise UsageError(f"--seed {seed} is one of those of {name}: choose another")
+    # Its settings become flags, which train.py takes for typed ones.
+    check_trust(runs[0].directory, runs[0].settings, settings.trust_env)
     say(f"{name}: playing seed {seed} beside seeds {', '.join(map(str, sorted(seeds)))}")
     score = played(name, runs[0], seed, settings.out)
     scores = [run.final_score.mean for run in runs if run.final_score]

@@ -1,6 +1,7 @@
 """A cell of results played once more: chosen, played and compared."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ import numpy as np
 import pytest
 
 from ebu.commands.train_arguments import parse_arguments
-from ebu.errors import UsageError
+from ebu.errors import EbuError, UsageError
 from ebu.run.settings import flat
 from ebu.statistics import prediction_interval
-from studies.reproduce import Settings, chosen, main, verdict
+from studies.reproduce import Settings, cells_in, chosen, main, verdict
 from tests.run_directories import write_run
 
 SETTINGS = flat(
@@ -72,6 +73,59 @@ def test_the_cell_with_most_seeds_is_chosen_or_the_one_that_is_named(tmp_path: P
     write_run(tmp_path, "pong", "dqn", 7, 1.0, name="many-seed7")
     with pytest.raises(UsageError, match="several methods"):
         chosen(Settings(tmp_path))
+
+
+def test_a_setting_that_an_earlier_version_lacked_counts_as_off(tmp_path: Path) -> None:
+    cell(tmp_path, "pole", 5)
+    path = tmp_path / "pole-seed1" / "config.json"
+    config = json.loads(path.read_text())
+    off: dict[str, Any] = {
+        "init_from": None,
+        "noisy": False,
+        "weight_decay": 0.0,
+        "env_wrappers": [],
+    }
+    config["settings"] |= off
+    path.write_text(json.dumps(config))
+    for name in off:
+        del config["settings"][name]
+    config["settings"]["seed"] = 2
+    (tmp_path / "pole-seed2" / "config.json").write_text(json.dumps(config))
+    assert len(cells_in(tmp_path)["pole"]) == 5
+    config["settings"]["noisy"] = True
+    (tmp_path / "pole-seed2" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="several methods"):
+        cells_in(tmp_path)
+
+
+def test_the_committed_results_are_of_one_method_each() -> None:
+    results = Path(__file__).parents[2] / "docs/results/environments"
+    assert len(cells_in(results)["LunarLander-v3-ebu"]) == 3
+
+
+def test_modules_that_results_name_are_imported_only_if_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell(tmp_path, "own", 5, game="of_a_stranger:Own-v0", env_wrappers=["of_a_stranger:Wrapper"])
+    words: list[tuple[str, ...]] = []
+
+    def run_nothing(argv: list[str]) -> subprocess.CompletedProcess[str]:
+        words.append(tuple(argv))
+        return subprocess.CompletedProcess(argv, int("evaluate.py" in " ".join(argv)))
+
+    monkeypatch.setattr(subprocess, "run", run_nothing)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    typed = ["reproduce", "--results", str(tmp_path), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", typed)
+    with pytest.raises(UsageError, match=r"names of_a_stranger:Own-v0, .*--trust-env"):
+        main()
+    assert not words
+    monkeypatch.setattr(sys, "argv", [*typed, "--trust-env"])
+    with pytest.raises(EbuError, match=r"evaluate\.py failed"):
+        main()
+    training, scoring = words
+    assert "--game=of_a_stranger:Own-v0" in training
+    assert "--trust-env" in scoring
 
 
 @pytest.mark.slow
