@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterator
 THIRD = "a third Ctrl-C ends at once and loses what is not saved yet (what was saved before stays)"
 """What a program says that is stopping."""
 _ENDING = (signal.SIGINT, signal.SIGTERM)
-# A closed terminal, and warnings before a time limit of Slurm and submitit; missing on Windows.
+# A closed terminal, warnings before a time limit of Slurm and submitit, and a limit of processor
+# time, which warns every second; missing on Windows. SIGQUIT still ends at once.
 _OTHERS = tuple(
-    getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    if hasattr(signal, name)
 )
 
 
 @contextlib.contextmanager
 def stop_on_signals(stop: Callable[[int], None]) -> Iterator[None]:
-    """Call `stop` with the number of the first SIGINT, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2.
+    """Call `stop` with the number of the first signal: SIGINT, SIGTERM or one of `_OTHERS`.
 
     For the time of this block. The signal is answered at once with a line on standard error. What
     has been set to be ignored, by nohup or the shell's &, stays ignored. A second SIGINT or SIGTERM

@@ -49,6 +49,7 @@ def start(seconds: float, **options: object) -> subprocess.Popen[str]:
     [
         *([signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP], [signal.SIGUSR1], [signal.SIGUSR2]),
         *([signal.SIGINT] * 2, [signal.SIGTERM, signal.SIGINT], [signal.SIGINT] * 3),
+        *([signal.SIGXCPU], [signal.SIGXCPU] * 2),
         [signal.SIGHUP, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM],
     ],
     ids=lambda numbers: "-".join(number.name for number in numbers),
@@ -125,3 +126,14 @@ def test_a_call_that_hangs_is_left_while_signals_are_answered() -> None:
         time.sleep(60)
     watchdog.stop()
     assert stopped == []
+
+
+def test_at_a_soft_limit_of_processor_time_it_saves(tmp_path: Path) -> None:
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 30))\n"
+    busy = SAVES.replace("time.sleep(0.01)", "pass").replace("SECONDS", "0.1")
+    words = [sys.executable, "-c", limited + busy]
+    ended = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    # Importing alone may take a second: then the signal comes before it is answered.
+    if ended.stdout:
+        assert ended.stdout.split() == ["ready", "saving"]
+        assert ended.returncode == 128 + signal.SIGXCPU
