@@ -204,7 +204,7 @@ def save_and_load(scope: Scope) -> Iterator[Figures]:
         state = {"agent": agent.state_dict(), "replay": replay.state_dict()}
         written = timed(
             scope.device,
-            lambda: save_checkpoint(Path(name), "updates-20", state, writers=[replay.write_frames]),
+            lambda: save_checkpoint(Path(name), "frames-20", state, writers=[replay.write_frames]),
         )
         found = load_latest(Path(name))
         assert found is not None

@@ -181,9 +181,9 @@ def left_by(out: Path) -> dict[str, Any]:
         elif path.name == "results.csv":
             with path.open() as table:
                 found[name] = [{**row, "train_seconds": ""} for row in csv.DictReader(table)]
-        elif path.is_dir() and "training" not in path.parts and _holds_checkpoints(path):
+        elif path.is_dir() and "training" not in path.parts and (kind := _kind_in(path)):
             try:
-                checkpoint = load_latest(path)
+                checkpoint = load_latest(path, kind=kind)
             except EbuError as error:
                 found[name] = str(error)
                 continue
@@ -195,10 +195,12 @@ def left_by(out: Path) -> dict[str, Any]:
     return found
 
 
-def _holds_checkpoints(directory: Path) -> bool:
-    return any(
-        NAME.fullmatch(each.name) and (each / MANIFEST).exists() for each in directory.iterdir()
-    )
+def _kind_in(directory: Path) -> str | None:
+    """The kind of the checkpoints in a directory; None without any."""
+    matches = [
+        NAME.fullmatch(each.name) for each in directory.iterdir() if (each / MANIFEST).exists()
+    ]
+    return next((match[match.lastindex or 0] for match in matches if match), None)
 
 
 def weights_among(names: Sequence[str]) -> list[str]:

@@ -262,7 +262,7 @@ def load_states(directory: Path) -> Dataset:
     if not _holds_states(directory):
         raise UsageError(f"{directory} holds no states: name a directory that they were saved in")
     try:
-        saved = load_latest(directory, state_only=True)
+        saved = load_latest(directory, state_only=True, kind=_NAME)
         assert saved is not None
         state = saved.state
         shape, cpu = (state.pop("num_frames"), *state.pop("frame_shape")), torch.device("cpu")

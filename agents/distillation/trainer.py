@@ -297,7 +297,7 @@ class Trainer:
         save_checkpoint(self.directory / PROGRESS, name, state, logs=logs, keep=1)
 
     def _resume(self) -> None:
-        checkpoint = load_latest(self.directory / PROGRESS)
+        checkpoint = load_latest(self.directory / PROGRESS, kind="updates")
         if checkpoint is None:
             cut_logs(self.directory, {})
             self._monitor = Monitor(self.directory)

@@ -37,8 +37,9 @@ from ebu.run.files import is_there, sync
 from ebu.run.ranks import SINGLE, Ranks
 from ebu.run.reading import RefusedFileError, check_directory
 
-NAME = re.compile(r"(?:(?:frames|updates)-[0-9]+|states|trained)(?:\.replaced)?")
-"""Names of checkpoints; whatever else is in their directory is left alone."""
+NAME = re.compile(r"(?:(frames|updates)-[0-9]+|(states)|(trained))(?:\.replaced)?")
+"""Names of checkpoints. All in a directory are of one kind: `frames` in the runs of trainings and
+students, the others in distillations. Whatever else is there is left alone."""
 
 # While a checkpoint is replaced by one of the same name the earlier one keeps this suffix, under
 # which it is still found and loaded.
@@ -145,7 +146,11 @@ def _saving(path: Path) -> Iterator[None]:
 
 
 def load_latest(
-    root: Path, *, state_only: bool = False, run: Mapping[str, Any] | None = None
+    root: Path,
+    *,
+    state_only: bool = False,
+    run: Mapping[str, Any] | None = None,
+    kind: str = "frames",
 ) -> Checkpoint | None:
     """Load the newest undamaged checkpoint under `root`; None where there has never been one.
 
@@ -156,6 +161,7 @@ def load_latest(
     | state_only | compare the two state files alone and change nothing on the disk: enough to |
     | | evaluate the weights, even while the run is training |
     | run | settings of the run that `root` belongs to; checkpoints of earlier versions have none |
+    | kind | of their names: see `NAME` |
 
     Raises EbuError where there are checkpoints and all are damaged, or they cannot be read, and
     where the newest is of a run with other settings.
@@ -166,11 +172,11 @@ def load_latest(
                 check_directory(root)
             if not state_only and root.is_dir():
                 _remove_leftovers(root)
-            directories = _newest_first(root)
+            directories = _newest_first(root, kind)
             before = _snapshot(directories)
             found, passed_over = _load_first(directories, state_only, run)
             # A run that was saving meanwhile has taken away what was about to be read.
-            if not passed_over or _snapshot(_newest_first(root)) == before:
+            if not passed_over or _snapshot(_newest_first(root, kind)) == before:
                 break
         except (OSError, RefusedFileError) as error:
             raise EbuError(
@@ -239,10 +245,16 @@ def _snapshot(directories: Sequence[Path]) -> list[tuple[str, int]]:
     return found
 
 
-def _newest_first(root: Path) -> list[Path]:
+def _kind(name: str) -> str | None:
+    """The kind of a checkpoint's name; None for other names."""
+    match = NAME.fullmatch(name)
+    return match and match[match.lastindex or 0]
+
+
+def _newest_first(root: Path, kind: str | None) -> list[Path]:
     if not is_there(root):
         return []
-    paths = [path for path in root.iterdir() if NAME.fullmatch(path.name)]
+    paths = [path for path in root.iterdir() if _kind(path.name) == kind]
     # Of two of the same name the replaced one is the older.
     return sorted(
         paths,
@@ -262,7 +274,7 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 def _prune(root: Path, newest: str, keep: int) -> None:
-    directories = _newest_first(root)
+    directories = _newest_first(root, _kind(newest))
     names = [path.name for path in directories]
     kept = [name for name in names[names.index(newest) :] if not name.endswith(REPLACED)][:keep]
     for directory in directories:

@@ -166,7 +166,7 @@ def _check_count(count: int, config: KegNetConfig, size: int) -> None:
 
 def _load(directory: Path, generator: Generator, source: dict[str, Any]) -> dict[str, float] | None:
     """Load a trained generator and return its means; None where there is none."""
-    checkpoint = load_latest(directory)
+    checkpoint = load_latest(directory, kind="trained")
     if checkpoint is None:
         return None
     if differing := differences(checkpoint.state.get("source", {}), source):

@@ -582,3 +582,24 @@ def test_killed_at_any_moment_of_saving(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(int(points) > 20 for points in done.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["updates-7", "states", "trained", "updates-7.replaced"])
+def test_names_of_other_programs_are_left_alone(tmp_path: Path, name: str) -> None:
+    save(tmp_path, FIRST)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").touch()
+    save(tmp_path, SECOND, keep=1)
+    assert load_state(tmp_path)["name"] == SECOND
+    assert (tmp_path / name / "mine").exists()
+    assert not (tmp_path / FIRST).exists()
+
+
+def test_checkpoints_of_distillations_are_loaded_by_their_kind(tmp_path: Path) -> None:
+    for name in ("updates-07", "updates-11", "trained", FIRST):
+        save(tmp_path, name, keep=1)
+    for kind, name in (("updates", "updates-11"), ("trained", "trained"), ("frames", FIRST)):
+        checkpoint = load_latest(tmp_path, kind=kind)
+        assert checkpoint is not None
+        assert checkpoint.name == name
+    assert load_latest(tmp_path, kind="states") is None
