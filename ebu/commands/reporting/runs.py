@@ -36,30 +36,15 @@ _NOT_THE_METHOD = frozenset(
         *("eval_every_frames", "eval_episodes"),
     }
 )
-# What agents were before these were settings; nstep has always recorded its n_step.
-_FIXED: dict[str, Any] = {
-    "prioritized": False,
-    "double": False,
-    "n_step": 1,
-    "gamma_start": None,
-    "n_step_start": None,
-    "beta_start": None,
-    "anneal_updates": 10_000,
-    "shift_pixels": 0,
-    "intensity": 0.0,
-    "quantiles": 0,
-    "target_average": 0.0,
-    "reset_updates": 0,
-    "noisy": False,
-    "weight_decay": 0.0,
-}
+# What was done before these were settings, where that is not off; nstep has always recorded its
+# n_step.
+_FIXED: dict[str, Any] = {"n_step": 1, "anneal_updates": 10_000}
 _FIXED_BY_AGENT: dict[str, dict[str, Any]] = {
     "double_dqn": {"double": True},
     "prioritized": {"prioritized": True, "double": True},
     "nstep": {"n_step": None},
 }
 _OF_PRIORITIZED = ("priority_exponent", "importance_exponent", "importance_updates")
-_UNFIXED = object()
 # The last lines of a log are read from this many bytes at its end.
 _TAIL_BYTES = 65_536
 
@@ -243,14 +228,19 @@ def _unreadable(path: Path, error: Exception) -> EbuError:
 def method_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that make the method: runs that share them are seeds and games of one method.
 
-    Left out is what earlier code did not record: settings that the agent's name once fixed, at that
-    value, and those of prioritized draws where draws are not prioritized.
+    Left out is what earlier code did not record: settings that are off (none, false or 0) or, where
+    the agent's name once fixed them, at that value, and those of prioritized draws where draws are
+    not prioritized.
     """
     method = {name: value for name, value in settings.items() if name not in _NOT_THE_METHOD}
     fixed = {**_FIXED, **_FIXED_BY_AGENT.get(str(settings.get("agent")), {})}
-    if not settings.get("prioritized", fixed["prioritized"]):
+    if not settings.get("prioritized", fixed.get("prioritized")):
         fixed |= {name: method.get(name) for name in _OF_PRIORITIZED}
-    return {name: value for name, value in method.items() if fixed.get(name, _UNFIXED) != value}
+    return {
+        name: value
+        for name, value in method.items()
+        if (value != fixed[name] if name in fixed else value)
+    }
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
