@@ -14,6 +14,7 @@ from agents.stacked import StackedLearner
 from agents.target import Target
 from ebu.interfaces import VectorStep
 from ebu.sampling import Sampler
+from ebu.state_checks import MOST_COUNTED, check_range, check_state, require
 from ebu.stopwatch import Stopwatch
 
 
@@ -75,6 +76,16 @@ class ActingLearners:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        longer = ("players", "returns")
+        check_state(state, self.state_dict(), longer=longer, path="acting_learners/")
+        last = len(self._games) - 1
+        check_range(state["players"], 0, last, "acting_learners/players")
+        check_range(state["games"], 0, MOST_COUNTED, "acting_learners/games")
+        check_range(np.array(state["next"]), 0, last, "acting_learners/next")
+        require(
+            len(state["players"]) == len(state["returns"]),
+            "acting_learners/returns has another length than acting_learners/players",
+        )
         self.players = state["players"]
         self.agent_steps = state["agent_steps"]
         self._next = state["next"]
@@ -170,6 +181,13 @@ class AdaptiveEbu(Agent):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.acting.load_state_dict(state["acting_learners"])
-        self.copies = state["copies"]
+        check_state(state, {"copies": 0, "best": 0}, path="agent/")
         last = state["last_copy"]
-        self.last_copy = None if last is None else Copy(**last)
+        if last is not None:
+            check_state(last, asdict(Copy(0, 0.0, 0)), path="last_copy/")
+        winners = [state["best"], *([] if last is None else [last["winner"]])]
+        check_range(np.array(winners), 0, self.config.learners - 1, "agent/best, last_copy/winner")
+        self.copies = state["copies"]
+        self.last_copy = (
+            None if last is None else Copy(last["winner"], last["score"], last["agent_step"])
+        )

@@ -18,6 +18,7 @@ from ebu.interfaces import VectorStep
 from ebu.replay import EpisodicReplay
 from ebu.sampling import Sampler
 from ebu.staging import Staging
+from ebu.state_checks import check_state
 from ebu.stopwatch import Stopwatch
 
 MEASURED_UPDATES = 16
@@ -85,6 +86,7 @@ class Agent:
         self._finite = FiniteUpdates(device)
         self._ages = 0.0
         self._updates_since_line = 0
+        self._is_loaded = False
         self._values = capture(learner.values, device, enabled=graphs)
         self._playing_values = capture(learner.playing_values, device, enabled=graphs)
         self._gradient_steps = capture(
@@ -147,6 +149,9 @@ class Agent:
 
     def learn(self, replay: EpisodicReplay, updates: int) -> None:
         """Take `updates` gradient steps on what the replay memory holds."""
+        if self._is_loaded:
+            self.sampler.check_fits(replay, self.learner.target_axes)
+            self._is_loaded = False
         while updates > 0:
             # Priorities are those after the last update.
             longest = 1 if self.sampler.wants_errors else self.learner.longest_group
@@ -253,6 +258,7 @@ class Agent:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_state(state, {"ages": 0.0, "updates_since_line": 0}, path="agent/")
         self.learner.load_state_dict(state["learner"])
         self._finite.start_at(state["learner"]["updates"])
         self.sampler.load_state_dict(state["sampler"])
@@ -261,6 +267,7 @@ class Agent:
         self._averages.load_state_dict(state["averages"])
         self._ages = state["ages"]
         self._updates_since_line = state["updates_since_line"]
+        self._is_loaded = True
 
 
 def policy_weights(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebu.state_checks import check_state
+
 
 class Averages:
     """Running sums of named values, all added at once; reading them out waits for the device."""
@@ -29,4 +31,5 @@ class Averages:
         return {"sums": self.sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_state(state, self.state_dict(), path="averages/")
         self.sums.copy_(state["sums"])

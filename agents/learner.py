@@ -19,6 +19,7 @@ from agents.optimizers import CenteredRMSProp, adam, averages_of, load_averages
 from agents.settings import LearnerConfig
 from ebu.quantiles import quantile_huber
 from ebu.run.ranks import SINGLE, Ranks
+from ebu.state_checks import check_state
 
 NEW_SHARE = 0.2
 """Of a new draw in the convolutions after a reset (D'Oro et al. 2023)."""
@@ -168,6 +169,11 @@ class Learner:
         return taken
 
     @property
+    def target_axes(self) -> tuple[int, ...]:
+        """The axes of targets before the last, which counts transitions."""
+        return (self.config.quantiles,) if self.config.quantiles else ()
+
+    @property
     def longest_group(self) -> int:
         """Updates that may be made before they are counted: up to a copy, reset or average."""
         config = self.config
@@ -307,6 +313,7 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` gave; several ranks then `share`."""
+        check_state(state, self.state_dict(), path="learner/")
         self.updates = state["updates"]
         self.noise.load_state_dict(state)
         if not self.ranks.is_first:

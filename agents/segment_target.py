@@ -17,6 +17,7 @@ from ebu.batch import Batch
 from ebu.replay import EpisodicReplay
 from ebu.sampling import Draw, Minibatches
 from ebu.staging import Staging
+from ebu.state_checks import check_state
 from ebu.stopwatch import Stopwatch
 from ebu.targets import one_step_targets
 
@@ -189,5 +190,6 @@ class SegmentTarget(Target[ConfigT_co]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_state(state, {"draws_since_line": 0}, path="target/")
         self._draws_since_line = state["draws_since_line"]
         self._draw_averages.load_state_dict(state["draw_averages"])

@@ -120,6 +120,10 @@ class StackedLearner(Learner):
         )
         self._singles = self._singly() if device.type in IN_TURN else []
 
+    @property
+    def target_axes(self) -> tuple[int, ...]:
+        return (self.num_learners,)
+
     def _built(self, build: Callable[[], nn.Module]) -> nn.Module:
         return StackedNetworks([build() for _ in range(self.num_learners)])
 

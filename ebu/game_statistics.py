@@ -7,6 +7,7 @@ import numpy as np
 
 from ebu.interfaces import VectorStep
 from ebu.run.ranks import SINGLE, Ranks
+from ebu.state_checks import check_floats, check_rows, check_state
 
 RECENT_GAMES = 100
 """Games over which the recent return is averaged (Machado et al. 2018)."""
@@ -66,6 +67,9 @@ class GameStatistics:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_state(state, {**self.state_dict(), "finished": None, "recent": None}, path="games/")
+        check_rows(state["finished"], 3, "games/finished")
+        check_floats(state["recent"], "games/recent")
         self.steps = state["steps"]
         self._returns, self._clipped = state["returns"], state["clipped"]
         self._finished = state["finished"]

@@ -14,6 +14,7 @@ from ebu.memory import refuse_oversized_replay, unfilled
 from ebu.replay_files import read_frames, write_frames
 from ebu.segments import Segment, SegmentTable
 from ebu.staging import Staging
+from ebu.state_checks import check_range, check_state, require
 
 _DEVICE_BYTES_PER_SLOT = 4 * 4
 # A byte on the host says how many earlier frames a slot's state holds (its context), and with
@@ -453,21 +454,64 @@ class EpisodicReplay:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore all but the frames, which `read_frames` brings; EbuError if it does not fit."""
+        check_state(state, {"construction": {}}, path="replay/")
         for key, value in self._construction().items():
             if state["construction"][key] != value:
                 raise EbuError(
                     f"the saved replay has {key} {state['construction'][key]}, this one {value}: "
                     "continue with the settings it was saved with"
                 )
+        like = {name: value for name, value in self.state_dict().items() if name != "segments"}
+        check_state(state, {**like, "construction": {}}, longer=self._columns(), path="replay/")
         self._num_steps = state["num_steps"]
         self._num_transitions = state["num_transitions"]
         self._cuts = state["cuts"]
         self._open_start[:] = state["open_start"]
         slots = self._stored_slots()
         for name, column in self._columns().items():
+            require(
+                len(state["columns"][name]) == len(slots),
+                f"replay/columns/{name} has {len(state['columns'][name])} rows, not {len(slots)}",
+            )
             column.zero_()
             column[slots] = torch.as_tensor(state["columns"][name], device=column.device)
         self._table.load_state_dict(state["segments"])
+        self._check_loaded(slots.numpy())
+
+    def _check_loaded(self, slots: np.ndarray) -> None:
+        """Raise `RefusedFileError` where segments or counts are not those of the transitions.
+
+        slots: those in use, oldest step first.
+        """
+        starts, steps = self._starts[slots], np.arange(self._oldest, self._num_steps)
+        check_range(starts & _CONTEXT, 0, self.stack - 1, "replay/columns/starts")
+        stored = starts >= _TRANSITION
+        require(not stored[-1:].any(), "replay/columns/starts: the newest step leads nowhere yet")
+        drawable = stored & (steps[:, None] - (starts & _CONTEXT) >= self._oldest)
+        require(
+            int(drawable.sum()) == self._num_transitions,
+            f"replay/num_transitions is {self._num_transitions}, not {int(drawable.sum())}",
+        )
+        columns = self._slots.view(self.ring_length, self.num_streams, -1)[slots].cpu()
+        check_range(columns[..., TERMINATED], 0, 1, "replay/columns/slots: ends")
+        check_range(columns[..., PROBABILITY], 0, 1, "replay/columns/slots: probabilities")
+        # The number of transitions before each step: without gaps if it grows by the length.
+        before = np.concatenate((np.zeros((1, self.num_streams), np.int64), stored.cumsum(axis=0)))
+        open_steps = self._open_start - self._oldest
+        newest = self._num_steps - 1
+        check_range(
+            self._open_start,
+            max(0, newest + 1 - self._segment_limit),
+            max(0, newest),
+            "replay/open_start",
+        )
+        streams = np.arange(self.num_streams)
+        if self._num_steps:
+            require(
+                bool((before[-2] - before[open_steps, streams] == newest - self._open_start).all()),
+                "replay/open_start: its segment has gaps",
+            )
+        self._table.check(self._oldest, newest, drawable, before)
 
     def write_frames(self, directory: Path) -> None:
         """Write all stored frames, compressed, into new files of this directory."""

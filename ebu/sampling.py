@@ -18,7 +18,9 @@ from torch import Tensor
 
 from ebu.errors import EbuError
 from ebu.replay import EpisodicReplay
+from ebu.run.reading import LARGEST_FLOAT
 from ebu.segments import Segment
+from ebu.state_checks import check_range, check_state
 from ebu.sum_tree import SumTree
 
 SMALLEST_PRIORITY = 1e-6
@@ -106,6 +108,8 @@ class Priorities:
         return {"largest": self.largest, "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_state(state, self.state_dict(), path="sampler/")
+        check_range(np.array(state["largest"]), 0, LARGEST_FLOAT, "sampler/largest")
         self.largest = state["largest"]
         self.updates = state["updates"]
 
@@ -144,8 +148,22 @@ class Sampler(ABC):
     def state_dict(self) -> dict[str, Any]:
         return {"rng": self.rng.bit_generator.state}
 
+    def check_fits(  # noqa: B027
+        self, replay: EpisodicReplay, target_axes: tuple[int, ...]
+    ) -> None:
+        """Raise `EbuError` where a state that was loaded is not of this memory and this learner."""
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rng.bit_generator.state = state["rng"]
+
+
+def refuse_other(fits: bool) -> None:
+    """Raise `EbuError` unless the state of a sampler fits the replay memory."""
+    if not fits:
+        raise EbuError(
+            "the saved sampler does not fit the saved replay memory: put back the run's own "
+            "checkpoint"
+        )
 
 
 def absolute_errors(errors: Tensor) -> np.ndarray:
@@ -215,6 +233,15 @@ class PrioritizedTransitions(Sampler):
             raise ValueError("no transition is stored yet")
         return tree
 
+    def check_fits(self, replay: EpisodicReplay, target_axes: tuple[int, ...]) -> None:
+        if self._tree is None:
+            return
+        refuse_other(
+            self._tree.num_leaves == replay.num_places and self._entered < replay.num_steps
+        )
+        tree = self._enter(replay)
+        refuse_other(bool(replay.stored(*replay.newest_at(tree.leaves.nonzero()[0])).all()))
+
     def state_dict(self) -> dict[str, Any]:
         leaves = np.empty(0) if self._tree is None else self._tree.leaves
         return {
@@ -226,7 +253,9 @@ class PrioritizedTransitions(Sampler):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        check_state(state, self.state_dict(), longer=("leaves",), path="sampler/")
         leaves = state["leaves"]
+        check_range(leaves, 0, LARGEST_FLOAT, "sampler/leaves")
         self._tree = None
         if len(leaves):
             self._tree = SumTree(len(leaves))

@@ -1,11 +1,13 @@
 """Samplers of whole segments, each trained on from its end to its start."""
 
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ebu.replay import EpisodicReplay
+from ebu.run.reading import LARGEST_FLOAT, check_fits
 from ebu.sampling import (
     SMALLEST_PRIORITY,
     Draw,
@@ -14,8 +16,13 @@ from ebu.sampling import (
     Priorities,
     Sampler,
     absolute_errors,
+    refuse_other,
 )
 from ebu.segments import Segment
+from ebu.state_checks import check_number, check_range, check_state, require
+
+LONGEST = 2**31 - 1
+"""Transitions in a segment: its table counts them in 32 bits."""
 
 
 class SegmentSampler(Sampler):
@@ -131,8 +138,20 @@ class SegmentSampler(Sampler):
             },
         }
 
+    def check_fits(self, replay: EpisodicReplay, target_axes: tuple[int, ...]) -> None:
+        for draw in filter(None, self._draws):
+            assert draw.targets is not None  # it was loaded
+            refuse_other(draw.left <= replay.ring_length)
+            refuse_other(draw.targets.shape[:-1] == target_axes)
+            steps = draw.segment.start + np.arange(draw.left)
+            stored = replay.stored(steps, np.full(draw.left, draw.segment.stream))
+            # Of a draw in progress the oldest transitions may be overwritten.
+            refuse_other(bool((stored[1:] >= stored[:-1]).all()))
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        check_state(state, {"forfeited_draws": 0}, path="sampler/")
+        _check_draws(state["draws"], len(self._draws))
         self.forfeited_draws = state["forfeited_draws"]
         self._draws = [None] * len(self._draws)
         draws = state["draws"]
@@ -145,6 +164,47 @@ class SegmentSampler(Sampler):
                 draws["priority_ratio"][i],
                 draws["error"][i],
             )
+
+
+class _Draws(TypedDict):
+    index: list[int]
+    segment: list[list[Any]]
+    left: list[int]
+    start: list[int]
+    priority_ratio: list[float]
+    error: list[float]
+    targets: dict[str, Any]
+
+
+def _check_draws(draws: Any, slots: int) -> None:
+    """Raise `RefusedFileError` unless these are draws in progress, as a state holds them."""
+    check_fits(draws, _Draws, "sampler/draws")
+    indices = draws["index"]
+    columns = [draws[name] for name in ("segment", "left", "start", "priority_ratio", "error")]
+    require(
+        {len(column) for column in columns} == {len(indices)}
+        and len(set(indices)) == len(indices)
+        and all(0 <= index < slots for index in indices),
+        f"sampler/draws is not of {slots} draws",
+    )
+    for i, (segment, left, start) in enumerate(zip(*columns[:3], strict=True)):
+        targets = draws["targets"][str(i)]
+        require(
+            len(segment) == 4 and type(segment[3]) is bool, "sampler/draws/segment is no segment"
+        )
+        for number in (*segment[:3], left, start):
+            check_number(number, int, "sampler/draws")
+        require(
+            1 <= left <= segment[2] <= LONGEST and start <= segment[1],
+            f"sampler/draws has {left} left of a segment of {segment[2]}",
+        )
+        require(
+            isinstance(targets, Tensor)
+            and targets.dtype == torch.float32
+            and targets.dim() > 0
+            and targets.shape[-1] == segment[2],
+            "sampler/draws/targets are not those of their segment",
+        )
 
 
 class PrioritizedSegments(SegmentSampler):
@@ -207,6 +267,10 @@ class PrioritizedSegments(SegmentSampler):
                 self.priorities.largest = max(self.priorities.largest, priority)
         self.priorities.updates += 1
 
+    def check_fits(self, replay: EpisodicReplay, target_axes: tuple[int, ...]) -> None:
+        super().check_fits(replay, target_axes)
+        refuse_other(len(self._last) in (0, replay.num_places))
+
     def state_dict(self) -> dict[str, Any]:
         return {
             **super().state_dict(),
@@ -217,5 +281,12 @@ class PrioritizedSegments(SegmentSampler):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        arrays = {"priorities": self._last, "priority_starts": self._starts}
+        check_state(state, arrays, longer=arrays, path="sampler/")
+        check_range(state["priorities"], 0, LARGEST_FLOAT, "sampler/priorities")
+        require(
+            len(state["priorities"]) == len(state["priority_starts"]),
+            "sampler/priority_starts has another length than sampler/priorities",
+        )
         self.priorities.load_state_dict(state)
         self._last, self._starts = state["priorities"], state["priority_starts"]

@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ebu.state_checks import check_range, check_state, require
+
 
 class Segment(NamedTuple):
     """Consecutive transitions of one stream, up to a lost life, a game's end or a cut.
@@ -88,6 +90,29 @@ class SegmentTable:
         """Number of transitions in all stored segments."""
         return int(self._length[: self._count].sum(dtype=np.int64))
 
+    def check(self, oldest: int, newest: int, drawable: np.ndarray, before: np.ndarray) -> None:
+        """Raise `RefusedFileError` unless all transitions of all segments are stored.
+
+        | argument | shape, dtype | meaning |
+        | --- | --- | --- |
+        | oldest, newest | | the first and the last step in the memory |
+        | drawable | (S, N) bool | whether a whole transition of it can be drawn, by its age |
+        | before | (S + 1, N) int64 | transitions before each step |
+        """
+        count, (_, starts) = self._count, self.streams_and_starts()
+        streams, lengths = self._stream[:count], self._length[:count].astype(np.int64)
+        check_range(starts, oldest, newest - 1, "replay/segments/start")
+        check_range(starts + lengths, oldest, newest, "replay/segments/length")
+        check_range(lengths, 1, newest, "replay/segments/length")
+        first, end = starts - oldest, starts - oldest + lengths
+        require(
+            bool(drawable[first, streams].all())
+            and bool((before[end, streams] - before[first, streams] == lengths).all()),
+            "replay/segments: transitions of a segment are not stored",
+        )
+        places = starts % self._ring_length * self._index.shape[1] + streams
+        require(len(np.unique(places)) == count, "replay/segments: two have the same start")
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "stream": self._stream[: self._count].copy(),
@@ -97,7 +122,15 @@ class SegmentTable:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._count = count = len(state["start"])
+        columns = self.state_dict()
+        check_state(state, columns, longer=columns, path="replay/segments/")
+        count = len(state["start"])
+        require(
+            count <= self._index.size and all(len(state[name]) == count for name in columns),
+            "replay/segments has columns of other lengths",
+        )
+        check_range(state["stream"], 0, self._index.shape[1] - 1, "replay/segments/stream")
+        self._count = count
         self._stream[:count] = state["stream"]
         self._start[:count] = state["start"]
         self._length[:count] = state["length"]

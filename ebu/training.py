@@ -18,6 +18,7 @@ from ebu.run.profiling import Profile
 from ebu.run.progress import Progress, say, starting
 from ebu.run.ranks import SINGLE, Ranks
 from ebu.schedules import ExplorationConfig, LoopConfig, epsilon_at
+from ebu.state_checks import check_number, check_state, require
 from ebu.stopwatch import Mark, Stopwatch
 from ebu.training_checkpoints import FRESH_GAMES, TrainingCheckpoints
 from ebu.training_log import TrainingLog
@@ -397,6 +398,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any], *, fresh_games: bool = False) -> None:
+        self._check(state)
         self._started = True
         self.agent_steps = state["agent_steps"]
         self.updates = state["updates"]
@@ -414,3 +416,22 @@ class Trainer:
         self.replay.load_state_dict(state["replay"])
         if self.distiller is not None:
             self.distiller.load_state_dict(state["distiller"])
+
+    def _check(self, state: dict[str, Any]) -> None:
+        """Raise `RefusedFileError` unless the counts of a state are those of a run."""
+        counts = ("frames", "agent_steps", "updates", "learning_steps", "next_cut")
+        check_state(state, dict.fromkeys((*counts, "next_log", "next_evaluation"), 0))
+        if state["best"] is not None:
+            check_number(state["best"], float, "best")
+        frames, steps, learning = (
+            state[name] for name in ("frames", "agent_steps", "learning_steps")
+        )
+        require(
+            frames == steps * self.env.frames_per_step and learning <= steps,
+            f"{frames:,} frames are not {steps:,} agent_steps, or these less than {learning:,} "
+            "learning_steps",
+        )
+        # Those that the last step of every environment has made due.
+        most = self.config.updates_per_step * self.env.num_envs * self.ranks.world_size + 1
+        owed = int(learning * self.config.updates_per_step + 1e-6) - state["updates"]
+        require(0 <= owed <= most, f"{state['updates']:,} updates lack {owed:,}")

@@ -6,6 +6,7 @@ import numpy as np
 
 from ebu.interfaces import VectorStep
 from ebu.run.ranks import SINGLE, Ranks
+from ebu.state_checks import check_rows, check_state
 
 NEGLIGIBLE = 0.01
 """Discount below which the rest of a return is left out."""
@@ -75,6 +76,8 @@ class ValueProbes:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_state(state, {**self.state_dict(), "finished": None}, path="probes/")
+        check_rows(state["finished"], 2, "probes/finished")
         self._open, self._finished = state["open"], state["finished"]
         self._predicted, self._earned = state["predicted"], state["earned"]
         self._discounts = state["discounts"]

@@ -41,6 +41,7 @@ from ebu.commands.table.plan import StudyConfig, plan
 from ebu.commands.table.provenance import provenance_of
 from ebu.commands.table.results import ResultsTable, row
 from ebu.commands.train_arguments import Arguments, flags_of_run, parse_arguments
+from ebu.commands.trainer import build_trainer
 from ebu.errors import EbuError
 from ebu.run.checkpoint import load_latest
 from ebu.run.cli import parse
@@ -55,6 +56,8 @@ from tests.run_directories import evaluation
 
 MOST_MEMORY = 1 << 30
 """No input here is worth more."""
+RESUMED = 0.2
+"""Share of trainings that are resumed of those that could be: it takes as long as ten loads."""
 Loader = Callable[[Path], object]
 
 
@@ -95,8 +98,20 @@ def read_foreign(directory: Path, name: str) -> object:
     return read_policy(directory / name, PolicyFlags())
 
 
+def resume_and_train(run_dir: Path) -> None:
+    """Resume a copy of the run, and train it for a few steps."""
+    with quick_directory() as copies:
+        copy = shutil.copytree(run_dir, Path(copies) / "run", symlinks=True)
+        words = ["--resume", str(copy), "--trust-env", "--frames", "400"]
+        trainer = build_trainer(parse_arguments(words))
+        try:
+            trainer.run(trainer.frames + 60)
+        finally:
+            trainer.close()
+
+
 LOADERS: dict[str, tuple[Loader, ...]] = {
-    "run": (read_run, load_agent, flags_of_run, read_checkpoints, read_replay),
+    "run": (read_run, load_agent, flags_of_run, read_checkpoints, read_replay, resume_and_train),
     "out": (read_report, lambda out: load_states(out / "states"), read_config, read_table),
     "student": (read_run, load_agent, read_config),
     "foreign": tuple(partial(read_foreign, name=name) for name in ("sb3.zip", "cleanrl.pth")),
@@ -142,9 +157,9 @@ def make_samples(root: Path) -> dict[str, Path]:
 
 
 @contextlib.contextmanager
-def damaged(root: Path, rng: random.Random) -> Iterator[str]:
-    """The directory with one file altered, and whole again afterwards."""
-    files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+def damaged(root: Path, rng: random.Random, part: str = "") -> Iterator[str]:
+    """The directory with one file altered, of this part of it, and whole again afterwards."""
+    files = [path for path in sorted((root / part).rglob("*")) if path.is_file()]
     weights = [1 if path.name.startswith("events") else 8 for path in files]
     (path,) = rng.choices(files, weights)
     manifest = path.parent / "manifest.json"
@@ -173,7 +188,10 @@ def fuzz_loaders(samples: dict[str, Path], numbers: range, seed: int, until: flo
         rng = random.Random(f"{seed}-{number}")
         kind = rng.choice(list(samples))
         loader = rng.choice(LOADERS[kind])
-        with damaged(samples[kind], rng) as what:
+        if loader is resume_and_train and rng.random() > RESUMED:
+            loader = read_checkpoints
+        resumes = loader is resume_and_train
+        with damaged(samples[kind], rng, "checkpoints/" if resumes else "") as what:
             met[outcome(lambda: loader(samples[kind]), f"input {number}, {kind}/{what}")] += 1  # noqa: B023
     return met
 
