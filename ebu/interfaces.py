@@ -138,6 +138,9 @@ class Distiller(Protocol):
     def learn(self, replay: EpisodicReplay, updates: int) -> None:
         """Train after the agent has made `updates` more updates."""
 
+    def first_failed_update(self) -> tuple[str, int] | None:
+        """A network whose loss or weights are not finite, and its update; None if all are."""
+
     def set_teacher(self) -> None:
         """Make the agent as it is now the teacher: its evaluation is the best so far."""
 

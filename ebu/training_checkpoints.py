@@ -96,13 +96,19 @@ class TrainingCheckpoints:
         """Raise `EbuError` if an update was not finite: no log and no checkpoint may hold it."""
         failed = self._agent.first_failed_update()
         failures = self._ranks.join([] if failed is None else [failed])
-        if not failures:
-            return
         kept = "nothing was saved yet" if self.last is None else f"{self.last} is kept"
-        with self._ranks.together():
+        if failures:
+            with self._ranks.together():
+                raise EbuError(
+                    f"update {min(failures):,} of {self._run_dir} is not finite, noticed at frame "
+                    f"{frames:,}: {kept}; start a new run with a lower --learning-rate"
+                )
+        student = None if self._distiller is None else self._distiller.first_failed_update()
+        if student is not None:
+            name, update = student
             raise EbuError(
-                f"update {min(failures):,} of {self._run_dir} is not finite, noticed at frame "
-                f"{frames:,}: {kept}; start a new run with a lower --learning-rate"
+                f"update {update:,} of the student {name} of {self._run_dir} is not finite, "
+                f"noticed at frame {frames:,}: {kept}; start a new run without --distill {name}"
             )
 
 

@@ -20,10 +20,13 @@ from agents.distillation.records import file_name, student_directory
 from agents.distillation.students import Student, build, save_student
 from agents.distillation.teachers import median_gap
 from agents.distillation.trainer import generator_from
+from agents.finiteness import FiniteUpdates, all_finite
 from agents.networks import build_network
 from agents.optimizers import adam, averages_of, load_averages
 from agents.trained import TrainedAgent
 from ebu.replay import EpisodicReplay
+from ebu.run.reading import LARGEST_FLOAT
+from ebu.state_checks import check_range, check_state
 
 EVERY_UPDATES = 4
 """Updates of the agent for each update of the students."""
@@ -143,6 +146,17 @@ class Students:
                 settings={"student": name, "losses": {"kl": 1.0}, "online": True},
             )
 
+    def first_failed_update(self) -> tuple[str, int] | None:
+        """A student and its first update whose loss was not finite, or the last if weights are not.
+
+        None if all are finite.
+        """
+        for name, online in self._students.items():
+            failed = online.first_failed_update()
+            if failed is not None:
+                return name, failed
+        return None
+
     def _copy_teacher(self) -> None:
         self._teacher.load_state_dict(policy_weights(self._agent.state_dict()))
 
@@ -169,6 +183,8 @@ class Students:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_state(state, self.state_dict(), path="distiller/")
+        check_range(np.array(state["temperature"]), 0, LARGEST_FLOAT, "distiller/temperature")
         self._updates = state["updates"]
         self._evaluated = state["evaluated"]
         self._temperature.fill_(state["temperature"])
@@ -176,6 +192,7 @@ class Students:
         self._teacher.load_state_dict(state["teacher"])
         for name, online in self._students.items():
             online.load_state_dict(state["pupils"][file_name(name)])
+            online.start_at(self._updates // EVERY_UPDATES)
 
 
 class _OnlineStudent:
@@ -186,6 +203,8 @@ class _OnlineStudent:
         weights = [*student.parameters()]
         self.averages = Averages(("loss", "agreement"), weights[0].device)
         self._optimizer = adam(weights, learning_rate=LEARNING_RATE)
+        self._finite = FiniteUpdates(weights[0].device)
+        self._updates = 0
 
     def update(self, states: Tensor, labels: Tensor, temperature: Tensor) -> None:
         """Make a gradient step towards the teacher's outputs (B, A) for states (B, stack, …).
@@ -200,8 +219,23 @@ class _OnlineStudent:
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._optimizer.step()
+        self._updates += 1
+        self._finite.add([loss.detach()])
         agreement = (outputs.argmax(dim=1) == labels.argmax(dim=1)).float().mean()
         self.averages.add(loss.detach(), agreement)
+
+    def start_at(self, updates: int) -> None:
+        """Count on from this many updates, all of them finite."""
+        self._updates = updates
+        self._finite.start_at(updates)
+
+    def first_failed_update(self) -> int | None:
+        """The first update whose loss was not finite, or the last if weights are not; else None."""
+        failed = self._finite.first_failure()
+        slots = [each for slot in self._optimizer.state.values() for each in slot.values()]
+        if failed is None and not all_finite([*self.student.parameters(), *slots]):
+            return self._updates
+        return failed
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.evaluation import run as evaluate_run
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer
-from ebu.errors import UsageError
+from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import load_latest
 from ebu.training import Trainer
 from tests.made_up import NUM_ACTIONS, MadeUpGames, same
@@ -266,3 +267,23 @@ def test_students_of_the_main_command(tmp_path: Path) -> None:
     assert settings["game"] == "CartPole-v1"
     with pytest.raises(UsageError, match=r"distill was \['net3', '4-4-4/8'\], is None"):
         build_trainer(parse_arguments(flags))
+
+
+def test_a_student_that_is_not_finite_ends_the_run_and_reaches_no_checkpoint(
+    tmp_path: Path,
+) -> None:
+    run = run_in(tmp_path / "run")
+    assert run.run(END // 2)
+    saved = run.checkpoints.last
+    student = students_of(run)._students["net3"]
+    made = student._updates
+    with torch.no_grad():
+        next(student.student.parameters())[...] = math.nan
+    message = rf"update {made + 1:,} of the student net3 of .* is not finite.*{saved} is kept"
+    with pytest.raises(EbuError, match=message) as error:
+        run.run(END)
+    assert "\n" not in str(error.value)
+    assert run.checkpoints.last == saved
+    assert all(
+        load_agent(student_directory(tmp_path / "run", name)).frames == END // 2 for name in NAMES
+    )
