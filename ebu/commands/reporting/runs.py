@@ -36,9 +36,18 @@ _NOT_THE_METHOD = frozenset(
         *("eval_every_frames", "eval_episodes"),
     }
 )
-# What was done before these were settings, where that is not off; nstep has always recorded its
-# n_step.
-_FIXED: dict[str, Any] = {"n_step": 1, "anneal_updates": 10_000}
+# What was done before these were settings; nstep has always recorded its n_step.
+_FIXED: dict[str, Any] = {
+    "n_step": 1,
+    "anneal_updates": 10_000,
+    "shift_pixels": 0,
+    "intensity": 0.0,
+    "quantiles": 0,
+    "target_average": 0.0,
+    "reset_updates": 0,
+    "weight_decay": 0.0,
+}
+_OFF: tuple[Any, ...] = (None, "", [], ())
 _FIXED_BY_AGENT: dict[str, dict[str, Any]] = {
     "double_dqn": {"double": True},
     "prioritized": {"prioritized": True, "double": True},
@@ -228,9 +237,9 @@ def _unreadable(path: Path, error: Exception) -> EbuError:
 def method_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that make the method: runs that share them are seeds and games of one method.
 
-    Left out is what earlier code did not record: settings that are off (none, false or 0) or, where
-    the agent's name once fixed them, at that value, and those of prioritized draws where draws are
-    not prioritized.
+    Left out is what earlier code did not record: settings that are off (none, false or empty) or at
+    the value that was once fixed, by the agent's name too, and those of prioritized draws where
+    draws are not prioritized.
     """
     method = {name: value for name, value in settings.items() if name not in _NOT_THE_METHOD}
     fixed = {**_FIXED, **_FIXED_BY_AGENT.get(str(settings.get("agent")), {})}
@@ -239,7 +248,7 @@ def method_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in method.items()
-        if (value != fixed[name] if name in fixed else value)
+        if (value != fixed[name] if name in fixed else value is not False and value not in _OFF)
     }
 
 

@@ -120,6 +120,7 @@ def result_differences(recorded: Mapping[str, Any], planned: Mapping[str, Any]) 
         {**method_settings(settings), **{name: settings.get(name) for name in _THE_RUN}}
         for settings in (recorded, planned)
     )
-    for one, other in ((old, new), (new, old)):
-        one.update({name: other[name] for name in other.keys() - one.keys() if not other[name]})
+    for one, other, settings in ((old, new, recorded), (new, old, planned)):
+        lacking = other.keys() - one.keys() - settings.keys()
+        one.update({name: other[name] for name in lacking if not other[name]})
     return differences(old, new)
