@@ -47,8 +47,14 @@ def read_report(path: Path) -> Report:
     saved: dict[str, Any] = json.loads(path.read_text())
     students = [student_of(row) for row in saved["rows"] if row["kind"] in ("student", "baseline")]
     deployed: Any = {"exports": saved["exports"], "left_out": {}}
-    records = Records(saved["teacher"], saved["members"], students, saved["main"], deployed, [])
-    return compose(records)
+    teacher, members = saved["teacher"], saved["members"]
+    return compose(Records(teacher, members, students, saved["main"], deployed, [], []))
+
+
+def size_of(teacher: TeacherRecord) -> int:
+    """Its parameters, which the file of a run tells."""
+    assert teacher["parameters"] is not None
+    return teacher["parameters"]
 
 
 def student_of(row: dict[str, Any]) -> StudentRecord:
@@ -157,7 +163,7 @@ def sizes(report: Report) -> str:
         ("student", lambda row: row["name"]),
         (
             "of the parameters",
-            lambda row: f"{parameters[row['name']] / teacher['parameters']:.1%}",
+            lambda row: f"{parameters[row['name']] / size_of(teacher):.1%}",
         ),
         (RETAINED, lambda row: share_cell(row["retention"], row["retention_95"])),
         ("another student, 95 %", lambda row: interval_cell(row["another_95"])),
@@ -309,7 +315,7 @@ def cartpole(report: Report) -> str:
     least = [row for row in rows if (row["name"], row["kind"]) == ("1-1-1/1", "student")]
     int8 = next(row for row in rows if (row["name"], row["kind"]) == ("teacher", "int8"))
     shares = [f"{row['retention'] or 0:.0%}" for row in least]
-    smaller = (best["parameters"] or 0) / teacher["parameters"]
+    smaller = (best["parameters"] or 0) / size_of(teacher)
     text = (
         f"The teacher balances for {teacher['evaluation']['mean']:.0f} of 500 steps and random "
         f"play for {teacher['random']['mean']:.0f}, so with {teacher['evaluation']['games']} games "
