@@ -169,6 +169,7 @@ class TableLearner:
         return torch.tensor(0.0), targets
 
     longest_group = 1_000
+    target_axes = ()
 
     def count_updates(self, count: int) -> None:
         self.updates += count
