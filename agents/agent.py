@@ -150,7 +150,7 @@ class Agent:
     def learn(self, replay: EpisodicReplay, updates: int) -> None:
         """Take `updates` gradient steps on what the replay memory holds."""
         if self._is_loaded:
-            self.sampler.check_fits(replay, self.learner.target_axes)
+            self.sampler.check_loaded(replay, self.learner.target_axes)
             self._is_loaded = False
         while updates > 0:
             # Priorities are those after the last update.

@@ -148,7 +148,7 @@ class Sampler(ABC):
     def state_dict(self) -> dict[str, Any]:
         return {"rng": self.rng.bit_generator.state}
 
-    def check_fits(  # noqa: B027
+    def check_loaded(  # noqa: B027
         self, replay: EpisodicReplay, target_axes: tuple[int, ...]
     ) -> None:
         """Raise `EbuError` where a state that was loaded is not of this memory and this learner."""
@@ -233,7 +233,7 @@ class PrioritizedTransitions(Sampler):
             raise ValueError("no transition is stored yet")
         return tree
 
-    def check_fits(self, replay: EpisodicReplay, target_axes: tuple[int, ...]) -> None:
+    def check_loaded(self, replay: EpisodicReplay, target_axes: tuple[int, ...]) -> None:
         if self._tree is None:
             return
         refuse_other(

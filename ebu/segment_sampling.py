@@ -138,7 +138,7 @@ class SegmentSampler(Sampler):
             },
         }
 
-    def check_fits(self, replay: EpisodicReplay, target_axes: tuple[int, ...]) -> None:
+    def check_loaded(self, replay: EpisodicReplay, target_axes: tuple[int, ...]) -> None:
         for draw in filter(None, self._draws):
             assert draw.targets is not None  # it was loaded
             refuse_other(draw.left <= replay.ring_length)
@@ -267,8 +267,8 @@ class PrioritizedSegments(SegmentSampler):
                 self.priorities.largest = max(self.priorities.largest, priority)
         self.priorities.updates += 1
 
-    def check_fits(self, replay: EpisodicReplay, target_axes: tuple[int, ...]) -> None:
-        super().check_fits(replay, target_axes)
+    def check_loaded(self, replay: EpisodicReplay, target_axes: tuple[int, ...]) -> None:
+        super().check_loaded(replay, target_axes)
         refuse_other(len(self._last) in (0, replay.num_places))
 
     def state_dict(self) -> dict[str, Any]:

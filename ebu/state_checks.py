@@ -65,7 +65,7 @@ def check_floats(value: Any, what: str) -> None:
 
 
 def check_rows(value: Any, columns: int, what: str) -> None:
-    """Raise `RefusedFileError` unless it is a list of lists of so many floats."""
+    """Raise `RefusedFileError` unless it is a list of rows of `columns` floats."""
     if not isinstance(value, list):
         raise RefusedFileError(f"{what} is {shorten(value)}")
     for row in value:

@@ -7,6 +7,7 @@ import contextlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -112,6 +113,11 @@ class Pipeline:
         """Games of every score."""
         return self.evaluator.episodes
 
+    @cached_property
+    def weights(self) -> str:
+        """The digest of the teacher's weights."""
+        return digest_of(self.teacher.network)
+
     # --- scores -----------------------------------------------------------------------------
 
     def score(self, name: str, act: Act, epsilon: float | None = None) -> Score:
@@ -166,7 +172,7 @@ class Pipeline:
 
         num_actions = self.teacher.num_actions
         return Baselines(
-            scored(TEACHER, self.teacher.choose, weights=digest_of(self.teacher.network)),
+            scored(TEACHER, self.teacher.choose, weights=self.weights),
             scored("random", random_play(num_actions), epsilon=1.0),
             best_constant(
                 [
@@ -205,7 +211,7 @@ class Pipeline:
                 "rounds": self.config.rounds if self.config.states_from == PLAY else 1,
                 "source": source.get("directory", source["from"]),
             },
-            "weights": digest_of(self.teacher.network),
+            "weights": self.weights,
         }
         write_record(self.config.out / TEACHER_FILE, record)
         return record

@@ -261,7 +261,7 @@ def method_text(report: Report, at_default: Report) -> str:
         "Zagoruyko and Komodakis 2017 1,000 for attention); other weights were not tried. Label "
         "refinery was measured with labels by a teacher that never saw a shifted state; "
         "`--unshifted-labels` was not measured. A retention above 100 % does not show that a "
-        "student is better than its teacher: among so many methods some are above it by chance."
+        "student is better than its teacher: among this many methods some are above it by chance."
     )
 
 

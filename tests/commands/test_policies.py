@@ -50,7 +50,7 @@ def lean(stacks: np.ndarray) -> np.ndarray:
 
 
 def balance(stacks: np.ndarray) -> np.ndarray:
-    """CartPole by the pole's angle and speed, and a little by the cart's: balanced for ever."""
+    """CartPole by the pole's angle and speed, and a little by the cart's: it never falls."""
     lean = stacks[:, -1] @ np.array([0.1, 0.3, 4.0, 1.0], dtype=np.float32)
     return np.stack([-lean, lean], axis=1)
 

@@ -248,7 +248,7 @@ def made(game: str, training: bool = False, **variant: Any) -> VectorEnvironment
 
 
 def steps_of_a_game(env: VectorEnvironment, most: int) -> int | None:
-    """Steps after which the first game is truncated; None if it is not, in so many."""
+    """Steps after which the first game is truncated; None: not within those played."""
     env.reset()
     cut = [bool(step.truncated[0]) for step in play(env, actions_for(env, most))]
     return cut.index(True) + 1 if True in cut else None

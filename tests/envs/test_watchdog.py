@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only on Linux")
 
 HELD = "collections.deque(itertools.repeat(0), maxlen=0)"
-"""Runs for ever and never releases the interpreter's lock."""
+"""Never ends, and never releases the interpreter's lock."""
 
 
 def start(code: str, seconds: int = 2) -> "subprocess.Popen[str]":

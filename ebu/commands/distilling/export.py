@@ -94,7 +94,7 @@ def discard_earlier(pipeline: Pipeline) -> None:
     """
     out, path = pipeline.config.out, pipeline.score_path(TEACHER)
     score = read_record(path, SavedScore)
-    if score is None or score.get("weights") == digest_of(pipeline.teacher.network):
+    if score is None or score.get("weights") == pipeline.weights:
         return
     say("the weights are not those that were exported before: measuring all again")
     (out / TEACHER_FILE).unlink(missing_ok=True)
