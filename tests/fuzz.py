@@ -13,6 +13,7 @@ import json
 import random
 import resource
 import shutil
+import subprocess
 import sys
 import time
 import traceback
@@ -101,7 +102,9 @@ def read_foreign(directory: Path, name: str) -> object:
 def resume_and_train(run_dir: Path) -> None:
     """Resume a copy of the run, and train it for a few steps."""
     with quick_directory() as copies:
-        copy = shutil.copytree(run_dir, Path(copies) / "run", symlinks=True)
+        copy = Path(copies) / "run"
+        # Copies pipes as pipes, which shutil refuses.
+        subprocess.run(["cp", "-a", run_dir, copy], check=True)
         words = ["--resume", str(copy), "--trust-env", "--frames", "400"]
         trainer = build_trainer(parse_arguments(words))
         try:

@@ -156,9 +156,15 @@ def prepare_torch(
 ) -> None:
     """Set up torch for the whole process: threads, float32 arithmetic, choice of kernels.
 
+    On the CPU, numbers too small for float32's full precision (below 1.2e-38) become 0. Adam's
+    averages of units that no longer fire shrink to such numbers and stay there, and x86 processors
+    compute with them many times slower.
+
     `autotune`: let cuDNN time its kernels and take the fastest. `deterministic`: take only kernels
     that give the same bits every time.
     """
+    # Each thread has this setting; those that torch starts take it from the one that starts them.
+    torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
     if device.type != "cuda":
         return

@@ -1,5 +1,8 @@
 """Device, threads and precision: chosen once, kept where the next machine has them."""
 
+import subprocess
+import sys
+import textwrap
 from typing import Any
 
 import pytest
@@ -156,6 +159,20 @@ def test_products_of_float32_are_those_asked_for() -> None:
         assert allowed() == (True, True)
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_no_thread_computes_with_subnormal_numbers(threads: int) -> None:
+    """They make Adam ten times slower once units no longer fire."""
+    code = f"""
+        import torch
+        from ebu.run.machine import prepare_torch
+        prepare_torch(torch.device("cpu"), {threads})
+        # Enough elements for every thread.
+        products = torch.full((1 << 20,), 2e-38) * torch.tensor([0.5, 1.0]).repeat(1 << 19)
+        assert products.view(-1, 2).count_nonzero(0).tolist() == [0, 1 << 19]
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
 
 def test_a_device_that_is_asked_for_must_be_there(here: Any) -> None:
