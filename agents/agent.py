@@ -86,7 +86,6 @@ class Agent:
         self._finite = FiniteUpdates(device)
         self._ages = 0.0
         self._updates_since_line = 0
-        self._is_loaded = False
         self._values = capture(learner.values, device, enabled=graphs)
         self._playing_values = capture(learner.playing_values, device, enabled=graphs)
         self._gradient_steps = capture(
@@ -149,9 +148,6 @@ class Agent:
 
     def learn(self, replay: EpisodicReplay, updates: int) -> None:
         """Take `updates` gradient steps on what the replay memory holds."""
-        if self._is_loaded:
-            self.sampler.check_loaded(replay, self.learner.target_axes)
-            self._is_loaded = False
         while updates > 0:
             # Priorities are those after the last update.
             longest = 1 if self.sampler.wants_errors else self.learner.longest_group
@@ -267,7 +263,10 @@ class Agent:
         self._averages.load_state_dict(state["averages"])
         self._ages = state["ages"]
         self._updates_since_line = state["updates_since_line"]
-        self._is_loaded = True
+
+    def check_memory(self, replay: EpisodicReplay) -> None:
+        """Raise `EbuError` where the sampler that was loaded is not of this memory."""
+        self.sampler.check_loaded(replay, self.learner.target_axes)
 
 
 def policy_weights(state: dict[str, Any]) -> dict[str, Tensor]:

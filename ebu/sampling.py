@@ -239,8 +239,10 @@ class PrioritizedTransitions(Sampler):
         refuse_other(
             self._tree.num_leaves == replay.num_places and self._entered < replay.num_steps
         )
-        tree = self._enter(replay)
-        refuse_other(bool(replay.stored(*replay.newest_at(tree.leaves.nonzero()[0])).all()))
+        known = self._tree.leaves.copy()
+        # Entered only when it draws next: a run that was never stopped has not entered them either.
+        known[replay.changed_since(self._entered)[0]] = 0.0
+        refuse_other(bool(replay.stored(*replay.newest_at(known.nonzero()[0])).all()))
 
     def state_dict(self) -> dict[str, Any]:
         leaves = np.empty(0) if self._tree is None else self._tree.leaves

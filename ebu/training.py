@@ -414,6 +414,7 @@ class Trainer:
         if not fresh_games:
             self.env.load_state_dict(state["env"])
         self.replay.load_state_dict(state["replay"])
+        self.agent.check_memory(self.replay)
         if self.distiller is not None:
             self.distiller.load_state_dict(state["distiller"])
 

@@ -254,6 +254,29 @@ def test_the_tree_holds_what_can_be_drawn_and_nothing_else(
         assert leaves(sampler) == pytest.approx(expected, rel=1e-6)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    streams=st.integers(1, 3),
+    capacity=st.integers(20, 100),
+    rounds=st.lists(st.tuples(st.integers(1, 60), st.integers(0, 2)), min_size=2, max_size=6),
+)
+def test_a_loaded_sampler_fits_its_memory_and_stays_as_it_was(
+    seed: int, streams: int, capacity: int, rounds: list[tuple[int, int]]
+) -> None:
+    played = Played(MadeUpGames(streams, random_games(seed, 20)), capacity=capacity, seed=seed)
+    sampler = prioritized(seed=seed)
+    for steps, updates in rounds:
+        played.play(steps)
+        if played.replay.num_transitions:
+            train(sampler, played.replay, updates)
+        # Perhaps with transitions that no update has drawn from yet.
+        loaded = prioritized()
+        loaded.load_state_dict(sampler.state_dict())
+        loaded.check_loaded(played.replay, ())
+        assert same(loaded.state_dict(), sampler.state_dict())
+
+
 @pytest.mark.parametrize("kind", [PrioritizedTransitions, PrioritizedSegments])
 def test_without_anything_stored_there_is_nothing_to_draw(kind: type) -> None:
     replay = empty_replay(capacity=40, num_streams=1, stack=2)
