@@ -208,7 +208,7 @@ def save_and_load(scope: Scope) -> Iterator[Figures]:
         )
         found = load_latest(Path(name))
         assert found is not None
-        again.load_state_dict(found.state["replay"])
+        again.load_state_dict(found.state["replay"], num_actions=4)
         read = timed(scope.device, partial(again.read_frames, found.directory))
         other.load_state_dict(found.state["agent"])
     yield {"frames written, s": written, "read, s": read}

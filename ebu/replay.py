@@ -11,10 +11,11 @@ from torch import Tensor
 from ebu.batch import ACTION, PROBABILITY, REWARD, TERMINATED, Batch
 from ebu.errors import EbuError, UsageError
 from ebu.memory import refuse_oversized_replay, unfilled
+from ebu.replay_checks import check_loaded
 from ebu.replay_files import read_frames, write_frames
 from ebu.segments import Segment, SegmentTable
 from ebu.staging import Staging
-from ebu.state_checks import check_range, check_state, require
+from ebu.state_checks import check_state, require
 
 _DEVICE_BYTES_PER_SLOT = 4 * 4
 # A byte on the host says how many earlier frames a slot's state holds (its context), and with
@@ -452,8 +453,11 @@ class EpisodicReplay:
             "segments": self._table.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore all but the frames, which `read_frames` brings; EbuError if it does not fit."""
+    def load_state_dict(self, state: dict[str, Any], num_actions: int) -> None:
+        """Restore all but the frames, which `read_frames` brings; EbuError if it does not fit.
+
+        num_actions: all stored actions are below it.
+        """
         check_state(state, {"construction": {}}, path="replay/")
         for key, value in self._construction().items():
             if state["construction"][key] != value:
@@ -476,42 +480,20 @@ class EpisodicReplay:
             column.zero_()
             column[slots] = torch.as_tensor(state["columns"][name], device=column.device)
         self._table.load_state_dict(state["segments"])
-        self._check_loaded(slots.numpy())
-
-    def _check_loaded(self, slots: np.ndarray) -> None:
-        """Raise `RefusedFileError` where segments or counts are not those of the transitions.
-
-        slots: those in use, oldest step first.
-        """
-        starts, steps = self._starts[slots], np.arange(self._oldest, self._num_steps)
-        check_range(starts & _CONTEXT, 0, self.stack - 1, "replay/columns/starts")
-        stored = starts >= _TRANSITION
-        require(not stored[-1:].any(), "replay/columns/starts: the newest step leads nowhere yet")
-        drawable = stored & (steps[:, None] - (starts & _CONTEXT) >= self._oldest)
-        require(
-            int(drawable.sum()) == self._num_transitions,
-            f"replay/num_transitions is {self._num_transitions}, not {int(drawable.sum())}",
+        starts = self._starts[slots.numpy()]
+        columns = self._slots.view(self.ring_length, self.num_streams, -1)[slots]
+        check_loaded(
+            columns.numpy(force=True),
+            oldest=self._oldest,
+            contexts=starts & _CONTEXT,
+            transitions=starts >= _TRANSITION,
+            num_transitions=self._num_transitions,
+            num_actions=num_actions,
+            stack=self.stack,
+            open_start=self._open_start,
+            segment_limit=self._segment_limit,
+            segments=self._table.state_dict(),
         )
-        columns = self._slots.view(self.ring_length, self.num_streams, -1)[slots].cpu()
-        check_range(columns[..., TERMINATED], 0, 1, "replay/columns/slots: ends")
-        check_range(columns[..., PROBABILITY], 0, 1, "replay/columns/slots: probabilities")
-        # The number of transitions before each step: without gaps if it grows by the length.
-        before = np.concatenate((np.zeros((1, self.num_streams), np.int64), stored.cumsum(axis=0)))
-        open_steps = self._open_start - self._oldest
-        newest = self._num_steps - 1
-        check_range(
-            self._open_start,
-            max(0, newest + 1 - self._segment_limit),
-            max(0, newest),
-            "replay/open_start",
-        )
-        streams = np.arange(self.num_streams)
-        if self._num_steps:
-            require(
-                bool((before[-2] - before[open_steps, streams] == newest - self._open_start).all()),
-                "replay/open_start: its segment has gaps",
-            )
-        self._table.check(self._oldest, newest, drawable, before)
 
     def write_frames(self, directory: Path) -> None:
         """Write all stored frames, compressed, into new files of this directory."""

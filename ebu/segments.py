@@ -90,29 +90,6 @@ class SegmentTable:
         """Number of transitions in all stored segments."""
         return int(self._length[: self._count].sum(dtype=np.int64))
 
-    def check(self, oldest: int, newest: int, drawable: np.ndarray, before: np.ndarray) -> None:
-        """Raise `RefusedFileError` unless all transitions of all segments are stored.
-
-        | argument | shape, dtype | meaning |
-        | --- | --- | --- |
-        | oldest, newest | | the first and the last step in the memory |
-        | drawable | (S, N) bool | whether a whole transition of it can be drawn, by its age |
-        | before | (S + 1, N) int64 | transitions before each step |
-        """
-        count, (_, starts) = self._count, self.streams_and_starts()
-        streams, lengths = self._stream[:count], self._length[:count].astype(np.int64)
-        check_range(starts, oldest, newest - 1, "replay/segments/start")
-        check_range(starts + lengths, oldest, newest, "replay/segments/length")
-        check_range(lengths, 1, newest, "replay/segments/length")
-        first, end = starts - oldest, starts - oldest + lengths
-        require(
-            bool(drawable[first, streams].all())
-            and bool((before[end, streams] - before[first, streams] == lengths).all()),
-            "replay/segments: transitions of a segment are not stored",
-        )
-        places = starts % self._ring_length * self._index.shape[1] + streams
-        require(len(np.unique(places)) == count, "replay/segments: two have the same start")
-
     def state_dict(self) -> dict[str, Any]:
         return {
             "stream": self._stream[: self._count].copy(),

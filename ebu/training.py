@@ -413,7 +413,7 @@ class Trainer:
         self.agent.load_state_dict(state["agent"])
         if not fresh_games:
             self.env.load_state_dict(state["env"])
-        self.replay.load_state_dict(state["replay"])
+        self.replay.load_state_dict(state["replay"], self.env.num_actions)
         self.agent.check_memory(self.replay)
         if self.distiller is not None:
             self.distiller.load_state_dict(state["distiller"])

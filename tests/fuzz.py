@@ -81,7 +81,8 @@ def read_replay(run_dir: Path) -> object:
     def label(states: Any) -> Any:
         return states.flatten(1).float()[:, :1].expand(-1, num_actions)
 
-    return from_replay(run_dir, label, rng=np.random.default_rng(0), count=8)
+    rng = np.random.default_rng(0)
+    return from_replay(run_dir, label, num_actions=num_actions, rng=rng, count=8)
 
 
 def read_table(out: Path) -> None:

@@ -259,7 +259,12 @@ class _Piece(NamedTuple):
 
 
 def from_replay(
-    run_dir: Path, label: Label, *, rng: np.random.Generator, count: int | None = None
+    run_dir: Path,
+    label: Label,
+    *,
+    num_actions: int,
+    rng: np.random.Generator,
+    count: int | None = None,
 ) -> Dataset:
     """States of the replay memory in a run's newest checkpoint, labelled by the teacher.
 
@@ -274,7 +279,7 @@ def from_replay(
     if checkpoint is None or "replay" not in checkpoint.state:
         raise EbuError(f"{run_dir} has no replay memory: name a run that was trained on games")
     try:
-        replay = _load_replay(checkpoint.state["replay"])
+        replay = _load_replay(checkpoint.state["replay"], num_actions)
     except UsageError as error:
         reason = str(error).partition(":")[0]
         raise EbuError(f"{run_dir}: {reason}: free some memory, or collect in play") from error
@@ -291,12 +296,12 @@ def from_replay(
     return _gather(replay, pieces, label, rng)
 
 
-def _load_replay(state: dict[str, dict[str, object]]) -> EpisodicReplay:
+def _load_replay(state: dict[str, dict[str, object]], num_actions: int) -> EpisodicReplay:
     saved: dict[str, object] = dict(state["construction"])
     saved["frame_dtype"] = getattr(torch, str(saved["frame_dtype"]).removeprefix("torch."))
     saved["frame_shape"] = tuple(saved["frame_shape"])  # type: ignore[arg-type]
     replay = EpisodicReplay(**saved, device=torch.device("cpu"))  # type: ignore[arg-type]
-    replay.load_state_dict(state)
+    replay.load_state_dict(state, num_actions)
     return replay
 
 

@@ -332,6 +332,7 @@ class Pipeline:
             return from_replay(
                 self.teacher_dir,
                 self.teacher.outputs_of,
+                num_actions=self.teacher.num_actions,
                 rng=self.state_rng(0),
                 count=self.config.states,
             )

@@ -64,7 +64,7 @@ def load_replay(checkpoint: Checkpoint) -> EpisodicReplay:
         stack=4,
         device=torch.device("cpu"),
     )
-    replay.load_state_dict(checkpoint.state["replay"])
+    replay.load_state_dict(checkpoint.state["replay"], num_actions=6)
     replay.read_frames(checkpoint.directory)
     return replay
 

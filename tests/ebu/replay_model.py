@@ -11,6 +11,7 @@ from ebu.replay import EpisodicReplay
 from ebu.segments import Segment
 
 CPU = torch.device("cpu")
+NUM_ACTIONS = 18
 
 
 class Row(NamedTuple):
@@ -50,7 +51,7 @@ def play(
         frames = rng.integers(1, 256, size=(num_streams, *frame_shape), dtype=np.uint8)
         yield Row(
             frames if frame_dtype == torch.uint8 else frames.astype(np.float32) / 7,
-            rng.integers(18, size=num_streams),
+            rng.integers(NUM_ACTIONS, size=num_streams),
             rng.normal(size=num_streams).astype(np.float32) * ~reset,
             over | life,
             cut,

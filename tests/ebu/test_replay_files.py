@@ -14,11 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ebu.replay_files
+from ebu.batch import ACTION, PROBABILITY, REWARD, TERMINATED
 from ebu.errors import EbuError
 from ebu.replay import EpisodicReplay
 from ebu.replay_files import read_frames, write_frames
+from ebu.run.reading import RefusedFileError
 from tests.ebu.replay_model import (
     CPU,
+    NUM_ACTIONS,
     Chances,
     Model,
     assert_gathers,
@@ -91,7 +94,7 @@ def test_saved_and_loaded_continues_like_one_never_saved(
         # Loading into a memory that has been in use, as after a damaged checkpoint.
         settings_ = {"stack": stack, "frame_dtype": frame_dtype}
         loaded = filled(77, **settings_) if used_before else make_replay(**settings_)
-        loaded.load_state_dict(state)
+        loaded.load_state_dict(state, NUM_ACTIONS)
         loaded.read_frames(directory)
     assert_holds(loaded, model)
 
@@ -149,8 +152,36 @@ def test_an_unchanging_picture_compresses_well(tmp_path: Path) -> None:
 )
 def test_another_construction_is_refused_by_name(change: Any) -> None:
     with pytest.raises(EbuError, match=next(iter(change))) as error:
-        make_replay(**change).load_state_dict(filled(50).state_dict())
+        make_replay(**change).load_state_dict(filled(50).state_dict(), NUM_ACTIONS)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        (ACTION, NUM_ACTIONS, "actions holds 18.0, not from 0 to 17"),
+        (ACTION, -1, "actions holds -1.0"),
+        (ACTION, 0.5, "an action is not whole"),
+        (ACTION, np.nan, "actions holds nan"),
+        (REWARD, np.nan, "a reward is not finite"),
+        (REWARD, -np.inf, "a reward is not finite"),
+        (TERMINATED, np.nan, "ends holds nan"),
+        (PROBABILITY, 1.5, "probabilities holds 1.5"),
+    ],
+)
+@pytest.mark.parametrize("appends", [20, 50])
+def test_a_value_that_no_transition_has_is_refused_where_one_starts(
+    appends: int, column: int, value: float, message: str
+) -> None:
+    replay = filled(appends)
+    state = replay.state_dict()
+    slots, starts = state["columns"]["slots"], state["columns"]["starts"]
+    slots[starts < 128, column] = value  # those of no transition are never read
+    make_replay().load_state_dict(state, NUM_ACTIONS)
+    step, stream = np.argwhere(starts.numpy() >= 128)[-1].tolist()
+    slots[step, stream, column] = value
+    with pytest.raises(RefusedFileError, match=f"^replay/columns/slots: {message}"):
+        make_replay().load_state_dict(state, NUM_ACTIONS)
 
 
 DATA, INDEX = "frames.zst", "frames.json"
@@ -184,7 +215,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path, name: str, damage
     replay = filled(50)
     replay.write_frames(tmp_path)
     loaded = make_replay()
-    loaded.load_state_dict(replay.state_dict())
+    loaded.load_state_dict(replay.state_dict(), NUM_ACTIONS)
     loaded.read_frames(tmp_path)
     if name == "of another step":
         filled(51).write_frames(tmp_path)

@@ -16,6 +16,7 @@ from ebu.errors import EbuError
 from ebu.run.checkpoint import save_checkpoint
 from tests.agents.distillation.test_dataset import equal, set_of
 from tests.made_up import (
+    NUM_ACTIONS,
     Game,
     MadeUpGames,
     Place,
@@ -177,7 +178,9 @@ def test_a_replay_memory_gives_all_states_it_holds(tmp_path: Path, steps: int, s
     played.play(steps)
     oldest = played.count - played.replay.ring_length
     run_dir = run_with(played.replay, tmp_path / "run")
-    states = from_replay(run_dir, table_values, rng=np.random.default_rng(0))
+    states = from_replay(
+        run_dir, table_values, num_actions=NUM_ACTIONS, rng=np.random.default_rng(0)
+    )
     stacks, where = every_stack(states), places_of(states)
     held = {
         place
@@ -205,7 +208,13 @@ def test_a_number_of_states_is_taken_game_by_game(tmp_path: Path) -> None:
     played.play(300)
     run_dir = run_with(played.replay, tmp_path / "run")
     some, again, other = (
-        from_replay(run_dir, table_values, rng=np.random.default_rng(seed), count=100)
+        from_replay(
+            run_dir,
+            table_values,
+            num_actions=NUM_ACTIONS,
+            rng=np.random.default_rng(seed),
+            count=100,
+        )
         for seed in (0, 0, 1)
     )
     assert len(some) == 100
@@ -219,7 +228,9 @@ def test_a_trained_run_is_read_and_left_alone(tmp_path: Path) -> None:
     draft = tmp_path / "run" / "checkpoints" / ".frames-9.1.tmp"
     draft.mkdir()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    states = from_replay(tmp_path / "run", table_values, rng=np.random.default_rng(0))
+    states = from_replay(
+        tmp_path / "run", table_values, num_actions=NUM_ACTIONS, rng=np.random.default_rng(0)
+    )
     assert len(states) == trainer.replay.num_transitions
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
@@ -228,7 +239,9 @@ def test_a_run_without_a_replay_memory_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "student" / "checkpoints", "frames-1", {"frames": 1})
     for run_dir in (tmp_path / "absent", tmp_path / "student"):
         with pytest.raises(EbuError, match="no replay memory"):
-            from_replay(run_dir, table_values, rng=np.random.default_rng(0))
+            from_replay(
+                run_dir, table_values, num_actions=NUM_ACTIONS, rng=np.random.default_rng(0)
+            )
 
 
 # --- synthetic states -----------------------------------------------------------------------
