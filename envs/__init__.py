@@ -106,7 +106,7 @@ def make_vector(
                 "them, play it through Gymnasium, by a name such as gymnasium:ALE/Pong-v5"
             )
         frames = protocol.train_max_frames if training else protocol.eval_max_frames
-        return AtariVector(
+        made: VectorEnvironment = AtariVector(
             game,
             num_envs,
             seed=seed,
@@ -120,6 +120,15 @@ def make_vector(
             max_frames_per_game=frames if max_steps is None else max_steps * FRAME_SKIP,
             num_threads=num_threads,
         )
+    else:
+        made = _make_gymnasium(game, num_envs, seed, training, max_steps, variant)
+    made.watchdog.name += " in training" if training else " in an evaluation"
+    return made
+
+
+def _make_gymnasium(
+    game: str, num_envs: int, seed: int, training: bool, max_steps: int | None, variant: Variant
+) -> GymnasiumVector:
     check_game(game)
     recipe = Recipe(
         game,

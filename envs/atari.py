@@ -1,5 +1,7 @@
 """N Atari games in ale-py's native vector environment."""
 
+import math
+import os
 import weakref
 from typing import Any
 
@@ -16,6 +18,8 @@ from envs.watchdog import Watchdog
 FRAME_SKIP = 4  # emulator frames per step: the action is repeated, the last two are maxed
 RULES = ("repeat_action_probability", "full_action_space", "noop_max", "max_frames_per_game")
 """Keys of `AtariVector.identity` that are also arguments of `make_emulators`."""
+RESET_SECONDS = 1
+"""More than a thread takes for a seeded reset, which loads the game: 0.2 to 0.35 s."""
 
 
 class AtariVector(VectorEnvironment):
@@ -82,13 +86,17 @@ class AtariVector(VectorEnvironment):
             engine=f"ale-py {ale_py.__version__}",
         )
         self._native = make_emulators(game, num_envs, num_threads=num_threads, **rules)
+        self._threads = min(num_threads or num_envs, _cores())
+        self._steps = 0  # since it was made; only for messages
         self.num_actions = len(self._native.ale.get_action_set())
         self.watchdog = Watchdog(lambda: f"the emulator of {game}")
         weakref.finalize(self, self.watchdog.stop)
         self._strengths = np.ones(num_envs, dtype=np.float32)
 
     def _reset(self, mask: np.ndarray, seeds: list[int]) -> RawStep:
-        with self.watchdog:
+        # One call resets them all: a thread resets one after the other.
+        rounds = math.ceil(len(seeds) / self._threads)
+        with self._watch(0, RESET_SECONDS * (rounds - 1)):
             frames, info = self._native.reset(
                 seed=np.array(seeds, dtype=np.int64), options={"reset_mask": mask}
             )
@@ -98,7 +106,8 @@ class AtariVector(VectorEnvironment):
         self._native.ale.send(actions, self._strengths)
 
     def _collect(self) -> RawStep:
-        with self.watchdog:
+        self._steps += 1
+        with self._watch(self._steps):
             frames, rewards, terminated, truncated, info = self._native.ale.recv()
         return RawStep(
             frames=frames[:, 0],
@@ -108,9 +117,21 @@ class AtariVector(VectorEnvironment):
             lives=info["lives"],
         )
 
+    def _watch(self, step: int, more: int = 0) -> Watchdog:
+        """Watch a step, 0 for a reset, that may take so many seconds more than others."""
+        self.watchdog.place, self.watchdog.more = (-1, -1, step), more
+        return self.watchdog
+
     def _close(self) -> None:
         self.watchdog.stop()
         del self._native
+
+
+def _cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def make_emulators(

@@ -121,6 +121,7 @@ class Environment:
     def __init__(
         self, recipe: Recipe, index: int, watchdog: Watchdog, *, render_mode: str | None = None
     ) -> None:
+        self._index = index
         self._name = f"environment {index} of {recipe.game}"
         self._watchdog = watchdog
         self._doing = "make"
@@ -208,6 +209,7 @@ class Environment:
         watchdog = self._watchdog
         self._doing = doing
         watchdog.describe = self.where
+        watchdog.place = (self._index, self._games, self._steps)
         try:
             with watchdog:
                 return function(*args, **named)

@@ -6,11 +6,14 @@
 import os
 import select
 import signal
+import struct
 import sys
 
+NUMBERS = struct.Struct("5q")
 MOST_NAME_BYTES = 400
-PAGE_BYTES = 8 + MOST_NAME_BYTES
-"""What both processes see: the number of the current wait, 0 for none, and what is waited for."""
+PAGE_BYTES = NUMBERS.size + MOST_NAME_BYTES
+"""What both processes see: the number of the current wait, 0 for none; the seconds that it may take
+longer than others; environment, game and step, see `where`; and the name of what is waited for."""
 
 
 def watch(page: int, parent: int, seconds: int) -> None:
@@ -19,25 +22,44 @@ def watch(page: int, parent: int, seconds: int) -> None:
     | argument | meaning |
     | --- | --- |
     | page | descriptor of the page; standard input is a pipe that ends with the parent |
-    | seconds | how often the same wait may be seen |
+    | seconds | how often the same wait may be seen, if it may not take longer than others |
     """
-    seen, unchanged = bytes(8), 0
+    seen, unchanged = 0, 0
     while not select.select([0], [], [], 1.0)[0] and os.getppid() == parent:
-        waiting = os.pread(page, 8, 0)
-        if not any(waiting) or waiting != seen:
+        shared = os.pread(page, PAGE_BYTES, 0)
+        waiting, more, *place = NUMBERS.unpack_from(shared)
+        if not waiting or waiting != seen:
             seen, unchanged = waiting, 0
         elif not _is_suspended(parent):
             unchanged += 1
-        if unchanged >= seconds:
-            name = os.pread(page, MOST_NAME_BYTES, 8).rstrip(b"\0").decode(errors="replace")
+        if unchanged >= seconds + more:
+            name = shared[NUMBERS.size :].rstrip(b"\0").decode(errors="replace")
             line = (
-                f"error: {name} has not answered for {seconds} seconds, nor let any other code "
-                "run, so nothing more is saved: run the same command again to resume from the last "
-                "checkpoint, train.py with --fresh-games to play other games from there\n"
+                f"error: {where(name, *place)} has not answered for {seconds + more} seconds, nor "
+                "let any other code run, so nothing more is saved: run the same command again to "
+                "resume from the last checkpoint, train.py with --fresh-games to play other games "
+                "from there\n"
             )
             os.write(2, line.encode())
             os.kill(parent, signal.SIGKILL)
             return
+
+
+def where(name: str, environment: int, game: int, step: int) -> str:
+    """The call that is waited for.
+
+    | argument | meaning |
+    | --- | --- |
+    | environment | its index; -1: unknown |
+    | game | of this environment, counted from 1; 0: it is being made; -1: unknown |
+    | step | 0: the reset; -1: unknown |
+    """
+    text = name if environment < 0 else f"environment {environment} of {name}"
+    if game == 0:
+        return f"{text}, which is being made,"
+    if step >= 0:
+        text += f", step {step}" if step else ", the reset"
+    return f"{text} of its game {game}" if game > 0 else text
 
 
 def _is_suspended(process: int) -> bool:

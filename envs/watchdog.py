@@ -35,7 +35,7 @@ class _Outside:
 
     | attribute | meaning |
     | --- | --- |
-    | waiting | (1,) int64, shared with that process: number of the current wait, 0 for none |
+    | numbers | (5,) int64, shared with that process: see `outside_watchdog.PAGE_BYTES` |
     """
 
     _process: subprocess.Popen[bytes] | None = None
@@ -45,9 +45,7 @@ class _Outside:
 
     def forget(self) -> None:
         """Share nothing, as in a forked child: the process watches the parent."""
-        self.waiting = memoryview(bytearray(8)).cast("q")
-        self._name = memoryview(bytearray(outside_watchdog.MOST_NAME_BYTES))
-        self._owner: object = None
+        self._share(memoryview(bytearray(outside_watchdog.PAGE_BYTES)))
         if self._process is not None and self._process.returncode is None:
             self._process.returncode = 0  # otherwise Python warns that it still runs
         self._process = None
@@ -71,14 +69,19 @@ class _Outside:
                 )
             finally:
                 os.close(page)
-            self.waiting, self._name = shared[:8].cast("q"), shared[8:]
+            self._share(shared)
 
-    def name(self, owner: object, name: str) -> None:
-        """Say what is waited for, if another has waited since."""
-        if self._owner is not owner:
-            self._owner = owner
-            text = name.encode(errors="replace")[: len(self._name)]
-            self._name[:] = text.ljust(len(self._name), b"\0")
+    def _share(self, page: memoryview) -> None:
+        size = outside_watchdog.NUMBERS.size
+        self.numbers, self._text = page[:size].cast("q"), page[size:]
+        self._name: str | None = None
+
+    def name(self, name: str) -> None:
+        """Say what is waited for, if something else was before."""
+        if self._name is not name:
+            self._name = name
+            text = name.encode(errors="replace")[: len(self._text)]
+            self._text[:] = text.ljust(len(self._text), b"\0")
 
     def stop(self) -> None:
         """End the process with this one."""
@@ -97,7 +100,11 @@ if hasattr(os, "register_at_fork"):
 class Watchdog:
     """Context manager that interrupts its body when it takes longer than `seconds`.
 
-    `describe` says what is waited for; it is called when that hangs, and once before.
+    | attribute | meaning |
+    | --- | --- |
+    | describe | says what is waited for, when that hangs |
+    | seconds, more | how long a wait may take, and how much longer the next ones |
+    | name, place | what is waited for, as told to the other process: see `outside_watchdog.where` |
 
     A body in Python is left, and EnvironmentHang raised. Native code cannot be interrupted: a few
     seconds later the process ends, after `last_words`, which the watching thread asks for. Native
@@ -115,7 +122,9 @@ class Watchdog:
         self._waits = 0
         self._waiting = 0  # number of the current wait; 0: none
         self._overdue = 0  # number of the wait that is to be interrupted
-        self._name = describe()
+        self.more = 0
+        self.name = describe()
+        self.place = (-1, -1, -1)
         self._stopped = threading.Event()
         _outside.start()
         self._interruptible = (
@@ -129,11 +138,14 @@ class Watchdog:
     def __enter__(self) -> None:
         self._waits += 1
         self._waiting = self._waits
-        _outside.name(self, self._name)
-        _outside.waiting[0] = self._waits
+        _outside.name(self.name)
+        numbers = _outside.numbers
+        numbers[1] = self.more
+        numbers[2], numbers[3], numbers[4] = self.place
+        numbers[0] = self._waits
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._waiting = _outside.waiting[0] = 0
+        self._waiting = _outside.numbers[0] = 0
         if kind is Hung:
             raise EnvironmentHang(self.what()) from None
 
@@ -143,7 +155,7 @@ class Watchdog:
 
     def what(self) -> str:
         """One line on the call that hangs."""
-        return f"{self.describe()} has not answered for {self.seconds} seconds"
+        return f"{self.describe()} has not answered for {self.seconds + self.more} seconds"
 
     def _watch(self) -> None:
         seen, unchanged = 0, 0
@@ -151,17 +163,18 @@ class Watchdog:
             waiting = self._waiting
             unchanged = unchanged + 1 if waiting and waiting == seen else 0
             seen = waiting
-            if unchanged == self.seconds and self._interruptible:
+            seconds = self.seconds + self.more
+            if unchanged == seconds and self._interruptible:
                 self._overdue = waiting
                 _overdue.append(self)
                 assert _SIGNAL is not None
                 signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
-            elif unchanged >= self.seconds + GRACE_SECONDS:
+            elif unchanged >= seconds + GRACE_SECONDS:
                 self._end()
 
     def _end(self) -> None:
         # Saving what can be saved may take longer.
-        _outside.waiting[0] = 0
+        _outside.numbers[0] = 0
         try:
             print(f"error: {last_words(self.what())}", file=sys.stderr, flush=True)
         finally:

@@ -1,6 +1,8 @@
 # ruff: noqa: NPY002, RUF012 (slips are the point)
 """Gymnasium environments with the slips of real ones: --game tests.faulty:NAME-v0."""
 
+import collections
+import itertools
 import os
 import signal
 import time
@@ -163,6 +165,28 @@ class Hangs(Base):
     def step(self, action: Any) -> Any:
         if self.np_random.random() < 0.001:
             time.sleep(10**6)
+        return super().step(action)
+
+
+class HoldsTheLock(Base):
+    """Its third copy, in the third step of its second game: native code that lets no thread run."""
+
+    copies, length = 0, 5
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode)
+        HoldsTheLock.copies += 1
+        self.number, self.games = self.copies, 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        self.games += 1
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        if (self.number, self.games, self.t) == (3, 2, 2):
+            collections.deque(itertools.repeat(0), maxlen=0)
         return super().step(action)
 
 

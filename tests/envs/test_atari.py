@@ -4,13 +4,16 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import envs.atari
 from envs.atari import AtariVector, make_emulators
+from envs.faults import EnvironmentHang
 from tests.envs.play import actions_for, assert_same, play
 
 WITHOUT_LIVES = ("bowling", "freeway", "pong", "private_eye")
@@ -188,6 +191,28 @@ def test_an_emulator_that_does_not_answer_ends_the_process_with_one_line() -> No
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1
     assert "pong has not answered for 1 seconds" in result.stderr
+
+
+def test_the_first_reset_of_many_emulators_may_take_longer_than_a_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    env = make("pong", 6, num_threads=1)
+    reset, env.watchdog.seconds = env._native.reset, 1
+    monkeypatch.setattr(envs.atari, "RESET_SECONDS", 1)
+    seconds = 4.0
+
+    def slow_reset(**options: Any) -> Any:
+        time.sleep(seconds)
+        return reset(**options)
+
+    monkeypatch.setattr(env._native, "reset", slow_reset)
+    env.reset()
+    seconds = 60.0
+    began = time.monotonic()
+    with pytest.raises(EnvironmentHang, match="the emulator of pong has not answered for 1 sec"):
+        env._reset(np.arange(6) == 2, [1])
+    assert time.monotonic() - began < 10
+    env.close()
 
 
 def test_a_closed_environment_leaves_no_thread_behind() -> None:

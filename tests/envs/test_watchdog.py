@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from envs.outside_watchdog import where
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only on Linux")
 
 HELD = "collections.deque(itertools.repeat(0), maxlen=0)"
@@ -113,3 +115,56 @@ def test_a_forked_child_has_a_watching_process_of_its_own() -> None:
     assert (output, process.returncode) == ("-9\n", 0)
     (line,) = said.splitlines()
     assert line.startswith("error: the child has not answered")
+
+
+@pytest.mark.parametrize(
+    ("training", "purpose"), [(True, "in training"), (False, "in an evaluation")]
+)
+def test_the_line_names_environment_game_and_step(training: bool, purpose: str) -> None:
+    with start(
+        f"""
+        import numpy as np
+        from envs import make_vector
+        from envs.protocols import PROTOCOLS
+        made = make_vector(
+            "tests.faulty:HoldsTheLock-v0", 2, seed=1, protocol=PROTOCOLS["paper"],
+            training={training},
+        )
+        made.reset()
+        while True:
+            made.send(np.zeros(2, np.int64))
+            made.recv()
+        """
+    ) as process:
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    (line,) = said.splitlines()
+    name = f"tests.faulty:HoldsTheLock-v0 {purpose}"
+    assert line.startswith(f"error: environment 1 of {name}, step 3 of its game 2 has not answered")
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ((-1, -1, -1), "pong"),
+        ((-1, -1, 0), "pong, the reset"),
+        ((-1, -1, 7), "pong, step 7"),
+        ((0, 0, 0), "environment 0 of pong, which is being made,"),
+        ((0, 2, 0), "environment 0 of pong, the reset of its game 2"),
+        ((3, 2, 9), "environment 3 of pong, step 9 of its game 2"),
+    ],
+)
+def test_what_is_not_known_is_not_named(place: tuple[int, int, int], said: str) -> None:
+    assert where("pong", *place) == said
+
+
+def test_a_wait_may_be_given_more_time() -> None:
+    with start(
+        f"""
+        watchdog.more = 3
+        with watchdog:
+            {HELD}
+        """
+    ) as process:
+        _, said = process.communicate(timeout=60)
+    assert "has not answered for 5 seconds" in said
