@@ -160,7 +160,14 @@ def build_trainer(config: TrainConfig, ranks: Ranks = SINGLE) -> Trainer:
                 variant=variant,
             )
         checkpoint = load_part(run_dir / CHECKPOINTS, checkpoint, ranks)
-        evaluation = TrainingEvaluation(evaluator, agent, monitor, config.seed, run_dir)
+        evaluation = TrainingEvaluation(
+            evaluator,
+            agent,
+            monitor,
+            config.seed,
+            run_dir,
+            near=config.num_envs * env.frames_per_step,
+        )
         trainer = Trainer(
             config.loop,
             gamma=config.method.gamma,

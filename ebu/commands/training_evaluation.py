@@ -14,19 +14,27 @@ from ebu.commands.showing import warn
 from ebu.evaluation import Evaluation, Evaluator, seeds_at
 from ebu.interfaces import TrainingEnvironment
 from ebu.periodic_evaluation import EvaluationFault
-from ebu.run.files import is_there, write_whole
+from ebu.run.hints import program_command
 from ebu.run.logs import Monitor
+from ebu.run.mark import Mark
+from ebu.run.progress import say
 from ebu.run.video import scale_down
 from envs import EnvironmentFault
 from envs.film import CannotFilmError, film
 
 FILM_STEPS, FILM_EVERY, FILM_FPS = 1_000, 4, 15
-FILMING = "filming"
-"""File of a run directory that is there while a game is filmed, and when that ended the process."""
+EVALUATING, FILMING = "evaluating", "filming"
+"""Files of a run directory that are there while an evaluation is played, or a game is filmed."""
+MOST_STARTS = 3
+"""An evaluation in which this many starts in a row ended is left out. A run that is killed once or
+twice in an evaluation plays it again, and loses nothing."""
 
 
 class TrainingEvaluation:
-    """Scores the agent in training, and shows the start of the best game in TensorBoard."""
+    """Scores the agent in training, and shows the start of the best game in TensorBoard.
+
+    near: frame counts less than this apart are of the same evaluation
+    """
 
     def __init__(
         self,
@@ -35,6 +43,8 @@ class TrainingEvaluation:
         monitor: Monitor | None,
         seed: int,
         run_dir: Path,
+        *,
+        near: int,
     ) -> None:
         self.evaluator = evaluator
         self.agent = agent
@@ -43,14 +53,35 @@ class TrainingEvaluation:
         self._env: TrainingEnvironment | None = None
         self._last: tuple[TrainingEnvironment, Evaluation] | None = None
         self._can_film = True
-        self._mark = run_dir / FILMING
+        self._run_dir = run_dir
+        self._playing = Mark(run_dir / EVALUATING, near)
+        self._filming = Mark(run_dir / FILMING)
 
     def play(self, frames: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
         """Play the evaluation due at `frames`; None if told to stop before its end.
 
-        Raises `EvaluationFault` where its environments fail, or cannot be made.
+        Raises `EvaluationFault` where its environments fail, cannot be made, or ended the process
+        too often.
         """
         self._last = None
+        self._refuse_crashing(frames)
+        with self._playing.set(frames):
+            return self._play(frames, should_stop)
+
+    def _refuse_crashing(self, frames: int) -> None:
+        ended = self._playing.starts_ended(frames)
+        if ended >= MOST_STARTS:
+            raise EvaluationFault(
+                f"{ended} starts in a row ended in it, so it is left out: when the environment is "
+                f"fixed, play one with {program_command('evaluate.py', self._run_dir)}"
+            )
+        if ended:
+            say(
+                f"{frames:,} frames: {ended} starts in a row ended in this evaluation; after "
+                f"{MOST_STARTS} it is left out"
+            )
+
+    def _play(self, frames: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
         evaluator = replace(self.evaluator, seeds=seeds_at(self.seed, frames))
         with contextlib.ExitStack() as on_failure:
             try:
@@ -87,17 +118,15 @@ class TrainingEvaluation:
             return
         env, played = self._last
         try:
-            if is_there(self._mark):
+            if self._filming.is_left():
+                self._filming.clear()
                 raise RuntimeError("the process ended while it filmed before")
-            write_whole(self._mark, f"{frames}\n".encode())
-            game = film(env, *played.recording(played.best_game))
-            pictures = [scale_down(one) for one in islice(game, 0, FILM_STEPS, FILM_EVERY)]
-            self.monitor.animation(frames, "eval/best_game", np.stack(pictures), fps=FILM_FPS)
+            with self._filming.set(frames):
+                game = film(env, *played.recording(played.best_game))
+                pictures = [scale_down(one) for one in islice(game, 0, FILM_STEPS, FILM_EVERY)]
+                self.monitor.animation(frames, "eval/best_game", np.stack(pictures), fps=FILM_FPS)
         except CannotFilmError:
             self._can_film = False
         except Exception as error:  # whatever the code of an environment does to draw itself
             self._can_film = False
             warn("the best game could not be filmed, training goes on without pictures", error)
-        finally:
-            with contextlib.suppress(OSError):
-                self._mark.unlink(missing_ok=True)

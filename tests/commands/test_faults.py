@@ -1,6 +1,7 @@
 """Runs in environments that fail: one line, what was learned is saved, and a way to go on."""
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 
 import envs.watchdog
 from ebu.commands import evaluate, report, train
+from ebu.evaluation import Evaluator, seeds_at
 from ebu.run.checkpoint import load_latest
 from tests import faulty, faulty_calls
 from tests.made_up import same
@@ -101,35 +103,104 @@ def test_pictures_that_fail_end_nothing(tmp_path: Path, run: Command, name: str)
     assert not (tmp_path / "best.gif").exists()
 
 
+def start_forked(run_dir: Path, game: str) -> tuple[int, str]:
+    """Train in a forked child: its exit code and what it printed."""
+    log = run_dir.with_name("log")
+    log.unlink(missing_ok=True)
+    code, _ = faulty_calls.run(
+        "train", words_for(run_dir, game, 340), log, faulty_calls.Fault(run_dir)
+    )
+    return code, log.read_text()
+
+
+def newest_state(run_dir: Path) -> dict[str, Any]:
+    checkpoint = load_latest(run_dir / "checkpoints")
+    assert checkpoint is not None
+    return checkpoint.state
+
+
 def test_a_film_that_ends_the_process_is_left_out_when_the_run_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forked(name: str) -> tuple[int, str]:
-        log, words = (
-            tmp_path / "log",
-            words_for(tmp_path / name, "tests.faulty:RenderKills-v0", 340),
-        )
-        log.unlink(missing_ok=True)
-        code, _ = faulty_calls.run("train", words, log, faulty_calls.Fault(tmp_path))
-        return code, log.read_text()
-
-    code, _ = forked("killed")
+    killed, whole, game = tmp_path / "killed", tmp_path / "whole", "tests.faulty:RenderKills-v0"
+    code, _ = start_forked(killed, game)
     assert code == -signal.SIGKILL
-    assert [line["frames"] for line in evaluations(tmp_path / "killed")] == [150]
-    assert (tmp_path / "killed/filming").exists()
-    code, said = forked("killed")
+    assert [line["frames"] for line in evaluations(killed)] == [150]
+    assert (killed / "filming").exists()
+    code, said = start_forked(killed, game)
     assert code == 0
     assert said.count("warning: ") == 1
     assert "the process ended while it filmed" in said
-    assert not (tmp_path / "killed/filming").exists()
+    assert not (killed / "filming").exists()
 
     monkeypatch.setattr(faulty.RenderKills, "kills", False)
-    assert forked("whole")[0] == 0
-    assert evaluations(tmp_path / "killed") == evaluations(tmp_path / "whole")
-    ends = [load_latest(tmp_path / name / "checkpoints") for name in ("killed", "whole")]
-    assert ends[0] is not None
-    assert ends[1] is not None
-    assert same(ends[0].state, ends[1].state)
+    assert start_forked(whole, game)[0] == 0
+    assert evaluations(killed) == evaluations(whole)
+    assert same(newest_state(killed), newest_state(whole))
+
+
+def kill_in_evaluations(monkeypatch: pytest.MonkeyPatch, *frames: int) -> None:
+    """End the process halfway through the evaluations at these frame counts."""
+    deadly = [seeds_at(0, each).environments for each in frames]
+    play = Evaluator.play
+
+    def play_or_end(self: Evaluator, *args: Any, **named: Any) -> Any:
+        steps = iter(range(10))
+
+        def count(_: np.ndarray) -> None:
+            if next(steps, None) is None:
+                os._exit(99)
+
+        if self.seeds.environments in deadly:
+            named["watch"] = count
+        return play(self, *args, **named)
+
+    monkeypatch.setattr(Evaluator, "play", play_or_end)
+
+
+def test_an_evaluation_that_ends_the_process_again_and_again_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crashed, whole, game = tmp_path / "crashed", tmp_path / "whole", "tests.faulty:Ram-v0"
+    assert start_forked(whole, game)[0] == 0
+    with monkeypatch.context() as patch:
+        kill_in_evaluations(patch, 300)
+        # Each start resumes before the evaluation at 150, and plays that again.
+        for ended in range(3):
+            code, said = start_forked(crashed, game)
+            assert code == 99
+            assert (f"300 frames: {ended} starts in a row ended" in said) == (ended > 0)
+        best = load_latest(crashed / "best")
+        code, said = start_forked(crashed, game)
+    assert code == 0
+    (warning,) = [line for line in said.splitlines() if line.startswith("warning: ")]
+    assert warning.startswith("warning: 300 frames: evaluation failed: 3 starts in a row ended")
+    assert "evaluate.py" in warning
+    assert [line["frames"] for line in evaluations(crashed)] == [150, 340]
+    assert (crashed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    after = load_latest(crashed / "best")
+    assert best is not None
+    assert after is not None
+    assert after.name == best.name
+    assert same(newest_state(crashed), newest_state(whole))
+
+
+def test_a_run_that_is_killed_twice_in_its_evaluations_loses_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed, whole, game = tmp_path / "killed", tmp_path / "whole", "tests.faulty:Ram-v0"
+    assert start_forked(whole, game)[0] == 0
+    for frames in (150, 340):
+        for _ in range(2):
+            with monkeypatch.context() as patch:
+                kill_in_evaluations(patch, frames)
+                assert start_forked(killed, game)[0] == 99
+            assert (killed / "evaluating").exists()
+    assert start_forked(killed, game)[0] == 0
+    assert not (killed / "evaluating").exists()
+    for log in ("metrics.jsonl", "evaluations.jsonl"):
+        assert (killed / log).read_bytes() == (whole / log).read_bytes()
+    assert same(newest_state(killed), newest_state(whole))
 
 
 def test_an_evaluation_whose_environments_cannot_be_made_costs_itself_alone(

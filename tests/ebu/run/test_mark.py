@@ -1,0 +1,39 @@
+"""A mark of what ended the process outlives it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ebu.run.mark import Mark
+
+
+def end_in(mark: Mark, frames: int) -> None:
+    """Let a child end while this runs."""
+    if not (child := os.fork()):
+        with mark.set(frames):
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
+def test_starts_that_end_are_counted_by_frames_until_one_does_not(tmp_path: Path) -> None:
+    mark = Mark(tmp_path / "mark", near=8)
+    for frames in (300, 104, 300, 307):
+        end_in(mark, frames)
+    with mark.set(104):
+        assert mark.starts_ended(104) == 2
+    assert [mark.starts_ended(at) for at in (104, 307, 314, 315)] == [0, 3, 3, 0]
+    with pytest.raises(KeyboardInterrupt), mark.set(301):
+        raise KeyboardInterrupt
+    assert not mark.is_left()
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\x00" * 9, b"[3]", b'{"a": 1}', b'{"3": "b"}', b"3"])
+def test_a_damaged_mark_is_there_and_counts_nothing(tmp_path: Path, damaged: bytes) -> None:
+    mark = Mark(tmp_path / "mark")
+    mark.path.write_bytes(damaged)
+    assert mark.is_left()
+    assert mark.starts_ended(3) == 0
+    with mark.set(3):
+        assert mark.starts_ended(3) == 1
+    assert not mark.is_left()
