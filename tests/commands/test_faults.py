@@ -185,6 +185,20 @@ def test_an_evaluation_that_ends_the_process_again_and_again_is_left_out(
     assert same(newest_state(crashed), newest_state(whole))
 
 
+def test_a_last_evaluation_that_ends_the_process_again_and_again_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, game = tmp_path / "run", "tests.faulty:Ram-v0"
+    kill_in_evaluations(monkeypatch, 340)
+    assert [start_forked(run_dir, game)[0] for _ in range(3)] == [99] * 3
+    for _ in range(2):
+        code, said = start_forked(run_dir, game)
+        assert code == 1
+        assert "evaluate.py" in error_of(said)
+        assert "everything is trained and saved" in error_of(said)
+    assert [line["frames"] for line in evaluations(run_dir)] == [150, 300]
+
+
 def test_a_run_that_is_killed_twice_in_its_evaluations_loses_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
