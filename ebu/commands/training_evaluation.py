@@ -25,9 +25,9 @@ from envs.film import CannotFilmError, film
 FILM_STEPS, FILM_EVERY, FILM_FPS = 1_000, 4, 15
 EVALUATING, FILMING = "evaluating", "filming"
 """Files of a run directory that are there while an evaluation is played, or a game is filmed."""
-MOST_STARTS = 3
-"""An evaluation in which this many starts in a row ended is left out. A run that is killed once or
-twice in an evaluation plays it again, and loses nothing."""
+MOST_STARTS = 5
+"""An evaluation in which this many starts in a row ended is left out, or that crashed once. A run
+that is killed less often in an evaluation plays it again, and loses nothing."""
 
 
 class TrainingEvaluation:
@@ -54,7 +54,7 @@ class TrainingEvaluation:
         self._last: tuple[TrainingEnvironment, Evaluation] | None = None
         self._can_film = True
         self._run_dir = run_dir
-        self._playing = Mark(run_dir / EVALUATING, near)
+        self._playing = Mark(run_dir / EVALUATING, most=MOST_STARTS, near=near)
         self._filming = Mark(run_dir / FILMING)
 
     def play(self, frames: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
@@ -72,8 +72,9 @@ class TrainingEvaluation:
         ended = self._playing.starts_ended(frames)
         if ended >= MOST_STARTS:
             raise EvaluationFault(
-                f"{ended} starts in a row ended in it, so it is left out: when the environment is "
-                f"fixed, play one with {program_command('evaluate.py', self._run_dir)}"
+                f"the process crashed in it, or {MOST_STARTS} starts in a row ended there, so it "
+                "is left out: when the environment is fixed, play one with "
+                f"{program_command('evaluate.py', self._run_dir)}"
             )
         if ended:
             say(

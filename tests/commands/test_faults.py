@@ -1,7 +1,6 @@
 """Runs in environments that fail: one line, what was learned is saved, and a way to go on."""
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import pytest
 
 import envs.watchdog
 from ebu.commands import evaluate, report, train
+from ebu.commands.training_evaluation import MOST_STARTS
 from ebu.evaluation import Evaluator, seeds_at
 from ebu.run.checkpoint import load_latest
 from tests import faulty, faulty_calls
@@ -139,7 +139,9 @@ def test_a_film_that_ends_the_process_is_left_out_when_the_run_is_resumed(
     assert same(newest_state(killed), newest_state(whole))
 
 
-def kill_in_evaluations(monkeypatch: pytest.MonkeyPatch, *frames: int) -> None:
+def end_in_evaluations(
+    monkeypatch: pytest.MonkeyPatch, *frames: int, how: signal.Signals = signal.SIGKILL
+) -> None:
     """End the process halfway through the evaluations at these frame counts."""
     deadly = [seeds_at(0, each).environments for each in frames]
     play = Evaluator.play
@@ -149,7 +151,7 @@ def kill_in_evaluations(monkeypatch: pytest.MonkeyPatch, *frames: int) -> None:
 
         def count(_: np.ndarray) -> None:
             if next(steps, None) is None:
-                os._exit(99)
+                signal.raise_signal(how)
 
         if self.seeds.environments in deadly:
             named["watch"] = count
@@ -158,23 +160,24 @@ def kill_in_evaluations(monkeypatch: pytest.MonkeyPatch, *frames: int) -> None:
     monkeypatch.setattr(Evaluator, "play", play_or_end)
 
 
-def test_an_evaluation_that_ends_the_process_again_and_again_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
+def test_an_evaluation_that_crashed_or_ends_the_process_again_and_again_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
 ) -> None:
     crashed, whole, game = tmp_path / "crashed", tmp_path / "whole", "tests.faulty:Ram-v0"
     assert start_forked(whole, game)[0] == 0
     with monkeypatch.context() as patch:
-        kill_in_evaluations(patch, 300)
+        end_in_evaluations(patch, 300, how=how)
         # Each start resumes before the evaluation at 150, and plays that again.
-        for ended in range(3):
+        for ended in range(1 if how is signal.SIGSEGV else MOST_STARTS):
             code, said = start_forked(crashed, game)
-            assert code == 99
+            assert code == -how
             assert (f"300 frames: {ended} starts in a row ended" in said) == (ended > 0)
         best = load_latest(crashed / "best")
         code, said = start_forked(crashed, game)
     assert code == 0
     (warning,) = [line for line in said.splitlines() if line.startswith("warning: ")]
-    assert warning.startswith("warning: 300 frames: evaluation failed: 3 starts in a row ended")
+    assert warning.startswith("warning: 300 frames: evaluation failed: the process crashed in it")
     assert "evaluate.py" in warning
     assert [line["frames"] for line in evaluations(crashed)] == [150, 340]
     assert (crashed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
@@ -185,12 +188,12 @@ def test_an_evaluation_that_ends_the_process_again_and_again_is_left_out(
     assert same(newest_state(crashed), newest_state(whole))
 
 
-def test_a_last_evaluation_that_ends_the_process_again_and_again_is_left_out(
+def test_a_last_evaluation_that_crashed_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir, game = tmp_path / "run", "tests.faulty:Ram-v0"
-    kill_in_evaluations(monkeypatch, 340)
-    assert [start_forked(run_dir, game)[0] for _ in range(3)] == [99] * 3
+    end_in_evaluations(monkeypatch, 340, how=signal.SIGABRT)
+    assert start_forked(run_dir, game)[0] == -signal.SIGABRT
     for _ in range(2):
         code, said = start_forked(run_dir, game)
         assert code == 1
@@ -199,16 +202,16 @@ def test_a_last_evaluation_that_ends_the_process_again_and_again_is_left_out(
     assert [line["frames"] for line in evaluations(run_dir)] == [150, 300]
 
 
-def test_a_run_that_is_killed_twice_in_its_evaluations_loses_none(
+def test_a_run_that_is_killed_in_its_evaluations_loses_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed, whole, game = tmp_path / "killed", tmp_path / "whole", "tests.faulty:Ram-v0"
     assert start_forked(whole, game)[0] == 0
     for frames in (150, 340):
-        for _ in range(2):
+        for _ in range(MOST_STARTS - 1):
             with monkeypatch.context() as patch:
-                kill_in_evaluations(patch, frames)
-                assert start_forked(killed, game)[0] == 99
+                end_in_evaluations(patch, frames)
+                assert start_forked(killed, game)[0] == -signal.SIGKILL
             assert (killed / "evaluating").exists()
     assert start_forked(killed, game)[0] == 0
     assert not (killed / "evaluating").exists()
