@@ -91,7 +91,9 @@ class Dataset:
         absent = rows < first[:, None]
         gathered = self.frames.index_select(0, rows.clamp_min(0).flatten())
         stacks = gathered.view(*rows.shape, *self.frames.shape[1:])
-        return stacks.masked_fill_(absent.view(*rows.shape, *[1] * (stacks.ndim - 2)), 0)
+        # By index, because few are absent: a mask of all would be a seventh of an update's time.
+        stacks.flatten(0, 1).index_fill_(0, absent.flatten().nonzero().squeeze(1), 0)
+        return stacks
 
     @property
     def train(self) -> Tensor:
