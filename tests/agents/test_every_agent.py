@@ -213,7 +213,11 @@ def test_a_restored_agent_learns_the_same(tmp_path: Path, combination: str, befo
     )
     agent, restored = combined(combination, learner, 0), combined(combination, other, 1)
     agent.learn(played.replay, before)
+    # Saved with transitions that no update has drawn from yet.
+    played.play(20)
     restored.load_state_dict(through_disk(agent.state_dict(), tmp_path))
+    restored.check_memory(played.replay)
+    assert same(agent.state_dict(), restored.state_dict())
     # Targets of a segment in progress that were computed again would be others.
     learner.salt = other.salt = 2
     for _ in range(4):
