@@ -53,7 +53,7 @@ class StudyConfig:
     frames: Positive = 10_000_000
     """Emulator frames of each run."""
     preset: str = "default"
-    """default, or paper."""
+    """default, paper or few_frames."""
     variants: tuple[str, ...] = ()
     """Variants that every agent is played in, each a name and flags of train.py: "base:" "beta1:
     --beta 1"."""
