@@ -73,6 +73,9 @@ class Onlooker:
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
+    def check_memory(self, replay: EpisodicReplay) -> None:
+        """Learns nothing from it."""
+
 
 def no_evaluation(frames: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
     raise AssertionError("no evaluation was due")

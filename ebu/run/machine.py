@@ -11,6 +11,7 @@ import torch
 from ebu.errors import UsageError
 from ebu.run.cli import all_cores
 from ebu.run.directory import AUTOMATIC, automatic_settings
+from ebu.subnormals import flush_subnormals
 
 ENVIRONMENTS = {"cpu": 8, "cuda": 64}
 """Environments of a training run, by kind of device: fewer keep a GPU waiting for the host."""
@@ -156,16 +157,13 @@ def prepare_torch(
 ) -> None:
     """Set up torch for the whole process: threads, float32 arithmetic, choice of kernels.
 
-    On the CPU, numbers too small for float32's full precision (below 1.2e-38) become 0. Adam's
-    averages of units that no longer fire shrink to such numbers and stay there, and x86 processors
-    compute with them many times slower.
-
     `autotune`: let cuDNN time its kernels and take the fastest. `deterministic`: take only kernels
     that give the same bits every time.
     """
-    # Each thread has this setting; those that torch starts take it from the one that starts them.
-    torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
+    # Torch's own threads start here, before an optimizer needs them, and stay as they started.
+    with flush_subnormals():
+        torch.zeros(threads << 16).add_(1)
     if device.type != "cuda":
         return
     _allow_tf32(precision == "tf32", precision == "tf32")

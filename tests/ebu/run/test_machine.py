@@ -162,15 +162,26 @@ def test_products_of_float32_are_those_asked_for() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_no_thread_computes_with_subnormal_numbers(threads: int) -> None:
-    """They make Adam ten times slower once units no longer fire."""
+def test_no_thread_steps_with_subnormal_numbers(threads: int) -> None:
+    """Adam takes ten times as long with them, and units that no longer fire leave them."""
     code = f"""
+        import sys
         import torch
+        from agents.optimizers import adam
         from ebu.run.machine import prepare_torch
         prepare_torch(torch.device("cpu"), {threads})
         # Enough elements for every thread.
-        products = torch.full((1 << 20,), 2e-38) * torch.tensor([0.5, 1.0]).repeat(1 << 19)
-        assert products.view(-1, 2).count_nonzero(0).tolist() == [0, 1 << 19]
+        weight = torch.ones(1 << 20, requires_grad=True)
+        optimizer = adam([weight], learning_rate=1e-3)
+        average = optimizer.state[weight]["exp_avg"]
+        average[::2] = 1.2e-38
+        average[1::2] = 2e-38
+        weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+        assert average.view(-1, 2).count_nonzero(0).tolist() == [0, 1 << 19]
+        # Everything else computes as ever.
+        assert sys.float_info.min / 2 > 0
+        assert torch.tensor(1e-38) * 0.5 > 0
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
