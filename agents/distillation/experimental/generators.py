@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from agents.distillation.losses import divergence
 from agents.distillation.settings import Stopped
+from agents.optimizers import adam
 from agents.trained import TrainedAgent
 from ebu.errors import EbuError
 
@@ -161,7 +162,7 @@ def train_generator(
     """
     decodes = decoder(config, teacher, draws).to(teacher.device)
     weights = [*generator.parameters(), *decodes.parameters()]
-    optimizer = torch.optim.Adam(weights, lr=config.learning_rate, fused=True)
+    optimizer = adam(weights, learning_rate=config.learning_rate)
     of_terms = torch.tensor(
         [1.0, config.decoder_weight, config.diversity_weight], device=teacher.device
     )
