@@ -118,7 +118,7 @@ class AtariVector(VectorEnvironment):
         )
 
     def _watch(self, step: int, more: int = 0) -> Watchdog:
-        """Watch a step, 0 for a reset, that may take so many seconds more than others."""
+        """Watch step number `step`, 0: a reset; it may take `more` seconds longer than others."""
         self.watchdog.place, self.watchdog.more = (-1, -1, step), more
         return self.watchdog
 

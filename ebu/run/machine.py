@@ -161,10 +161,10 @@ def prepare_torch(
     that give the same bits every time.
     """
     torch.set_num_threads(threads)
-    # Torch's own threads start here, before an optimizer needs them, and stay as they started.
-    with flush_subnormals():
-        torch.zeros(threads << 16).add_(1)
     if device.type != "cuda":
+        # Torch's own threads start here, before an optimizer needs them, and stay as they started.
+        with flush_subnormals():
+            torch.zeros(threads << 16).add_(1)
         return
     _allow_tf32(precision == "tf32", precision == "tf32")
     torch.backends.cudnn.benchmark = autotune and not deterministic

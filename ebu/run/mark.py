@@ -40,8 +40,10 @@ class Mark:
 
         Raises `EbuError` or `OSError` where the disk fails.
         """
-        others = {at: count for at, count in self._counts().items() if not self._same(at, frames)}
-        self._write({**others, frames: self.starts_ended(frames) + 1})
+        counts = self._counts()
+        others = {at: count for at, count in counts.items() if not self._same(at, frames)}
+        ended = sum(counts.values()) - sum(others.values())
+        self._write({**others, frames: ended + 1})
         try:
             with self.path.open("ab") as file, _traces_in(file):
                 yield
