@@ -162,8 +162,8 @@ class Agent:
         if minibatches.weights is not None:
             prepared["weights"] = minibatches.weights
         steps, streams = minibatches.steps, minibatches.streams
-        located = replay.locate(steps.ravel(), streams.ravel()).reshape(*steps.shape, -1)
-        prepared["located"] = located
+        located = replay.transitions.locate(steps.ravel(), streams.ravel())
+        prepared["located"] = located.reshape(*steps.shape, -1)
         prepared |= self.augmentation.draw(*steps.shape) | self.learner.noise.draw(updates)
         tensors = {
             name: self._staging.upload(value) if isinstance(value, np.ndarray) else value
@@ -185,7 +185,7 @@ class Agent:
         if self.sampler.wants_errors:
             self.sampler.update_priorities(replay, minibatches, errors)
         # A step of the replay memory holds one agent step of each stream.
-        ages = replay.num_steps - steps.mean(axis=1)
+        ages = replay.transitions.num_steps - steps.mean(axis=1)
         self._ages += float(ages.sum()) * replay.num_streams
 
     def _learn_from(

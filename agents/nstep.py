@@ -27,12 +27,12 @@ class NStepTarget(Target[TransitionConfig]):
             return {}
         updates = len(minibatches.steps)
         steps, streams = minibatches.steps.ravel(), minibatches.streams.ravel()
-        window, joined = replay.neighbours(steps, streams, before=0, after=n - 1)
+        window, joined = replay.transitions.neighbours(steps, streams, before=0, after=n - 1)
         prepared = {
-            "window": replay.locate(window.ravel(), streams.repeat(n)),
+            "window": replay.transitions.locate(window.ravel(), streams.repeat(n)),
             "joined": joined,
             # Steps of a row count up as far as it is joined, and fall back to the first.
-            "last": replay.locate(np.max(window, axis=1), streams),
+            "last": replay.transitions.locate(np.max(window, axis=1), streams),
         }
         return {name: each.reshape(updates, -1, each.shape[-1]) for name, each in prepared.items()}
 

@@ -23,8 +23,8 @@ class OptimalityTighteningTarget(Target[OptimalityTighteningConfig]):
     ) -> dict[str, np.ndarray | Tensor]:
         steps, streams = minibatches.steps.ravel(), minibatches.streams.ravel()
         reach = self.config.bound_steps
-        window, joined = replay.neighbours(steps, streams, before=reach, after=reach)
-        located = replay.locate(window.ravel(), streams.repeat(window.shape[1]))
+        window, joined = replay.transitions.neighbours(steps, streams, before=reach, after=reach)
+        located = replay.transitions.locate(window.ravel(), streams.repeat(window.shape[1]))
         shape = (*minibatches.steps.shape, window.shape[1])
         return {"window": located.reshape(*shape, -1), "joined": joined.reshape(shape)}
 

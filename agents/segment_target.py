@@ -131,7 +131,7 @@ class SegmentTarget(Target[ConfigT_co]):
         steps = np.arange(ends[-1]) + (starts - begins).repeat(lengths)
         padding = (0, sum(sizes) - len(steps))
         located = self._staging.upload(
-            replay.locate(
+            replay.transitions.locate(
                 np.pad(steps, padding, mode="edge"),
                 np.pad(streams.repeat(lengths), padding, mode="edge"),
             )

@@ -212,7 +212,7 @@ def save_and_load(scope: Scope) -> Iterator[Figures]:
         read = timed(scope.device, partial(again.read_frames, found.directory))
         other.load_state_dict(found.state["agent"])
     yield {"frames written, s": written, "read, s": read}
-    steps = replay.num_steps
+    steps = replay.transitions.num_steps
     assert torch.equal(again._ring()[:steps], replay._ring()[:steps]), "other frames"
     assert difference(agent, other).item() == 0, "other weights"
     for each, learns_from in ((agent, replay), (other, again)):

@@ -115,7 +115,7 @@ def time_parts(
     """Median and 95th percentile of each part, in microseconds."""
 
     def draw(*stacks: str) -> None:
-        places = replay.draw_transitions(rng, BATCH_SIZE)
+        places = replay.transitions.draw(rng, BATCH_SIZE)
         if stacks:
             batch = replay.read(*places)
             for name in stacks:
@@ -127,7 +127,7 @@ def time_parts(
         "draw": draw,
         "draw_states": partial(draw, "states"),
         "draw_states_and_next": partial(draw, "states", "next_states"),
-        "draw_segment": partial(replay.draw_segment, rng),
+        "draw_segment": partial(replay.segments.draw, rng),
     }
     for name, part in parts.items():
         say(f"timing {name}")
@@ -178,8 +178,8 @@ def measure(settings: Settings) -> dict[str, Any]:
     if settings.checkpoint:
         figures["checkpoint"] = time_checkpoint(replay)
     figures["memory"] = {
-        "transitions": replay.num_transitions,
-        "segments": replay.num_segments,
+        "transitions": len(replay.transitions),
+        "segments": len(replay.segments),
         "fill_seconds": fill_seconds,
         "resident_before": resident_before,
         "peak_resident": peak_resident(),

@@ -133,7 +133,7 @@ def pieces_of(
             lengths=length,
         )
 
-    located = replay.locate(*replay.draw_transitions(rng, BATCH_SIZE))
+    located = replay.transitions.locate(*replay.transitions.draw(rng, BATCH_SIZE))
     targets = torch.zeros((*rows, BATCH_SIZE), device=replay.device)
     step = capture(update, replay.device, changes=learner.tensors)
     yield Piece(
@@ -146,7 +146,7 @@ def pieces_of(
     forward = capture(target_pass, replay.device)
     size = SMALLEST_PASS
     while size <= PASS_STATES[replay.device.type]:
-        places = replay.locate(*replay.draw_transitions(rng, size))
+        places = replay.transitions.locate(*replay.transitions.draw(rng, size))
         yield Piece(
             f"target pass of {size}",
             partial(lambda at: forward(replay, staging.upload(at)), places),

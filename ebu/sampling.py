@@ -183,7 +183,7 @@ class TransitionSampler(Sampler):
     """Transitions drawn uniformly (Mnih et al. 2015)."""
 
     def sample(self, replay: EpisodicReplay, updates: int) -> Minibatches:
-        return Minibatches(*replay.draw_minibatches(self.rng, updates, self.batch_size))
+        return Minibatches(*replay.transitions.draw_minibatches(self.rng, updates, self.batch_size))
 
 
 class PrioritizedTransitions(Sampler):
@@ -206,29 +206,30 @@ class PrioritizedTransitions(Sampler):
         places = np.stack([tree.draw(self.rng, self.batch_size) for _ in range(updates)])
         leaves = tree[places]
         weights = self.priorities.weights(leaves.min(axis=1, keepdims=True) / leaves)
-        return Minibatches(*replay.newest_at(places), weights)
+        return Minibatches(*replay.transitions.newest_at(places), weights)
 
     def update_priorities(
         self, replay: EpisodicReplay, minibatches: Minibatches, errors: Tensor
     ) -> None:
         assert self._tree is not None
         priorities = absolute_errors(errors) + SMALLEST_PRIORITY
-        places = replay.places(minibatches.steps[0], minibatches.streams[0])
+        places = replay.transitions.places(minibatches.steps[0], minibatches.streams[0])
         self._tree.set(places, priorities**self.priorities.exponent)
         self.priorities.largest = max(self.priorities.largest, float(priorities.max()))
         self.priorities.updates += 1
 
     def _enter(self, replay: EpisodicReplay) -> SumTree:
         """Bring the tree up to what the memory holds now."""
+        table = replay.transitions
         if self._tree is None:
-            self._tree = SumTree(replay.num_places)
+            self._tree = SumTree(table.num_places)
         tree = self._tree
-        if self._entered < replay.num_steps - 1:
-            places, steps, stored = replay.changed_since(self._entered)
+        if self._entered < table.num_steps - 1:
+            places, steps, stored = table.changed_since(self._entered)
             largest = self.priorities.largest**self.priorities.exponent
             values = np.where(steps < self._entered, tree[places], largest)
             tree.set(places, np.where(stored, values, 0.0))
-            self._entered = replay.num_steps - 1
+            self._entered = table.num_steps - 1
         if not tree.total:
             raise ValueError("no transition is stored yet")
         return tree
@@ -236,13 +237,13 @@ class PrioritizedTransitions(Sampler):
     def check_loaded(self, replay: EpisodicReplay, target_axes: tuple[int, ...]) -> None:
         if self._tree is None:
             return
-        refuse_other(
-            self._tree.num_leaves == replay.num_places and self._entered < replay.num_steps
-        )
+        table = replay.transitions
+        refuse_other(self._tree.num_leaves == table.num_places)
+        refuse_other(self._entered < table.num_steps)
         known = self._tree.leaves.copy()
         # Entered only when it draws next: a run that was never stopped has not entered them either.
-        known[replay.changed_since(self._entered)[0]] = 0.0
-        refuse_other(bool(replay.stored(*replay.newest_at(known.nonzero()[0])).all()))
+        known[table.changed_since(self._entered)[0]] = 0.0
+        refuse_other(bool(table.stored(*table.newest_at(known.nonzero()[0])).all()))
 
     def state_dict(self) -> dict[str, Any]:
         leaves = np.empty(0) if self._tree is None else self._tree.leaves

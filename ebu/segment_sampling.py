@@ -84,7 +84,7 @@ class SegmentSampler(Sampler):
         while count > 0:
             if draw is not None:
                 first_step = draw.segment.start + draw.left - min(count, draw.left)
-                if not replay.is_stored(draw.segment.stream, first_step):
+                if not replay.transitions.is_stored(draw.segment.stream, first_step):
                     self.forfeited_draws += 1
                     draw = None
             if draw is None:
@@ -113,7 +113,7 @@ class SegmentSampler(Sampler):
 
     def draw_segment(self, replay: EpisodicReplay) -> tuple[Segment, float]:
         """The next segment, and its `Draw.priority_ratio`."""
-        return replay.draw_segment(self.rng), 1.0
+        return replay.segments.draw(self.rng), 1.0
 
     def weights(self, pieces: tuple[Piece, ...]) -> np.ndarray | None:
         """Factors of the losses of all transitions in these pieces; None: all 1."""
@@ -144,7 +144,7 @@ class SegmentSampler(Sampler):
             refuse_other(draw.left <= replay.ring_length)
             refuse_other(draw.targets.shape[:-1] == target_axes)
             steps = draw.segment.start + np.arange(draw.left)
-            stored = replay.stored(steps, np.full(draw.left, draw.segment.stream))
+            stored = replay.transitions.stored(steps, np.full(draw.left, draw.segment.stream))
             # Of a draw in progress the oldest transitions may be overwritten.
             refuse_other(bool((stored[1:] >= stored[:-1]).all()))
 
@@ -232,20 +232,20 @@ class PrioritizedSegments(SegmentSampler):
         self._starts = np.empty(0, np.int64)
 
     def draw_segment(self, replay: EpisodicReplay) -> tuple[Segment, float]:
-        streams, starts = replay.segment_starts()
+        streams, starts = replay.segments.streams_and_starts()
         if not len(starts):
             raise ValueError("no segment is stored yet")
         if not len(self._last):
-            self._last = np.zeros(replay.num_places)
-            self._starts = np.full(replay.num_places, -1)
-        places = replay.places(starts, streams)
+            self._last = np.zeros(replay.transitions.num_places)
+            self._starts = np.full(replay.transitions.num_places, -1)
+        places = replay.transitions.places(starts, streams)
         known = self._starts[places] == starts
         priorities = np.where(known, self._last[places], self.priorities.largest)
         priorities **= self.priorities.exponent
         total = priorities.cumsum()
         index = int(np.searchsorted(total, self.rng.random() * total[-1], side="right"))
         index = min(index, len(total) - 1)
-        return replay.segment(index), float(priorities.min() / priorities[index])
+        return replay.segments[index], float(priorities.min() / priorities[index])
 
     def weights(self, pieces: tuple[Piece, ...]) -> np.ndarray:
         ratios = np.array([piece.draw.priority_ratio for piece in pieces])
@@ -261,7 +261,9 @@ class PrioritizedSegments(SegmentSampler):
             draw.error += float(part.sum())
             if first == 0:
                 priority = draw.error / draw.segment.length + SMALLEST_PRIORITY
-                place = replay.places(np.array([draw.start]), np.array([draw.segment.stream]))
+                place = replay.transitions.places(
+                    np.array([draw.start]), np.array([draw.segment.stream])
+                )
                 self._last[place] = priority
                 self._starts[place] = draw.start
                 self.priorities.largest = max(self.priorities.largest, priority)
@@ -269,7 +271,7 @@ class PrioritizedSegments(SegmentSampler):
 
     def check_loaded(self, replay: EpisodicReplay, target_axes: tuple[int, ...]) -> None:
         super().check_loaded(replay, target_axes)
-        refuse_other(len(self._last) in (0, replay.num_places))
+        refuse_other(len(self._last) in (0, replay.transitions.num_places))
 
     def state_dict(self) -> dict[str, Any]:
         return {

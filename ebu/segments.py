@@ -65,13 +65,15 @@ class SegmentTable:
         self._index[segment.start % self._ring_length, segment.stream] = index
         self._count += 1
 
-    def starting_at(self, slots: np.ndarray) -> np.ndarray:
-        """Whether a stored segment starts at each of these rows of the ring: (len, N) bool."""
-        starts: np.ndarray = self._index.take(slots, axis=0) >= 0
-        return starts
+    def remove(self, slots: np.ndarray, expired: np.ndarray) -> None:
+        """Remove the segments that start where transitions expire: see `TransitionTable.expire`."""
+        starting = self._index.take(slots, axis=0) >= 0
+        starting &= expired
+        if starting.any():
+            for k, stream in np.argwhere(starting).tolist():
+                self._remove(int(slots[k]), stream)
 
-    def remove(self, slot: int, stream: int) -> None:
-        """Remove the segment that starts at this ring position."""
+    def _remove(self, slot: int, stream: int) -> None:
         index = int(self._index[slot, stream])
         self._index[slot, stream] = -1
         self._count -= 1
@@ -81,6 +83,12 @@ class SegmentTable:
                 column[index] = column[last]
             moved_slot = int(self._start[index]) % self._ring_length
             self._index[moved_slot, int(self._stream[index])] = index
+
+    def draw(self, rng: np.random.Generator) -> Segment:
+        """A stored segment, uniformly; ValueError if there is none."""
+        if not self._count:
+            raise ValueError("no segment is stored yet")
+        return self[int(rng.integers(self._count))]
 
     def streams_and_starts(self) -> tuple[np.ndarray, np.ndarray]:
         """Streams and first steps, (n,) int64 each, in the order of the entries."""

@@ -217,7 +217,7 @@ class Trainer:
         self.log.add(step, terminated, truncated)
         self.agent.observe(step)
         stored = (
-            self.replay.num_segments if self.agent.needs_segments else self.replay.num_transitions
+            len(self.replay.segments) if self.agent.needs_segments else len(self.replay.transitions)
         )
         save_due = self.checkpoints.minutes >= self.config.checkpoint_minutes
         played, ready, stopping, saving = self.ranks.sums(
@@ -247,7 +247,7 @@ class Trainer:
         truncated = step.truncated & ~terminated
         if self.agent.needs_segments and self.agent_steps >= self._next_cut:
             self._next_cut = 2 * max(1, self.agent_steps)
-            if 2 * self.replay.num_segment_transitions < self.replay.num_transitions:
+            if 2 * self.replay.segments.transitions() < len(self.replay.transitions):
                 truncated = ~(terminated | step.started)
         return terminated, truncated
 

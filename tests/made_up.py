@@ -312,7 +312,7 @@ def rows(game: int, first: int, last: int) -> Rows:
 def draws_in_order(replay: EpisodicReplay, segments: Iterable[Segment]) -> None:
     """Let the replay memory draw these segments, one after the other."""
     order: Iterator[Segment] = iter(segments)
-    replay.draw_segment = lambda rng: next(order)  # type: ignore[method-assign]
+    replay.segments.draw = lambda rng: next(order)  # type: ignore[method-assign]
 
 
 def agent_of(name: str, learner: Any, seed: int = 0, **config: Any) -> Agent:

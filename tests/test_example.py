@@ -54,7 +54,7 @@ def played_agent(protocol: str) -> TrainedAgent:
     return agent
 
 
-@pytest.fixture(scope="module", params=["paper", "machado"])
+@pytest.fixture(scope="module", params=sorted(PROTOCOLS))
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp(request.param) / "net3.onnx"
     path.write_bytes(onnx_bytes(played_agent(request.param), "net3"))

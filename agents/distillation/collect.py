@@ -307,9 +307,9 @@ def _load_replay(state: dict[str, dict[str, object]], num_actions: int) -> Episo
 
 def _pieces(replay: EpisodicReplay) -> Iterable[_Piece]:
     # A game's last frame has no transition, so games are never joined.
-    steps = np.arange(max(0, replay.num_steps - replay.ring_length), replay.num_steps)
+    steps = np.arange(replay.transitions.oldest, replay.transitions.num_steps)
     for stream in range(replay.num_streams):
-        stored = replay.stored(steps, np.full(len(steps), stream)).astype(np.int8)
+        stored = replay.transitions.stored(steps, np.full(len(steps), stream)).astype(np.int8)
         edges = np.diff(stored, prepend=0, append=0)
         for start, end in zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1), strict=True):
             yield _Piece(stream, int(steps[start]), int(end - start))

@@ -161,7 +161,7 @@ class Students:
         self._teacher.load_state_dict(policy_weights(self._agent.state_dict()))
 
     def _update(self, replay: EpisodicReplay) -> None:
-        states = replay.read(*replay.draw_transitions(self._rng, BATCH_SIZE)).states
+        states = replay.read(*replay.transitions.draw(self._rng, BATCH_SIZE)).states
         with torch.no_grad():
             labels = self._teacher(states)
         share = torch.where(self._temperature > 0, GAP_SHARE, 1.0)

@@ -253,7 +253,7 @@ def test_a_ring_driven_hard_makes_draws_forfeit_and_trains_on_nothing_overwritte
     agent = ebu_of(learner, 3, batch_size=4, mix_segments=mix)
     for _ in range(300):
         played.play(7)
-        agent.learn(played.replay, 1 if played.replay.num_segments else 0)
+        agent.learn(played.replay, 1 if len(played.replay.segments) else 0)
         for update in learner.noted:
             played.check(update)
         learner.noted.clear()

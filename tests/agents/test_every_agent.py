@@ -178,7 +178,7 @@ def test_nothing_overwritten_is_trained_on(
     agent = combined(combination, learner, seed)
     for steps, updates in rounds:
         played.play(steps)
-        stored = played.replay.num_segments if agent.needs_segments else 1
+        stored = len(played.replay.segments) if agent.needs_segments else 1
         agent.learn(played.replay, updates if stored else 0)
         for update in learner.noted:
             played.check(update)

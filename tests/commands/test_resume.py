@@ -72,8 +72,8 @@ def load_replay(checkpoint: Checkpoint) -> EpisodicReplay:
 def stored_segments(replay: EpisodicReplay) -> list[tuple[Any, ...]]:
     """Every stored segment with its whole content, in the order of the table."""
     segments = []
-    for index in range(replay.num_segments):
-        segment = replay._table[index]
+    for index in range(len(replay.segments)):
+        segment = replay.segments[index]
         steps = np.arange(segment.start, segment.start + segment.length)
         streams = np.full(segment.length, segment.stream)
         batch = replay.read(steps, streams)

@@ -132,7 +132,7 @@ class Pick:
 
 def stored_segments(replay: EpisodicReplay) -> list[Segment]:
     """The table, in its order."""
-    return [replay.draw_segment(Pick(i)) for i in range(replay.num_segments)]  # type: ignore[arg-type]
+    return [replay.segments.draw(Pick(i)) for i in range(len(replay.segments))]  # type: ignore[arg-type]
 
 
 def assert_gathers(replay: EpisodicReplay, model: Model, pairs: list[tuple[int, int]]) -> None:
@@ -167,15 +167,15 @@ def assert_gathers(replay: EpisodicReplay, model: Model, pairs: list[tuple[int, 
 
 def assert_holds(replay: EpisodicReplay, model: Model) -> None:
     """The replay holds exactly what the model says, and returns it as it was."""
-    assert replay.num_steps == len(model.rows)
+    assert replay.transitions.num_steps == len(model.rows)
     table = stored_segments(replay)
     assert len(table) == len(set(table))
     assert set(table) == model.segments()
     transitions = model.transitions()
-    assert replay.num_transitions == len(transitions)
+    assert len(replay.transitions) == len(transitions)
     for step in range(-1, len(model.rows) + 1):
         for stream in range(model.num_streams):
-            assert replay.is_stored(stream, step) == ((step, stream) in transitions)
+            assert replay.transitions.is_stored(stream, step) == ((step, stream) in transitions)
     assert_gathers(replay, model, sorted(transitions))
     for segment in table:
         assert {(segment.start + k, segment.stream) for k in range(segment.length)} <= transitions

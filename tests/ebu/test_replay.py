@@ -85,8 +85,8 @@ def test_two_games_by_hand() -> None:
     assert stacks(replay, [1, 3], following=True) == [[0, 1, 2, 3], [2, 3, 4, 5]]
     # The second game's first state holds nothing of the first game.
     assert stacks(replay, [5]) == [[0, 0, 0, 6]]
-    assert replay.num_transitions == 5
-    assert not replay.is_stored(0, 4)  # the game's last frame leads nowhere
+    assert len(replay.transitions) == 5
+    assert not replay.transitions.is_stored(0, 4)  # the game's last frame leads nowhere
     steps, streams = np.array([1, 3, 5]), np.zeros(3, np.int64)
     assert replay.read(steps, streams).rewards.tolist() == [1.5, 2.5, 3.5]
     assert replay.read(steps, streams).actions.tolist() == [3, 0, 2]
@@ -126,11 +126,11 @@ def test_holds_what_the_model_says(scene: Any) -> None:
     for count, row in enumerate(islice(rows, total), 1):
         model.append(row)
         replay.append(*row)
-        if replay.num_transitions and rng.random() < 0.3:
-            drawn = replay.draw_transitions(rng, 5)
+        if len(replay.transitions) and rng.random() < 0.3:
+            drawn = replay.transitions.draw(rng, 5)
             assert_gathers(replay, model, list(zip(*drawn, strict=True)))
-        if replay.num_segments and rng.random() < 0.3:
-            stream, start, length, _ = replay.draw_segment(rng)
+        if len(replay.segments) and rng.random() < 0.3:
+            stream, start, length, _ = replay.segments.draw(rng)
             assert_gathers(replay, model, [(start + k, stream) for k in range(length)])
         if count % 7 == 0 or count == total:
             assert_holds(replay, model)
@@ -159,7 +159,7 @@ def test_neighbours_are_joined_by_what_the_model_holds(scene: Any, before: int, 
     if not pairs:
         return
     steps, streams = np.array(pairs, dtype=np.int64).T
-    around, joined = replay.neighbours(steps, streams, before=before, after=after)
+    around, joined = replay.transitions.neighbours(steps, streams, before=before, after=after)
     assert around.shape == joined.shape == (len(pairs), before + 1 + after)
     stored = set(pairs)
     for row, (step, stream) in enumerate(pairs):
@@ -169,17 +169,17 @@ def test_neighbours_are_joined_by_what_the_model_holds(scene: Any, before: int, 
             assert joined[row, column] == expected
             assert around[row, column] == (step + offset if expected else step)
     # Queried many at once, `stored` agrees with `is_stored`.
-    every = np.arange(-1, replay.num_steps + 1)
+    every = np.arange(-1, replay.transitions.num_steps + 1)
     for stream in range(replay.num_streams):
-        mask = replay.stored(every, np.full(len(every), stream))
-        assert mask.tolist() == [replay.is_stored(stream, int(step)) for step in every]
+        mask = replay.transitions.stored(every, np.full(len(every), stream))
+        assert mask.tolist() == [replay.transitions.is_stored(stream, int(step)) for step in every]
 
 
 def test_a_batch_gathers_other_transitions_of_its_memory() -> None:
     replay, model = filled(200, 2, Chances(), seed=8)
-    steps, streams = replay.draw_transitions(np.random.default_rng(9), 30)
+    steps, streams = replay.transitions.draw(np.random.default_rng(9), 30)
     batch = replay.read(steps[:5], streams[:5])
-    other = batch.at(torch.from_numpy(replay.locate(steps[5:], streams[5:])))
+    other = batch.at(torch.from_numpy(replay.transitions.locate(steps[5:], streams[5:])))
     expected = replay.read(steps[5:], streams[5:])
     for part in ("states", "next_states", "actions", "rewards", "terminated", "probabilities"):
         assert torch.equal(getattr(other, part), getattr(expected, part))
@@ -194,7 +194,7 @@ def test_segments_are_drawn_uniformly() -> None:
     rng = np.random.default_rng(2)
     counts = dict.fromkeys(table, 0)
     for _ in range(100 * len(table)):
-        counts[replay.draw_segment(rng)] += 1
+        counts[replay.segments.draw(rng)] += 1
     assert scipy.stats.chisquare(list(counts.values())).pvalue > ERROR_RATE
 
 
@@ -204,7 +204,7 @@ def test_transitions_are_drawn_uniformly(chances: Any) -> None:
     rng = np.random.default_rng(4)
     counts = dict.fromkeys(model.transitions(), 0)
     for _ in range(200):
-        steps, streams = replay.draw_transitions(rng, len(counts) // 2)
+        steps, streams = replay.transitions.draw(rng, len(counts) // 2)
         assert steps.dtype == streams.dtype == np.int64
         for pair in zip(steps.tolist(), streams.tolist(), strict=True):
             counts[pair] += 1
@@ -214,24 +214,24 @@ def test_transitions_are_drawn_uniformly(chances: Any) -> None:
 def test_what_is_not_stored_is_refused() -> None:
     replay = make_replay(10)
     with pytest.raises(ValueError, match="no segment"):
-        replay.draw_segment(np.random.default_rng(0))
+        replay.segments.draw(np.random.default_rng(0))
     with pytest.raises(ValueError, match="no transition"):
-        replay.draw_transitions(np.random.default_rng(0), 1)
+        replay.transitions.draw(np.random.default_rng(0), 1)
     scripted(replay, "s" + "." * 14)
     stream = np.zeros(1, np.int64)
     for step in (-1, 4, 7, 14, 15, 100):
-        assert not replay.is_stored(0, step)
+        assert not replay.transitions.is_stored(0, step)
         with pytest.raises(IndexError, match="not stored"):
             replay.read(np.array([step]), stream)
-    assert not replay.is_stored(1, 10)
-    assert not replay.is_stored(-1, 10)
+    assert not replay.transitions.is_stored(1, 10)
+    assert not replay.transitions.is_stored(-1, 10)
     assert stacks(replay, [8]) == [[6, 7, 8, 9]]
 
 
 def test_a_lone_transition_among_many_is_found() -> None:
     replay = make_replay(400)
     scripted(replay, "s" * 100 + "l" + "s" * 100)
-    steps, _ = replay.draw_transitions(np.random.default_rng(0), 3)
+    steps, _ = replay.transitions.draw(np.random.default_rng(0), 3)
     assert steps.tolist() == [99, 99, 99]
 
 
@@ -246,7 +246,7 @@ def test_rows_that_do_not_fit_are_refused() -> None:
         replay.append(*row._replace(frames=row.frames[:1]))
     with pytest.raises(ValueError, match="column"):
         replay.append(*row._replace(actions=row.actions[:1]))
-    assert replay.num_steps == 0
+    assert replay.transitions.num_steps == 0
 
 
 def test_the_smallest_memory_holds_a_segment_and_a_smaller_one_is_refused() -> None:
@@ -258,12 +258,12 @@ def test_the_smallest_memory_holds_a_segment_and_a_smaller_one_is_refused() -> N
         rows = play(np.random.default_rng(0), num_streams, (2,), torch.uint8, Chances(0, 0, 0))
         for row in islice(rows, 5 * stack):
             replay.append(*row)
-        assert replay.num_segments >= 1
+        assert len(replay.segments) >= 1
 
 
 def test_stated_bytes_are_those_allocated() -> None:
     replay = make_replay(1000, 8, frame_shape=(84, 84))
-    buffers = [*vars(replay).values(), *vars(replay._table).values()]
+    buffers = [*vars(replay).values(), *vars(replay.segments).values()]
     allocated = sum(b.nbytes for b in buffers if isinstance(b, torch.Tensor | np.ndarray))
     stated = EpisodicReplay.required_bytes(1000, 8, (84, 84), torch.uint8, 4)
     assert stated == pytest.approx(allocated, abs=1000)

@@ -103,10 +103,10 @@ def test_saved_and_loaded_continues_like_one_never_saved(
         for replay in (original, loaded):
             replay.append(*row)
         assert stored_segments(loaded) == stored_segments(original)
-        if original.num_transitions:
+        if len(original.transitions):
             number = int(rng.integers(2**31))
             drawn = [
-                r.draw_transitions(np.random.default_rng(number), 6) for r in (original, loaded)
+                r.transitions.draw(np.random.default_rng(number), 6) for r in (original, loaded)
             ]
             np.testing.assert_array_equal(drawn[0], drawn[1])
             assert_gathers(loaded, model, list(zip(*drawn[1], strict=True)))

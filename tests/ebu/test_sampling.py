@@ -101,7 +101,7 @@ def leaves(sampler: PrioritizedTransitions) -> np.ndarray:
 
 def leaf_of(played: Played, place: Place) -> int:
     step = np.array([played.seen[place].step])
-    return int(played.replay.places(step, np.array([place[0] - 1]))[0])
+    return int(played.replay.transitions.places(step, np.array([place[0] - 1]))[0])
 
 
 def test_transitions_are_drawn_uniformly_games_in_progress_included() -> None:
@@ -155,7 +155,7 @@ def trained_often(
 def test_part_of_a_minibatch_leaves_nothing_of_a_segment_out() -> None:
     played = Played(MadeUpGames(1, games_of([5, 7, 3, 6])), capacity=400)
     played.play(4 + sum([5, 7, 3, 6]))
-    stored = [played.replay.segment(index) for index in range(3)]
+    stored = [played.replay.segments[index] for index in range(3)]
     backward = [
         step for each in stored for step in reversed(range(each.start, each.start + each.length))
     ]
@@ -193,7 +193,7 @@ def test_weighted_draws_are_unbiased() -> None:
     played.play(60)
     sampler = prioritized(priorities=priorities_with(0.3, 1.0))
     drawn = trained_often(sampler, played)
-    tree, count = leaves(sampler), played.replay.num_transitions
+    tree, count = leaves(sampler), len(played.replay.transitions)
     quantity = {place: float(place[2] % 5) for place in played.seen}
     means = []
     for minibatch, weights in drawn:
@@ -236,7 +236,7 @@ def test_the_tree_holds_what_can_be_drawn_and_nothing_else(
     largest, entered = 1.0, 0
     for steps, updates in rounds:
         played.play(steps)
-        if not replay.num_transitions or not updates:
+        if not len(replay.transitions) or not updates:
             continue
         largest_then = largest
         for drawn, _ in train(sampler, replay, updates):
@@ -244,13 +244,13 @@ def test_the_tree_holds_what_can_be_drawn_and_nothing_else(
                 error = float(error_at(torch.from_numpy(played.seen[place].state)[None]))
                 known[place] = priority(error)
                 largest = max(largest, abs(error) + SMALLEST_PRIORITY)
-        expected = np.zeros(replay.num_places)
+        expected = np.zeros(replay.transitions.num_places)
         for place, seen in played.seen.items():
-            if replay.is_stored(place[0] - 1, seen.step):
+            if replay.transitions.is_stored(place[0] - 1, seen.step):
                 if seen.step >= entered:
                     known.setdefault(place, largest_then**ALPHA)
                 expected[leaf_of(played, place)] = known[place]
-        entered = replay.num_steps - 1
+        entered = replay.transitions.num_steps - 1
         assert leaves(sampler) == pytest.approx(expected, rel=1e-6)
 
 
@@ -268,7 +268,7 @@ def test_a_loaded_sampler_fits_its_memory_and_stays_as_it_was(
     sampler = prioritized(seed=seed)
     for steps, updates in rounds:
         played.play(steps)
-        if played.replay.num_transitions:
+        if len(played.replay.transitions):
             train(sampler, played.replay, updates)
         # Perhaps with transitions that no update has drawn from yet.
         loaded = prioritized()

@@ -70,7 +70,7 @@ def test_stored_segments_hold_a_quarter_of_the_memory_at_least(tmp_path: Path) -
     replay = trainer.replay
     for steps in range(24, 700, 9):
         trainer.run(STEP_FRAMES * steps)
-        assert 4 * (replay.num_segment_transitions + env.num_envs) >= replay.num_transitions
+        assert 4 * (replay.segments.transitions() + env.num_envs) >= len(replay.transitions)
     segments = stored_segments(replay)
     assert not any(segment.terminated for segment in segments)
     # The younger, the longer: few cuts, however long the game.
@@ -86,7 +86,7 @@ def test_games_that_end_in_time_are_not_cut(tmp_path: Path, needs_segments: bool
 
 
 def stored_segments(replay: EpisodicReplay) -> list[Segment]:
-    return [replay._table[index] for index in range(replay.num_segments)]
+    return [replay.segments[index] for index in range(len(replay.segments))]
 
 
 # --- what it counts -------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def test_lost_lives_end_segments_only_when_asked(
     env = MadeUpGames(1, lambda env, game: Game(12, life_losses=(4, 7)))
     trainer = trainer_in(tmp_path, env, Onlooker(), life_loss_ends_segment=asked)
     trainer.run(STEP_FRAMES * 12)
-    assert trainer.replay.num_segments == len(lengths)
+    assert len(trainer.replay.segments) == len(lengths)
     steps = np.arange(12)
     terminated = trainer.replay.read(steps, np.zeros_like(steps)).terminated
     assert (torch.nonzero(terminated)[:, 0] + 1).tolist() == np.cumsum(lengths).tolist()
@@ -173,7 +173,7 @@ def test_a_game_cut_in_the_step_that_loses_a_life_ends_terminated(tmp_path: Path
         env = Cut(1, games_of([Game(5, truncated=True)]))
         trainer = trainer_in(tmp_path / str(asked), env, Onlooker(), life_loss_ends_segment=asked)
         trainer.run(STEP_FRAMES * 5)
-        segment = trainer.replay.draw_segment(np.random.default_rng(0))
+        segment = trainer.replay.segments.draw(np.random.default_rng(0))
         assert segment.length == 5
         assert segment.terminated == asked
 
@@ -191,16 +191,16 @@ def test_the_replay_memory_holds_what_the_agent_saw_when_it_acted(
         trainer = trainer_in(tmp_path, env, agent, capacity=150, resume=True)
     trainer.run(STEP_FRAMES * 3 * 70)
     replay, stored = trainer.replay, 0
-    for step in range(replay.num_steps):
+    for step in range(replay.transitions.num_steps):
         for stream in range(3):
-            if replay.is_stored(stream, step):
+            if replay.transitions.is_stored(stream, step):
                 stored_one = replay.read(np.array([step]), np.array([stream]))
                 assert torch.equal(stored_one.states[0], agent.stacks[step][stream])
                 assert int(stored_one.actions) == agent.actions[step][stream]
                 assert float(stored_one.probabilities) == agent.probabilities[step][stream]
                 stored += 1
     assert stored > 100
-    assert replay.num_steps == len(agent.stacks) + 1 > replay.ring_length
+    assert replay.transitions.num_steps == len(agent.stacks) + 1 > replay.ring_length
 
 
 def test_the_first_actions_of_every_game_are_random_and_epsilon_follows_its_schedule(

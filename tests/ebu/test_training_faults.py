@@ -58,9 +58,9 @@ def test_new_games_go_on_from_the_last_whole_step(
     replay, before = again.replay, trainer.replay
     # Nothing is lost, no new transition leads from the old games to the new ones, and of the
     # segments that were open all have ended.
-    assert replay.num_steps == before.num_steps + 1
-    assert replay.num_transitions == before.num_transitions
-    assert (replay._open_start == replay.num_steps - 1).all()
+    assert replay.transitions.num_steps == before.transitions.num_steps + 1
+    assert len(replay.transitions) == len(before.transitions)
+    assert (replay._open_start == replay.transitions.num_steps - 1).all()
     assert (again.log.games._returns == 0).all()
     assert again.run(trainer.frames + 400)
     assert again.updates > trainer.updates

@@ -50,9 +50,9 @@ def stored_frames(replay: EpisodicReplay) -> torch.Tensor:
     """Every state and next state that can be trained on."""
     places = [
         (step, stream)
-        for step in range(replay.num_steps)
+        for step in range(replay.transitions.num_steps)
         for stream in range(replay.num_streams)
-        if replay.is_stored(stream, step)
+        if replay.transitions.is_stored(stream, step)
     ]
     steps, streams = np.array(places).T
     batch = replay.read(steps, streams)
@@ -81,7 +81,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trainer]
         run = evaluated_run(run_dir, agent, precision=precision)
         assert run.run(END)
         assert run.updates > 200
-        assert run.replay.num_steps > 2 * run.replay.ring_length
+        assert run.replay.transitions.num_steps > 2 * run.replay.ring_length
         return run
 
     return finished

@@ -40,7 +40,7 @@ from envs.protocols import PROTOCOLS
 CARD, FILM, ONNX = "README.md", "replay.mp4", "model.onnx"
 """Model hubs show files of the first two names."""
 PARITY_STATES = 1_000
-_PATHS = ("run_dir", "teacher", "from")
+_PATHS = ("run_dir", "init_from", "teacher", "from")
 """Settings and entries of records that are paths: of another machine they say nothing."""
 
 

@@ -231,7 +231,7 @@ def test_a_trained_run_is_read_and_left_alone(tmp_path: Path) -> None:
     states = from_replay(
         tmp_path / "run", table_values, num_actions=NUM_ACTIONS, rng=np.random.default_rng(0)
     )
-    assert len(states) == trainer.replay.num_transitions
+    assert len(states) == len(trainer.replay.transitions)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 

@@ -196,7 +196,7 @@ def test_updates_are_adams_on_the_divergence_from_the_teacher(tmp_path: Path) ->
     agent: Any = run.agent
     temperature = 0.0
     for update in range(3):
-        places = run.replay.draw_transitions(rng, online.BATCH_SIZE)
+        places = run.replay.transitions.draw(rng, online.BATCH_SIZE)
         states = run.replay.read(*places).states
         labels = agent.learner.values(states)
         gap = float(median_gap(labels))
