@@ -1,4 +1,4 @@
-"""Play a game by an exported network: onnxruntime and ale-py, no torch and nothing of this project.
+"""Play an Atari game by an exported network: onnxruntime and ale-py, no torch and nothing of this project.
 
 pip install onnxruntime "ale-py[vector]"
 python play_onnx.py net2-kl.onnx [SEED]
@@ -13,6 +13,7 @@ from ale_py import AtariVectorEnv
 
 RULES: dict[str, dict[str, Any]] = {
     "paper": {"noop_max": 31, "max_num_frames_per_episode": 18_000},
+    "atari100k": {"noop_max": 31, "max_num_frames_per_episode": 108_000},
     "machado": {"noop_max": 0, "repeat_action_probability": 0.25, "full_action_space": True},
 }
 

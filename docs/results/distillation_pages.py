@@ -96,12 +96,14 @@ def page(reports: dict[str, Report]) -> str:
         "    .venv/bin/python -m docs.results.distillation_pages",
         "The [methods](../../distillation_methods.md) have the commands that measured them. How to "
         "read the intervals: [the report](../../distillation_report.md#statistics).",
-        "All but [CartPole](cartpole/report.md) was measured before four changes to `distill.py`: "
-        "states come from whole games (ec7c423; before, games in progress were cut off), actions "
-        "that do the same are left out of the gap behind `--temperature auto` (e3861ab), latency "
-        "is timed in blocks, and int8 files are calibrated on training states (both 74f23fd). The "
-        "same commands give other figures today.",
-        "## The teacher",
+        "## Methods by game",
+        *compared_by_game(reports),
+        "## An earlier teacher",
+        "What follows was measured before four changes to `distill.py`: states come from whole "
+        "games (ec7c423; before, games in progress were cut off), actions that do the same are "
+        "left out of the gap behind `--temperature auto` (e3861ab), latency is timed in blocks, "
+        "and int8 files are calibrated on training states (both 74f23fd). The same commands give "
+        "other figures today.",
         teacher_text(students["teacher"], methods["teacher"]),
         "## Sizes",
         sizes(students),
@@ -118,13 +120,42 @@ def page(reports: dict[str, Report]) -> str:
         "## Without frames of the game",
         synthetic(reports),
     ]
-    for name, report in reports.items():
-        if name.startswith(TABLE):
-            parts += [f"## {name.removeprefix(TABLE)}", method_table(report), compared_text(report)]
     return "\n\n".join(parts) + "\n"
 
 
 # --- parts of the page ----------------------------------------------------------------------
+
+
+def compared_by_game(reports: dict[str, Report]) -> list[str]:
+    """The main table: the methods in each game, by the default of updates."""
+    parts = []
+    for name, report in reports.items():
+        if name.startswith(TABLE):
+            title = report["teacher"]["game"].replace("_", " ").title()
+            parts += [
+                f"### {title}",
+                game_text(report, settings_of(name)["updates"]),
+                method_table(report),
+                f"{compared_text(report)} These verdicts hold for all "
+                f"{len(report['comparisons'])} comparisons together. [All students]"
+                f"({name}/report.md)",
+            ]
+    return parts
+
+
+def game_text(report: Report, updates: int) -> str:
+    """The teacher of a game, and how its students were trained."""
+    teacher = report["teacher"]
+    score, constant, states = teacher["evaluation"], teacher["constant"], teacher["states"]
+    return (
+        f"The teacher, a network `{teacher['network']}` with {teacher['num_actions']} actions "
+        f"trained on {teacher['frames']:,} frames, scores {score_cell(score)} in {score['games']} "
+        f"games, {score['human_normalised'] or 0:.0%} human-normalised. Random play: "
+        f"{score_cell(teacher['random'])}; the best constant action: "
+        f"{score_cell(constant['evaluation'])}. The median gap between its two best actions is "
+        f"{teacher['gap']:.2f}. Each student takes {updates:,} updates, the default, on "
+        f"{states['train']:,} states; {len(report['methods'][0]['seeds'])} seeds of each method."
+    )
 
 
 def teacher_text(first: TeacherRecord, second: TeacherRecord) -> str:
@@ -311,16 +342,17 @@ def cartpole(report: Report) -> str:
     """What the example on CartPole gave."""
     teacher, took = report["teacher"], settings_of("cartpole")
     rows = report["rows"]
-    best = next(row for row in rows if row["name"] == "8-8-8/16" and row["chosen"])
+    size = next(row["parameters"] or 0 for row in rows if row["name"] == "8-8-8/16")
+    larger = next(row for row in report["methods"] if row["name"] == "8-8-8/16")
     least = [row for row in rows if (row["name"], row["kind"]) == ("1-1-1/1", "student")]
     int8 = next(row for row in rows if (row["name"], row["kind"]) == ("teacher", "int8"))
     shares = [f"{row['retention'] or 0:.0%}" for row in least]
-    smaller = (best["parameters"] or 0) / size_of(teacher)
     text = (
         f"The teacher balances for {teacher['evaluation']['mean']:.0f} of 500 steps and random "
         f"play for {teacher['random']['mean']:.0f}, so with {teacher['evaluation']['games']} games "
-        f"an interval is a few per cent wide: 8-8-8/16, {smaller:.0%} of the teacher's parameters, "
-        f"retains {share_cell(best['retention'], best['retention_95'])}. The three seeds of "
+        f"an interval is a few per cent wide: 8-8-8/16, {size / size_of(teacher):.0%} of the "
+        "teacher's parameters, retains "
+        f"{share_cell(larger['retention'], larger['retention_95'])}. The three seeds of "
         f"1-1-1/1, with a single unit in each layer, retain {', '.join(shares[:-1])} and "
         f"{shares[-1]}: a single seed shows nothing, and the "
         "[report](results/distillation/cartpole/report.md)'s table of methods has the mean over "
