@@ -13,6 +13,7 @@ from agents.settings import AdaptiveEbuConfig, AgentConfig
 from agents.stacked import StackedLearner
 from agents.target import Target
 from ebu.interfaces import VectorStep
+from ebu.replay import EpisodicReplay
 from ebu.sampling import Sampler
 from ebu.state_checks import MOST_COUNTED, check_range, check_state, require
 from ebu.stopwatch import Stopwatch
@@ -54,6 +55,13 @@ class ActingLearners:
         finished = np.flatnonzero(step.terminated | step.truncated)
         np.add.at(self._totals, self.players[finished], self._returns[finished])
         np.add.at(self._games, self.players[finished], 1)
+
+    def check_streams(self, num_streams: int) -> None:
+        """Raise `RefusedFileError` unless it plays in this many environments."""
+        require(
+            len(self.players) in (0, num_streams),
+            f"acting_learners/players has {len(self.players)} rows, not {num_streams}",
+        )
 
     def scores(self) -> dict[int, float]:
         """The score of each learner that has finished a game, in the order of their index."""
@@ -168,6 +176,10 @@ class AdaptiveEbu(Agent):
             metrics["adaptive/winner_score"] = self.last_copy.score
             metrics["adaptive/copied_at_agent_step"] = float(self.last_copy.agent_step)
         return metrics
+
+    def check_memory(self, replay: EpisodicReplay) -> None:
+        super().check_memory(replay)
+        self.acting.check_streams(replay.num_streams)
 
     def state_dict(self) -> dict[str, Any]:
         return {

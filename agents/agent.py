@@ -265,7 +265,7 @@ class Agent:
         self._updates_since_line = state["updates_since_line"]
 
     def check_memory(self, replay: EpisodicReplay) -> None:
-        """Raise `EbuError` where the sampler that was loaded is not of this memory."""
+        """Raise `EbuError` where what was loaded is not of this memory."""
         self.sampler.check_loaded(replay, self.learner.target_axes)
 
 

@@ -300,7 +300,7 @@ class QNetwork(nn.Sequential):
     def features(self, states: Tensor) -> Features:
         """The action values of states (B, stack, *frame_shape) with all that led to them.
 
-        Raises `UsageError` for a network over flat observations: it has no convolutions.
+        Raises `UsageError` for a network without three convolutions of one map each.
         """
         torso, head = self
         if not isinstance(torso, NatureTorso):

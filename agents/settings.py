@@ -218,6 +218,11 @@ class LearnerConfig:
     """Updates over which the weights that play evaluations, and that load_agent loads, are averaged
     (Polyak, Juditsky 1992); 0 takes the newest. adaptive_ebu takes its best learner's newest."""
 
+    def check(self) -> None:
+        """Raise `UsageError` for a setting that would change nothing."""
+        if self.weight_decay and self.optimizer == "rmsprop":
+            raise UsageError(f"--weight-decay {self.weight_decay} is for --optimizer adam")
+
 
 AGENTS: dict[str, AgentConfig] = {
     "ebu": EbuConfig(),

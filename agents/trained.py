@@ -146,7 +146,7 @@ def load_agent(
         check_fits(frames, int, "frames")
     except UsageError as error:
         raise EbuError(f"{run_dir / CONFIG}: {error}: restore it") from error
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise EbuError(
             f"the weights in {run_dir} do not fit its config.json ({reason}): restore it"

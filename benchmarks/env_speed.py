@@ -44,7 +44,8 @@ from benchmarks.measurement import (
     spread,
 )
 from ebu.errors import UsageError
-from ebu.run.cli import all_cores, run_command
+from ebu.run.cli import run_command
+from ebu.run.hardware import all_cores
 from ebu.run.settings import Positive, Threads
 from envs import AtariVector
 from envs.atari import FRAME_SKIP

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from ebu.errors import UsageError
-from ebu.run.cli import all_cores, parse
+from ebu.run.cli import parse
 from ebu.run.files import write_whole
-from ebu.run.hardware import graphics_card, processor
+from ebu.run.hardware import all_cores, graphics_card, processor
 from ebu.run.machine import device_named, prepare_torch
 from ebu.run.settings import Device, NotNegative, Positive
 from ebu.targets import _sweep_kernel

@@ -59,7 +59,8 @@ from benchmarks.runs import (
 from benchmarks.sb3 import sb3_schedule, time_sb3
 from ebu.commands.presets import DEFAULT
 from ebu.errors import EbuError, UsageError
-from ebu.run.cli import all_cores, run_command
+from ebu.run.cli import run_command
+from ebu.run.hardware import all_cores
 from ebu.run.settings import Positive
 from ebu.schedules import evaluation_schedule
 from envs.protocols import PROTOCOLS

@@ -26,7 +26,7 @@ class GameStatistics:
     def add(self, step: VectorStep) -> None:
         """Count one step of every environment."""
         played = ~step.started
-        # Usually 0 already, but for games that were left without an end.
+        # Returns are 0 already, but for games that were left without an end.
         self.steps[step.started] = self._returns[step.started] = self._clipped[step.started] = 0
         self.steps += played
         self._returns += step.rewards

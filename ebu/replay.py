@@ -75,7 +75,7 @@ class EpisodicReplay:
                 f"a replay of {capacity} transitions cannot hold a segment of {num_streams} "
                 f"environments: raise --replay-capacity to at least {smallest}"
             )
-        self._bytes = self.required_bytes(capacity, num_streams, frame_shape, frame_dtype, stack)
+        self._bytes = self.required_bytes(capacity, num_streams, frame_shape, frame_dtype)
         refuse_oversized_replay(capacity, self._bytes, smallest, device)
 
         ring, streams = self.ring_length, num_streams
@@ -100,7 +100,6 @@ class EpisodicReplay:
         num_streams: int,
         frame_shape: tuple[int, ...],
         frame_dtype: torch.dtype,
-        stack: int,
     ) -> int:
         """Bytes of a full memory, host and device together."""
         slots = math.ceil(capacity / num_streams) * num_streams

@@ -41,7 +41,7 @@ def n_step_targets(
     | joined | (B, n) bool | the first m of each row |
     | last_next_values | (B, A) | Q̂ of the next state of the last joined step |
 
-    Returns (B,). With n = 1 it is `one_step_targets`, bit for bit.
+    Returns (B,), computed in the rewards' dtype. With n = 1 it is `one_step_targets`.
     """
     targets = last_next_values.amax(-1).to(rewards.dtype)
     for step in reversed(range(rewards.shape[1])):

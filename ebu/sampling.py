@@ -36,7 +36,7 @@ class Draw:
     | segment | what is trained on: a stored segment, or the tail of one |
     | left | transitions not yet trained on: the first `left` of the segment |
     | targets | (…, T) float32, once the agent has computed them |
-    | priority_ratio | smallest priority of all stored segments / this one's, when drawn |
+    | priority_ratio | smallest chance of a stored segment / this one's, when drawn |
     | start | first step of the stored segment |
     | error | sum of the absolute errors of the transitions trained on |
     """

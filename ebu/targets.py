@@ -111,7 +111,6 @@ def propagated_share(
     actions: Tensor,
     *,
     beta: float | Tensor,
-    lengths: Tensor | None = None,
 ) -> Tensor:
     """Share of steps whose target follows the value propagated from the next step.
 
@@ -121,17 +120,13 @@ def propagated_share(
     Returns float32 with the targets' batch axes.
     """
     ends = torch.ones(actions.shape[:-1], dtype=torch.bool, device=actions.device)
-    problem = check_arguments(actions, next_values, actions, ends, 1.0, beta, lengths)
+    problem = check_arguments(actions, next_values, actions, ends, 1.0, beta, None)
     beta = problem.beta_column
     m, q = _others_and_taken(problem)
     m, q = m[..., :-1], q[..., :-1]
     value = beta * targets[..., 1:].double() + (1.0 - beta) * q
     follows = (value >= m) & (torch.as_tensor(beta) > 0.0)
-    if problem.lengths is None:
-        return follows.sum(-1) / max(1, follows.shape[-1])
-    position = torch.arange(follows.shape[-1], device=follows.device)
-    inside = position < problem.lengths.unsqueeze(-1) - 1
-    return (follows & inside).sum(-1) / (problem.lengths - 1).clamp(min=1)
+    return follows.sum(-1) / max(1, follows.shape[-1])
 
 
 def backward_targets_loop(

@@ -157,9 +157,9 @@ class Trainer:
                 progress.update(
                     self.frames, episode_return=self.log.recent_return(), epsilon=self.epsilon
                 )
+        self.save()
         if self.profile is not None:
             self.profile.finish()
-        self.save()
         return self.finished(until_frames)
 
     def finished(self, until_frames: int) -> bool:

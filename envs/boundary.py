@@ -230,7 +230,7 @@ class Environment:
             raise self._fault(f"its observation {what}") from error
 
     def _fault(self, what: str) -> EnvironmentFault:
-        when = f", step {self._steps} of its game {self._games}" if self._games else ""
+        when = f", step{self._when()}" if self._games else ""
         return EnvironmentFault(f"{self._name}{when}: {what}")
 
     def _check_info(self, info: Any) -> None:

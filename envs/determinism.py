@@ -1,6 +1,6 @@
 """Whether a game is a function of its seed and actions, asked by playing two copies."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ def find_difference(recipe: Recipe, seed: int) -> str | None:
     EnvironmentHang, for which nobody should wait twice.
     """
     watchdog = Watchdog(lambda: recipe.game)
+    first, second = _play(recipe, seed, watchdog), _play(recipe, seed, watchdog)
     try:
-        first, second = _play(recipe, seed, watchdog), _play(recipe, seed, watchdog)
         seen: list[tuple[str, Any]] = []
         compared = 0
         while True:
@@ -37,10 +37,13 @@ def find_difference(recipe: Recipe, seed: int) -> str | None:
             if compared == len(seen):
                 return None
     finally:
+        first.close()
+        second.close()
         watchdog.stop()
 
 
-def _play(recipe: Recipe, seed: int, watchdog: Watchdog) -> Iterator[tuple[str, Any]]:
+def _play(recipe: Recipe, seed: int, watchdog: Watchdog) -> Generator[tuple[str, Any]]:
+    env = None
     try:
         env = Environment(recipe, 0, watchdog)
         actions = np.random.default_rng(seed).integers(env.num_actions, size=STEPS)
@@ -52,8 +55,11 @@ def _play(recipe: Recipe, seed: int, watchdog: Watchdog) -> Iterator[tuple[str, 
             yield f"end after step {step}", (terminated, truncated)
             if terminated or truncated:
                 yield f"observation of a game begun after step {step}", env.frame(env.reset())
-        env.close()
     except EnvironmentHang:
+        env = None  # nor would it answer when it is closed
         raise
     except EnvironmentFault as fault:
         yield "fault", str(fault)
+    finally:
+        if env is not None:
+            env.close()

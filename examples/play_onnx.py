@@ -1,4 +1,4 @@
-"""Play an Atari game by an exported network: onnxruntime and ale-py, no torch and nothing of this project.
+"""Play an Atari game by an exported network, without torch and without this project.
 
 pip install onnxruntime "ale-py[vector]"
 python play_onnx.py net2-kl.onnx [SEED]

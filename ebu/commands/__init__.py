@@ -1,4 +1,4 @@
-"""The commands: train, evaluate, study, report, distill, release."""
+"""The commands: train, evaluate, study, report, distill, export, import, release."""
 
 import os
 import signal
@@ -7,6 +7,6 @@ import sys
 # Ctrl-C while a command loads its packages ends it without a traceback; the programs' own files
 # are named after the commands, and Python calls a module that it starts "-m" until it has found it.
 _PROGRAM = os.path.basename(sys.argv[0]).removesuffix(".py").removeprefix("ebu-")
-_COMMANDS = ("train", "evaluate", "study", "report", "distill", "release", "-m")
-if _PROGRAM in _COMMANDS and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+_COMMANDS = "train", "evaluate", "study", "report", "distill", "export", "import", "release"
+if _PROGRAM in (*_COMMANDS, "-m") and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)

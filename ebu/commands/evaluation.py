@@ -21,9 +21,9 @@ from ebu.commands.trust import check_trust
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Evaluation, Evaluator, random_play, seeds_of
 from ebu.interfaces import VectorEnvironment
-from ebu.run.cli import all_cores
 from ebu.run.directory import read_config
 from ebu.run.files import write_whole
+from ebu.run.hardware import all_cores
 from ebu.run.machine import (
     device_named,
     has_bfloat16,

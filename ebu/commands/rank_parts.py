@@ -73,9 +73,7 @@ def build_replay(
     """A rank's part of the replay memory. Raises `UsageError` where it does not fit."""
     dtype = torch_dtype(env.frame_dtype)
     if device.type == "cpu" and not ranks.is_single:
-        needed = EpisodicReplay.required_bytes(
-            capacity, env.num_envs, env.frame_shape, dtype, env.stack
-        )
+        needed = EpisodicReplay.required_bytes(capacity, env.num_envs, env.frame_shape, dtype)
         whole, of_machine = capacity * ranks.world_size, needed * ranks.local_world_size
         refuse_oversized_replay(whole, of_machine, 0, device)
     try:

@@ -21,8 +21,9 @@ from ebu.commands.table.provenance import machine
 from ebu.commands.table.results import ResultsTable
 from ebu.commands.trust import trust_words
 from ebu.errors import EbuError, UsageError
-from ebu.run.cli import all_cores, parse, run_command
+from ebu.run.cli import parse, run_command
 from ebu.run.directory import acquire_lock, check_links
+from ebu.run.hardware import all_cores
 from ebu.run.hints import program_argv, program_command
 from ebu.run.progress import say
 from envs.protocols import PROTOCOLS

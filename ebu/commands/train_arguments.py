@@ -142,7 +142,9 @@ def flags_of_run(run_dir: Path, *, earlier: bool = False) -> list[str]:
         if isinstance(value, list) and any(str(each).startswith("-") for each in value):
             raise EbuError(f"{run_dir / CONFIG} says {name} is {shorten(value)}: restore it")
     automatic = {name: AUTOMATIC[name] for name in automatic_settings(config)}
-    return flags_of({**settings, **automatic}, usual)
+    # Asked for once: a later start continues the games exactly.
+    once = {"fresh_games": False}
+    return flags_of({**settings, **automatic, **once}, usual)
 
 
 def flags_of(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
@@ -211,6 +213,7 @@ def _check(config: TrainConfig) -> None:
     if config.preset == "few_frames" and not is_atari(config.game):
         raise UsageError(f"--preset few_frames is for Atari: leave it out for {config.game}")
     config.method.check()
+    config.learner.check()
     students = config.distill or ()
     for flag, names in (("--network", (config.learner.network,)), ("--distill", students)):
         for name in names:

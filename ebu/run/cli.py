@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -138,13 +137,6 @@ def _one_line(box: str, prog: str) -> str:
     # Of a flag that may be left empty: why the other kind of value does not fit is no news.
     text = re.sub(r"no type matching .*- <class '(?:int|float)'>: ", "", text)
     return re.sub(r"[0-9][0-9 ]{79,}", lambda digits: f"{digits[0][:36]}...", text)
-
-
-def all_cores() -> int:
-    """Processor cores that this process may use: the threads of `--threads 0`."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:

@@ -1,14 +1,19 @@
-"""What a run or a measurement ran on, for records of it."""
+"""What a run or a measurement runs on."""
 
 import os
 import platform
 import sys
 from pathlib import Path
 
-from ebu.run.cli import all_cores
-
 # What a driver for NVIDIA's, Windows', AMD's and small NVIDIA devices makes; one is enough.
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")
+
+
+def all_cores() -> int:
+    """Processor cores that this process may use: the threads of `--threads 0`."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def processor() -> str:

@@ -158,8 +158,8 @@ def cut_logs(run_dir: Path, lengths: Mapping[str, int]) -> list[str]:
     """Cut every log to the length a checkpoint recorded; remove logs that it does not name.
 
     Without any checkpoint `lengths` is empty and all logs go. To be called before the Monitor is
-    opened. Returns a line for each log that is shorter than recorded; raises EbuError where a log
-    cannot be changed.
+    opened. Returns a line for each log that is missing or shorter than recorded; raises EbuError
+    where a log cannot be changed.
     """
     warnings = []
     try:
@@ -228,7 +228,7 @@ class _Log:
             return records
         except (OSError, ValueError) as error:
             raise EbuError(
-                f"cannot read {self._path}: {error}; delete the run directory to start again"
+                f"cannot read {self._path}: {error}; move it away and run the same command again"
             ) from error
 
     def sync(self) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ebu.errors import UsageError
-from ebu.run.cli import all_cores
 from ebu.run.directory import AUTOMATIC, automatic_settings
+from ebu.run.hardware import all_cores
 from ebu.subnormals import flush_subnormals
 
 ENVIRONMENTS = {"cpu": 8, "cuda": 64}

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 
+from ebu.run.progress import say
+
 SKIPPED_STEPS = 20
 """Vector steps with updates before the profile: graphs are captured and kernels chosen in them."""
 PROFILED_STEPS = 20
@@ -34,12 +36,15 @@ class Profile:
                 self.finish()
 
     def finish(self) -> None:
-        """Write what has been recorded, if anything has."""
+        """Write what has been recorded, if anything has; a warning where that fails."""
         if self._profiler is None:
             return
         self._profiler.stop()
-        self._directory.mkdir(parents=True, exist_ok=True)
         # The ending by which TensorBoard's plugin knows a trace.
         self.path = self._directory / "steps.pt.trace.json"
-        self._profiler.export_chrome_trace(str(self.path))
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._profiler.export_chrome_trace(str(self.path))
+        except (OSError, RuntimeError) as error:
+            say(f"warning: {self.path} cannot be written ({error}): there is no profile")
         self._profiler = None

@@ -15,6 +15,7 @@ from agents.learner import Learner
 from agents.settings import AdaptiveEbuConfig
 from ebu.commands.train_arguments import parse_arguments
 from ebu.errors import UsageError
+from ebu.run.reading import RefusedFileError
 from ebu.sampling import Draw
 from ebu.segment_sampling import SegmentSampler
 from envs import VectorStep
@@ -90,6 +91,15 @@ def test_a_game_that_starts_takes_the_next_learner() -> None:
     # Of those that start at the same time the one with the lower index comes first.
     acting.add(step([0, 0, 0, 0], started=(0, 3)))
     assert acting.players.tolist() == [2, 1, 1, 0]
+
+
+def test_a_state_of_other_environments_is_refused_when_it_is_loaded() -> None:
+    saved, loaded = ActingLearners(3), ActingLearners(3)
+    saved.add(reset(4))
+    loaded.load_state_dict(saved.state_dict())
+    loaded.check_streams(4)
+    with pytest.raises(RefusedFileError, match="4 rows, not 5"):
+        loaded.check_streams(5)
 
 
 # --- scores ---------------------------------------------------------------------------------

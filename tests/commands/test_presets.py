@@ -286,6 +286,15 @@ def test_a_run_from_before_what_changes_nothing_was_recorded_is_resumed(copied: 
     resume(copied)
 
 
+def test_new_games_are_begun_by_the_start_that_asks_for_them_alone(copied: Path) -> None:
+    path = copied / "config.json"
+    config = json.loads(path.read_text())
+    config["settings"]["fresh_games"] = True
+    path.write_text(json.dumps(config))
+    assert not parse_arguments(["--resume", str(copied)]).fresh_games
+    assert parse_arguments(["--resume", str(copied), "--fresh-games"]).fresh_games
+
+
 def test_games_are_listed_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         parse_arguments(["--list-games"])

@@ -197,6 +197,7 @@ def test_a_flag_overrides_its_preset_wherever_it_is() -> None:
         ("--frames 0", "--frames must be positive"),
         ("--num-envs 3 --frames 8", "--num-envs 3"),
         ("--mix-segments 5", "must divide"),
+        ("--optimizer rmsprop --weight-decay 0.1", "--optimizer adam"),
         ("--preset papers", "did you mean paper"),
         ("--preset few_frames --game CartPole-v1", "leave it out for CartPole-v1"),
         ("--protocol atari", "paper, machado"),

@@ -265,7 +265,7 @@ def test_stated_bytes_are_those_allocated() -> None:
     replay = make_replay(1000, 8, frame_shape=(84, 84))
     buffers = [*vars(replay).values(), *vars(replay.segments).values()]
     allocated = sum(b.nbytes for b in buffers if isinstance(b, torch.Tensor | np.ndarray))
-    stated = EpisodicReplay.required_bytes(1000, 8, (84, 84), torch.uint8, 4)
+    stated = EpisodicReplay.required_bytes(1000, 8, (84, 84), torch.uint8)
     assert stated == pytest.approx(allocated, abs=1000)
     assert replay.statistics()["bytes"] == stated
 

@@ -291,19 +291,16 @@ def test_share_of_steps_that_follow_the_propagated_value() -> None:
     assert float(propagated_share(y, one["next_values"], one["actions"], beta=1.0)) == 0.0
 
 
-def test_share_ignores_padding_and_keeps_batch_axes() -> None:
+def test_share_keeps_batch_axes() -> None:
     problem = random_problem((2,), (4,))
-    lengths = torch.tensor([1, 2, 5, 9])
     beta = torch.tensor([0.2, 0.8])
-    y = backward_targets(**problem, gamma=0.9, beta=beta, lengths=lengths)
-    rest = (problem["next_values"], problem["actions"])
-    share = propagated_share(y, *rest, beta=beta, lengths=lengths)
+    y = backward_targets(**problem, gamma=0.9, beta=beta)
+    values, actions = problem["next_values"], problem["actions"]
+    share = propagated_share(y, values, actions, beta=beta)
     assert share.shape == (2, 4)
     for k in range(2):
-        for row, n in enumerate(lengths.tolist()):
-            alone = propagated_share(
-                y[k, row, :n], rest[0][k, row, :n], rest[1][row, :n], beta=float(beta[k])
-            )
+        for row in range(4):
+            alone = propagated_share(y[k, row], values[k, row], actions[row], beta=float(beta[k]))
             assert float(alone) == pytest.approx(float(share[k, row]))
 
 

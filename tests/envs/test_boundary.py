@@ -236,6 +236,14 @@ def test_games_that_differ_between_two_copies_are_noticed(name: str) -> None:
     assert "differs" in str(find_difference(Recipe(f"tests.faulty:{name}-v0", {}), 1))
 
 
+@pytest.mark.parametrize("name", ["GlobalRandom", "Crashes", "WrongShape"])
+def test_both_copies_are_closed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[faulty.Base] = []
+    monkeypatch.setattr(faulty.Base, "close", lambda env: closed.append(env))
+    find_difference(Recipe(f"tests.faulty:{name}-v0", {}), 1)
+    assert len(closed) == 2
+
+
 @pytest.mark.parametrize("name", ["CartPole-v1", "ebu/Chain-v0", "tests.faulty:WrongShape-v0"])
 def test_games_that_are_functions_of_their_seed_do_not_differ(name: str) -> None:
     assert find_difference(Recipe(name, {}), 1) is None

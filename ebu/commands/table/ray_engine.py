@@ -11,7 +11,7 @@ from typing import Any
 from ebu.commands.table.player import POLL_SECONDS, Player, Task, enter
 from ebu.commands.table.provenance import code_version
 from ebu.errors import EbuError, UsageError
-from ebu.run.cli import all_cores
+from ebu.run.hardware import all_cores
 from ebu.run.progress import say
 
 # How often Ray plays a task again whose machine or worker has died.
