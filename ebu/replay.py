@@ -23,7 +23,12 @@ _HOST_BYTES_PER_SLOT = TransitionTable.BYTES_PER_SLOT + SegmentTable.BYTES_PER_S
 
 
 class EpisodicReplay:
-    """One ring of frames for each of N environment streams, and a table of segments.
+    """One ring of frames for each of N environment streams, with tables of what it holds.
+
+    | attribute | meaning |
+    | --- | --- |
+    | transitions | those whose frames are stored: draws them, and locates them for `batch` |
+    | segments | those that have ended and are stored as a whole |
 
     All streams advance together: an append writes one slot of each. Step t (counted from 0,
     the frames of the reset) lies in slot t mod L of the ring, L = ⌈capacity / N⌉. The
@@ -35,7 +40,7 @@ class EpisodicReplay:
     game's first frame; it does reach back over a lost life, as in play. The number of
     earlier frames it holds is its context.
 
-    A segment enters the table when it ends: terminated (game over, or a lost life under
+    A segment enters its table when it ends: terminated (game over, or a lost life under
     the paper's protocol), truncated, or cut because it reached a quarter of its stream's
     ring. A cut is a truncation whose bootstrap frame is the next segment's first frame. It
     leaves the table in the step in which the oldest frame of its first context is
