@@ -401,8 +401,8 @@ class Pipeline:
         name = trainer.directory.name
         for line in trainer.warnings:
             say(f"warning: {name}: {line}")
-        with progress_bar(f"{name}: updates", trainer.config.updates, "updates") as progress:
-            progress(trainer.updates)
+        what, total = f"{name}: updates", trainer.config.updates
+        with progress_bar(what, total, "updates", initial=trainer.updates) as progress:
             if not trainer.run(should_stop=self.should_stop, progress=progress):
                 raise Stopped
 

@@ -25,12 +25,18 @@ while not select.select([sys.stdin], [], [], every)[0]:
 
 
 @contextlib.contextmanager
-def progress_bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show how much of `total` is done; the function given is called with the number so far."""
+def progress_bar(
+    what: str, total: int, unit: str, *, initial: int = 0
+) -> Iterator[Callable[[int], None]]:
+    """Show how much of `total` is done; the function given is called with the number so far.
+
+    initial: done before, and of no account in the rate.
+    """
     every = LIVE_SECONDS if sys.stderr.isatty() else PLAIN_SECONDS
     with tqdm(
         desc=what or None,
         total=total,
+        initial=initial,
         unit=f" {unit}",
         file=sys.stderr,
         mininterval=every,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ebu.run.progress import MANY, Progress, say, starting
+from ebu.run.progress import MANY, Progress, progress_bar, say, starting
 
 
 class Screen(io.StringIO):
@@ -77,6 +77,18 @@ def test_the_rate_is_that_of_training(show: Show, pause: int, rates: list[int]) 
     Clock.now += pause
     play(progress, range(4_025, 9_001, 25), seconds=0.25)
     assert [line.split(", ")[1] for line in screen.lines()] == [f"{rate}/s" for rate in rates]
+
+
+def test_what_was_done_before_is_not_in_the_rate(
+    show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = show(False)
+    monkeypatch.setattr("tqdm.std.time", lambda: Clock.now)
+    with progress_bar("student: updates", 8_000, "updates", initial=4_000) as progress:
+        Clock.now += 100
+        progress(5_000)
+    assert " 5000/8000 " in screen.getvalue()
+    assert "10.00 updates/s" in screen.getvalue()
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
