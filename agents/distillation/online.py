@@ -131,8 +131,11 @@ class Students:
     def save(self, frames: int) -> None:
         """Write each student's run directory, RUN_DIR/students/NAME.
 
+        Its checkpoint has τ, or 1 where the teacher had no policy yet and nothing was learnt.
+
         Raises `UsageError` where it holds something else, `EbuError` where the disk is full.
         """
+        temperature = float(self._temperature) or 1.0
         teacher = TrainedAgent(
             self._teacher, "values", self._config, frames, self._device, warnings=[]
         )
@@ -144,6 +147,7 @@ class Students:
                 teacher_dir=self._run_dir,
                 seed=self._seed,
                 settings={"student": name, "losses": {"kl": 1.0}, "online": True},
+                temperature=temperature,
             )
 
     def first_failed_update(self) -> tuple[str, int] | None:

@@ -178,6 +178,7 @@ def save_student(
     teacher_dir: Path,
     seed: int,
     settings: Mapping[str, Any] | None = None,
+    temperature: float | None = None,
 ) -> None:
     """Write a student's run directory, whole or not at all: it loads and is scored like a run's.
 
@@ -188,6 +189,7 @@ def save_student(
     | --- | --- |
     | teacher, teacher_dir | whose game and rules of play it has, and whose frames it counts |
     | settings | further entries of its config.json, JSON values: how it was distilled |
+    | temperature | τ where it changes from save to save: it is in the checkpoint |
 
     Raises `UsageError` where `directory` holds another student or a run, `EbuError` where the disk
     is full or fails; the directory is then unchanged.
@@ -211,6 +213,7 @@ def save_student(
     state = {
         "agent": {"learner": {"online": dict(student.network.state_dict())}},
         "frames": teacher.frames,
+        **({} if temperature is None else {"temperature": temperature}),
     }
     name = f"frames-{teacher.frames:012d}"
     save_checkpoint(directory / WEIGHTS["final"], name, state, run=identity_of(config), keep=1)

@@ -9,7 +9,10 @@ from agents import load_agent
 from agents.agent import policy_weights
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer
+from ebu.commands.warm_start import initial_weights
 from ebu.errors import UsageError
+from ebu.run.checkpoint import load_latest
+from tests.commands.test_earlier_runs import EARLIER
 from tests.commands.test_policies import distilled
 from tests.distillations import train
 
@@ -52,6 +55,28 @@ def test_training_starts_with_a_students_actions(agent: str, student: Path, tmp_
     found = policy_weights(resumed.agent.state_dict())
     assert found.keys() == trained.keys()
     assert all(torch.equal(weight, trained[name]) for name, weight in found.items())
+
+
+def test_a_student_trained_alongside_starts_with_values(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", "--game CartPole-v1 --frames 200 --distill 2-2-2/4")
+    source = run / "students" / "2-2-2_4"
+    student, started = load_agent(source), load_agent(source)
+    weights = initial_weights(source, "2-2-2/4", student.config["environment"])
+    started.network.load_state_dict(weights)
+    saved = load_latest(run / "checkpoints", state_only=True)
+    assert saved is not None
+    temperature = saved.state["distiller"]["temperature"]
+    assert 0 < temperature < 1
+    stacks = torch.randn(16, 1, 4)
+    torch.testing.assert_close(started.outputs_of(stacks), temperature * student.outputs_of(stacks))
+
+
+def test_a_student_without_its_temperature_is_refused() -> None:
+    source = EARLIER / "students" / "2-2-2_3"
+    environment = load_agent(source).config["environment"]
+    with pytest.raises(UsageError, match=r"its temperature was not saved .* --resume") as error:
+        initial_weights(source, "2-2-2/3", environment)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
