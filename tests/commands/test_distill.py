@@ -18,6 +18,7 @@ from agents.distillation.deploy.rounded import RoundedStudent
 from agents.distillation.experimental.synthetic import noise
 from agents.distillation.students import Student
 from ebu.commands import distill, evaluation
+from ebu.commands.distilling.from_scratch import plan_runs
 from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.table.player import Task
 from ebu.commands.train_arguments import parse_arguments
@@ -25,6 +26,7 @@ from ebu.commands.trainer import build_trainer
 from ebu.errors import UsageError
 from ebu.run.cli import parse
 from ebu.run.directory import read_config
+from ebu.run.settings import flat
 from tests.distillations import FLAGS, NUMBERS, config_of, copy_as_other_run, distilled, train
 
 ROOT = Path(__file__).parents[2]
@@ -225,6 +227,17 @@ def test_a_students_network_trained_on_games_alone(
     assert differing == {"run_dir", "network", "frames"}
     report = json.loads((tmp_path / "report.json").read_text())
     assert ("baseline", "from-scratch") in {(row["kind"], row["method"]) for row in report["rows"]}
+
+
+def test_a_baseline_starts_from_nothing_and_has_no_students(tmp_path: Path) -> None:
+    flags = f"--game CartPole-v1 --beta 0.5 --init-from {tmp_path} --distill net3 --fresh-games"
+    settings = flat(parse_arguments(flags.split()))
+    config = config_of(tmp_path, tmp_path / "out", "--from-scratch", 100)
+    (planned,) = plan_runs(config, {"2-2-2/4": "2-2-2/4"}, settings)
+    trained = flat(parse_arguments(planned.flags))
+    own = ("init_from", "distill", "fresh_games")
+    assert [trained[name] for name in own] == [None, None, False]
+    assert trained["beta"] == 0.5
 
 
 def test_a_teacher_that_learnt_from_no_games_cannot_be_trained_alike(

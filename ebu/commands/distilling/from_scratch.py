@@ -42,11 +42,13 @@ from ebu.run.hints import program_argv
 from ebu.run.reading import check_fits, read_json
 from ebu.run.settings import flat
 
-# Settings of the teacher's run that are not taken over: the run's own, and the machine's.
+# Settings of the teacher's run that are not taken over: the run's own, the machine's, and what gave
+# the teacher other weights to start from or students.
 _OWN = frozenset(
     {
         *("agent", "preset", "network", "frames", "seed", "run_dir", "eval_every_frames"),
         *("device", "threads", "checkpoint_minutes", "profile"),
+        *("init_from", "distill", "fresh_games"),
     }
 )
 # evaluate.py writes here; a record is made of it.
