@@ -268,10 +268,11 @@ def load_states(directory: Path) -> Dataset:
         assert saved is not None
         state = saved.state
         shape, cpu = (state.pop("num_frames"), *state.pop("frame_shape")), torch.device("cpu")
+        dtype: torch.dtype = getattr(torch, state.pop("frame_dtype"))
         available = available_bytes(cpu)
-        if available is not None and 4 * math.prod(shape) > available:
+        if available is not None and dtype.itemsize * math.prod(shape) > available:
             raise ValueError(f"frames of shape {shape} do not fit in memory")
-        frames = unfilled(shape, getattr(torch, state.pop("frame_dtype")), cpu)
+        frames = unfilled(shape, dtype, cpu)
         # Frames have checksums of their own.
         read_frames(saved.directory, frames[:, None], 0, len(frames))
         return Dataset(frames=frames, sources=tuple(state.pop("sources")), **state)

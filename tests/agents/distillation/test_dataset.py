@@ -1,6 +1,6 @@
 """Sets of states: stacks, episodes held out, targets, joining, and what is on the disk."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +229,21 @@ def test_any_damage_is_one_clear_line(tmp_path: Path) -> None:
             assert "\n" not in str(failure.value)
             path.write_bytes(content)
     assert len(load_states(tmp_path / "states")) == 32
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_what_fits_in_memory_is_read(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = set_of(3, 4)
+    states = replace(states, frames=states.frames.to(dtype))
+    save_states(tmp_path / "states", states)
+    free = states.frames.nbytes
+    monkeypatch.setattr("agents.distillation.dataset.available_bytes", lambda device: free)
+    assert equal(load_states(tmp_path / "states"), states)
+    free -= 1
+    with pytest.raises(EbuError, match="do not fit in memory"):
+        load_states(tmp_path / "states")
 
 
 def test_what_was_saved_is_not_made_again(tmp_path: Path) -> None:
