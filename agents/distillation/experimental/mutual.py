@@ -12,7 +12,7 @@ from agents.distillation.trainer import Supervision, Trainer
 from agents.distillation.training import Member, train_together
 
 PEER = "peer"
-"""The procedure's name of the second student, where a single name is trained with its own kind."""
+"""Ends the name of the second student's procedure, where one name is trained with its own kind."""
 
 
 class MutualTrainer(Trainer):
@@ -58,4 +58,7 @@ def train(
 
 def with_peer(specs: Sequence[StudentSpec]) -> list[StudentSpec]:
     """The students of one seed; a single one with a peer of the same name."""
-    return [*specs] if len(specs) > 1 else [specs[0], specs[0]._replace(procedure=PEER)]
+    if len(specs) > 1:
+        return [*specs]
+    (spec,) = specs
+    return [spec, spec._replace(procedure=f"{spec.procedure}-{PEER}".removeprefix("-"))]

@@ -12,6 +12,7 @@ from torch import Tensor
 from agents.distillation import losses
 from agents.distillation.experimental import mutual
 from agents.distillation.experimental.mutual import MutualTrainer, with_peer
+from agents.distillation.report.rows import is_main
 from agents.distillation.settings import Stopped, StudentSpec
 from agents.distillation.trainer import PROGRESS
 from agents.distillation.training import rng_of_student
@@ -86,6 +87,9 @@ def test_a_single_name_has_a_peer() -> None:
     single, peer = with_peer([one])
     assert single == one
     assert (single.name, peer.name) == ("net1-kl+mutual0.5-seed4", "net1-kl+mutual0.5-peer-seed4")
+    refined, peer_of_refined = with_peer([one._replace(procedure="refined")])
+    assert is_main(peer_of_refined.method, refined.method)
+    assert peer_of_refined.name == "net1-kl+mutual0.5-refined-peer-seed4"
     draws = {int(rng_of_student(spec).integers(2**63)) for spec in (single, peer)}
     assert len(draws) == 2
 

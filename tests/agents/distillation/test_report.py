@@ -293,6 +293,11 @@ def test_above_the_floor_is_above_random_and_the_best_constant_game_by_game(
         ("hard+hint0.1", ["hard+hint0.1", "hard"], ["hard"]),
         ("kl", ["kl", "kl-gen2", "kl+hint0.1"], ["kl+hint0.1"]),
         ("kl+mutual1", ["kl+mutual1", "kl+mutual1-peer", "kl"], ["kl"]),
+        (
+            "kl+mutual1-refined",
+            ["kl+mutual1-refined", "kl+mutual1-refined-peer", "kl+mutual1"],
+            ["kl+mutual1"],
+        ),
         ("kl-refined", ["kl-refined", "kl-refined-gen2", "kl"], ["kl"]),
         ("kl", ["kl-joint", "hard-joint"], ["hard-joint"]),
     ],
