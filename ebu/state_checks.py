@@ -15,6 +15,11 @@ from ebu.run.reading import RefusedFileError, shorten
 
 MOST_COUNTED = 10**15
 """No count of a run is larger, and a product with a few others still has 64 bits."""
+REFUSED = (
+    *(KeyError, TypeError, ValueError, OverflowError),
+    *(AttributeError, IndexError, RuntimeError),
+)
+"""What loading a state that is not one's own may raise here, in torch and in numpy."""
 
 
 def check_state(

@@ -19,6 +19,7 @@ from ebu.interfaces import Act, VectorEnvironment
 from ebu.memory import unfilled
 from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import load_latest
+from ebu.state_checks import REFUSED
 
 EPSILON = 0.05
 """Share of random actions in collecting (Rusu et al. 2015)."""
@@ -283,7 +284,7 @@ def from_replay(
     except UsageError as error:
         reason = str(error).partition(":")[0]
         raise EbuError(f"{run_dir}: {reason}: free some memory, or collect in play") from error
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+    except REFUSED as error:
         raise EbuError(
             f"{checkpoint.directory} holds no replay memory of this version ({error!r}): collect "
             "in play"

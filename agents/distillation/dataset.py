@@ -17,6 +17,7 @@ from ebu.replay_files import read_frames, write_frames
 from ebu.run.checkpoint import REPLACED, load_latest, save_checkpoint
 from ebu.run.directory import differences
 from ebu.run.files import is_there
+from ebu.state_checks import REFUSED
 from ebu.targets import backward_targets
 
 HELD_OUT_SHARE = 0.05
@@ -276,7 +277,7 @@ def load_states(directory: Path) -> Dataset:
         # Frames have checksums of their own.
         read_frames(saved.directory, frames[:, None], 0, len(frames))
         return Dataset(frames=frames, sources=tuple(state.pop("sources")), **state)
-    except (EbuError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (EbuError, *REFUSED) as error:
         reason = str(error).partition(";")[0]
         raise EbuError(
             f"the states in {directory} cannot be read ({reason}): put back a copy, or delete "

@@ -26,6 +26,7 @@ from agents.trained import TrainedAgent
 from ebu.errors import EbuError
 from ebu.run.checkpoint import load_latest, save_checkpoint
 from ebu.run.logs import Monitor, cut_logs
+from ebu.state_checks import REFUSED
 
 PROGRESS = "training"
 """The folder of a training's checkpoint in its directory, until the student is scored."""
@@ -310,7 +311,7 @@ class Trainer:
             load_averages(self._optimizer, self._modules, state["optimizer"])
             self._rng.bit_generator.state = state["rng"]
             self._averages.load_state_dict(state["averages"])
-        except (KeyError, RuntimeError) as error:
+        except REFUSED as error:
             raise EbuError(
                 f"the checkpoint in {self.directory / PROGRESS} is of another training "
                 f"({str(error).splitlines()[0]}): delete that directory to train the student again"

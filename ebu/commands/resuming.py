@@ -12,12 +12,11 @@ from ebu.run.checkpoint import Checkpoint, load_latest
 from ebu.run.directory import CHECKPOINTS
 from ebu.run.progress import say
 from ebu.run.reading import RefusedFileError
-from ebu.state_checks import MOST_COUNTED, check_range, check_state, require
+from ebu.state_checks import MOST_COUNTED, REFUSED, check_range, check_state, require
 from ebu.training import Trainer
 from ebu.training_checkpoints import FRESH_GAMES
 from envs import EnvironmentFault, ReplayMismatchError
 
-REFUSED = (TypeError, ValueError, OverflowError, AttributeError, IndexError, RuntimeError)
 DOES_NOT_FIT = "does not fit this run ({}): put back the run's own checkpoint"
 
 

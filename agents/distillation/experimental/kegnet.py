@@ -34,6 +34,7 @@ from ebu.memory import available_bytes, unfilled
 from ebu.run.checkpoint import load_latest, save_checkpoint
 from ebu.run.directory import differences
 from ebu.run.progress import progress_bar
+from ebu.state_checks import REFUSED
 
 RECORD = "kegnet.json"
 """Measurements of `generate`, in its directory.
@@ -176,11 +177,11 @@ def _load(directory: Path, generator: Generator, source: dict[str, Any]) -> dict
         )
     try:
         generator.load_state_dict(checkpoint.state["generator"])
-    except RuntimeError as error:
+        means: dict[str, float] = checkpoint.state["means"]
+    except REFUSED as error:
         raise EbuError(
             f"{directory} holds a generator for another teacher: choose another directory"
         ) from error
-    means: dict[str, float] = checkpoint.state["means"]
     return means
 
 

@@ -21,6 +21,7 @@ from agents.distillation.experimental.kegnet import RECORD, generate
 from agents.distillation.settings import Stopped
 from agents.trained import TrainedAgent
 from ebu.errors import EbuError, UsageError
+from ebu.run.checkpoint import load_latest, save_checkpoint
 from tests.agents.distillation.small_pipelines import SIDE, STACK, teacher_of
 from tests.agents.distillation.test_dataset import equal
 
@@ -133,6 +134,18 @@ def test_a_directory_of_other_generators_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(EbuError, match="for another teacher: choose another directory"):
         generated(tmp_path, teacher=teacher_of(1, network="8-8-8/16", num_actions=6))
+
+
+@pytest.mark.parametrize("lost", ["generator", "means"])
+def test_a_generator_that_lacks_something_is_one_line(tmp_path: Path, lost: str) -> None:
+    generated(tmp_path)
+    directory = tmp_path / "generator-0"
+    saved = load_latest(directory, kind="trained")
+    assert saved is not None
+    state = {name: value for name, value in saved.state.items() if name != lost}
+    save_checkpoint(directory, saved.name, state)
+    with pytest.raises(EbuError, match="for another teacher: choose another directory"):
+        generated(tmp_path)
 
 
 def test_what_no_generator_can_make_is_refused(

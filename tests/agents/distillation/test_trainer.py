@@ -15,8 +15,9 @@ from agents.distillation import losses
 from agents.distillation.dataset import Dataset
 from agents.distillation.settings import DistillConfig
 from agents.distillation.students import Student, build
-from agents.distillation.trainer import Supervision, Trainer
+from agents.distillation.trainer import PROGRESS, Supervision, Trainer
 from ebu.errors import EbuError
+from ebu.run.checkpoint import load_latest, save_checkpoint
 from tests.agents.distillation.small_pipelines import SIDE, config_with, teacher_of
 from tests.agents.distillation.test_dataset import set_of
 from tests.distillations import scalars
@@ -213,6 +214,25 @@ def test_the_checkpoint_of_another_student_is_one_line(tmp_path: Path) -> None:
     trainer_in(tmp_path).run()
     with pytest.raises(EbuError, match=r"another training .*: delete that directory") as error:
         trainer_in(tmp_path, student=network("3-2-2/4", 0))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "altered",
+    [
+        {"averages": {"sums": torch.zeros(1)}},
+        {"rng": {"bit_generator": "MT19937"}},
+        {"rng": 3},
+        {"taught": None},
+    ],
+)
+def test_a_checkpoint_that_is_altered_is_one_line(tmp_path: Path, altered: dict[str, Any]) -> None:
+    trainer_in(tmp_path).run()
+    saved = load_latest(tmp_path / PROGRESS, kind="updates")
+    assert saved is not None
+    save_checkpoint(tmp_path / PROGRESS, saved.name, saved.state | altered, logs=saved.logs)
+    with pytest.raises(EbuError, match=r"another training .*: delete that directory") as error:
+        trainer_in(tmp_path)
     assert "\n" not in str(error.value)
 
 
