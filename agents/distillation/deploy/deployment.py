@@ -103,8 +103,8 @@ class Latencies(TypedDict):
     hardware: str
 
 
-class ExportRecord(TypedDict):
-    """An exported agent; `seed` is the one it was trained with, `onnx` the float32 file's name.
+class FilesRecord(TypedDict):
+    """Both files of an agent; `seed` is the one it was trained with, `onnx` the float32 one's name.
 
     weights, sha256: digests of the agent's weights and of the file; earlier versions have none.
     """
@@ -117,6 +117,11 @@ class ExportRecord(TypedDict):
     opset: int
     parity: Parity
     int8: Int8Record
+
+
+class ExportRecord(FilesRecord):
+    """An exported agent: its files, and how fast they answer."""
+
     latency: Latencies
 
 
@@ -170,12 +175,12 @@ def is_whole(directory: Path, record: ExportRecord, agent: TrainedAgent, games: 
     return record["int8"]["evaluation"]["games"] == games
 
 
-def files_of(record: ExportRecord) -> tuple[ExportRecord | Int8Record, ...]:
+def files_of(record: FilesRecord) -> tuple[FilesRecord | Int8Record, ...]:
     """What is recorded of both files of an agent."""
     return record, record["int8"]
 
 
-def file_fault(directory: Path, file: ExportRecord | Int8Record) -> str | None:
+def file_fault(directory: Path, file: FilesRecord | Int8Record) -> str | None:
     """What has happened to a file since it was measured, in words; None: nothing."""
     try:
         content = read_file(directory / file["onnx"], MOST_BYTES)
@@ -217,69 +222,105 @@ def deploy(
     torch's or it cannot be written; an earlier file is then unchanged.
     """
     require_export()
-    calibrate, judge = _spread(dataset.train, CALIBRATION_STATES), dataset.held_out
-    before = read_exports(directory)["exports"]
-    exports: dict[str, ExportRecord] = {}
     left_out = {
         name: ONLY_SINGLE_NETWORKS
         for name, agent in agents.items()
         if not exportable(agent.network)
     }
+    wanted = {name: agent for name, agent in agents.items() if name not in left_out}
+    before = read_exports(directory)["exports"]
     whole = {
         name: before[name]
-        for name, agent in agents.items()
+        for name, agent in wanted.items()
         if name in before and is_whole(directory, before[name], agent, games)
     }
-    if before.keys() == whole.keys() == agents.keys() - left_out.keys() and whole:
+    if before.keys() == whole.keys() == wanted.keys() and whole:
         return whole
-    say(f"exporting {', '.join(name for name in agents if name not in {**whole, **left_out})}")
-    timed: dict[tuple[str, str], Callable[[], object]] = {}
-    stacks = [dataset.stacks(index[None]).cpu() for index in dataset.held_out[:TIMED_STATES]]
-    arrays = [stack.numpy() for stack in stacks]
-    for name, agent in agents.items():
-        if name in left_out:
-            continue
+    say(f"exporting {', '.join(name for name in wanted if name not in whole)}")
+    for name, agent in wanted.items():
         if agent.device.type != "cpu":
             raise ValueError(f"{name} is on {agent.device}: it is compared and timed on the CPU")
-        path = directory / f"{file_name(name)}.onnx"
-        path8 = path.with_suffix(".int8.onnx")
-        if name in whole:
-            exports[name] = whole[name]
-            policy, policy8 = OnnxPolicy(path), OnnxPolicy(path8)
-        else:
-            parity = write_checked(agent, path, dataset, name=name)
-            content = path.read_bytes()
-            content8 = quantise(content, dataset, calibrate)
-            policy, policy8 = OnnxPolicy(content, path.name), OnnxPolicy(content8, path8.name)
-            write_whole(path8, content8)
-            digest8 = sha256(content8).hexdigest()
-            exports[name] = {
-                "seed": agent.config["settings"]["seed"],
-                "weights": digest_of(agent.network),
-                "onnx": path.name,
-                "bytes": len(content),
-                "sha256": sha256(content).hexdigest(),
-                "opset": OPSET,
-                "parity": parity,
-                "int8": {
-                    "onnx": path8.name,
-                    "bytes": len(content8),
-                    "sha256": digest8,
-                    "calibrated_on": len(calibrate),
-                    "states": len(judge),
-                    "agreement": compare(agent, policy8, dataset, judge)["agreement"],
-                    "evaluation": score(
-                        directory / f"scores/{path.stem}-{digest8[:12]}.int8.json", policy8.choose
-                    ),
-                },
-                "latency": {},  # type: ignore[typeddict-item]
-            }
+    files: dict[str, FilesRecord] = {
+        name: whole[name] if name in whole else _export(directory, name, agent, dataset, score)
+        for name, agent in wanted.items()
+    }
+    taken = _time(directory, wanted, files, dataset, calls)
+    exports: dict[str, ExportRecord] = {
+        name: {**record, "latency": taken[name]} for name, record in files.items()
+    }
+    write_record(directory / EXPORTS, {"exports": exports, "left_out": left_out})
+    return exports
+
+
+def _export(
+    directory: Path,
+    name: str,
+    agent: TrainedAgent,
+    dataset: Dataset,
+    score: Callable[[Path, Act], Score],
+) -> FilesRecord:
+    """Write and measure both files of an agent; raises as `deploy`."""
+    path = directory / f"{file_name(name)}.onnx"
+    parity = write_checked(agent, path, dataset, name=name)
+    content = path.read_bytes()
+    return {
+        "seed": agent.config["settings"]["seed"],
+        "weights": digest_of(agent.network),
+        "onnx": path.name,
+        "bytes": len(content),
+        "sha256": sha256(content).hexdigest(),
+        "opset": OPSET,
+        "parity": parity,
+        "int8": _export_int8(path, content, agent, dataset, score),
+    }
+
+
+def _export_int8(
+    path: Path,
+    content: bytes,
+    agent: TrainedAgent,
+    dataset: Dataset,
+    score: Callable[[Path, Act], Score],
+) -> Int8Record:
+    """Write the int8 file beside the float32 one, let it play, and measure it."""
+    calibrate, judge = _spread(dataset.train, CALIBRATION_STATES), dataset.held_out
+    path8 = path.with_suffix(".int8.onnx")
+    content8 = quantise(content, dataset, calibrate)
+    policy = OnnxPolicy(content8, path8.name)
+    write_whole(path8, content8)
+    digest = sha256(content8).hexdigest()
+    return {
+        "onnx": path8.name,
+        "bytes": len(content8),
+        "sha256": digest,
+        "calibrated_on": len(calibrate),
+        "states": len(judge),
+        "agreement": compare(agent, policy, dataset, judge)["agreement"],
+        "evaluation": score(
+            path.parent / f"scores/{path.stem}-{digest[:12]}.int8.json", policy.choose
+        ),
+    }
+
+
+def _time(
+    directory: Path,
+    agents: Mapping[str, TrainedAgent],
+    files: Mapping[str, FilesRecord],
+    dataset: Dataset,
+    calls: int,
+) -> dict[str, Latencies]:
+    """Time torch and both files of all agents together, on the same held-out states."""
+    stacks = [dataset.stacks(index[None]).cpu() for index in dataset.held_out[:TIMED_STATES]]
+    arrays = [stack.numpy() for stack in stacks]
+    timed: dict[tuple[str, str], Callable[[], object]] = {}
+    for name, agent in agents.items():
+        policy, policy8 = (OnnxPolicy(directory / file["onnx"]) for file in files_of(files[name]))
         timed[name, "torch"] = _in_turn(agent.outputs_of, stacks)
         timed[name, "onnxruntime"] = _in_turn(policy.outputs_of, arrays)
         timed[name, "int8"] = _in_turn(policy8.outputs_of, arrays)
     taken = latencies(timed, calls=calls)
-    for name, record in exports.items():
-        record["latency"] = {
+    return {
+        name: {
             "torch": taken[name, "torch"],
             "onnxruntime": taken[name, "onnxruntime"],
             "int8": taken[name, "int8"],
@@ -288,8 +329,8 @@ def deploy(
             "calls": calls,
             "hardware": hardware(),
         }
-    write_record(directory / EXPORTS, {"exports": exports, "left_out": left_out})
-    return exports
+        for name in agents
+    }
 
 
 def write_checked(agent: TrainedAgent, path: Path, dataset: Dataset, *, name: str) -> Parity:
