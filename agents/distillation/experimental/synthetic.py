@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.augmentation import Augmentation
 from agents.distillation.collect import Label
 from agents.distillation.dataset import Dataset, hold_out, join
 from agents.distillation.pipeline import Pipeline
@@ -164,11 +165,5 @@ def shift(stacks: Tensor, rng: np.random.Generator) -> Tensor:
     inputs it is the label refinery (Bagherinezhad et al. 2018); as augmentation Kostrikov et al.
     2021, "Image Augmentation Is All You Need".
     """
-    batch, stack, height, width = stacks.shape
-    moves = torch.from_numpy(rng.integers(-SHIFT, SHIFT + 1, size=(2, batch, 1)))
-    down, right = moves.to(stacks.device)
-    rows = (torch.arange(height, device=stacks.device) - down).clamp(0, height - 1)
-    columns = (torch.arange(width, device=stacks.device) - right).clamp(0, width - 1)
-    which = torch.arange(batch, device=stacks.device)[:, None, None, None]
-    frame = torch.arange(stack, device=stacks.device)[None, :, None, None]
-    return stacks[which, frame, rows[:, None, :, None], columns[:, None, None, :]]
+    moves = torch.from_numpy(rng.integers(-SHIFT, SHIFT + 1, size=(2, len(stacks))))
+    return Augmentation.apply(stacks, -moves.T.to(stacks.device))
