@@ -318,7 +318,7 @@ def _holds_states(directory: Path) -> bool:
 
 
 def _refuse_foreign(directory: Path) -> None:
-    """Refuse a directory of other files: saving would remove them."""
+    """Refuse a directory of other files: the states would lie among them."""
     if not is_there(directory):
         return
     names = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))

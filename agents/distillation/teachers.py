@@ -1,4 +1,4 @@
-"""The teacher: loaded and checked, its temperature, and its record.
+"""The teacher: loaded and checked, its temperature, and constant policies.
 
 The temperature τ divides the teacher's outputs before they are a policy. It is in units of the
 values: the temperatures of classification, 3 to 20, make nearly every policy of Q-values uniform.

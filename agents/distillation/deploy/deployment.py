@@ -92,7 +92,7 @@ class Int8Record(TypedDict):
 
 
 class Latencies(TypedDict):
-    """Answers to one state on one thread, of torch and of both files; see `latency.latencies`."""
+    """Answers to one state on one thread, of torch and of both files; see `latencies`."""
 
     torch: Latency
     onnxruntime: Latency
