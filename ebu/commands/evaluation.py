@@ -238,6 +238,7 @@ def record_of(
 ) -> dict[str, Any]:
     """All that is known of an evaluation, in JSON values."""
     evaluator, protocol = rules.evaluator, rules.protocol
+    own_steps = rules.settings.get("eval_max_steps")
     return {
         "game": rules.game,
         "protocol": protocol.name,
@@ -250,6 +251,8 @@ def record_of(
         "policy": "random" if agent is None else "agent",
         "protocol_epsilon": rules.protocol_epsilon,
         "protocol_games": protocol.eval_episodes,
+        # None: cut as in the run's own evaluations.
+        "max_steps": None if config.max_steps == own_steps else config.max_steps,
         "precision": rules.precision,
         "weights": None if agent is None else config.weights,
         "trained_frames": None if agent is None else agent.frames,

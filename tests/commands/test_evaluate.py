@@ -21,6 +21,7 @@ from ebu.commands import evaluate, scoring, showing
 from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.evaluation import rules_of, run
 from ebu.commands.evaluation_record import as_table
+from ebu.commands.reporting.scores import final_record
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.errors import EbuError, UsageError
@@ -145,7 +146,7 @@ def test_the_command_prints_a_table_and_changes_nothing_but_adds_its_result(
 
 QUESTIONS: list[dict[str, Any]] = [
     *({}, {"seed": 1}, {"num_envs": 2}, {"weights": "best"}),
-    *({"epsilon": 0.05000001}, {"random": True}),
+    *({"epsilon": 0.05000001}, {"random": True}, {"max_steps": 3}),
 ]
 
 
@@ -161,6 +162,20 @@ def test_every_question_has_a_file_of_its_own_in_the_run_directory(copied: Path)
     assert all(record in kept for record in records.values())
     (best,) = (copied / "best").iterdir()
     assert best.name == f"frames-{records[3]['trained_frames']:012d}"
+
+
+def test_games_of_another_length_are_not_the_score_of_the_run(copied: Path) -> None:
+    whole = run(config_for(copied, episodes=2))
+    cut = run(config_for(copied, episodes=2, max_steps=3))
+    assert cut["frames_played"] < whole["frames_played"]
+    assert final_record(copied, "paper", 2) == whole
+    # The run's own limit is no other.
+    path = copied / "config.json"
+    config = json.loads(path.read_text())
+    config["settings"]["eval_max_steps"] = 3
+    path.write_text(json.dumps(config))
+    random = config_for(copied, episodes=2, random=True)
+    assert run(dataclasses.replace(random, max_steps=3)) == run(random)
 
 
 def test_a_run_directory_that_cannot_be_written_still_has_its_score_shown(

@@ -145,6 +145,7 @@ def test_the_card_has_every_evaluation_of_these_weights_and_the_baseline(
     without = shutil.ignore_patterns("evaluations")
     run_dir = Path(shutil.copytree(runs["cartpole"], tmp_path / "run", ignore=without))
     questions: list[dict[str, Any]] = [{"random": True}, {"epsilon": 0.5}, {"weights": "best"}]
+    questions += [{"max_steps": 3}, {"max_steps": 3, "random": True}]
     for question in [{"episodes": 4}, *({"episodes": 2, **each} for each in questions)]:
         run(EvaluateConfig(run_dir, threads=1, device="cpu", **question))
     out = release(run_dir, tmp_path / "out")

@@ -178,7 +178,7 @@ def test_scores_of_other_numbers_of_games_and_in_training_have_tables_of_their_o
 OTHERS: list[dict[str, Any]] = [
     *({"seed": 3}, {"protocol": "machado"}, {"games": 5}, {"games": 100}),
     *({"epsilon": 0.0500001, "protocol_epsilon": 0.05}, {"weights": "best"}),
-    *({"policy": "random", "weights": None}, {"trained_frames": FRAMES - 1}),
+    *({"policy": "random", "weights": None}, {"trained_frames": FRAMES - 1}, {"max_steps": 50}),
 ]
 
 

@@ -4,7 +4,8 @@ README.md             the model card
 model.safetensors     the network's weights
 model.onnx            the same network, where it can be exported
 config.json           settings and environment, and what the weights are
-evaluations/*.json    what evaluate.py has measured of these weights, and of random play
+evaluations/*.json    what evaluate.py has measured of these weights, and of random play, in games of
+                      the run's own length
 provenance.json       code and machine that trained them
 replay.mp4            the best game of the evaluation, where its environment has pictures
 """
@@ -78,8 +79,11 @@ def write_folder(config: ReleaseConfig) -> None:
     records = [
         _without_paths(record)
         for record in read_records(config.run_dir)
-        if record["policy"] == "random"
-        or (record["weights"], record["trained_frames"]) == (config.weights, agent.frames)
+        if record.get("max_steps") is None
+        and (
+            record["policy"] == "random"
+            or (record["weights"], record["trained_frames"]) == (config.weights, agent.frames)
+        )
     ]
     records = [record for record in records if _is_whole(record, played)]
     if (played := _without_paths(played)) not in records:
@@ -128,11 +132,11 @@ def _check_out(out: Path, agent: TrainedAgent, config: ReleaseConfig) -> None:
 
 
 def _is_whole(record: Mapping[str, Any], played: Mapping[str, Any]) -> bool:
-    """Whether a record has all that the card tells; those of earlier versions lack some."""
+    """Whether a record has all that the card tells; those of earlier versions may lack some."""
     interval = record["interval_95"]
     scores = (record.get("random_score"), record.get("human_score"))
     return (
-        played.keys() <= record.keys()
+        played.keys() - {"max_steps"} <= record.keys()
         and record["protocol"] in PROTOCOLS
         and (interval is None or len(interval) == 2)
         and (record["human_normalised"] is None or None not in scores)

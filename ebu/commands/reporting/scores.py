@@ -52,6 +52,7 @@ class EvaluationRecord(TypedDict):
     trained_frames: int | None
     epsilon: NotRequired[float]
     protocol_epsilon: NotRequired[float]
+    max_steps: NotRequired[int | None]
     seed: NotRequired[int]
     num_envs: NotRequired[int]
     median: NotRequired[float]
@@ -93,13 +94,15 @@ def _file_name(record: Mapping[str, Any]) -> str:
             f"eps{float(record['epsilon'])!r}",
         ]
     setting = [f"{record['games']}games", f"seed{record['seed']}", f"{record['num_envs']}envs"]
+    if record.get("max_steps") is not None:
+        setting.append(f"{record['max_steps']}steps")
     return "-".join([str(record["protocol"]), *played, *setting]) + ".json"
 
 
 def final_record(run_dir: Path, protocol: str, games: int | None = None) -> dict[str, Any] | None:
     """The record that is the run's score; None without one.
 
-    It is of the final weights and of the protocol's ε. Of several the one after most frames counts;
+    It is of the final weights, the protocol's ε and the run's own limit of games. Of several the one after most frames counts;
     then one under `protocol`, the run's own; then one of `games` games, or of the protocol's number
     if not given; then one of most games; then that of the lowest seed.
 
@@ -143,10 +146,11 @@ def _read(path: Path, run_dir: Path) -> dict[str, Any] | None:
 
 
 def _is_a_score(record: Mapping[str, Any]) -> bool:
-    # Earlier versions had no other ε than the protocol's, and did not record it.
+    # Earlier versions did not record ε, and had no other than the protocol's, nor the limit of games.
     epsilon = record.get("epsilon")
-    of_protocol = bool(epsilon == record.get("protocol_epsilon", epsilon))
-    return of_protocol and record["policy"] == "agent" and record["weights"] == "final"
+    by_the_rules = bool(epsilon == record.get("protocol_epsilon", epsilon))
+    by_the_rules &= record.get("max_steps") is None
+    return by_the_rules and record["policy"] == "agent" and record["weights"] == "final"
 
 
 def score_of(record: Mapping[str, Any], *, final: bool = True) -> Score:
