@@ -193,7 +193,8 @@ def test_what_changes_no_result_may_differ_and_half_a_result_is_written_again(
     assert run.is_done()
     shutil.rmtree(tmp_path / "out")
     config = json.loads((run.result_dir / "config.json").read_text())
-    config["settings"] |= {"device": "cuda", "eval_every_frames": 3}
+    config["settings"] |= {"device": "cuda", "eval_every_frames": 3, "cuda_graphs": False}
+    config["settings"] |= {"fresh_games": True, "distill": ["net2"]}
     (run.result_dir / "config.json").write_text(json.dumps(config))
     assert run_study(monkeypatch, args) == []
 
@@ -226,7 +227,7 @@ def test_a_result_from_before_agents_could_be_combined_is_of_the_same_method(
     later = {"prioritized", "double", "n_step", "priority_exponent"}
     later |= {"importance_exponent", "importance_updates", "shift_pixels", "intensity"}
     later |= {"quantiles", "target_average", "reset_updates", "weight_decay"}
-    later |= {"gamma_start", "n_step_start", "beta_start", "anneal_updates", "noisy"}
+    later |= {"gamma_start", "n_step_start", "beta_start", "anneal_updates", "noisy", "cuda_graphs"}
     old = {name: value for name, value in planned.items() if name not in later - recorded}
     assert result_differences(old, planned) == []
     assert settings_digest(old) == settings_digest(planned)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ebu.commands.reporting.scores import Score, final_record, score_in_training, score_of
 from ebu.errors import EbuError, UsageError
-from ebu.run.directory import CONFIG, EVALUATIONS, METRICS, read_config
+from ebu.run.directory import CONFIG, EVALUATIONS, METRICS, NOT_PART_OF_THE_RUN, read_config
 from ebu.run.reading import (
     MOST_LOG_BYTES,
     RefusedFileError,
@@ -28,14 +28,12 @@ Curve = tuple[np.ndarray, np.ndarray]
 LAST_GAMES = "train/return_last_100_games"
 
 # Settings by which runs of one method may differ: what they are played on, for how long, how fast,
-# and how they are watched. Evaluations in training draw nothing from a run's random numbers.
-_NOT_THE_METHOD = frozenset(
-    {
-        *("game", "seed", "frames", "preset", "run_dir", "checkpoint_minutes", "log_every_frames"),
-        *("device", "threads", "overlap", "deterministic", "profile"),
-        *("eval_every_frames", "eval_episodes"),
-    }
-)
+# how they are watched, and what is distilled from them. Evaluations in training draw nothing from a
+# run's random numbers.
+_NOT_THE_METHOD = NOT_PART_OF_THE_RUN | {
+    *("game", "seed", "frames", "preset", "log_every_frames", "eval_every_frames", "eval_episodes"),
+    *("device", "threads", "deterministic", "cuda_graphs", "distill"),
+}
 # What was done before these were settings; nstep has always recorded its n_step.
 _FIXED: dict[str, Any] = {
     "n_step": 1,
