@@ -27,7 +27,7 @@ from ebu.commands.table.provenance import read_processes
 from ebu.commands.table.results import ResultsTable, row
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer
-from ebu.errors import UsageError
+from ebu.errors import EbuError, UsageError
 from ebu.run.directory import acquire_lock
 from envs.games import ATARI5, GAME_SETS, PAPER49
 from tests.run_directories import FRAMES, evaluation, write_run
@@ -253,14 +253,22 @@ def test_a_run_that_fails_is_named_and_the_others_continue(
         task(tmp_path, "refused", "import sys; print(5); sys.exit('error: no such flag')"),
         task(tmp_path, "killed", "import os; os.kill(os.getpid(), 9)"),
         task(tmp_path, "unscored", "", "raise SystemExit(2)"),
+        task(tmp_path, "lost", ""),
         task(tmp_path, "fine", ""),
     ]
-    failed, number = run_tasks(tasks, 1, engine=LocalEngine(CODE), scored=lambda task: "12 points")
-    assert (failed, number) == (["refused", "killed", "unscored"], None)
+
+    def scored(task: Task) -> str:
+        if task.name == "lost":
+            raise EbuError("evaluate.py has left no score")
+        return "12 points"
+
+    failed, number = run_tasks(tasks, 1, engine=LocalEngine(CODE), scored=scored)
+    assert (failed, number) == (["refused", "killed", "unscored", "lost"], None)
     said = capsys.readouterr().err
     assert "refused: train.py failed (exit code 1): error: no such flag (log: " in said
     assert "killed: train.py failed (killed by signal 9): no output" in said
     assert "unscored: evaluate.py failed (exit code 2)" in said
+    assert "lost: evaluate.py has left no score" in said
     assert "fine: 12 points" in said
 
 

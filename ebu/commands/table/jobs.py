@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from ebu.commands.table.engine import Engine
 from ebu.commands.table.player import POLL_SECONDS, Task
+from ebu.errors import EbuError
 from ebu.run.directory import is_locked
 from ebu.run.progress import StatusLine, say
 from ebu.run.signals import stop_on_signals
@@ -52,11 +53,12 @@ def run_tasks(
 ) -> tuple[list[str], int | None]:
     """Train and score every run on an engine, at most `at_a_time` of them at once.
 
-    `scored` is called when a run has its score; it returns what to say of it.
+    `scored` is called when a run has ended well. It returns what to say of its score, and raises
+    `EbuError` where there is none: the run has failed then.
 
     Returns the names of the runs that failed, whatever the others did, and the signal that ended
-    the work before its end, if one did. Raises `EbuError` where the engine fails or a file of the
-    study cannot be written; no process is left behind then.
+    the work before its end, if one did. Raises `EbuError` where the engine fails or a file of its
+    own cannot be written; no process is left behind then.
     """
     signals: list[int] = []
     with stop_on_signals(signals.append):
@@ -99,9 +101,15 @@ def _run(
                 running.append(task)
             for task, failure in engine.ended():
                 running.remove(task)
+                score = ""
+                if not failure:
+                    try:
+                        score = scored(task)
+                    except EbuError as error:
+                        failure = str(error)
                 if not failure:
                     progress.finish(task)
-                    say(f"{task.name}: {scored(task)}")
+                    say(f"{task.name}: {score}")
                 elif not signals:
                     failed.append(task.name)
                     say(f"{task.name}: {failure}")
