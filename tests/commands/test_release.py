@@ -208,12 +208,14 @@ def test_a_release_is_replaced_by_one_of_the_same_agent_alone(
     runs: dict[str, Path], copied: Path, tmp_path: Path
 ) -> None:
     (copied / ".git").mkdir()
-    (copied / "evaluations" / "stale.json").write_text("{}")
+    for stale in ("evaluations/stale.json", "model.onnx"):
+        (copied / stale).write_text("{}")
     flip(copied / "model.safetensors")
     release(runs["cartpole"], copied)
     assert load_agent(copied).frames == load_agent(runs["cartpole"]).frames
     assert (copied / ".git").exists()
     assert len(list((copied / "evaluations").iterdir())) == 1
+    assert not (copied / "model.onnx").exists()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").touch()
     for out in (copied, runs["breakout"], tmp_path / "notes", copied / "README.md"):
@@ -225,6 +227,21 @@ def test_a_release_is_replaced_by_one_of_the_same_agent_alone(
 
 class Killed(BaseException):
     """Ends a release where a signal would."""
+
+
+def test_an_earlier_release_is_whole_until_the_evaluation_has_ended(
+    runs: dict[str, Path], copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(config: EvaluateConfig) -> dict[str, Any]:
+        raise Killed
+
+    monkeypatch.setattr("ebu.commands.releasing.folder.run", stopped)
+    for name in ("replay.mp4", "model.onnx"):
+        (copied / name).touch()
+    before = sorted(copied.rglob("*"))
+    with pytest.raises(Killed):
+        release(runs["cartpole"], copied)
+    assert sorted(copied.rglob("*")) == before
 
 
 def test_a_release_stopped_before_any_of_its_files_is_completed_to_the_same(

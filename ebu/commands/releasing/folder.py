@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -68,9 +69,10 @@ def write_folder(config: ReleaseConfig) -> None:
     )
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        for path in (out / FILM, out / ONNX, *(out / FOLDER).glob("*.json")):
-            path.unlink(missing_ok=True)
-    played = _evaluate(evaluation, out / FILM)
+    with TemporaryDirectory() as scratch:
+        film = Path(scratch) / FILM
+        played = _evaluate(evaluation, film)
+        filmed = film.read_bytes() if film.exists() else None
     if played["trained_frames"] != agent.frames:
         raise EbuError(
             f"{config.run_dir} saved other weights meanwhile: run the same command again when it "
@@ -88,6 +90,12 @@ def write_folder(config: ReleaseConfig) -> None:
     records = [record for record in records if _is_whole(record, played)]
     if (played := _without_paths(played)) not in records:
         records.append(played)
+    # What an earlier release has left stays whole until here, where the evaluation may be stopped.
+    with writing(out):
+        for path in (out / FILM, out / ONNX, *(out / FOLDER).glob("*.json")):
+            path.unlink(missing_ok=True)
+    if filmed is not None:
+        write_whole(out / FILM, filmed)
     for record in records:
         write_evaluation(out, record)
     _write_onnx(agent, out, rules_of(evaluation).evaluator)
