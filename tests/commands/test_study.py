@@ -113,6 +113,7 @@ def test_threads_are_shared_unless_asked_for_or_recorded(tmp_path: Path) -> None
         ("--games pong --seeds 0", "--seeds must be"),
         ("--games pong --collect .", "name a directory"),
         ("--games pong --variants beta=1", "write a name and flags"),
+        ("""--games pong --variants "a: --beta '1\"""", "No closing quotation"),
         ("--games pong --variants base: base:", "base more than once"),
         ("--games pong --agents ebu --variants base: half:", "are the same settings of ebu"),
         ("--games pong -- --gamma 2", "agent ebu cannot be trained so: --gamma"),

@@ -245,7 +245,11 @@ def variants_of(texts: Sequence[str]) -> dict[str, list[str]]:
             raise UsageError(
                 f'--variants {quote(text)}: write a name and flags, such as "beta1: --beta 1"'
             )
-        name, flags = found[1], shlex.split(found[2] or "")
+        name = found[1]
+        try:
+            flags = shlex.split(found[2] or "")
+        except ValueError as error:
+            raise UsageError(f"--variants {quote(text)}: {error}") from None
         if name in variants:
             raise UsageError(f"--variants has {name} more than once: name each once")
         _check_passed_on(flags, f"in variant {name}")
