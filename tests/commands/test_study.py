@@ -158,11 +158,11 @@ def test_another_evaluation_is_not_the_score_of_the_study(
 
 def test_a_row_by_hand(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path, "pong", "ebu", 3, -5.7)
-    processes = [("train.py", 10.0, "a"), ("train.py", 2.5, "b"), ("evaluate.py", 4.0, "b")]
+    processes = [("train.py", 10.0, "a"), ("train.py", 2.5, "b"), ("evaluate.py", 4.0, "c")]
     with (tmp_path / "pong-ebu-seed3.processes.jsonl").open("w") as lines:
         for program, seconds, commit in processes:
             record = {"program": program, "seconds": seconds, "commit": commit}
-            record["hardware"] = "two cores"
+            record["hardware"] = "two cores" if program == "train.py" else "a laptop"
             lines.write(json.dumps({**record, "ebu_version": "0.1"}) + "\n")
         lines.write('{"program": "tr')
     run = read_run(run_dir)

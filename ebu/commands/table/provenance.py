@@ -116,8 +116,9 @@ def provenance_of(run_dir: Path) -> dict[str, Any]:
             return {key: record[key] for key in Provenance.__annotations__}
         except (OSError, ValueError) as error:
             raise EbuError(f"{path} cannot be read ({error}): restore it") from error
-    processes = read_processes(run_dir)
-    trained = [each["seconds"] for each in processes if each["program"] == "train.py"]
+    # Lines of earlier versions may lack the program.
+    processes = [each for each in read_processes(run_dir) if each["program"] in ("train.py", "")]
+    trained = [each["seconds"] for each in processes if each["program"]]
 
     def each_once(key: str, separator: str = " ") -> str:
         return separator.join(dict.fromkeys(each[key] for each in processes if each[key]))
