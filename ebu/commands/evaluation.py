@@ -228,8 +228,8 @@ def check_fits(agent: TrainedAgent, env: VectorEnvironment, run_dir: Path, rules
         )
     if list(env.frame_shape) != list(trained["frame_shape"]) or env.stack != trained["stack"]:
         raise UsageError(
-            f"{rules.game} shows frames {list(env.frame_shape)} here, the agent in {run_dir} was "
-            f"trained on {list(trained['frame_shape'])}"
+            f"{rules.game} shows {env.stack} frames of {list(env.frame_shape)} here, the agent in "
+            f"{run_dir} was trained on {trained['stack']} of {list(trained['frame_shape'])}"
         )
 
 

@@ -1,5 +1,6 @@
 """`evaluate.py` on real runs: what it scores, what it refuses, what it leaves alone."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,7 +20,7 @@ from agents import load_agent
 from ebu import evaluation
 from ebu.commands import evaluate, scoring, showing
 from ebu.commands.evaluate_arguments import EvaluateConfig
-from ebu.commands.evaluation import rules_of, run
+from ebu.commands.evaluation import check_fits, rules_of, run
 from ebu.commands.evaluation_record import as_table
 from ebu.commands.reporting.scores import final_record
 from ebu.commands.train_arguments import parse_arguments
@@ -365,6 +366,17 @@ def test_an_environment_without_pictures_is_refused_before_playing(
     monkeypatch.setattr(showing, "film", cannot_film)
     with pytest.raises(UsageError, match="no pictures for --video or --render: too dark"):
         run(config_for(run_dir, video=tmp_path / "best.gif"))
+
+
+def test_another_stack_is_named(runs: Callable[[str], Path]) -> None:
+    run_dir = runs("breakout")
+    agent, rules = load_agent(run_dir), rules_of(config_for(run_dir))
+    agent.config["environment"]["stack"] = 3
+    with (
+        contextlib.closing(rules.evaluator.make_env()) as env,
+        pytest.raises(UsageError, match="shows 4 frames of .* trained on 3 of"),
+    ):
+        check_fits(agent, env, run_dir, rules)
 
 
 @pytest.mark.parametrize(
