@@ -10,7 +10,7 @@ import tyro
 
 from ebu.errors import UsageError
 from ebu.run.cli import parse
-from ebu.run.settings import Bounds, Device, NotNegative, OneOf, Share, Threads, check_settings
+from ebu.run.settings import Bounds, Device, NotNegative, OneOf, Share, Threads
 from ebu.run.video import check_video_path
 from envs.protocols import PROTOCOLS
 
@@ -78,8 +78,7 @@ def parse_arguments(args: Sequence[str]) -> EvaluateConfig:
 
 
 def check(config: EvaluateConfig) -> None:
-    """Raise `UsageError` for settings that can be met by no run."""
-    check_settings(config)
+    """Raise `UsageError` for settings, each within its range, that can be met by no run."""
     if config.random and config.epsilon is not None:
         raise UsageError("--epsilon says nothing with --random: leave one of them out")
     for path in filter(None, (config.video, config.json)):

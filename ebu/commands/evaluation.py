@@ -32,7 +32,7 @@ from ebu.run.machine import (
     torch_threads,
 )
 from ebu.run.progress import progress_bar
-from ebu.run.settings import one_of
+from ebu.run.settings import check_settings, one_of
 from ebu.run.signals import raise_on_interrupt
 from envs import EnvironmentFault, UnknownGameError
 from envs.protocols import PROTOCOLS, Protocol
@@ -65,6 +65,8 @@ def run(
     Raises `UsageError` for a request that cannot be met, before anything is played, and `EbuError`
     for a run without whole, finite weights, and for an environment that fails.
     """
+    check_settings(config)
+    check(config)
     raise_on_interrupt()
     foreign = load_foreign(config)
     rules = rules_of(config, None if foreign is None else foreign.config["settings"])
@@ -125,7 +127,6 @@ def load_foreign(config: EvaluateConfig) -> TrainedAgent | None:
 
     Raises as `load_policy`.
     """
-    check(config)
     given = PolicyFlags(
         game=config.game, action_set=config.action_set, unit_pixels=config.unit_pixels
     )
@@ -143,9 +144,11 @@ def load_foreign(config: EvaluateConfig) -> TrainedAgent | None:
 def rules_of(config: EvaluateConfig, settings: dict[str, Any] | None = None) -> Rules:
     """The rules that a configuration and the run's own settings give; prepares torch for them.
 
-    `settings`: those of a policy that is no run's.
+    | argument | meaning |
+    | --- | --- |
+    | config | within its ranges |
+    | settings | those of a policy that is no run's |
     """
-    check(config)
     if settings is None:
         settings = read_config(config.run_dir)["settings"]
         check_trust(config.run_dir, settings, config.trust_env)
