@@ -53,9 +53,9 @@ def play(config: StudyConfig, planned: Sequence[PlannedRun]) -> int:
         if directory.is_dir():
             check_links(directory)
     (config.out / "runs").mkdir(exist_ok=True)
-    folder = config.results or config.out
+    folder, flag = config.results or config.out, "--results" if config.results else "--out"
     runs = config.results or config.out / "runs"
-    table = ResultsTable(folder, runs, config.episodes)
+    table = ResultsTable(folder, runs, config.episodes, flag=flag)
     check_settings(planned)
     if config.collect:
         collect(config, planned)

@@ -184,13 +184,16 @@ def test_a_row_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"name,price\ntea,3\n", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("flag", ["--out", "--results"])
 def test_a_file_that_is_no_results_table_is_never_overwritten(
-    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flag: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "results.csv").write_bytes(content)
-    with pytest.raises(UsageError, match="move it away or choose another --out"):
-        run_study(monkeypatch, "--games", "pong", "--out", tmp_path)
-    assert (tmp_path / "results.csv").read_bytes() == content
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "results.csv").write_bytes(content)
+    with pytest.raises(UsageError, match=f"move it away or choose another {flag}"):
+        run_study(monkeypatch, "--games", "pong", "--out", tmp_path / "out", flag, folder)
+    assert (folder / "results.csv").read_bytes() == content
 
 
 def test_a_damaged_run_is_named_and_left_out_of_the_table(

@@ -24,10 +24,11 @@ COLUMNS = (
 )
 
 
-def check_table(path: Path) -> None:
+def check_table(path: Path, flag: str) -> None:
     """Raise `UsageError` if the file is no results table, whole or broken: it is not overwritten.
 
-    The run directories hold everything that is in a table, so nothing is lost with a broken one.
+    `flag`: how users name its directory. The run directories hold everything that is in a table, so
+    nothing is lost with a broken one.
     """
     try:
         text = read_file(path).decode()
@@ -36,19 +37,20 @@ def check_table(path: Path) -> None:
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{path} cannot be read as a results table ({error}): move it away or choose another "
-            "--out"
+            f"{flag}"
         ) from error
-    header = ",".join(COLUMNS)
-    if not text.startswith(("game,agent,seed,", header)) and not header.startswith(text):
+    if not text.startswith("game,agent,seed,") and not ",".join(COLUMNS).startswith(text):
         raise UsageError(
-            f"{path} is not a results table of a study: move it away or choose another --out"
+            f"{path} is not a results table of a study: move it away or choose another {flag}"
         )
 
 
 class ResultsTable:
     """`results.csv` of a study: rewritten from all its directories whenever one has changed."""
 
-    def __init__(self, folder: Path, runs: Path, games: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, runs: Path, games: int | None = None, *, flag: str = "--out"
+    ) -> None:
         """Check the table that exists; see `check_table`.
 
         | argument | meaning |
@@ -56,12 +58,13 @@ class ResultsTable:
         | folder | where the table is written |
         | runs | holds the run directories, or the results, that make it |
         | games | which of several scores of a run counts: see `final_record` |
+        | flag | how users name the folder |
         """
         self.path = folder / "results.csv"
         self._runs = runs
         self._games = games
         self._said: set[str] = set()
-        check_table(self.path)
+        check_table(self.path, flag)
 
     def fill(self) -> None:
         """Write the table, whole or not at all. Raises `EbuError` where that fails.
