@@ -33,9 +33,8 @@ def share_interval(
     lowest: np.ndarray,
     *,
     another: bool = False,
-    confidence: float = CONFIDENCE,
 ) -> tuple[float, float] | None:
-    """The interval (low, high) of the share (S − R) / (T − R) of mean scores, by Fieller (1954).
+    """The 95 % interval (low, high) of the share (S − R) / (T − R) of mean scores (Fieller 1954).
 
     | argument | shape | meaning |
     | --- | --- | --- |
@@ -58,13 +57,13 @@ def share_interval(
         return None
     gains = np.stack([scores.mean(axis=0) - lowest, highest - lowest])
     s, t = gains.mean(axis=1)
-    squared = t_quantile(games - 1, confidence) ** 2 / games
+    squared = t_quantile(games - 1, CONFIDENCE) ** 2 / games
     (ss, st), (_, tt) = squared * np.cov(gains)
     # (s − r t)² ≤ seeds + ss − 2 r st + r² tt, a quadratic in r.
     a, b = t**2 - tt, s * t - st
     if t <= 0 or a <= 1e-9 * t**2:
         return None
-    c = s**2 - ss - _seed_margin(scores, confidence, another=another) ** 2
+    c = s**2 - ss - _seed_margin(scores, another=another) ** 2
     root = math.sqrt(max(b**2 - a * c, 0.0))
     return float((b - root) / a), float((b + root) / a)
 
@@ -120,7 +119,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _seed_margin(scores: np.ndarray, confidence: float, *, another: bool = False) -> float:
+def _seed_margin(scores: np.ndarray, *, another: bool) -> float:
     """How far the mean (K, n) over seeds may be off by them; 0 for a single seed.
 
     `another`: how far one more student may be from the mean. What the students' own games scatter
@@ -132,7 +131,7 @@ def _seed_margin(scores: np.ndarray, confidence: float, *, another: bool = False
         return 0.0
     means, rests = _seed_variances([scores])
     variance = (1 / students + another) * means - (rests / students if students > 2 else 0.0)
-    return t_quantile(students - 1, confidence) * math.sqrt(max(variance, 0.0))
+    return t_quantile(students - 1, CONFIDENCE) * math.sqrt(max(variance, 0.0))
 
 
 def _seed_variances(groups: Sequence[np.ndarray]) -> tuple[float, float]:

@@ -10,32 +10,28 @@ CONFIDENCE = 0.95
 StatisticT = TypeVar("StatisticT", float, np.ndarray)
 
 
-def mean_interval(
-    scores: np.ndarray, *, confidence: float = CONFIDENCE
-) -> tuple[float, float] | None:
-    """Student's t interval (low, high) of the mean of scores (n,); None for fewer than two.
+def mean_interval(scores: np.ndarray) -> tuple[float, float] | None:
+    """Student's 95 % interval (low, high) of the mean of scores (n,); None for fewer than two.
 
     Scores that are all equal give an interval of that one value. Not a bootstrap: with the ten or
     thirty games of an evaluation those come out too narrow.
     """
-    return _t_interval(scores, 1 / len(scores), confidence) if len(scores) > 1 else None
+    return _t_interval(scores, 1 / len(scores)) if len(scores) > 1 else None
 
 
-def prediction_interval(
-    scores: np.ndarray, *, confidence: float = CONFIDENCE
-) -> tuple[float, float] | None:
-    """Student's t interval (low, high) of one more score like (n,); None for fewer than two.
+def prediction_interval(scores: np.ndarray) -> tuple[float, float] | None:
+    """Student's 95 % interval (low, high) of one more score like (n,); None for fewer than two.
 
     For the score of a run with another seed, from those of n seeds.
     """
-    return _t_interval(scores, 1 + 1 / len(scores), confidence) if len(scores) > 1 else None
+    return _t_interval(scores, 1 + 1 / len(scores)) if len(scores) > 1 else None
 
 
-def _t_interval(scores: np.ndarray, variances: float, confidence: float) -> tuple[float, float]:
+def _t_interval(scores: np.ndarray, variances: float) -> tuple[float, float]:
     """Around the mean, of what has this many times the variance of a score."""
     mean = float(np.mean(scores))
     error = float(np.std(scores, ddof=1)) * variances**0.5
-    half = t_quantile(len(scores) - 1, confidence) * error
+    half = t_quantile(len(scores) - 1, CONFIDENCE) * error
     return mean - half, mean + half
 
 
@@ -138,9 +134,8 @@ def stratified_bootstrap_interval(
     rng: np.random.Generator,
     *,
     resamples: int = 2_000,
-    confidence: float = CONFIDENCE,
 ) -> tuple[StatisticT, StatisticT]:
-    """Percentile interval (low, high) of a statistic over runs of several games with several seeds.
+    """95 % percentile interval (low, high) of a statistic over runs of several games and seeds.
 
     | argument | shape | meaning |
     | --- | --- | --- |
@@ -156,6 +151,6 @@ def stratified_bootstrap_interval(
     for _ in range(resamples):
         drawn = np.take_along_axis(padded, rng.integers(seeds, size=padded.shape), axis=1)
         statistics.append(statistic(np.take_along_axis(drawn, repeats, axis=1)))
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(statistics, [tail, 1 - tail], axis=0)
     return low, high

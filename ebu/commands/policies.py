@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from agents import Precision, TrainedAgent, load_agent
+from agents import TrainedAgent, load_agent
 from agents.foreign.flags import PolicyFlags
 from agents.foreign.formats import is_foreign, read_policy
 from agents.foreign.policy import ForeignPolicy
@@ -28,7 +28,6 @@ def load_policy(
     device: torch.device,
     *,
     weights: Literal["final", "best"] = "final",
-    precision: Precision = "float32",
     as_teacher: bool = False,
 ) -> TrainedAgent:
     """Load the agent of a run, or a policy from elsewhere that plays as one.
@@ -40,7 +39,7 @@ def load_policy(
     """
     if not is_foreign(path):
         flags.check_unused([path])
-        return load_agent(path, weights, device, precision)
+        return load_agent(path, weights, device)
     if weights != "final":
         raise UsageError(f"--weights {weights} is for runs, and {path} is one policy: leave it out")
     # A function of the working directory is found, too.

@@ -83,7 +83,7 @@ def card_text(
         _table("setting | value", [(key, _cell(value)) for key, value in about.items()]),
         "All settings are in `config.json`.",
         "## Use",
-        _use(name, game, settings),
+        _use(settings),
         "## Files",
         _table("file | content", [(f"`{file}`", FILES[file]) for file in files]),
         "`config.json` has the settings, the environment and the digest of the weights; "
@@ -171,7 +171,7 @@ def _rules(game: str, name: str) -> str:
     )
 
 
-def _use(name: str, game: str, settings: Mapping[str, Any]) -> str:
+def _use(settings: Mapping[str, Any]) -> str:
     trust = f" {FLAG}" if modules_in(settings) else ""
     return (
         "In a checkout of `ebu`, with this folder downloaded as `FOLDER`:\n\n"

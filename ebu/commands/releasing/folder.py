@@ -56,7 +56,7 @@ def write_folder(config: ReleaseConfig) -> None:
     if RELEASED in agent.config:
         raise UsageError(f"{config.run_dir} is released already: copy or push it as it is")
     with writing(out):
-        _check_out(out, agent, config)
+        _check_out(out, agent)
     for line in agent.warnings:
         say(f"warning: {line}")
     evaluation = EvaluateConfig(
@@ -115,7 +115,7 @@ def write_folder(config: ReleaseConfig) -> None:
     write_whole(out / CONFIG, as_json(described))
 
 
-def _check_out(out: Path, agent: TrainedAgent, config: ReleaseConfig) -> None:
+def _check_out(out: Path, agent: TrainedAgent) -> None:
     """Raise `UsageError` where the folder holds something else than a release of this agent."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file: choose a folder")
