@@ -374,7 +374,7 @@ def test_another_stack_is_named(runs: Callable[[str], Path]) -> None:
     agent.config["environment"]["stack"] = 3
     with (
         contextlib.closing(rules.evaluator.make_env()) as env,
-        pytest.raises(UsageError, match="shows 4 frames of .* trained on 3 of"),
+        pytest.raises(UsageError, match=r"shows 4 frames of .* trained on 3 of"),
     ):
         check_fits(agent, env, run_dir, rules)
 

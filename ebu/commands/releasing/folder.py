@@ -4,8 +4,8 @@ README.md             the model card
 model.safetensors     the network's weights
 model.onnx            the same network, where it can be exported
 config.json           settings and environment, and what the weights are
-evaluations/*.json    what evaluate.py has measured of these weights, and of random play, in games of
-                      the run's own length
+evaluations/*.json    what evaluate.py has measured of these weights, and of random play, in games
+                      of the run's own length
 provenance.json       code and machine that trained them
 replay.mp4            the best game of the evaluation, where its environment has pictures
 """

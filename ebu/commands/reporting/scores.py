@@ -102,9 +102,10 @@ def _file_name(record: Mapping[str, Any]) -> str:
 def final_record(run_dir: Path, protocol: str, games: int | None = None) -> dict[str, Any] | None:
     """The record that is the run's score; None without one.
 
-    It is of the final weights, the protocol's ε and the run's own limit of games. Of several the one after most frames counts;
-    then one under `protocol`, the run's own; then one of `games` games, or of the protocol's number
-    if not given; then one of most games; then that of the lowest seed.
+    It is of the final weights, the protocol's ε and games of the run's own length. Of several the
+    one after most frames counts; then one under `protocol`, the run's own; then one of `games`
+    games, or of the protocol's number if not given; then one of most games; then that of the
+    lowest seed.
 
     Raises `EbuError` if a file is damaged.
     """
@@ -146,11 +147,12 @@ def _read(path: Path, run_dir: Path) -> dict[str, Any] | None:
 
 
 def _is_a_score(record: Mapping[str, Any]) -> bool:
-    # Earlier versions did not record ε, and had no other than the protocol's, nor the limit of games.
+    # Earlier versions had no other ε than the protocol's, and did not record it.
     epsilon = record.get("epsilon")
-    by_the_rules = bool(epsilon == record.get("protocol_epsilon", epsilon))
-    by_the_rules &= record.get("max_steps") is None
-    return by_the_rules and record["policy"] == "agent" and record["weights"] == "final"
+    of_protocol = bool(epsilon == record.get("protocol_epsilon", epsilon))
+    whole_games = record.get("max_steps") is None
+    of_final_weights = record["policy"] == "agent" and record["weights"] == "final"
+    return of_protocol and whole_games and of_final_weights
 
 
 def score_of(record: Mapping[str, Any], *, final: bool = True) -> Score:
