@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ebu.commands.reporting.published import AGENTS_100K, references
-from ebu.commands.reporting.text import NONE, table
+from ebu.run.markdown import NONE, table
 from ebu.statistics import mean_interval
 
 RESULTS = Path(__file__).parent

@@ -315,7 +315,7 @@ def test_the_report_of_a_study(
     write_run(four_runs, "CartPole-v1", "ebu", 0, 12.5)
     damaged = write_run(four_runs, "seaquest", "ebu", 0, 5.0)
     (damaged / "metrics.jsonl").write_text('{"frames": 1000}\n{"fra\n{"frames": 3000}\n')
-    write_run(four_runs, "qbert", "ebu", 0, None, played=3_000)
+    write_run(four_runs, "qbert", "ebu", 0, None, name="a|b", played=3_000)
     run_report(monkeypatch, four_runs)
     out = four_runs / "report"
     text = (out / "report.md").read_text()
@@ -325,7 +325,7 @@ def test_the_report_of_a_study(
     assert f"- {damaged}/metrics.jsonl is damaged in line 2" in text
     assert "| CartPole-v1 | ebu | 0 | 12.50 | – | – | – | – |" in text
     assert "- dqn: CartPole-v1 seed 0, 1; breakout seed 0, 1" in text
-    assert "3,000 of 10,000" in text
+    assert f"| {four_runs}/a\\|b | 3,000 of 10,000 | – |" in text
     assert "253.55 % | 51.55 %" in text
     assert "**recalled, not read**" in text
     for name in ("curves-paper.png", f"profile-paper-{FRAMES}.png"):

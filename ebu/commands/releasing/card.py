@@ -9,10 +9,10 @@ from agents.distillation.students import num_parameters
 from agents.trained import IMPORTED, STUDENT
 from ebu.commands.trust import FLAG, modules_in
 from ebu.run.directory import RELEASED
+from ebu.run.markdown import NONE, table
 from envs import is_atari
 from envs.protocols import PROTOCOLS, Protocol
 
-NONE = "–"
 FILES = {
     "model.safetensors": "weights of the network, by the names of its layers",
     "model.onnx": "the same network, compared with torch's outputs: play it without PyTorch",
@@ -67,9 +67,11 @@ def card_text(
         f"{what} to play **{_cell(game)}**, with "
         "the package `ebu` (Episodic Backward Update: Lee, Choi and Chung, NeurIPS 2019).",
         "## Evaluation",
-        _table(
-            "policy | protocol | ε | games | mean score | 95 % interval | median | human-normalised"
-            " | precision",
+        table(
+            [
+                *("policy", "protocol", "ε", "games", "mean score", "95 % interval", "median"),
+                *("human-normalised", "precision"),
+            ],
             map(_row, records),
         ),
         "Raw scores of whole games with fresh seeds. The interval is Student's t over games: it "
@@ -80,12 +82,12 @@ def card_text(
         *([f"Games are cut after {steps:,} agent steps."] if steps is not None else []),
         *film,
         "## Training",
-        _table("setting | value", [(key, _cell(value)) for key, value in about.items()]),
+        table(["setting", "value"], [(key, _cell(value)) for key, value in about.items()]),
         "All settings are in `config.json`.",
         "## Use",
         _use(settings),
         "## Files",
-        _table("file | content", [(f"`{file}`", FILES[file]) for file in files]),
+        table(["file", "content"], [(f"`{file}`", FILES[file]) for file in files]),
         "`config.json` has the settings, the environment and the digest of the weights; "
         "`evaluations/` the score of every game; `provenance.json` the code and the machine. "
         "Nothing here is pickled.",
@@ -185,14 +187,8 @@ def _use(settings: Mapping[str, Any]) -> str:
     )
 
 
-def _table(head: str, rows: Iterable[Iterable[Any]]) -> str:
-    lines = [f"| {head} |", "|" + " --- |" * (head.count(" | ") + 1)]
-    return "\n".join(lines + [f"| {' | '.join(map(str, row))} |" for row in rows])
-
-
 def _cell(value: Any) -> str:
-    """A value in one line of a table, whatever a foreign config.json says."""
+    """A value in one line, whatever a foreign config.json says."""
     if value is None:
         return NONE
-    text = " ".join(str(value).split())
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
+    return " ".join(str(value).split()).replace("<", "&lt;").replace("`", "'")

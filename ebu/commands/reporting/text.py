@@ -13,8 +13,8 @@ from ebu.commands.reporting.published import (
     reference_agents,
     references,
 )
+from ebu.run.markdown import NONE, table
 
-NONE = "–"
 METHOD = """\
 Raw scores are means over the games of a run's evaluation, then over seeds; their interval is
 Student's t over seeds. Human-normalised: 0 for random play, 1 for the human of the table that is
@@ -282,12 +282,6 @@ def _left_out(comparison: Comparison, damaged: Sequence[str]) -> list[str]:
     if lines:
         parts += ["## Left out", "\n".join(lines)]
     return parts
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _games(games: Sequence[str]) -> str:
