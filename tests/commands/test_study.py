@@ -272,7 +272,7 @@ def test_a_run_that_fails_is_named_and_the_others_continue(
     assert "refused: train.py failed (exit code 1): error: no such flag (log: " in said
     assert "killed: train.py failed (killed by signal 9): no output" in said
     assert "unscored: evaluate.py failed (exit code 2)" in said
-    assert "lost: evaluate.py has left no score" in said
+    assert "lost: error: evaluate.py has left no score" in said
     assert "fine: 12 points" in said
 
 

@@ -106,7 +106,7 @@ def _run(
                     try:
                         score = scored(task)
                     except EbuError as error:
-                        failure = str(error)
+                        failure = f"error: {error}"
                 if not failure:
                     progress.finish(task)
                     say(f"{task.name}: {score}")
