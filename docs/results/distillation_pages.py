@@ -20,7 +20,6 @@ from agents.distillation.records import StudentRecord, TeacherRecord
 from agents.distillation.report.retention import MethodRow
 from agents.distillation.report.rows import Records, Report, compose
 from agents.distillation.report.text import (
-    NONE,
     gap_cell,
     interval_cell,
     score_cell,
@@ -29,6 +28,7 @@ from agents.distillation.report.text import (
     verdict,
     write_files,
 )
+from ebu.run.markdown import NONE
 from ebu.statistics import mean_interval
 
 DATA = Path(__file__).parent / "distillation"

@@ -27,11 +27,12 @@ from agents.distillation.records import (
 from agents.distillation.report.picture import picture
 from agents.distillation.report.retention import Comparison, MethodRow, weakness
 from agents.distillation.report.rows import Report, Row, compose, read_records
+from ebu.run import markdown
 from ebu.run.files import write_whole
+from ebu.run.markdown import NONE
 from ebu.statistics import CONFIDENCE
 
 DATA, PICTURE = "report.json", "pareto.png"
-NONE = "–"
 ItemT = TypeVar("ItemT")
 HOW_TO_READ = """\
 *Retained* is (score − random) / (teacher − random) of mean scores: 0 % is random play, 100 % the
@@ -267,9 +268,8 @@ def _files(exports: dict[str, ExportRecord]) -> str:
 
 def table(items: Sequence[ItemT], *columns: tuple[str, Callable[[ItemT], str]]) -> str:
     """A table from columns: each a header, and the cell of an item."""
-    lines = [[header for header, _ in columns], ["---"] * len(columns)]
-    lines += [[cell(item) for _, cell in columns] for item in items]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    header = [name for name, _ in columns]
+    return markdown.table(header, ([cell(item) for _, cell in columns] for item in items))
 
 
 def _code(name: str) -> str:

@@ -23,8 +23,9 @@ ENVIRONMENT = {"num_actions": 6, "stack": 4, "frame_shape": [84, 84], "frame_dty
 
 
 def config_of(**settings: Any) -> dict[str, Any]:
-    defaults = {"game": "pong", "agent": "ebu", "protocol": "paper", "network": "nature"}
-    defaults |= {"beta": 0.5, "frames": 1000, "threads": 2, "checkpoint_minutes": 5}
+    defaults: dict[str, Any] = {"game": "pong", "agent": "ebu", "protocol": "paper"}
+    defaults |= {"network": "nature", "beta": 0.5, "frames": 1000}
+    defaults |= {"threads": 2, "checkpoint_minutes": 5}
     return {"settings": {**defaults, **settings}, "environment": dict(ENVIRONMENT)}
 
 
