@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal, NotRequired, Required, TypedDict
+from typing import IO, Any, Literal, NotRequired, TypedDict
 
 from ebu.errors import EbuError, UsageError
 from ebu.run.files import is_there, open_to_write, write_whole
@@ -52,10 +52,10 @@ MOST_ACTIONS, MOST_INPUTS = 1 << 16, 1 << 20
 class Environment(TypedDict, total=False):
     """What config.json says of the environments."""
 
-    num_actions: Required[int]
-    stack: Required[int]
-    frame_shape: Required[list[int]]
-    frame_dtype: Required[str]
+    num_actions: int
+    stack: int
+    frame_shape: list[int]
+    frame_dtype: str
     frames_per_step: int
     observation: str
     differs: str
@@ -64,11 +64,11 @@ class Environment(TypedDict, total=False):
 class Settings(TypedDict, total=False):
     """The settings in config.json that other commands than train.py read."""
 
-    game: Required[str]
-    agent: Required[str]
+    game: str
+    agent: str
     preset: str
-    protocol: Required[str]
-    network: Required[str]
+    protocol: str
+    network: str
     outputs: str | None
     precision: str
     device: str

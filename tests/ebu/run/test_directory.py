@@ -19,13 +19,11 @@ from ebu.run.directory import (
     write_config,
 )
 
-ENVIRONMENT = {"num_actions": 6, "stack": 4, "frame_shape": [84, 84], "frame_dtype": "uint8"}
+ENVIRONMENT = {"num_actions": 6, "stack": 4, "frame_shape": [84, 84]}
 
 
 def config_of(**settings: Any) -> dict[str, Any]:
-    defaults: dict[str, Any] = {"game": "pong", "agent": "ebu", "protocol": "paper"}
-    defaults |= {"network": "nature", "beta": 0.5, "frames": 1000}
-    defaults |= {"threads": 2, "checkpoint_minutes": 5}
+    defaults = {"game": "pong", "beta": 0.5, "frames": 1000, "threads": 2, "checkpoint_minutes": 5}
     return {"settings": {**defaults, **settings}, "environment": dict(ENVIRONMENT)}
 
 
@@ -112,20 +110,6 @@ def test_what_a_start_that_was_killed_left_is_no_obstacle(tmp_path: Path, leftov
     (tmp_path / leftover).write_text('{"settings": {"ga')
     start_and_leave(tmp_path)
     assert read_config(tmp_path) == config_of()
-
-
-@pytest.mark.parametrize(
-    ("part", "name"),
-    [("settings", "game"), ("settings", "protocol"), ("environment", "frame_dtype")],
-)
-def test_a_config_that_lacks_what_every_run_has_is_refused(
-    part: str, name: str, tmp_path: Path
-) -> None:
-    config = config_of()
-    del config[part][name]
-    write_config(tmp_path, config)
-    with pytest.raises(EbuError, match=f"lacks {name}"):
-        read_config(tmp_path)
 
 
 def test_other_settings_are_refused_and_all_of_them_named(tmp_path: Path) -> None:
