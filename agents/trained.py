@@ -16,6 +16,7 @@ from ebu.run.directory import CONFIG, identity_of, read_config
 from ebu.run.machine import arithmetic
 from ebu.run.reading import RefusedFileError, check_fits
 from ebu.run.released import read_weights, released_in
+from ebu.state_checks import REFUSED
 
 WEIGHTS = {"final": "checkpoints", "best": "best"}
 STUDENT = "student"
@@ -146,7 +147,7 @@ def load_agent(
         check_fits(frames, int, "frames")
     except UsageError as error:
         raise EbuError(f"{run_dir / CONFIG}: {error}: restore it") from error
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except REFUSED as error:
         reason = str(error).splitlines()[0]
         raise EbuError(
             f"the weights in {run_dir} do not fit its config.json ({reason}): restore it"

@@ -282,7 +282,7 @@ def _export_int8(
     dataset: Dataset,
     score: Callable[[Path, Act], Score],
 ) -> Int8Record:
-    """Write the int8 file beside the float32 one, let it play, and measure it."""
+    """Write the int8 file beside the float32 one, and score and measure it."""
     calibrate, judge = _spread(dataset.train, CALIBRATION_STATES), dataset.held_out
     path8 = path.with_suffix(".int8.onnx")
     content8 = quantise(content, dataset, calibrate)
