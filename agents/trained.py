@@ -12,7 +12,7 @@ from agents.finiteness import all_finite
 from agents.networks import build_network
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import load_latest
-from ebu.run.directory import CONFIG, identity_of, read_config
+from ebu.run.directory import CONFIG, identity_of, read_config, require
 from ebu.run.machine import arithmetic
 from ebu.run.reading import RefusedFileError, check_fits
 from ebu.run.released import read_weights, released_in
@@ -128,8 +128,10 @@ def load_agent(
     """
     run_dir = Path(run_dir)
     config = read_config(run_dir)
-    state, warnings = _read_state(run_dir, config, weights)
     environment, settings = config["environment"], config["settings"]
+    require(run_dir, settings, "game", "agent", "protocol", "network")
+    require(run_dir, environment, "num_actions", "stack", "frame_shape", "frame_dtype")
+    state, warnings = _read_state(run_dir, config, weights)
     try:
         network = build_network(
             str(settings["network"]),

@@ -21,7 +21,7 @@ from ebu.commands.trust import check_trust
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Evaluation, Evaluator, random_play, seeds_of
 from ebu.interfaces import VectorEnvironment
-from ebu.run.directory import read_config
+from ebu.run.directory import read_config, require
 from ebu.run.files import write_whole
 from ebu.run.hardware import all_cores
 from ebu.run.machine import (
@@ -152,17 +152,11 @@ def rules_of(config: EvaluateConfig, settings: dict[str, Any] | None = None) -> 
     if settings is None:
         settings = read_config(config.run_dir)["settings"]
         check_trust(config.run_dir, settings, config.trust_env)
-    of_run = settings
-
-    def setting(name: str) -> Any:
-        if name not in of_run:
-            raise EbuError(f"{config.run_dir}'s config.json lacks '{name}': restore it")
-        return of_run[name]
-
-    game, name = str(setting("game")), config.protocol or str(setting("protocol"))
+    require(config.run_dir, settings, "game", "protocol", "epsilon_end", "random_start_actions")
+    game, name = str(settings["game"]), config.protocol or str(settings["protocol"])
     one_of("--protocol", name, PROTOCOLS)
     protocol = PROTOCOLS[name]
-    final_epsilon = float(setting("epsilon_end"))
+    final_epsilon = float(settings["epsilon_end"])
     device, threads = device_named(config.device), config.threads or all_cores()
     prepare_torch(device, torch_threads(config.threads, threads, device))
     variant = variant_of(settings)
@@ -176,7 +170,7 @@ def rules_of(config: EvaluateConfig, settings: dict[str, Any] | None = None) -> 
         num_envs=1 if config.render and not config.num_envs else config.num_envs or None,
         epsilon=config.epsilon,
         final_epsilon=final_epsilon,
-        random_start_actions=int(setting("random_start_actions")),
+        random_start_actions=int(settings["random_start_actions"]),
         threads=threads,
         device=device,
         variant=variant,

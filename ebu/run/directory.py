@@ -126,6 +126,16 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     return dict(config)
 
 
+def require(run_dir: Path, entries: Mapping[str, Any], *names: str) -> None:
+    """Raise `EbuError` where these entries of config.json lack a name.
+
+    Not every config.json has all of them: those of distillations have settings of their own.
+    """
+    for name in names:
+        if name not in entries:
+            raise EbuError(f"{run_dir / CONFIG} lacks {name}: restore it")
+
+
 def check_links(directory: Path) -> None:
     """Raise `EbuError` for a directory with links out of it, pipes or devices: see `reading`."""
     try:

@@ -185,7 +185,7 @@ def test_what_plays_and_is_loaded_is_a_plain_network(
         quantiles=agent.learner.config.quantiles,
     )
     assert policy_weights(state).keys() == plain.state_dict().keys()
-    settings = {"agent": "ebu", "network": "net3", "game": "pong", **flags}
+    settings = {"agent": "ebu", "network": "net3", "game": "pong", "protocol": "paper", **flags}
     environment = {**SHAPE, "frame_shape": [36, 36], "frame_dtype": "uint8"}
     write_config(tmp_path, {"settings": settings, "environment": environment})
     saved = {"agent": state, "frames": 400}

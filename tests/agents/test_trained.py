@@ -22,7 +22,7 @@ from agents.settings import AdaptiveEbuConfig
 from agents.stacked import StackedLearner
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import load_latest, save_checkpoint
-from ebu.run.directory import write_config
+from ebu.run.directory import read_config, write_config
 from envs import VectorStep
 from tests.made_up import CPU
 
@@ -58,7 +58,7 @@ def start_run(
         "frame_dtype": frame_dtype,
         "frames_per_step": 4,
     }
-    settings = {"agent": agent, "network": network, "game": "pong", "seed": 3}
+    settings = {"agent": agent, "network": network, "game": "pong", "protocol": "paper", "seed": 3}
     write_config(run_dir, {"settings": settings, "environment": environment})
     return run_dir
 
@@ -213,6 +213,20 @@ def test_a_damaged_configuration_is_a_failure(tmp_path: Path, config: str) -> No
     with pytest.raises(EbuError, match=r"config\.json") as failure:
         load_agent(run_dir)
     assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("settings", "game"), ("settings", "protocol"), ("environment", "frame_dtype")],
+)
+def test_what_a_configuration_lacks_is_named(part: str, name: str, tmp_path: Path) -> None:
+    run_dir = start_run(tmp_path)
+    save(agent_of(1), 400, run_dir / "checkpoints")
+    config = read_config(run_dir)
+    del config[part][name]
+    write_config(run_dir, config)
+    with pytest.raises(EbuError, match=rf"config\.json lacks {name}"):
+        load_agent(run_dir)
 
 
 def test_weights_of_another_network_are_a_failure(tmp_path: Path) -> None:

@@ -12,7 +12,14 @@ import numpy as np
 
 from ebu.commands.reporting.scores import Score, final_record, score_in_training, score_of
 from ebu.errors import EbuError, UsageError
-from ebu.run.directory import CONFIG, EVALUATIONS, METRICS, NOT_PART_OF_THE_RUN, read_config
+from ebu.run.directory import (
+    CONFIG,
+    EVALUATIONS,
+    METRICS,
+    NOT_PART_OF_THE_RUN,
+    read_config,
+    require,
+)
 from ebu.run.reading import (
     MOST_LOG_BYTES,
     RefusedFileError,
@@ -134,9 +141,7 @@ def read_run(run_dir: Path, games: int | None = None) -> Run:
     Raises `EbuError`, naming the file, where it is damaged.
     """
     settings = read_config(run_dir)["settings"]
-    for name in ("game", "agent", "protocol", "seed", "frames"):
-        if name not in settings:
-            raise EbuError(f"{run_dir / CONFIG} lacks {name}: restore it")
+    require(run_dir, settings, "game", "agent", "protocol", "seed", "frames")
     lines = tail(run_dir / METRICS)
     returns = [line[LAST_GAMES] for line in lines if line.get(LAST_GAMES) is not None]
     return Run(

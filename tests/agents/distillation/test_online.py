@@ -34,8 +34,19 @@ END = STEP_FRAMES * 260
 NAMES = ("net3", "4-4-4/8")
 SIZES: dict[str, Any] = {"stack": 3, "frame_shape": MadeUpGames.frame_shape}
 CONFIG = {
-    "settings": {"network": "nature", "game": "made-up", "protocol": "paper", "epsilon_end": 0.01},
-    "environment": {**SIZES, "frame_shape": [3], "num_actions": NUM_ACTIONS},
+    "settings": {
+        "agent": "ebu",
+        "network": "nature",
+        "game": "made-up",
+        "protocol": "paper",
+        "epsilon_end": 0.01,
+    },
+    "environment": {
+        **SIZES,
+        "frame_shape": [3],
+        "frame_dtype": "float32",
+        "num_actions": NUM_ACTIONS,
+    },
 }
 
 
