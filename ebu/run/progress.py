@@ -1,6 +1,7 @@
 """Progress on standard error: live on a terminal, elsewhere a plain line now and then."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -24,6 +25,17 @@ while not select.select([sys.stdin], [], [], every)[0]:
 """
 
 
+def _size() -> dict[str, Any]:
+    """The size of a bar as tqdm takes it: that of the terminal, as it changes.
+
+    One without a window (of a container, of `script`) has 0 columns, where tqdm shows nothing.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        if os.get_terminal_size(sys.stderr.fileno()).columns == 0:
+            return {"ncols": 80, "nrows": 24}
+    return {"dynamic_ncols": True}
+
+
 @contextlib.contextmanager
 def progress_bar(
     what: str, total: int, unit: str, *, initial: int = 0
@@ -41,7 +53,7 @@ def progress_bar(
         file=sys.stderr,
         mininterval=every,
         maxinterval=every,
-        dynamic_ncols=True,
+        **_size(),
     ) as bar:
         yield lambda done: bar.update(done - bar.n)
 
@@ -107,9 +119,9 @@ class StatusLine:
                 total=total,
                 initial=initial,
                 bar_format="{percentage:3.0f}% |{bar}| {desc}",
-                dynamic_ncols=True,
                 file=sys.stderr,
                 leave=leave,
+                **_size(),
             )
 
     def is_due(self) -> bool:

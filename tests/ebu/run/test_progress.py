@@ -1,6 +1,8 @@
 """Progress on a terminal, in a file, and after standard error was closed."""
 
 import io
+import os
+import pty
 import re
 import sys
 import time
@@ -8,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ebu.run.progress import MANY, Progress, progress_bar, say, starting
+from ebu.run.progress import MANY, Progress, StatusLine, progress_bar, say, starting
 
 
 class Screen(io.StringIO):
@@ -153,3 +155,20 @@ def test_many_start_where_nothing_can_be_reported(
     monkeypatch.setattr(sys, "stderr", closed)
     with starting(MANY, "emulators"):
         pass
+
+
+def test_bars_are_seen_on_a_terminal_of_unknown_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = pty.openpty()
+    assert os.get_terminal_size(writer).columns == 0
+    with os.fdopen(writer, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        line = StatusLine(total=100)
+        line.show(50, "half of it")
+        line.close()
+        with progress_bar("games", 4, "games") as update:
+            update(1)
+        shown = os.read(reader, 100_000).decode()
+    os.close(reader)
+    assert " 50% |" in shown
+    assert "half of it" in shown
+    assert "games:" in shown
