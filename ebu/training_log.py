@@ -84,7 +84,7 @@ class TrainingLog:
         metrics |= self._combine(own)
         if self._monitor is not None:
             self._monitor.scalars(now.frames, metrics)
-            self._monitor.speed(now.frames, self.speed_mark.speeds_until(now))
+            self._monitor.draw(now.frames, self.speed_mark.speeds_until(now))
         self.speed_mark = now
         self.schedule.done(now.frames)
 

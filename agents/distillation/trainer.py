@@ -217,7 +217,7 @@ class Trainer:
 
     def log_score(self, mean: float, name: str = "mean") -> None:
         """Log a mean score of the trained student; of several students by their names."""
-        self._monitor.speed(self.updates, {f"score/{name}": mean})
+        self._monitor.draw(self.updates, {f"score/{name}": mean})
 
     def close(self) -> None:
         """Close the logs."""
@@ -279,7 +279,7 @@ class Trainer:
             "held_out/agreement": held_out["agreement"],
             "held_out/regret": held_out["regret"],
         }
-        self._monitor.speed(self.updates, metrics)
+        self._monitor.draw(self.updates, metrics)
 
     # --- checkpoints ----------------------------------------------------------------------------
 

@@ -50,7 +50,9 @@ class Monitor:
     """The logs of one run directory, appended to."""
 
     def __init__(self, run_dir: Path, *, resumed_at: int | None = None) -> None:
-        """Open the logs. `resumed_at`: frames of the checkpoint that the run resumes from.
+        """Open the logs. `resumed_at`: step of the checkpoint that the run resumes from.
+
+        A step is a frame of a run, an update of a student.
 
         A TensorBoard that is already looking at the run then forgets what `cut_logs` removed.
 
@@ -81,10 +83,10 @@ class Monitor:
         self._evaluations.line(frames, record)
         self._draw(self._curves.add(frames, _evaluation_scalars(record)))
 
-    def speed(self, frames: int, metrics: Mapping[str, float]) -> None:
-        """TensorBoard scalars alone: for values that depend on the machine."""
+    def draw(self, step: int, metrics: Mapping[str, float]) -> None:
+        """TensorBoard scalars alone: for a student, and for values that depend on the machine."""
         now = time.time()
-        self._draw(Point(frames, now, tag, value) for tag, value in metrics.items())
+        self._draw(Point(step, now, tag, value) for tag, value in metrics.items())
 
     def text(self, tag: str, markdown: str) -> None:
         """A text for TensorBoard's TEXT tab, at frame 0."""
@@ -128,17 +130,17 @@ class Monitor:
         for log in (self._metrics, self._evaluations, self._events):
             log.close()
 
-    def _summary(self, frames: int, summary: Any) -> None:
-        self._event(Event(summary=summary, step=frames))
+    def _summary(self, step: int, summary: Any) -> None:
+        self._event(Event(summary=summary, step=step))
 
     def _draw(self, points: Iterable[Point]) -> None:
-        for (frames, wall_time), together in itertools.groupby(points, lambda point: point[:2]):
+        for (step, wall_time), together in itertools.groupby(points, lambda point: point[:2]):
             values = [
                 Summary.Value(tag=tag, simple_value=float(point.value))
                 for point in together
                 for tag in tags_of(point)
             ]
-            self._event(Event(summary=Summary(value=values), step=frames), wall_time)
+            self._event(Event(summary=Summary(value=values), step=step), wall_time)
 
     def _take_in_logs(self) -> None:
         """Learn from the logs which scalars have changed so far, and what to draw if others do."""

@@ -32,9 +32,9 @@ ALWAYS_CURVES = frozenset({*OVERVIEW, EVAL_LOW, EVAL_HIGH})
 
 
 class Point(NamedTuple):
-    """A value of a scalar, where in the run it belongs, and when it was measured."""
+    """A value of a scalar, its step (a frame of a run, an update of a student), and its time."""
 
-    frames: int
+    step: int
     wall_time: float
     tag: str
     value: float
@@ -50,20 +50,20 @@ class Curves:
         self._held: dict[str, list[Point]] = {}
         self._changed: set[str] = set(ALWAYS_CURVES)
 
-    def add(self, frames: int, scalars: Mapping[str, float]) -> Iterator[Point]:
-        """Take in values measured now; the points to draw, in the order of their frames."""
+    def add(self, step: int, scalars: Mapping[str, float]) -> Iterator[Point]:
+        """Take in values measured now; the points to draw, in the order of their steps."""
         now = time.time()
         due: list[Point] = []
         for tag, value in scalars.items():
             if tag in NOT_CURVES:
                 continue
             held = self._held.setdefault(tag, [])
-            held.append(Point(frames, now, tag, value))
+            held.append(Point(step, now, tag, value))
             if tag in self._changed or not _same(held[0].value, value):
                 self._changed.add(tag)
                 due += held
                 held.clear()
-        return iter(sorted(due, key=lambda point: point.frames))
+        return iter(sorted(due, key=lambda point: point.step))
 
 
 def tags_of(point: Point) -> list[str]:

@@ -40,7 +40,7 @@ def test_scalars(tmp_path: Path) -> None:
     monitor.scalars(4, {"train/return": 1 / 3, "loss/mean": float("nan"), "a": float("-inf")})
     monitor.scalars(8, {"train/return": np.float64(0.5), "replay/segments": 3})
     monitor.scalars(2**40, {"replay/segments": 4, **exact})
-    monitor.speed(2**40, {"speed/frames_per_second": 1 / 3})
+    monitor.draw(2**40, {"speed/frames_per_second": 1 / 3})
     monitor.close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
@@ -246,7 +246,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_event_file_that_cannot_grow(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path)
-    monitor.speed(4, {"a": 1.0})
+    monitor.draw(4, {"a": 1.0})
     lengths = monitor.sync()
     with small_files():
         for _ in range(2):
@@ -256,6 +256,6 @@ def test_an_event_file_that_cannot_grow(tmp_path: Path) -> None:
     # The half record is cut off when the run is resumed.
     assert cut_logs(tmp_path, lengths) == []
     monitor = Monitor(tmp_path, resumed_at=4)
-    monitor.speed(8, {"a": 2.0})
+    monitor.draw(8, {"a": 2.0})
     monitor.close()
     assert points(shown(tmp_path), "a") == [(4, 1.0), (8, 2.0)]
