@@ -44,6 +44,7 @@ class TrainedAgent:
     | frames | emulator frames it was trained on; 0: unknown, of a policy from elsewhere |
     | num_actions | number of actions A |
     | warnings | damaged checkpoints that were passed over, one line each |
+    | temperature | τ of a student's logits; None where it was not saved; 1 of all others |
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class TrainedAgent:
         device: torch.device,
         warnings: list[str],
         precision: Precision = "float32",
+        temperature: float | None = 1.0,
     ) -> None:
         self.network = network.to(device).eval().requires_grad_(False)
         self.outputs = outputs
@@ -64,6 +66,7 @@ class TrainedAgent:
         self.device = device
         self.warnings = warnings
         self.precision: Precision = precision
+        self.temperature = temperature
         # As the learner computes: see `Learner`.
         self._autocast = torch.autocast(
             device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
@@ -147,6 +150,7 @@ def load_agent(
             outputs = _outputs_named(settings["outputs"])
         frames = state["frames"]
         check_fits(frames, int, "frames")
+        temperature = _temperature(settings, state) if outputs == "logits" else 1.0
     except UsageError as error:
         raise EbuError(f"{run_dir / CONFIG}: {error}: restore it") from error
     except REFUSED as error:
@@ -168,7 +172,17 @@ def load_agent(
         torch.device(device),
         warnings,
         precision,
+        temperature,
     )
+
+
+def _temperature(settings: dict[str, Any], state: dict[str, Any]) -> float | None:
+    """τ of a policy's logits: one that was trained alongside its teacher has it in its state."""
+    temperature = (state if settings.get("online") else settings).get("temperature")
+    if temperature is None:
+        return None if settings.get("online") else 1.0
+    check_fits(temperature, float, "its temperature")
+    return float(temperature)
 
 
 def _read_state(
@@ -184,7 +198,7 @@ def _read_state(
                     f"{which} ones: add --weights {released['weights']}"
                 )
             network = {"learner": {"online": read_weights(run_dir, released)}}
-            return {"agent": network, "frames": released["frames"]}, []
+            return {**released, "agent": network}, []
     except (OSError, RefusedFileError) as error:
         raise EbuError(
             f"the released weights in {run_dir} cannot be read ({error}): restore the folder"

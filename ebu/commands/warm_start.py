@@ -7,13 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents import TrainedAgent, load_agent
+from agents import load_agent
 from agents.learner import Learner
 from agents.networks import PlainHead
-from agents.trained import WEIGHTS
 from ebu.errors import UsageError
-from ebu.run.checkpoint import load_latest
-from ebu.run.reading import check_fits
 
 
 def initial_weights(
@@ -45,34 +42,18 @@ def initial_weights(
                 f"--init-from {source}: {name.replace('_', ' ')} is {trained[name]} there and "
                 f"{environment[name]} in this game"
             )
-    temperature = _temperature(source, agent)
-    with torch.no_grad():
-        for head in agent.network.modules():
-            if isinstance(head, PlainHead):
-                for weight in head[-1].parameters():
-                    weight.mul_(temperature)
-    return dict(agent.network.state_dict())
-
-
-def _temperature(source: Path, agent: TrainedAgent) -> float:
-    """τ of a student's logits; 1 of values, and of policies from elsewhere.
-
-    A student that train.py has trained alongside has it in its checkpoint.
-    """
-    settings = agent.config["settings"]
-    if agent.outputs == "values":
-        return 1.0
-    if not settings.get("online"):
-        return float(settings.get("temperature", 1.0))
-    saved = load_latest(source / WEIGHTS["final"], state_only=True)
-    if saved is None or "temperature" not in saved.state:
+    if agent.temperature is None:
         raise UsageError(
             f"--init-from {source}: its temperature was not saved with it, so its logits give no "
             "values: train the run it is from further (train.py --resume RUN --frames N), which "
             "saves it in RUN/students, or name a student of distill.py"
         )
-    check_fits(saved.state["temperature"], float, "its temperature")
-    return float(saved.state["temperature"])
+    with torch.no_grad():
+        for head in agent.network.modules():
+            if isinstance(head, PlainHead):
+                for weight in head[-1].parameters():
+                    weight.mul_(agent.temperature)
+    return dict(agent.network.state_dict())
 
 
 def start_from(

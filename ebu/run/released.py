@@ -7,7 +7,7 @@ checkpoints: it plays and is scored like a run, and is not trained further.
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import safetensors.torch
 from torch import Tensor
@@ -28,11 +28,13 @@ class Released(TypedDict):
     | weights | which of the run's: those of its newest checkpoint, or of its best evaluation |
     | frames | emulator frames they were trained on |
     | sha256 | digest of their file |
+    | temperature | of the logits of a student that was trained alongside its teacher |
     """
 
     weights: Literal["final", "best"]
     frames: int
     sha256: str
+    temperature: NotRequired[float]
 
 
 def released_in(config: Mapping[str, Any]) -> Released | None:

@@ -34,6 +34,7 @@ RUNS = {
     "breakout": "--game breakout --network 4-4-4/8 --frames 400",
     "cartpole": "--network 4-4-4/8 --game CartPole-v1 --frames 200 "
     "--eval-every-frames 100 --eval-episodes 2",
+    "alongside": "--game CartPole-v1 --frames 200 --distill 2-2-2/4",
 }
 
 
@@ -55,6 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     student = build("2-2-2/4", agent.num_actions, stack=1, frame_shape=shape)
     found["student"] = directory / "student"
     save_student(found["student"], student, teacher=agent, teacher_dir=found["cartpole"], seed=4)
+    found["online"] = found.pop("alongside") / "students" / "2-2-2_4"
     return found
 
 
@@ -92,7 +94,7 @@ def states_of(run_dir: Path) -> torch.Tensor:
     return torch.from_numpy(states).to(getattr(torch, environment["frame_dtype"]))
 
 
-@pytest.mark.parametrize("name", ["breakout", "cartpole", "student"])
+@pytest.mark.parametrize("name", ["breakout", "cartpole", "student", "online"])
 def test_a_folder_plays_as_its_run_does_and_names_no_place(
     name: str, runs: dict[str, Path], folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -101,13 +103,14 @@ def test_a_folder_plays_as_its_run_does_and_names_no_place(
     of_run, released = load_agent(runs[name]), load_agent(out)
     assert torch.equal(of_run.outputs_of(states), released.outputs_of(states))
     assert (of_run.outputs, of_run.frames) == (released.outputs, released.frames)
+    assert of_run.temperature == released.temperature is not None
     # Its own evaluation, again, from the folder alone.
     (path,) = (out / "evaluations").iterdir()
     record = json.loads(path.read_text())
     moved = shutil.copytree(out, tmp_path / "moved")
     again = run(EvaluateConfig(moved, threads=1, device="cpu"))
     assert again["returns"] == record["returns"]
-    if name != "student":
+    if name in RUNS:
         assert read_run(moved).score == read_run(runs[name]).score
     for text in [*out.glob("*.json"), *out.glob("*/*.json"), out / "README.md"]:
         assert str(runs[name].parents[1]) not in text.read_text()

@@ -102,6 +102,8 @@ def write_folder(config: ReleaseConfig) -> None:
     released = write_weights(
         out, agent.network.state_dict(), which=config.weights, frames=agent.frames
     )
+    if agent.config["settings"].get("online") and agent.temperature is not None:
+        released["temperature"] = agent.temperature
     described = {
         **agent.config,
         "settings": _without_paths(agent.config["settings"]),
