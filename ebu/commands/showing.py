@@ -88,7 +88,7 @@ def _film_best(path: Path, env: VectorEnvironment, played: Evaluation) -> None:
     pictures = islice(film(env, *played.recording(best)), 0, None, VIDEO_EVERY)
     write_video(path, islice(pictures, most), fps=VIDEO_FPS)
     cut = f"; its first {most / shown:.0%}, the rest is left out" if shown > most else ""
-    print(f"{path}: the best game, {played.returns[best]:,g} points{cut}", file=sys.stderr)
+    print(f"{path.name}: the best game, {played.returns[best]:,g} points{cut}", file=sys.stderr)
 
 
 def check_pictures(env: VectorEnvironment) -> None:
