@@ -1,4 +1,4 @@
-# make train                             a first look, in less than ten minutes; the first call sets .venv up
+# make train                             a first look, in about ten minutes; the first call sets .venv up
 # make train GAME=pong FRAMES=1M         another game, with the default preset
 # make test                              linters, types, and the tests that take minutes at most
 # make test-all                          the slow tests too: whole runs, killed and resumed
