@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +14,11 @@ import pytest
 from ebu.commands import report, study
 from ebu.commands.presets import DEFAULT
 from ebu.commands.reporting.runs import learning_curve, read_run, settings_digest
+from ebu.commands.table import provenance
 from ebu.commands.table.committed import MOST_LINES, result_differences, write_result
 from ebu.commands.table.plan import PlannedRun, StudyConfig, plan
 from ebu.commands.table.player import Task
-from ebu.commands.table.provenance import provenance_of
+from ebu.commands.table.provenance import code_version, provenance_of
 from ebu.commands.table.results import COLUMNS
 from ebu.commands.train_arguments import parse_arguments
 from ebu.errors import UsageError
@@ -292,6 +294,25 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def precisions(tasks: Sequence[Task]) -> set[str]:
     return {parse_arguments(task.train[2:]).precision for task in tasks}
+
+
+def test_results_that_a_study_writes_do_not_make_its_code_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, program = tmp_path / "docs" / "results" / "results.csv", tmp_path / "train.py"
+    table.parent.mkdir(parents=True)
+    table.write_text("first")
+    program.write_text("first")
+    author = ("-c", "user.name=name", "-c", "user.email=name@example.org")
+    for args in (("init", "-q"), ("add", "."), (*author, "commit", "-qm", "first")):
+        subprocess.run(["git", "-C", tmp_path, *args], check=True)
+    monkeypatch.setattr(provenance, "PROJECT", tmp_path)
+    commit = code_version()["commit"]
+    assert commit
+    table.write_text("second")
+    assert code_version()["commit"] == commit
+    program.write_text("second")
+    assert code_version()["commit"] == f"{commit}-dirty"
 
 
 @pytest.mark.parametrize("results", [False, True])

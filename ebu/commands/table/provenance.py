@@ -46,7 +46,11 @@ class Provenance(TypedDict):
 
 
 def code_version() -> dict[str, str]:
-    """Version and commit of the code that runs, as far as they are known, and the machine."""
+    """Version and commit of the code that runs, as far as they are known, and the machine.
+
+    The commit ends in "-dirty" where files have changed since, other than those of docs/, among
+    which are the results that studies write.
+    """
     try:
         version = metadata.version("ebu")
     except metadata.PackageNotFoundError:
@@ -54,13 +58,15 @@ def code_version() -> dict[str, str]:
     commit = ""
     if (PROJECT / ".git").exists():
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            commit = subprocess.run(
-                ["git", "-C", str(PROJECT), "describe", "--always", "--dirty", "--exclude", "*"],
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout.strip()
+            commit = _git("rev-parse", "--short", "HEAD")
+            commit += "-dirty" * bool(_git("diff", "--name-only", "HEAD", "--", ".", ":!docs"))
     return {"ebu_version": version, "commit": commit, "hardware": machine()}
+
+
+def _git(*args: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(PROJECT), *args], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def machine() -> str:
