@@ -190,7 +190,10 @@ class Learner:
         """
         self.updates += count
         if self.average is not None and self.updates % self._average_every == 0:
-            share = self._average_every / min(self.updates, self.config.average_updates)
+            # Networks since the last reset, which were not averaged with those before it.
+            every = self.config.reset_updates
+            since = (self.updates % every or every) if every else self.updates
+            share = min(1.0, self._average_every / min(since, self.config.average_updates))
             torch._foreach_lerp_(
                 list(self.average.parameters()), list(self.online.parameters()), share
             )
@@ -202,7 +205,10 @@ class Learner:
             self.sync_target()
 
     def _reset(self) -> None:
-        """Reinitialise the head, shrink the torso towards a new draw, clear the optimizer."""
+        """Reinitialise the head, shrink the torso towards a new draw, clear the optimizer.
+
+        The target and the averaged weights start from the result.
+        """
         generator = torch.Generator().manual_seed((self._seed + self.updates) % 2**63)
         drawn = self._build(generator=generator).to(self.device)
         for part, new, share in zip(
@@ -214,6 +220,8 @@ class Learner:
             for slot in slots.values():
                 slot.zero_()
         self.sync_target()
+        if self.average is not None:
+            self.average.load_state_dict(self.online.state_dict())
 
     def tensors(self) -> list[Tensor]:
         """All tensors that an update changes."""

@@ -315,6 +315,23 @@ def test_a_reset_draws_the_head_anew_and_the_convolutions_a_fifth(precision: str
     assert torch.equal(learner.values(states), learner.target_values(states))
 
 
+def test_averaged_weights_start_again_at_a_reset() -> None:
+    learner = learner_of(average_updates=3, reset_updates=4, learning_rate=0.1)
+    since_reset: list[list[Tensor]] = []
+    for number in range(11):
+        learner.update(*minibatch(number))
+        learner.count_updates(1)
+        online = copied(learner, "online")
+        if learner.updates % 4 == 0:
+            since_reset = []
+            expected = online
+        else:
+            since_reset.append(online)
+            expected = [sum(each) / len(since_reset) for each in zip(*since_reset, strict=True)]
+        for weight, other in zip(copied(learner, "average"), expected, strict=True):
+            torch.testing.assert_close(weight, other)
+
+
 def test_weight_decay_shrinks_weights_by_hand() -> None:
     # Without errors there are no gradients: only the decay moves weights.
     learner = learner_of(weight_decay=0.5, learning_rate=0.1)
