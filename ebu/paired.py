@@ -63,7 +63,7 @@ def share_interval(
     a, b = t**2 - tt, s * t - st
     if t <= 0 or a <= 1e-9 * t**2:
         return None
-    c = s**2 - ss - _seed_margin(scores, another=another) ** 2
+    c = s**2 - ss - _squared_seed_margin(scores, another=another)
     root = math.sqrt(max(b**2 - a * c, 0.0))
     return float((b - root) / a), float((b + root) / a)
 
@@ -77,30 +77,32 @@ def paired_difference(
     | --- | --- | --- |
     | one, other | (K, n), (L, n) | scores of K and L students of different seeds in n games |
 
-    The scatter of seeds is taken to be the same in both. What the students' own games scatter is in
-    the scatter of their means, and so subtracted from that of the games: with many games that costs
-    nothing, while the scatter of few seeds, less it, would give intervals that are too narrow. The
-    p-value is the least risk at which the interval excludes 0.
+    The squared margins of games, of n − 1 degrees of freedom, and of each method's seeds, of K − 1
+    and L − 1, are added (Graybill, Wang 1980): methods may scatter differently over seeds. What the
+    students' own games scatter is in the scatter of their means, and so subtracted from that of the
+    games: with many games that costs nothing, while the scatter of few seeds, less it, would give
+    intervals that are too narrow. The p-value is the least risk at which the interval excludes 0.
 
-    None where nothing is known of seeds, K = L = 1, and for fewer than two games. Raises ValueError
-    if the games differ in number.
+    None for a single student of either, which tells nothing of its method's other seeds, and for
+    fewer than two games. Raises ValueError if the games differ in number.
     """
     games = one.shape[1]
     if other.shape[1] != games:
         raise ValueError(f"{games} and {other.shape[1]} games cannot be paired")
-    if games < 2 or len(one) + len(other) < 3:
+    if games < 2 or min(len(one), len(other)) < 2:
         return None
     gaps = one.mean(axis=0) - other.mean(axis=0)
-    mean, freedom = float(gaps.mean()), len(one) + len(other) - 2
-    means, rests = _seed_variances([one, other])
-    weight = 1 / len(one) + 1 / len(other)
-    of_games = math.sqrt(max(float(gaps.var(ddof=1)) / games - weight * rests, 0.0))
-    of_seeds = math.sqrt(weight * means)
+    mean, of_games = float(gaps.mean()), float(gaps.var(ddof=1)) / games
+    parts: list[tuple[int, float]] = []
+    for scores in (one, other):
+        means, rests = _seed_variances(scores)
+        of_games -= rests / len(scores)
+        parts.append((len(scores) - 1, means / len(scores)))
+    parts.append((games - 1, max(of_games, 0.0)))
 
     def margin(level: float) -> float:
-        return math.hypot(
-            t_quantile(games - 1, level) * of_games, t_quantile(freedom, level) * of_seeds
-        )
+        margins = [t_quantile(freedom, level) * math.sqrt(part) for freedom, part in parts]
+        return math.hypot(*margins)
 
     half = margin(confidence)
     return Difference(mean, mean - half, mean + half, _least_risk(abs(mean), margin))
@@ -119,32 +121,30 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _seed_margin(scores: np.ndarray, *, another: bool) -> float:
-    """How far the mean (K, n) over seeds may be off by them; 0 for a single seed.
+def _squared_seed_margin(scores: np.ndarray, *, another: bool) -> float:
+    """The square of how far the mean (K, n) over seeds may be off by them; 0 for a single seed.
 
-    `another`: how far one more student may be from the mean. What the students' own games scatter
-    is subtracted from the scatter of their means, as it is in that of the games too; not of two
-    students, too few for it.
+    `another`: of how far one more student may be from the mean. What the students' own games
+    scatter is in the scatter of their means, and in that of the games too: it is subtracted as it
+    counts there. Not of two students, too few for it.
     """
-    students = len(scores)
+    students, games = scores.shape
     if students == 1:
         return 0.0
-    means, rests = _seed_variances([scores])
-    variance = (1 / students + another) * means - (rests / students if students > 2 else 0.0)
-    return t_quantile(students - 1, CONFIDENCE) * math.sqrt(max(variance, 0.0))
+    means, rests = _seed_variances(scores)
+    squared = t_quantile(students - 1, CONFIDENCE) ** 2 * (1 / students + another) * means
+    if students > 2:
+        squared -= t_quantile(games - 1, CONFIDENCE) ** 2 * rests / students
+    return float(max(squared, 0.0))
 
 
-def _seed_variances(groups: Sequence[np.ndarray]) -> tuple[float, float]:
-    """The variance of students' means within groups (K, n), and the part of their games in it."""
-    freedom = sum(len(scores) - 1 for scores in groups)
-    games = groups[0].shape[1]
-    means, rests = 0.0, 0.0
-    for scores in groups:
-        of_students = scores.mean(axis=1, keepdims=True)
-        means += float(np.square(of_students - scores.mean()).sum()) / freedom
-        rest = scores - of_students - scores.mean(axis=0) + scores.mean()
-        rests += float(np.square(rest).sum()) / (freedom * (games - 1)) / games
-    return means, rests
+def _seed_variances(scores: np.ndarray) -> tuple[float, float]:
+    """The variance of students' means (K, n), K > 1, and the part of their games in it."""
+    students, games = scores.shape
+    of_students = scores.mean(axis=1, keepdims=True)
+    rest = scores - of_students - scores.mean(axis=0) + scores.mean()
+    rests = float(np.square(rest).sum()) / ((students - 1) * (games - 1)) / games
+    return float(of_students.var(ddof=1)), rests
 
 
 def _least_risk(distance: float, margin: Callable[[float], float]) -> float:

@@ -142,7 +142,7 @@ def compare_methods(groups: Sequence[Sequence[StudentRecord]], main: str) -> lis
     """Each student's methods against its main one, corrected for their number.
 
     groups: the seeds of each student and method. Left out are those without students of the main
-    method, with a single seed of both, or with other games.
+    method, with a single seed of either, or with other games.
     """
     mains = {group[0]["student"]: group for group in groups if group[0]["method"] == main}
     pairs = [

@@ -211,6 +211,7 @@ def compose(records: Records) -> Report:
         "exports": deployed["exports"],
         "missing": [
             *(f"{name} is not finished" for name in unfinished),
+            *_not_compared(groups, main),
             *_missing(students, best, deployed),
         ],
     }
@@ -337,6 +338,17 @@ def _warnings(teacher: TeacherRecord, students: Sequence[StudentRecord]) -> list
                 "than the teacher: their scores cannot be compared."
             )
     return found
+
+
+def _not_compared(groups: Sequence[Sequence[StudentRecord]], main: str) -> list[str]:
+    """The methods that a single seed, theirs or the main method's, leaves out of comparisons."""
+    seeds = {_identity(group[0])[:2]: len(group) for group in groups}
+    return [
+        f"{name}, {method} is not compared with {main}: two seeds of each are needed (--seeds 3 "
+        "--baseline-seeds 3)"
+        for (name, method), number in seeds.items()
+        if method != main and min(number, seeds.get((name, main), 2)) < 2
+    ]
 
 
 def _missing(

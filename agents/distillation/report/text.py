@@ -47,10 +47,11 @@ HOW_MANY_SEEDS = """\
 mean over students of all seeds and all games. *Another student* is a prediction: what one more
 student of the method, with a seed of its own, may retain in as many games. Both need two seeds."""
 HOW_COMPARED = """\
-Mean score minus that of the main method, `{main}`, for the same student in the same games; seeds
-and games both count as drawn. The intervals hold all together with 95 % (Bonferroni). p: that there
-is no difference, corrected for the number of comparisons (Holm); *higher* and *lower* are said
-where it is below 0.05. Two intervals of retention that overlap, or do not, compare nothing."""
+Mean score minus that of the main method, `{main}`, for the same student in the same games. Games
+and the seeds of both methods count as drawn, and methods may scatter differently. The intervals
+hold all together with 95 % (Bonferroni). p: that there is no difference, corrected for the number
+of comparisons (Holm); *higher* and *lower* are said where it is below 0.05. Two intervals of
+retention that overlap, or do not, compare nothing."""
 HOW_TIMED = """\
 Inference of one state (batch 1) on one thread, without preprocessing and emulator: median and 99th
 percentile."""

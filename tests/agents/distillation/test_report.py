@@ -227,7 +227,7 @@ def test_methods_are_compared_with_the_main_one_by_pairs_and_corrected(tmp_path:
     students = [
         student_record("net1", seed, mean + 3 * seed, 0.1, method)
         for method, mean in (("kl", 80), ("hard", 40), ("noisy", 81))
-        for seed in range(2)
+        for seed in range(3)
     ]
     first, second = recorded(tmp_path, students=students)["comparisons"]
     assert [first["method"], second["method"]] == ["hard", "noisy"]
@@ -415,6 +415,18 @@ def test_scores_of_another_setting_are_warned_of(tmp_path: Path) -> None:
     student = student_record("net1", 0, 0, 0.1, evaluation=other)
     (warning,) = recorded(tmp_path, students=[student], exports=None)["warnings"]
     assert warning.startswith("net1, kl, seed 0 was scored with another epsilon and seed")
+
+
+def test_a_method_of_a_single_seed_is_not_compared(tmp_path: Path) -> None:
+    students = [
+        student_record("net1", seed, mean, 0.1, method)
+        for method, mean, seeds in (("kl", 80, 2), ("hard", 40, 1), ("noisy", 70, 2))
+        for seed in range(seeds)
+    ]
+    report = recorded(tmp_path, students=students)
+    assert [found["method"] for found in report["comparisons"]] == ["noisy"]
+    (line,) = (line for line in report["missing"] if "is not compared" in line)
+    assert line.startswith("net1, hard ")
 
 
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
