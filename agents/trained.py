@@ -44,7 +44,7 @@ class TrainedAgent:
     | frames | emulator frames it was trained on; 0: unknown, of a policy from elsewhere |
     | num_actions | number of actions A |
     | warnings | damaged checkpoints that were passed over, one line each |
-    | temperature | τ of a student's logits; None where it was not saved; 1 of all others |
+    | temperature | outputs times τ are values, but for a constant of each state; None: unknown |
     """
 
     def __init__(
@@ -177,10 +177,13 @@ def load_agent(
 
 
 def _temperature(settings: dict[str, Any], state: dict[str, Any]) -> float | None:
-    """τ of a policy's logits: one that was trained alongside its teacher has it in its state."""
+    """τ of logits that are a teacher's values divided by it, as `kl` makes them; else None.
+
+    A student that was trained alongside its teacher has it in its state.
+    """
     temperature = (state if settings.get("online") else settings).get("temperature")
-    if temperature is None:
-        return None if settings.get("online") else 1.0
+    if temperature is None or "kl" not in settings.get("losses", ()):
+        return None
     check_fits(temperature, float, "its temperature")
     return float(temperature)
 

@@ -417,7 +417,10 @@ class Pipeline:
         settings: dict[str, Any] = {
             "student": spec.student,
             "losses": dict(spec.weights),
-            "temperature": supervision.temperature,
+            # Of values alone: what logits were divided by says nothing of values.
+            "temperature": (
+                supervision.temperature if supervision.teacher.outputs == "values" else None
+            ),
             "states": len(supervision.dataset.train),
             "updates": updates,
         }

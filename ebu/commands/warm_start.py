@@ -11,6 +11,7 @@ from agents import load_agent
 from agents.learner import Learner
 from agents.networks import PlainHead
 from ebu.errors import UsageError
+from ebu.run.progress import say
 
 
 def initial_weights(
@@ -18,16 +19,17 @@ def initial_weights(
 ) -> dict[str, Tensor]:
     """The weights of a run's agent, as those of a network of action values.
 
-    A student's logits are values divided by its temperature τ, up to a constant for each state, so
-    its last layer is multiplied by τ: it starts with the student's actions, and learns the values.
+    Logits of a student by kl, whose teacher had values, are those values divided by τ, up to a
+    constant for each state: its last layer is multiplied by τ, so it starts with the student's
+    actions and differences of values. Of other logits the scale is unknown: they stay as they are,
+    with a warning.
 
     | argument | meaning |
     | --- | --- |
     | network | name of the network that will be trained |
     | environment | its environments, as config.json describes them |
 
-    Raises `UsageError` where the agent has another network, plays other environments, or is a
-    student without its temperature.
+    Raises `UsageError` where the agent has another network or plays other environments.
     """
     agent = load_agent(source)
     settings, trained = agent.config["settings"], agent.config["environment"]
@@ -43,11 +45,11 @@ def initial_weights(
                 f"{environment[name]} in this game"
             )
     if agent.temperature is None:
-        raise UsageError(
-            f"--init-from {source}: its temperature was not saved with it, so its logits give no "
-            "values: train the run it is from further (train.py --resume RUN --frames N), which "
-            "saves it in RUN/students, or name a student of distill.py"
+        say(
+            f"warning: --init-from {source}: training starts with its actions, but the scale of "
+            "its values is unknown; it is known of students by kl whose teacher gives values"
         )
+        return dict(agent.network.state_dict())
     with torch.no_grad():
         for head in agent.network.modules():
             if isinstance(head, PlainHead):

@@ -1,17 +1,21 @@
 """`train.py --init-from`: training starts with what another agent can do."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from agents import load_agent
 from agents.agent import policy_weights
+from agents.foreign.flags import PolicyFlags
+from ebu.commands.importing import ImportConfig, import_policy
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.commands.warm_start import initial_weights
 from ebu.errors import UsageError
 from ebu.run.checkpoint import load_latest
+from tests.agents.foreign.files import CleanPpo, sb3
 from tests.commands.test_earlier_runs import EARLIER
 from tests.commands.test_policies import distilled
 from tests.distillations import train
@@ -71,12 +75,53 @@ def test_a_student_trained_alongside_starts_with_values(tmp_path: Path) -> None:
     torch.testing.assert_close(started.outputs_of(stacks), temperature * student.outputs_of(stacks))
 
 
-def test_a_student_without_its_temperature_is_refused() -> None:
-    source = EARLIER / "students" / "2-2-2_3"
-    environment = load_agent(source).config["environment"]
-    with pytest.raises(UsageError, match=r"its temperature was not saved .* --resume") as error:
-        initial_weights(source, "2-2-2/3", environment)
-    assert "\n" not in str(error.value)
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Agents of CartPole by what their outputs are."""
+    directory = tmp_path_factory.mktemp("others")
+    teacher = train(directory / "teacher", "--game CartPole-v1 --frames 120")
+    methods = ("--baselines", "hard", "centred", "noisy", "hinton", "regression", "--mutual")
+    distilled(teacher, "--out", directory / "out", *methods, "--seeds", 1)
+    distilled(teacher, "--out", directory / "next", "--baselines", "--generations", 2)
+    zipped = sb3(directory / "ppo.zip", CleanPpo(4, 2), 2)
+    game = ("--game", "CartPole-v1")
+    distilled(zipped, *game, "--out", directory / "of-ppo", "--baselines", "--temperature", 2)
+    relu = {"policy_kwargs": {"activation_fn": "<class 'torch.nn.modules.activation.ReLU'>"}}
+    imported = sb3(directory / "relu.zip", CleanPpo(4, 2), 2, **relu)
+    import_policy(ImportConfig(imported, directory / "imported", PolicyFlags(game="CartPole-v1")))
+    (of_next,) = (directory / "next" / "students").glob("*-kl-gen2-seed0")
+    students = directory / "out" / "students"
+    return {
+        "run": teacher,
+        "earlier": EARLIER / "students" / "2-2-2_3",
+        "imported": directory / "imported",
+        "of logits": directory / "of-ppo" / "students" / "2-2-2_4-kl-seed0",
+        "generation": of_next,
+        **{path.name.split("-")[-2]: path for path in students.glob("2-2-2_4-*")},
+        "mutual": students / "2-2-2_4-kl+mutual1-seed0",
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "known"),
+    [
+        *(("run", True), ("regression", True), ("mutual", True)),
+        *(("hard", False), ("centred", False), ("noisy", False), ("hinton", False)),
+        *(("of logits", False), ("generation", False), ("imported", False), ("earlier", False)),
+    ],
+)
+def test_values_of_an_unknown_scale_are_left_as_they_are_with_a_warning(
+    kind: str, known: bool, others: dict[str, Path], capsys: Any
+) -> None:
+    source = others[kind]
+    own = load_agent(source)
+    network = own.config["settings"]["network"]
+    started = initial_weights(source, network, own.config["environment"])
+    lines = capsys.readouterr().err.splitlines()
+    assert ["unknown" in line for line in lines] == ([] if known else [True])
+    if kind != "mutual":
+        weights = own.network.state_dict()
+        assert all(torch.equal(weight, weights[name]) for name, weight in started.items())
 
 
 @pytest.mark.parametrize(
