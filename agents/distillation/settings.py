@@ -251,8 +251,8 @@ class DistillConfig:
     noise_scale: Weight = 0.5
     """Noise on a noisy teacher's values, in spreads of the state's values."""
     int8_aware: bool = False
-    """Quantisation-aware training: students learn through the rounding of their int8 files.
-    Compare with --baselines kl."""
+    """Quantisation-aware training: students learn through the rounding of their int8 files. With
+    --baselines kl, int8 files of students without it are scored, too."""
     policy: PolicyFlags = field(default_factory=PolicyFlags)
 
     @property
@@ -269,6 +269,16 @@ class DistillConfig:
         return [
             chosen([s for s in students if (s["student"], s["method"]) == (name, main)])
             for name in self.students
+        ]
+
+    def exported_of(self, students: Sequence[StudentRecord]) -> list[StudentRecord]:
+        """Those to export: the chosen ones, and with `int8_aware` those without the rounding."""
+        plain = method_name(self._main_losses())
+        others = [s for s in students if self.int8_aware and s["method"] == plain]
+        names = dict.fromkeys(s["student"] for s in others)
+        return [
+            *self.best_of(students),
+            *(chosen([s for s in others if s["student"] == name]) for name in names),
         ]
 
     @property

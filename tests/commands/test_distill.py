@@ -173,6 +173,19 @@ def test_students_that_learn_through_the_rounding_of_their_int8_files(
     assert losses(tmp_path / "exact") == [plain, plain]
 
 
+def test_int8_files_of_students_with_and_without_the_rounding_are_scored(
+    teacher: Path, tmp_path: Path
+) -> None:
+    methods = ("--int8-aware", "--baselines", "kl", "hard", "--baseline-seeds", 2)
+    outcome = distilled(teacher, tmp_path, *methods, "--export")
+    report = json.loads((tmp_path / "report.json").read_text())
+    rows = [row for row in report["rows"] if row["kind"] == "int8" and row["name"] != "teacher"]
+    assert [row["method"] for row in rows] == ["kl-int8", "kl"]
+    assert all(row["evaluation"]["games"] == 2 and row["chosen"] for row in rows)
+    # What is asked of the students is still asked of those of the main method alone.
+    assert [each["method"] for each in outcome.config.best_of(outcome.students)] == ["kl-int8"]
+
+
 # --- training on games alone ----------------------------------------------------------------
 
 

@@ -89,7 +89,8 @@ def run(config: DistillConfig, *, should_stop: Callable[[], bool] = lambda: Fals
                 supervision = pipeline.supervise(dataset, specs[0].weights)
                 outcome.students.extend(train_from_scratch(pipeline, supervision, runs, asked))
             if config.export:
-                students = load_students(pipeline.config.out, config.best_of(outcome.students))
+                exported = config.exported_of(outcome.students)
+                students = load_students(pipeline.config.out, exported)
                 deploy_students(pipeline, students, dataset)
     return list(outcomes.values())
 
