@@ -99,6 +99,11 @@ def student_of(
     check_student(name)
     own = str(teacher.config["settings"]["network"])
     base, factorised, ranks = name.partition("@")
+    if (base == TEACHER or factorised) and not isinstance(teacher.network, QNetwork):
+        raise UsageError(
+            f"student '{name}': the teacher ({own}) has no network of its own here: name one, for "
+            "instance net2"
+        )
     if not factorised:
         environment = teacher.config["environment"]
         return build(

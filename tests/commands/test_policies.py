@@ -163,7 +163,7 @@ def test_the_action_set_follows_from_the_number_of_outputs(tmp_path: Path) -> No
         ("--game CartPole-v1 --refine-labels", "--refine-labels shifts images"),
         ("--game CartPole-v1 --from-scratch 9", "trains as the teacher was trained"),
         ("--game CartPole-v1 --all-learners", "is not a run directory"),
-        ("--game CartPole-v1 --students teacher", "unknown network 'Stable-Baselines3 PPO'"),
+        ("--game CartPole-v1 --students teacher", "has no network of its own here: name one"),
     ],
 )
 def test_what_cannot_be_distilled_is_one_line(
