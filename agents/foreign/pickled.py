@@ -47,10 +47,12 @@ def load_values(content: bytes) -> Any:
     open_zip(content)
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # noqa: TID251
-    # The errors of damaged pickles have no base of their own.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:120]
-        raise RefusedFileError(f"its pickle is damaged, or no weights alone: {reason}") from None
+    # The errors of damaged pickles have no base of their own, and torch's words are a page long.
+    except Exception:
+        raise RefusedFileError(
+            "its pickle is damaged, or holds more than tensors and plain values, and nothing of it "
+            "was run: save its weights alone, by torch.save(network.state_dict(), FILE)"
+        ) from None
 
 
 def check_weights(value: Any) -> dict[str, Tensor]:
