@@ -90,7 +90,8 @@ def quantile_huber(predicted: Tensor, targets: Tensor, *, delta: float) -> Tenso
     """Quantile Huber losses (B,) of quantiles (N, B) against targets (M, B).
 
     Dabney et al. 2018, equations 9 and 10: the sum over the N predicted quantiles, at the middles
-    τ_i = (i + ½) / N, of the mean over the M targets.
+    τ_i = (i + ½) / N, of the mean over the M targets. The division by δ is not theirs, but that of
+    Dabney, Ostrovski, Silver, Munos 2018, *Implicit Quantile Networks*, equation 3.
     """
     count = len(predicted)
     middles = (torch.arange(count, device=predicted.device) + 0.5) / count
