@@ -11,6 +11,9 @@ from agents.foreign.layers import build as build_layers
 from agents.trained import Outputs
 from ebu.errors import EbuError
 
+FAILURES = (Exception, SystemExit)
+"""What other code may raise. One that asks to exit has failed: the command has not."""
+
 
 class Answer(Protocol):
     """Outputs (B, A) of stacks (B, stack, *frame_shape) on the CPU."""
@@ -35,9 +38,8 @@ class Called(nn.Module):
             outputs = torch.as_tensor(self._answer(stacks.cpu())).float()
         except EbuError:
             raise
-        # Whatever the other code raises.
-        except Exception as error:
-            raise EbuError(f"{self.name} failed: {_line(error)}") from error
+        except FAILURES as error:
+            raise EbuError(f"{self.name} failed: {failure_line(error)}") from error
         expected = (len(stacks), self._num_actions)
         if tuple(outputs.shape) != expected:
             raise EbuError(
@@ -49,7 +51,8 @@ class Called(nn.Module):
         return outputs.to(stacks.device)
 
 
-def _line(error: Exception) -> str:
+def failure_line(error: BaseException) -> str:
+    """What other code raised, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
@@ -66,7 +69,7 @@ class ForeignPolicy:
     | num_actions | number of outputs |
     | steps | it was trained for; 0: it does not say |
     | game, protocol, action_set | that it was trained on |
-    | digest | SHA-256 of its file |
+    | digest | SHA-256 of its file, or of a function's module |
     """
 
     name: str

@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from agents import TrainedAgent, load_agent
 from agents.foreign.flags import PolicyFlags
 from agents.foreign.formats import is_foreign, read_policy
-from agents.foreign.policy import ForeignPolicy
+from agents.foreign.policy import Called, ForeignPolicy
 from ebu.commands.presets import DEFAULT
 from ebu.commands.scoring import describe, env_maker
 from ebu.commands.trust import add_working_directory, modules_in
 from ebu.errors import EbuError, UsageError
+from ebu.frames import FrameStack, torch_dtype
 from ebu.run.progress import say
 from ebu.run.settings import one_of
-from envs import UnknownGameError, Variant, is_atari
+from envs import EnvironmentFault, UnknownGameError, Variant, is_atari
 from envs.games import canonical_game
 from envs.protocols import PROTOCOLS
 
@@ -62,11 +64,11 @@ def _in_its_game(
     action_set: Any = flags.action_set or policy.action_set
     if action_set not in (None, "minimal", "full"):
         raise EbuError(f"{path} names its actions {action_set!a}: minimal and full are known")
-    environment = _environment(game, protocol, action_set)
+    environment, states = _environment(game, protocol, action_set)
     if is_atari(game) and not action_set and environment["num_actions"] != policy.num_actions:
         # The other set, if it is of that size.
         other: Any = "minimal" if PROTOCOLS[protocol].full_action_space else "full"
-        found = _environment(game, protocol, other)
+        found, _ = _environment(game, protocol, other)
         if found["num_actions"] == policy.num_actions:
             action_set, environment = other, found
             say(f"{path}: {policy.num_actions} outputs are the {other} action set of {game}")
@@ -81,6 +83,9 @@ def _in_its_game(
         )
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
+    if isinstance(network, Called):
+        # What is wrong with its outputs is said before anything is written.
+        network(states)
     outputs = policy.outputs or "logits"
     settings = {
         "game": game,
@@ -113,8 +118,8 @@ def _game_of(path: Path, policy: ForeignPolicy, flags: PolicyFlags) -> str:
     return canonical_game(game) if is_atari(game) else game
 
 
-def _environment(game: str, protocol: str, action_set: Any) -> dict[str, Any]:
-    """What config.json says of the environments of a game."""
+def _environment(game: str, protocol: str, action_set: Any) -> tuple[dict[str, Any], Tensor]:
+    """What config.json says of the environments of a game, and two of its first states."""
     make = env_maker(
         game,
         PROTOCOLS[protocol],
@@ -123,8 +128,14 @@ def _environment(game: str, protocol: str, action_set: Any) -> dict[str, Any]:
         variant=replace(Variant(), action_set=action_set),
     )
     try:
-        env = make(1, 0)
+        env = make(2, 0)
     except (UnknownGameError, ValueError) as error:
         raise UsageError(f"--game {game}: {error}") from error
     with contextlib.closing(env):
-        return describe(env)
+        try:
+            step = env.reset()
+        except EnvironmentFault as fault:
+            raise EbuError(f"--game {game}: {fault}") from fault
+        dtype, cpu = torch_dtype(env.frame_dtype), torch.device("cpu")
+        stacks = FrameStack(2, env.frame_shape, dtype, env.stack, cpu)
+        return describe(env), stacks.push(step.frames, step.started)

@@ -1,5 +1,6 @@
 """Teachers from elsewhere on the command line: scored, distilled, imported, and what is refused."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.evaluation_record import as_table
 from ebu.commands.importing import ImportConfig, import_policy
 from ebu.commands.policies import load_policy
-from ebu.errors import UsageError
+from ebu.errors import EbuError, UsageError
 from ebu.run.cli import parse
 from tests.agents.foreign.files import CleanDqn, CleanDqnAtari, CleanPpo, clean_rl, sb3
 from tests.distillations import FLAGS, train
@@ -130,6 +131,55 @@ def test_a_function_is_a_teacher(
     assert " parameters, retains 95%" in capsys.readouterr().out
     record = scored(tmp_path / "out" / "students" / "2-2-2_4-kl-seed0")
     assert f"distilled from {typed}\n" in as_table(record)
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of a module `own_policy`, to be written; imported anew by every command."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return tmp_path / "own_policy.py"
+
+
+ACT = "import numpy as np\n\ndef act(stacks):\n    {}\n"
+CONSTANT = ACT.format("return np.zeros((len(stacks), 2)) + [0, {}]")
+
+
+def of_module(out: Path) -> Outcome:
+    sys.modules.pop("own_policy", None)
+    game = ("--game", "CartPole-v1", "--policy-outputs", "values", "--temperature", 1)
+    return distilled("own_policy:act", *game, "--baselines", "--seeds", 1, "--out", out)
+
+
+def test_a_function_that_has_changed_is_another_teacher(module: Path, tmp_path: Path) -> None:
+    module.write_text(CONSTANT.format(1))
+    outcome = of_module(tmp_path / "out")
+    assert of_module(tmp_path / "out").students == outcome.students
+    module.write_text(CONSTANT.format(-1))
+    with pytest.raises(UsageError, match="started with other settings: teacher_digests was"):
+        of_module(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return np.zeros((len(stacks), 3))", r"gives outputs of shape \(2, 3\)"),
+        ("return np.zeros((1, 2))", r"gives outputs of shape \(1, 2\)"),
+        ("raise SystemExit(3)", "own_policy:act failed: SystemExit: 3"),
+        (
+            "return np.zeros((len(stacks), 2))\nraise SystemExit('no')",
+            "cannot be imported: SystemExit: no",
+        ),
+    ],
+)
+def test_a_function_that_is_no_policy_is_one_line_before_anything_is_written(
+    body: str, said: str, module: Path, tmp_path: Path
+) -> None:
+    module.write_text(ACT.format(body))
+    with pytest.raises(EbuError, match=said) as error:
+        of_module(tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_action_set_follows_from_the_number_of_outputs(tmp_path: Path) -> None:

@@ -277,8 +277,8 @@ def open_output(
         for field in fields(config)
         if recorded and field.name not in recorded and getattr(config, field.name) == field.default
     }
-    # They did not record weights either.
-    may_change |= {"teacher_weights"} - recorded.keys()
+    # They did not record weights either, nor the modules of functions.
+    may_change |= {"teacher_weights", "teacher_digests"} - recorded.keys()
     if not same_teachers:
         may_change |= WEIGHTS_OF_TEACHERS
     elif before is not None:
