@@ -17,11 +17,17 @@ FORMATS = (
     "an ONNX file",
     "a function (module:function)",
 )
+ONNX = ".onnx"
 
 
 def is_foreign(path: Path) -> bool:
     """Whether this is a policy of another library: a file, or a function. Directories are runs."""
     return path.is_file() or (not path.exists() and function.TYPED.fullmatch(str(path)) is not None)
+
+
+def has_layers(path: Path) -> bool:
+    """Whether this is a file of weights: no run, and no ONNX file or function, which have none."""
+    return path.is_file() and path.suffix != ONNX
 
 
 def read_policy(path: Path, flags: PolicyFlags) -> ForeignPolicy:
@@ -44,7 +50,7 @@ def read_policy(path: Path, flags: PolicyFlags) -> ForeignPolicy:
 
 def _read(path: Path, content: bytes, flags: PolicyFlags) -> ForeignPolicy:
     name = str(path)
-    if path.suffix == ".onnx":
+    if path.suffix == ONNX:
         return onnx.read(name, content, flags.policy_outputs, unit_pixels=flags.unit_pixels)
     if flags.unit_pixels:
         raise UsageError(f"--unit-pixels is for ONNX files, and {path} is none: leave it out")

@@ -50,14 +50,14 @@ def import_policy(config: ImportConfig) -> None:
     # Imported when the settings are known to be right: it loads torch.
     import torch
 
-    from agents.foreign.formats import is_foreign
+    from agents.foreign.formats import has_layers
     from agents.networks import QNetwork
     from agents.trained import IMPORTED, WEIGHTS
     from ebu.commands.policies import load_policy
     from ebu.run.checkpoint import save_checkpoint
     from ebu.run.directory import identity_of, open_run_directory
 
-    if not is_foreign(config.file):
+    if not has_layers(config.file):
         raise UsageError(f"{config.file} is no file to import: name a zip, or a file of weights")
     agent = load_policy(config.file, config.policy, torch.device("cpu"))
     if not isinstance(agent.network, QNetwork):

@@ -13,6 +13,7 @@ from agents.distillation.settings import Stopped
 from agents.distillation.students import digest_of
 from ebu.commands.distilling.export import run_export
 from ebu.commands.export import ExportConfig
+from ebu.commands.importing import ImportConfig, import_policy
 from ebu.errors import UsageError
 from ebu.run.checkpoint import load_latest, save_checkpoint
 from ebu.run.cli import parse
@@ -136,9 +137,16 @@ def test_a_policy_from_elsewhere_is_exported_and_plays_as_its_file(tmp_path: Pat
     assert file["returns"] == scored(path, "--game", "CartPole-v1")["returns"]
 
 
-def test_what_is_no_network_is_not_exported(tmp_path: Path) -> None:
-    typed = "tests.commands.test_policies:lean"
-    flags = ("--game", "CartPole-v1", "--policy-outputs", "values", "--out", tmp_path / "out")
+@pytest.mark.parametrize("kind", ["function", "ONNX"])
+def test_what_is_no_network_is_refused_before_its_flags_are_asked_for(
+    kind: str, tmp_path: Path
+) -> None:
+    named, out = Path("tests.commands.test_policies:lean"), tmp_path / "out"
+    if kind == "ONNX":
+        named = tmp_path / "policy.onnx"
+        named.write_bytes(b"")
     with pytest.raises(UsageError, match="cannot be exported: only single networks"):
-        export(typed, *flags)
-    assert not (tmp_path / "out").exists()
+        export(named, "--out", out)
+    with pytest.raises(UsageError, match="is no file to import: name a zip"):
+        import_policy(ImportConfig(named, out))
+    assert not out.exists()

@@ -11,7 +11,7 @@ from agents import TrainedAgent, load_agent
 from agents.architectures import TEACHER
 from agents.distillation.dataset import Dataset
 from agents.distillation.deploy.deployment import deploy_students
-from agents.distillation.deploy.export import ONLY_SINGLE_NETWORKS, exportable
+from agents.distillation.deploy.export import ONLY_SINGLE_NETWORKS
 from agents.distillation.pipeline import STATES, Pipeline
 from agents.distillation.records import (
     RESULT_FILE,
@@ -26,7 +26,7 @@ from agents.distillation.records import (
 )
 from agents.distillation.settings import DistillConfig, StudentSpec
 from agents.distillation.students import Student, digest_of, network_sizes
-from agents.foreign.formats import is_foreign
+from agents.foreign.formats import has_layers, is_foreign
 from agents.networks import QNetwork
 from agents.trained import STUDENT, WEIGHTS
 from ebu.commands.distilling.build import build_pipelines, check_teachers, open_output
@@ -47,6 +47,8 @@ def run_export(config: ExportConfig, *, should_stop: Callable[[], bool] = lambda
     Raises `UsageError` for what cannot be exported, before anything is played, `EbuError` for
     damaged files and a full disk, `Stopped` once `should_stop` says so.
     """
+    if is_foreign(config.run_dir) and not has_layers(config.run_dir):
+        raise UsageError(f"{config.run_dir} cannot be exported: {ONLY_SINGLE_NETWORKS}")
     students = online_students(config.run_dir)
     best = bool(students) and (config.run_dir / WEIGHTS["best"]).is_dir()
     before = read_earlier_config(config.out)
@@ -72,8 +74,6 @@ def run_export(config: ExportConfig, *, should_stop: Callable[[], bool] = lambda
     ((pipeline,),) = [build_pipelines(whole, games, should_stop).values()]
     for line in pipeline.teacher.warnings:
         say(f"warning: {line}")
-    if not exportable(pipeline.teacher.network):
-        raise UsageError(f"{config.run_dir} cannot be exported: {ONLY_SINGLE_NETWORKS}")
     opened = open_output(whole, games, machine, before, same_teachers=False)
     with opened, reporting(whole):
         discard_earlier(pipeline)
