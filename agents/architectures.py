@@ -59,6 +59,8 @@ ARCHITECTURES = {
     GRID: Architecture((16, 16, 16), 128),
 }
 """Networks that have a name of their own."""
+LADDER = ("net1", "net2", "net3", "12-12-12/48", "8-8-8/32", "4-4-4/16", "2-2-2/8")
+"""What `distill.py --smallest` looks among if no students are named: those below the teacher."""
 TEACHER = "teacher"
 """As a student's name: the teacher's own architecture, or after an `@` its factorised network."""
 Ranks = tuple[tuple[int, int, int, int] | None, int | None]

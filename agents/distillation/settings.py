@@ -200,8 +200,9 @@ class DistillConfig:
     retention_test: Literal["bound", "mean"] = "bound"
     """What --min-retention tests: the lower end of the 95 % interval, or the mean alone."""
     smallest: bool = False
-    """Name the smallest student that is shown to retain --min-retention [then 0.95], and exit with
-    1 without one. Without --students it looks among seven sizes."""
+    """Name the smallest student that retains --min-retention [then 0.95] by --retention-test, and
+    exit with 1 without one. Without --students it looks among seven sizes, those below the
+    teacher's."""
     device: Device = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
     precision: Literal["float32", "tf32", "bfloat16", "auto"] = "auto"

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from agents.architectures import LADDER
 from agents.distillation.records import REPORT, StudentRecord, TeacherRecord, retention
 from agents.distillation.report.retention import describe, retention_interval, weakness
 from agents.distillation.settings import DistillConfig, Stopped
@@ -17,8 +18,6 @@ from ebu.run.progress import say
 from ebu.run.signals import stop_on_signals
 from envs import EnvironmentFault
 
-LADDER = ("net1", "net2", "net3", "12-12-12/48", "8-8-8/32", "4-4-4/16", "2-2-2/8")
-"""Students among which --smallest looks, if none are named."""
 SMALLEST_RETENTION = 0.95
 
 
@@ -54,7 +53,7 @@ def read_config(words: Sequence[str]) -> DistillConfig:
 
 
 def verdict(config: DistillConfig, teacher: TeacherRecord, students: list[StudentRecord]) -> int:
-    """Print the chosen students; the exit code, 1 if one is not shown to retain what was asked."""
+    """Print the chosen students; the exit code, 1 if one does not retain what was asked."""
     failed = []
     best = config.best_of(students)
     weak = f", but {why}" if (why := weakness(teacher)) else ""
@@ -91,14 +90,16 @@ def tested_retention(
 def announce_smallest(
     config: DistillConfig, teacher: TeacherRecord, best: Sequence[StudentRecord], weak: str = ""
 ) -> int:
-    """Print the smallest student that is shown to retain enough; the exit code, 1 without one.
+    """Print the smallest student that retains enough by the test; the exit code, 1 without one.
 
     `weak` is said of a teacher whose retention means little.
 
-    Tested from the largest down to the first that is not shown to: so all that is said holds
-    together with the confidence of one test, however many students there are.
+    Tested from the largest down to the first that fails: so all that is said of the lower end of an
+    interval holds together with the confidence of one test, however many students there are.
     """
     share = SMALLEST_RETENTION if config.min_retention is None else config.min_retention
+    how = {"bound": "at the lower end of its 95 % interval", "mean": "in the mean"}
+    tested = how[config.retention_test]
     found = None
     for student in sorted(best, key=lambda each: each["parameters"], reverse=True):
         if not tested_retention(config, teacher, student) >= share:
@@ -106,15 +107,15 @@ def announce_smallest(
         found = student
     if found is None:
         say(
-            f"smallest: not even the largest student is shown to retain {share:.0%}{weak}; try "
-            "more games"
+            f"smallest: not even the largest student retains {share:.0%} {tested}{weak}; try more "
+            "games"
         )
         return 1
     whole = teacher["parameters"]
     of_teacher = f"{found['parameters'] / whole:.1%} of the teacher's, " if whole else ""
     print(
         f"smallest: {found['student']}, {found['parameters']:,} parameters, {of_teacher}"
-        f"retains {share:.0%}{weak}"
+        f"retains {share:.0%} {tested}{weak}"
     )
     return 0
 

@@ -73,7 +73,7 @@ def test_the_smallest_is_the_last_of_a_row_that_all_retain_enough(
     ]
     monkeypatch.setattr(distill, "tested_retention", lambda c, t, s: shares[s["student"]])
     config, of = config_of(teacher, Path("out"), "--smallest"), {"parameters": 100}
-    # d is smaller, but c before it was not shown to retain enough.
+    # d is smaller, but c before it did not retain enough.
     assert distill.announce_smallest(config, of, best[::-1]) == 0  # type: ignore[arg-type]
     assert "smallest: b, 30 parameters, 30.0% of the teacher's" in capsys.readouterr().out
     shares["a"] = float("nan")
@@ -99,7 +99,7 @@ def test_the_smallest_of_students_that_were_trained_is_named(
     # Nothing is trained again to ask for more than a share can be.
     asked = ("--smallest", "--min-retention", 1.01)
     assert command(monkeypatch, *words, *out, *asked) == 1
-    assert "not even the largest student is shown to retain 101%" in capsys.readouterr().err
+    assert "not even the largest student retains 101%" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", ["noise", "mixed", "replay"])

@@ -5,10 +5,14 @@ from typing import Any
 
 import pytest
 
+from agents.architectures import LADDER
 from agents.distillation.records import StudentRecord, TeacherRecord
 from ebu.commands import distill
+from ebu.commands.distilling.build import check_teachers, leave_out_large
+from ebu.errors import UsageError
 from tests.agents.distillation.test_report import score_of, student_record, teacher_record
-from tests.distillations import config_of
+from tests.distillations import config_of, train
+from tests.made_up import CPU
 
 WEAK = "but the teacher's score, -1.97 to 7.97, is not above that of random play, 2.00"
 
@@ -16,7 +20,7 @@ WEAK = "but the teacher's score, -1.97 to 7.97, is not above that of random play
 @pytest.mark.parametrize(
     ("words", "students"),
     [
-        ("--smallest", distill.LADDER),
+        ("--smallest", LADDER),
         ("--smallest --students net1 net2 net3", ("net1", "net2", "net3")),
         ("--students net2 --smallest", ("net2",)),
         ("", ("net1", "net2", "net3")),
@@ -51,10 +55,33 @@ def test_every_printed_retention_warns_of_a_weak_teacher(capsys: Any) -> None:
     (line,) = said(weak, students, capsys, *mean, 1.5)
     assert line == f"the mean retention is below --min-retention 1.5: net1 (100.0%), {WEAK}"
     (line,) = said(weak, students, capsys, "--smallest", *mean, 1.5)
-    assert line.startswith(
-        "smallest: not even the largest student is shown to retain 150%, but the"
-    )
+    assert line.startswith("smallest: not even the largest student retains 150% in the mean, but")
     # Of a strong one nothing is said.
     strong = teacher_record()
     (line,) = said(strong, [student_record("net1", 0, 52, 0.1)], capsys, *mean, 0.9)
     assert line == "the mean retention is below --min-retention 0.9: net1 (50.0%)"
+
+
+def test_what_is_said_names_the_test(capsys: Any) -> None:
+    student = student_record("net1", 0, 104, 0.1)
+    for share, test in ((0.9, "bound"), (0.9, "mean"), (1.5, "bound"), (1.5, "mean")):
+        flags = ("--smallest", "--min-retention", share, "--retention-test", test)
+        (line,) = said(teacher_record(), [student], capsys, *flags)
+        assert ("interval" in line) == (test == "bound")
+        assert ("mean" in line) == (test == "mean")
+
+
+def test_sizes_that_are_not_below_the_teachers_are_left_out(tmp_path: Path, capsys: Any) -> None:
+    def tried(*words: str) -> tuple[str, ...]:
+        config = distill.read_config([str(run), "--out", "out", "--smallest", *words])
+        games = check_teachers(config, config.plan(), CPU)
+        return leave_out_large(config, games).students
+
+    run = train(tmp_path / "run", "--game CartPole-v1 --network 9-9-9/40 --frames 60")
+    assert tried() == ("8-8-8/32", "4-4-4/16", "2-2-2/8")
+    assert "net1, net2, net3, 12-12-12/48 left out" in capsys.readouterr().err
+    # What is named is tried, whatever its size.
+    assert tried("--students", *LADDER) == LADDER
+    run = train(tmp_path / "small", "--game CartPole-v1 --network 2-2-2/8 --frames 60")
+    with pytest.raises(UsageError, match="name smaller networks with --students"):
+        tried()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from agents import TrainedAgent
+from agents.architectures import LADDER
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import file_name
 from agents.distillation.settings import (
@@ -27,10 +28,11 @@ from agents.distillation.settings import (
     load_experimental,
     student_outputs,
 )
-from agents.distillation.students import digest_of, student_of
+from agents.distillation.students import digest_of, num_parameters, student_of
 from agents.distillation.teachers import Teacher, check_plays, load_teachers
 from agents.foreign.flags import PolicyFlags
 from agents.foreign.formats import is_foreign
+from agents.foreign.policy import Called
 from agents.networks import NatureTorso, QNetwork
 from ebu.commands.policies import load_policy
 from ebu.commands.scoring import evaluator_for, variant_of
@@ -40,6 +42,7 @@ from ebu.evaluation import seeds_of
 from ebu.memory import available_bytes
 from ebu.run.directory import differences, open_run_directory
 from ebu.run.machine import Machine
+from ebu.run.progress import say
 from ebu.run.settings import flat
 from envs import UnknownGameError
 from envs.protocols import PROTOCOLS
@@ -83,6 +86,34 @@ def check_teachers(
         firsts = {game: members[0].agent for game, members in games.items()}
         load_experimental("several games").check(config, firsts)
     return games
+
+
+def leave_out_large(config: DistillConfig, games: Mapping[str, Sequence[Teacher]]) -> DistillConfig:
+    """Leave out what --smallest would try, if nothing is named, that is no smaller than a teacher.
+
+    Raises `UsageError` where nothing is left.
+    """
+    # The same students, if they are named, are another tuple.
+    if config.students is not LADDER:
+        return config
+
+    def is_smaller(name: str, members: Sequence[Teacher]) -> bool:
+        networks = [member.agent.network for member in members]
+        if any(isinstance(network, Called) for network in networks):
+            # Its size is not known.
+            return True
+        student = student_of(members[0].agent, name, generator=torch.Generator())
+        return num_parameters(student) < sum(map(num_parameters, networks))
+
+    found = [name for name in LADDER if all(is_smaller(name, each) for each in games.values())]
+    if not found:
+        raise UsageError(
+            f"--smallest: none of {', '.join(LADDER)} has fewer parameters than the teacher: name "
+            "smaller networks with --students"
+        )
+    if left_out := [name for name in LADDER if name not in found]:
+        say(f"--smallest: {', '.join(left_out)} left out: not smaller than the teacher")
+    return replace(config, students=tuple(found))
 
 
 def build_pipelines(

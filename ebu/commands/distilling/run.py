@@ -24,6 +24,7 @@ from ebu.commands.distilling.build import (
     build_pipelines,
     check_students,
     check_teachers,
+    leave_out_large,
     open_output,
 )
 from ebu.commands.distilling.from_scratch import plan_runs, train_from_scratch
@@ -54,6 +55,8 @@ def run(config: DistillConfig, *, should_stop: Callable[[], bool] = lambda: Fals
         say(f"warning: {line}")
     prepare_torch(machine.device, machine.torch_threads, precision=machine.precision)
     games = check_teachers(config, specs, machine.device)
+    config = leave_out_large(config, games)
+    specs = config.plan()
     asked, config = config, replace(config, **machine.settings())
     pipelines = build_pipelines(config, games, should_stop)
     runs = []
