@@ -159,6 +159,10 @@ def run_python(args: list[str]) -> NoReturn:
 
 def run_pip(args: list[str]) -> NoReturn:
     """Install from what is here: nothing is downloaded."""
+    if args[:1] == ["download"]:
+        skip("a download of everything, PyTorch too")
+    if "--no-index" in args:
+        skip("it takes the files of a download that is skipped")
     if any("[bench]" in arg for arg in args) and not _has_benchmarks():
         skip("a download that only the comparison with Stable-Baselines3 needs")
     if any("[environments]" in arg for arg in args) and not all(

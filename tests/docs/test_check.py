@@ -134,6 +134,20 @@ def test_programs_of_all_pages_are_in_the_table(tmp_path: Path) -> None:
     assert printed <= stand_ins.SHORT.keys()
 
 
+def test_pages_begin_commands_with_what_a_reader_has(tmp_path: Path) -> None:
+    """A bare `pip` or `python` may be another one, or none."""
+    known = {"make", "git", "cat", "cp", "echo", "mkdir", "for"}
+    known |= {f".venv/bin/{name}" for name in stand_ins.STAND_INS}
+    bare = re.compile(r"^ *(pip|python)[\d.]* ", flags=re.M)
+    for page in check.pages_of(check.ROOT):
+        text = (check.ROOT / page).read_text(encoding="utf-8")
+        for line, command in typed(text, tmp_path):
+            word = command.split()[0]
+            assert word in known or re.match(r"\w+=", word), f"{page}:{line} {command}"
+        for code in check.CODE.finditer(text):
+            assert not bare.search(code["fenced"] or code["indented"] or ""), f"{page}: {code[0]}"
+
+
 def test_pages_come_in_the_order_of_the_readme(tmp_path: Path) -> None:
     (tmp_path / "docs/more").mkdir(parents=True)
     for name in ("a.md", "b.md", "more/c.md", "more/d.md"):
@@ -213,6 +227,18 @@ assert made.value == 2
 
 
 def test_what_cannot_run_here_is_skipped_with_a_reason(run: Callable[[str], list[Result]]) -> None:
-    (result,) = run("    .venv/bin/python -m pytest\n")
-    assert result.failed is None
-    assert result.skipped
+    page = """\
+```text
+first_output
+.venv/bin/python other.py \\
+    --flag
+make
+```
+
+    .venv/bin/python -m pytest
+    .venv/bin/pip download -d wheels torch
+    .venv/bin/pip install --no-index --find-links wheels torch
+"""
+    results = run(page)
+    assert [result.where for result in results] == [f"README.md:{n}" for n in (3, 8, 9, 10)]
+    assert all(result.skipped and not result.failed for result in results)
