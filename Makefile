@@ -44,11 +44,15 @@ TEST := OMP_NUM_THREADS=1 $(BIN) -m pytest $(PYTEST_ARGS)
 AVX2   := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 LOWEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 
+# One word of the shell: games are called Ms. Pac-Man, Up'n Down and Q*bert.
+quote = '$(subst ','\'',$(1))'
+
 .PHONY: train test test-all test-cpus fuzz faults soak reproduce check docs-check
 .NOTPARALLEL:
 
 train: $(RUN_READY)
-	$(BIN) train.py --game $(GAME) --agent $(AGENT) $(if $(FRAMES),--frames $(FRAMES)) --seed $(SEED) $(FIRST_LOOK) $(ARGS)
+	$(BIN) train.py --game $(call quote,$(GAME)) --agent $(call quote,$(AGENT)) \
+		$(if $(FRAMES),--frames $(call quote,$(FRAMES))) --seed $(call quote,$(SEED)) $(FIRST_LOOK) $(ARGS)
 
 test: check
 	$(TEST) -m "not slow"
@@ -72,7 +76,7 @@ soak: $(DEV_READY)
 	OMP_NUM_THREADS=1 $(BIN) -m tests.soak
 
 reproduce: $(RUN_READY)
-	$(BIN) -m studies.reproduce --results $(RESULTS) $(ARGS)
+	$(BIN) -m studies.reproduce --results $(call quote,$(RESULTS)) $(ARGS)
 
 check: $(DEV_READY)
 	$(BIN) -m ruff check .
