@@ -1,5 +1,6 @@
 """Commands that messages name; they work when pasted into the same shell."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -26,7 +27,8 @@ def program_name(program: str) -> str:
 def program_command(program: str, *words: object, processes: int = 1) -> str:
     """A program with its arguments, quoted for the shell: `program_command("train.py", "--help")`.
 
-    Each `Path` is shown from the working directory if it lies in it, else as an absolute path.
+    Each `Path` is shown from the working directory if it lies in it, else as an absolute path; with
+    a `..` in it, as it is.
     Several processes are started by torchrun.
     """
     if processes > 1:
@@ -81,8 +83,12 @@ def _shown(word: object) -> str:
     if not isinstance(word, Path):
         return str(word)
     # Not resolved: the interpreter of a virtual environment is a link.
-    try:
-        path, here = Path(os.path.abspath(word)), Path.cwd()
-    except FileNotFoundError:  # the working directory has been removed
-        return str(word)
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    shown = word
+    # After a link `..` is the parent of where it leads, which only the system knows.
+    if ".." not in word.parts:
+        # The working directory may have been removed.
+        with contextlib.suppress(FileNotFoundError):
+            path, here = Path(os.path.abspath(word)), Path.cwd()
+            shown = path.relative_to(here) if path.is_relative_to(here) else path
+    # It would be read as a flag.
+    return f"./{shown}" if str(shown).startswith("-") else str(shown)

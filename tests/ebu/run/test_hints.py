@@ -72,7 +72,7 @@ def test_paths_are_shown_from_the_working_directory(
     *_, constraints, _, editable = shlex.split(install_command("export"))
     assert Path(constraints).is_file()
     assert (Path(editable.removesuffix("[export]")) / "pyproject.toml").is_file()
-    outside = shlex.split(program_command("evaluate.py", Path("../elsewhere")))
+    outside = shlex.split(program_command("evaluate.py", place.parent / "elsewhere"))
     assert outside[1:] == [str(PROJECT / "evaluate.py"), str(place.parent / "elsewhere")]
     monkeypatch.setattr(sys, "executable", str(place / "venv 1" / "bin" / "python"))
     monkeypatch.chdir(PROJECT)
@@ -81,6 +81,22 @@ def test_paths_are_shown_from_the_working_directory(
     assert install_command("export") == (
         ".venv/bin/python -m pip install -c constraints.txt -e '.[export]'"
     )
+
+
+@pytest.mark.parametrize("named", ["-run", "-a/../-run", "link/../run", "../run", "a/run", "--"])
+def test_a_path_leads_where_the_program_found_it(
+    named: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    for directory in ("-a", "a", "other/one"):
+        Path(directory).mkdir(parents=True)
+    Path("link").symlink_to("other/one")
+    path = Path(named)
+    path.mkdir()
+    for given in (path, place / path):
+        shown = shlex.split(program_command("evaluate.py", given))[-1]
+        assert Path(shown).samefile(given)
+        assert not shown.startswith("-")
 
 
 def test_hints_name_the_installed_commands_where_there_is_no_checkout(
