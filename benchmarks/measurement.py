@@ -25,6 +25,7 @@ from ebu.errors import UsageError
 from ebu.run.cli import parse
 from ebu.run.files import write_whole
 from ebu.run.hardware import all_cores, graphics_card, processor
+from ebu.run.hints import install_command
 from ebu.run.machine import device_named, prepare_torch
 from ebu.run.settings import Device, NotNegative, Positive
 from ebu.targets import _sweep_kernel
@@ -248,4 +249,4 @@ def say(line: str) -> None:
 def require_installed(module: str, name: str) -> None:
     """Raise `UsageError` if a package we compare with is not installed."""
     if util.find_spec(module) is None:
-        raise UsageError(f"{name} is not installed: pip install -c constraints.txt -e '.[bench]'")
+        raise UsageError(f"{name} is not installed: {install_command('bench')}")

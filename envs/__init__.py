@@ -19,15 +19,16 @@ from envs.atari import FRAME_SKIP, AtariVector
 from envs.boundary import Recipe, parse_args, reason
 from envs.faults import EnvironmentFault
 from envs.games import (
+    NoSimilarGameError,
     UnknownGameError,
     UnplayableGameError,
     canonical_game,
-    did_you_mean,
     is_atari,
     nearest_games,
     quote,
     reference_scores,
     registered_elsewhere,
+    unknown_game,
 )
 from envs.gymnasium_vector import GymnasiumVector
 from envs.protocols import Protocol
@@ -38,6 +39,7 @@ __all__ = [
     "AtariVector",
     "EnvironmentFault",
     "GymnasiumVector",
+    "NoSimilarGameError",
     "ReplayMismatchError",
     "UnknownGameError",
     "Variant",
@@ -174,7 +176,7 @@ def check_game(game: str) -> None:
     if not colon:
         _reject_unplayable(game)
         nearest = nearest_games(game) + nearest
-    raise UnknownGameError(f"unknown game {quote(game)}{did_you_mean(nearest)}")
+    raise unknown_game(game, nearest)
 
 
 def _load_plugins(module: str) -> None:

@@ -3,7 +3,7 @@
 import csv
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -25,6 +25,10 @@ _TITLES = {
 
 class UnknownGameError(ValueError):
     """No game has this name; the one-line message names the nearest ones."""
+
+
+class NoSimilarGameError(UnknownGameError):
+    """No game has this name, nor one like it."""
 
 
 class UnplayableGameError(UnknownGameError):
@@ -122,7 +126,7 @@ def canonical_game(name: str) -> str:
             f"{quote(name)} observes the console's memory, which is not supported; use "
             f"{games_by_key()[key[:-3]]!r}, which observes the screen"
         )
-    raise UnknownGameError(f"unknown game {quote(name)}{did_you_mean(nearest_games(name))}")
+    raise unknown_game(name, nearest_games(name))
 
 
 def is_atari(game: str) -> bool:
@@ -160,16 +164,15 @@ def nearest_games(name: str) -> list[str]:
     return [games_by_key()[key] for key in difflib.get_close_matches(_key(name)[:80], keys)]
 
 
-def did_you_mean(names: Iterable[str]) -> str:
-    """`: did you mean a, b or c?`, or how to list the games if there are no names."""
-    names = list(names)
-    if not names:
-        return (
-            ": no similar name; --list-games lists the Atari games, and an environment of another "
-            "package takes its module in front, minigrid:MiniGrid-Empty-5x5-v0"
+def unknown_game(name: str, nearest: Sequence[str]) -> UnknownGameError:
+    """The error for a name that nothing has: `did you mean a, b or c?`, if there are such."""
+    if not nearest:
+        return NoSimilarGameError(
+            f"unknown game {quote(name)}: no similar name; an environment of another package takes "
+            "its module in front, minigrid:MiniGrid-Empty-5x5-v0"
         )
-    listed = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-    return f": did you mean {listed}?"
+    listed = " or ".join(filter(None, [", ".join(nearest[:-1]), nearest[-1]]))
+    return UnknownGameError(f"unknown game {quote(name)}: did you mean {listed}?")
 
 
 def quote(name: str) -> str:

@@ -15,7 +15,7 @@ from agents.foreign.formats import is_foreign
 from ebu.commands.evaluate_arguments import EvaluateConfig, check
 from ebu.commands.policies import load_policy
 from ebu.commands.reporting.scores import as_json, write_evaluation
-from ebu.commands.scoring import evaluator_for, variant_of
+from ebu.commands.scoring import about_game, evaluator_for, variant_of
 from ebu.commands.showing import check_display, check_pictures, film_best, open_window
 from ebu.commands.trust import check_trust
 from ebu.errors import EbuError, UsageError
@@ -78,7 +78,9 @@ def run(
     try:
         env = rules.evaluator.make_env()
     except (UnknownGameError, ValueError) as error:
-        raise UsageError(f"{config.run_dir} was trained on {rules.game}: {error}") from error
+        raise UsageError(
+            f"{config.run_dir} was trained on {rules.game}: {about_game(error)}"
+        ) from error
     with contextlib.closing(env):
         played = play(config, rules, agent, env)
         record = record_of(config, rules, agent, played)

@@ -13,7 +13,7 @@ from agents.foreign.flags import PolicyFlags
 from agents.foreign.formats import is_foreign, read_policy
 from agents.foreign.policy import Called, ForeignPolicy
 from ebu.commands.presets import DEFAULT
-from ebu.commands.scoring import describe, env_maker
+from ebu.commands.scoring import about_game, describe, env_maker
 from ebu.commands.trust import add_working_directory, modules_in
 from ebu.errors import EbuError, UsageError
 from ebu.frames import FrameStack, torch_dtype
@@ -130,7 +130,7 @@ def _environment(game: str, protocol: str, action_set: Any) -> tuple[dict[str, A
     try:
         env = make(2, 0)
     except (UnknownGameError, ValueError) as error:
-        raise UsageError(f"--game {game}: {error}") from error
+        raise UsageError(f"--game {game}: {about_game(error)}") from error
     with contextlib.closing(env):
         try:
             step = env.reset()

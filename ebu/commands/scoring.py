@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from ebu.evaluation import Evaluator, Seeds, environments_for
-from envs import Variant, VectorEnvironment, make_vector, random_and_human
+from ebu.run.hints import program_command
+from envs import NoSimilarGameError, Variant, VectorEnvironment, make_vector, random_and_human
 from envs.protocols import Protocol
 
 
@@ -65,6 +66,13 @@ def env_maker(
         )
 
     return make_env
+
+
+def about_game(error: ValueError) -> str:
+    """An error about a game's name, with the command that lists names if none is similar."""
+    if not isinstance(error, NoSimilarGameError):
+        return str(error)
+    return f"{error} ({program_command('train.py', '--list-games')} lists the Atari games)"
 
 
 def describe(env: VectorEnvironment) -> dict[str, Any]:

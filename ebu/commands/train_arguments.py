@@ -15,6 +15,7 @@ from ebu.commands.presets import (
     for_agent,
     preset_for,
 )
+from ebu.commands.scoring import about_game
 from ebu.commands.trust import add_working_directory, check_trust, modules_in
 from ebu.errors import EbuError, UsageError
 from ebu.run.cli import parse
@@ -205,7 +206,7 @@ def _check(config: TrainConfig) -> None:
     try:
         check_game(config.game)
     except UnknownGameError as error:
-        raise UsageError(f"--game: {error}") from None
+        raise UsageError(f"--game: {about_game(error)}") from None
     try:
         parse_args(config.env_args or ())
     except ValueError as error:

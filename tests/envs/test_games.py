@@ -165,6 +165,7 @@ def test_a_package_registers_its_plugins(tmp_path: Path, monkeypatch: pytest.Mon
         ("combat", "two players"),
         ("Pong-ram-v4", "memory"),
         ("xqzw", "no similar name"),
+        ("tests.envs.tiny:xqzw", "no similar name"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest_of_both_kinds(

@@ -1,5 +1,6 @@
 """The maze: its rules, its digits, Gymnasium's and a peer's checkers, N of them in step."""
 
+import shlex
 import sys
 from typing import Any
 
@@ -211,6 +212,7 @@ def test_without_scikit_learn_one_line_says_what_to_install(
 ) -> None:
     load_digits.cache_clear()
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ValueError, match=r"pip install .*scikit-learn") as refused:
+    with pytest.raises(ValueError, match=r"-m pip install .*scikit-learn") as refused:
         make_vector("ebu/Maze-v0", 1, seed=0, protocol=PROTOCOLS["paper"], training=True)
     assert "\n" not in str(refused.value)
+    assert shlex.quote(sys.executable) in str(refused.value)

@@ -12,6 +12,7 @@ from agents import AGENTS
 from ebu.commands.presets import TrainConfig
 from ebu.commands.reporting.runs import Run, read_run
 from ebu.commands.reporting.scores import Score, final_record, score_of
+from ebu.commands.scoring import about_game
 from ebu.commands.table.committed import result_differences
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trust import add_working_directory
@@ -297,7 +298,7 @@ def _check_name(name: str, key: str) -> None:
         near = did_you_mean(key, GAME_SETS, cutoff=0.7)
         if near:
             raise UsageError(f"--games {quote(name)} is no set and no game{near}") from None
-        raise UsageError(f"--games: {error}; sets are {', '.join(GAME_SETS)}") from None
+        raise UsageError(f"--games: {about_game(error)}; sets are {', '.join(GAME_SETS)}") from None
 
 
 def _check_environment(run: TrainConfig) -> None:

@@ -63,6 +63,13 @@ def test_what_train_prints_can_be_pasted(place: Path) -> None:
     assert "done" in run(further, place)
 
 
+def test_messages_install_for_the_python_that_runs() -> None:
+    bare = re.compile(r"^[^#\n]*(?<!-m )\bpip3? install", re.MULTILINE)
+    for package in ("ebu", "agents", "envs", "benchmarks", "studies"):
+        for source in (PROJECT / package).rglob("*.py"):
+            assert not bare.search(source.read_text(encoding="utf-8")), source
+
+
 def test_paths_are_shown_from_the_working_directory(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
