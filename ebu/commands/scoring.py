@@ -7,7 +7,15 @@ import torch
 
 from ebu.evaluation import Evaluator, Seeds, environments_for
 from ebu.run.hints import program_command
-from envs import NoSimilarGameError, Variant, VectorEnvironment, make_vector, random_and_human
+from ebu.run.progress import starting
+from envs import (
+    NoSimilarGameError,
+    Variant,
+    VectorEnvironment,
+    is_atari,
+    make_vector,
+    random_and_human,
+)
 from envs.protocols import Protocol
 
 
@@ -52,18 +60,19 @@ def evaluator_for(
 def env_maker(
     game: str, protocol: Protocol, *, threads: int, training: bool, variant: Variant
 ) -> Callable[[int, int], VectorEnvironment]:
-    """Makes environments of a game from their number and a seed, by the rules of a protocol."""
+    """Makes environments from their number and a seed, by a protocol; reports if it takes long."""
 
     def make_env(num_envs: int, seed: int) -> VectorEnvironment:
-        return make_vector(
-            game,
-            num_envs,
-            seed=seed,
-            protocol=protocol,
-            training=training,
-            num_threads=min(threads, num_envs),
-            variant=variant,
-        )
+        with starting(num_envs, "emulators" if is_atari(game) else "environments"):
+            return make_vector(
+                game,
+                num_envs,
+                seed=seed,
+                protocol=protocol,
+                training=training,
+                num_threads=min(threads, num_envs),
+                variant=variant,
+            )
 
     return make_env
 

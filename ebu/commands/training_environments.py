@@ -6,7 +6,7 @@ from typing import Any
 from ebu.commands.presets import TrainConfig
 from ebu.commands.scoring import describe, env_maker
 from ebu.errors import EbuError, UsageError
-from ebu.run.progress import MANY, say, starting
+from ebu.run.progress import MANY, say
 from ebu.run.ranks import SINGLE, Ranks
 from envs import EnvironmentFault, Variant, VectorEnvironment, is_atari
 from envs.protocols import PROTOCOLS, Protocol
@@ -45,8 +45,7 @@ def make_env(
         say(f"starting {num_envs} emulators, one by one: {seconds:.0f} s or more")
     try:
         maker = env_maker(game, protocol, threads=threads, training=True, variant=variant)
-        with starting(num_envs, "emulators" if is_atari(game) else "environments"):
-            env = maker(num_envs, seed)
+        env = maker(num_envs, seed)
     except ValueError as error:
         raise UsageError(f"--game: {error}") from error
     step_frames = config.num_envs * env.frames_per_step

@@ -1,8 +1,9 @@
-"""What commands say of a game that does not exist."""
+"""What commands say of a game that does not exist, and while many environments start."""
 
+import contextlib
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ import torch
 
 from agents.foreign.flags import PolicyFlags
 from ebu.commands.policies import load_policy
+from ebu.commands.scoring import env_maker
 from ebu.commands.table.plan import games_of
 from ebu.commands.train_arguments import parse_arguments
 from ebu.errors import UsageError
+from envs import Variant
+from envs.protocols import PROTOCOLS
 
 POLICY = Path("tests.commands.test_policies:balance")
 
@@ -32,3 +36,21 @@ def test_a_name_like_no_other_is_answered_with_a_command_that_lists_games() -> N
         assert len(said) == 1
     listed = subprocess.run(said.pop(), shell=True, capture_output=True, text=True, check=True)
     assert "breakout" in listed.stdout
+
+
+@pytest.mark.parametrize(("game", "what"), [("pong", "emulators"), ("CartPole-v1", "environments")])
+@pytest.mark.parametrize("training", [False, True])
+def test_all_environments_are_made_under_a_report(
+    game: str, what: str, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[int, str]] = []
+
+    @contextlib.contextmanager
+    def recorded(count: int, what: str) -> Iterator[None]:
+        started.append((count, what))
+        yield
+
+    monkeypatch.setattr("ebu.commands.scoring.starting", recorded)
+    make = env_maker(game, PROTOCOLS["paper"], threads=1, training=training, variant=Variant())
+    make(2, 0).close()
+    assert started == [(2, what)]

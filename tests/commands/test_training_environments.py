@@ -79,7 +79,7 @@ def test_many_environments_show_that_they_start(
         started.append((count, what))
         yield
 
-    for module in ("ebu.training", "ebu.commands.training_environments"):
+    for module in ("ebu.training", "ebu.commands.scoring"):
         monkeypatch.setattr(f"{module}.starting", recorded)
     args = ["--game", "CartPole-v1", "--num-envs", "20", "--frames", "20", "--device", "cpu"]
     trainer = build_trainer(parse_arguments([*args, "--run-dir", str(tmp_path / "run")]))
