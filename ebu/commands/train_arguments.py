@@ -97,6 +97,12 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
     else:
         check_trust(Path(run_dir), settings, arguments.trust_env)
     _check(arguments.run)
+    no_ops = arguments.run.train_noops
+    # A run that was started with some is resumed: they changed nothing in it.
+    if run_dir is None and no_ops and not is_atari(arguments.run.game):
+        raise UsageError(
+            f"--train-noops {no_ops} is for Atari games: leave it out for {arguments.run.game}"
+        )
     return arguments.run
 
 
@@ -187,7 +193,7 @@ def _check_owners(agent: str, args: Sequence[str]) -> None:
         if owners and name not in own:
             program = program_name("train.py")
             raise UsageError(
-                f"{flag} is a flag of {' and '.join(owners)}, not of {agent}: add --agent "
+                f"{flag} is a flag of {', '.join(owners)}, not of {agent}: add --agent "
                 f"{owners[0]}, or leave it out (see {program} --agent {agent} --help)"
             )
 

@@ -1,6 +1,7 @@
 """The games of a run: how many no-ops they begin with, and that starting many is reported."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from ale_py.vector_env import AtariVectorEnv
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.commands.training_environments import protocol_of
+from ebu.errors import UsageError
 from envs.protocols import PROTOCOLS
 
 
@@ -30,6 +32,25 @@ def test_no_ops_of_training_are_a_setting_under_every_protocol(flags: str, no_op
     config = parse_arguments(flags.split())
     assert config.train_noops == no_ops
     assert protocol_of(config) == replace(PROTOCOLS[config.protocol], train_noop_max=no_ops)
+
+
+@pytest.mark.parametrize("game", ["CartPole-v1", "gymnasium:ALE/Pong-v5"])
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_no_ops_are_refused_where_no_game_begins_with_them(game: str, preset: str) -> None:
+    given = ["--game", game, "--preset", preset]
+    assert parse_arguments(given) == parse_arguments([*given, "--train-noops", "0"])
+    with pytest.raises(UsageError, match="--train-noops 7"):
+        parse_arguments([*given, "--train-noops", "7"])
+
+
+def test_a_run_that_recorded_no_ops_without_effect_is_resumed(tmp_path: Path) -> None:
+    args = ["--game", "CartPole-v1", "--frames", "20", "--device", "cpu", "--threads", "1"]
+    build_trainer(parse_arguments([*args, "--run-dir", str(tmp_path)])).close()
+    config = tmp_path / "config.json"
+    record = json.loads(config.read_text())
+    record["settings"]["train_noops"] = 7
+    config.write_text(json.dumps(record))
+    assert parse_arguments(["--resume", str(tmp_path)]).train_noops == 7
 
 
 @pytest.mark.parametrize(
