@@ -211,7 +211,8 @@ def _read_state(
     if checkpoint is None:
         raise EbuError(
             f"{run_dir} has no {which} weights yet: train on until its first "
-            + ("checkpoint" if which == "final" else "evaluation; a student has final ones alone")
+            + ("checkpoint" if which == "final" else "scheduled evaluation")
+            + ("" if which == "final" else "; a student has final ones alone")
         )
     return checkpoint.state, checkpoint.warnings
 
