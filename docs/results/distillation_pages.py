@@ -277,6 +277,14 @@ def compared_text(report: Report) -> str:
         if rows:
             names = ", ".join(f"`{row['method']}` ({row['name']})" for row in rows)
             parts.append(text.format(report["main"], names))
+    compared = {(row["name"], row["method"]) for row in report["comparisons"]}
+    single = [
+        f"`{row['method']}` ({row['name']})"
+        for row in report["methods"]
+        if row["method"] != report["main"] and (row["name"], row["method"]) not in compared
+    ]
+    if single:
+        parts.append(f"Not compared, with a single seed: {', '.join(single)}.")
     return " ".join(parts)
 
 
