@@ -13,9 +13,10 @@ from agents import Precision, TrainedAgent, load_agent
 from agents.foreign.flags import PolicyFlags
 from agents.foreign.formats import is_foreign
 from ebu.commands.evaluate_arguments import EvaluateConfig, check
+from ebu.commands.game_names import about_game
 from ebu.commands.policies import load_policy
 from ebu.commands.reporting.scores import as_json, write_evaluation
-from ebu.commands.scoring import about_game, evaluator_for, variant_of
+from ebu.commands.scoring import evaluator_for, variant_of
 from ebu.commands.showing import check_display, check_pictures, film_best, open_window
 from ebu.commands.trust import check_trust
 from ebu.errors import EbuError, UsageError

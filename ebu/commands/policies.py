@@ -12,8 +12,9 @@ from agents import TrainedAgent, load_agent
 from agents.foreign.flags import PolicyFlags
 from agents.foreign.formats import is_foreign, read_policy
 from agents.foreign.policy import Called, ForeignPolicy
+from ebu.commands.game_names import about_game
 from ebu.commands.presets import DEFAULT
-from ebu.commands.scoring import about_game, describe, env_maker
+from ebu.commands.scoring import describe, env_maker
 from ebu.commands.trust import add_working_directory, modules_in
 from ebu.errors import EbuError, UsageError
 from ebu.frames import FrameStack, torch_dtype

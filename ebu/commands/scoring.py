@@ -6,10 +6,8 @@ from typing import Any
 import torch
 
 from ebu.evaluation import Evaluator, Seeds, environments_for
-from ebu.run.hints import program_command
 from ebu.run.progress import starting
 from envs import (
-    NoSimilarGameError,
     Variant,
     VectorEnvironment,
     is_atari,
@@ -75,13 +73,6 @@ def env_maker(
             )
 
     return make_env
-
-
-def about_game(error: ValueError) -> str:
-    """An error about a game's name, with the command that lists names if none is similar."""
-    if not isinstance(error, NoSimilarGameError):
-        return str(error)
-    return f"{error} ({program_command('train.py', '--list-games')} lists the Atari games)"
 
 
 def describe(env: VectorEnvironment) -> dict[str, Any]:

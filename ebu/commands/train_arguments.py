@@ -7,6 +7,7 @@ from typing import Any
 
 from agents.architectures import architecture
 from agents.settings import AGENTS
+from ebu.commands.game_names import about_game
 from ebu.commands.presets import (
     DEFAULT,
     GYMNASIUM,
@@ -15,7 +16,6 @@ from ebu.commands.presets import (
     for_agent,
     preset_for,
 )
-from ebu.commands.scoring import about_game
 from ebu.commands.trust import add_working_directory, check_trust, modules_in
 from ebu.errors import EbuError, UsageError
 from ebu.run.cli import parse

@@ -103,7 +103,8 @@ def test_a_folder_plays_as_its_run_does_and_names_no_place(
     of_run, released = load_agent(runs[name]), load_agent(out)
     assert torch.equal(of_run.outputs_of(states), released.outputs_of(states))
     assert (of_run.outputs, of_run.frames) == (released.outputs, released.frames)
-    assert of_run.temperature == released.temperature is not None
+    assert of_run.temperature == released.temperature
+    assert (of_run.temperature is None) == (name == "student")
     # Its own evaluation, again, from the folder alone.
     (path,) = (out / "evaluations").iterdir()
     record = json.loads(path.read_text())

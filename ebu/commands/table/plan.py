@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from agents import AGENTS
+from ebu.commands.game_names import about_game
 from ebu.commands.presets import TrainConfig
 from ebu.commands.reporting.runs import Run, read_run
 from ebu.commands.reporting.scores import Score, final_record, score_of
-from ebu.commands.scoring import about_game
 from ebu.commands.table.committed import result_differences
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trust import add_working_directory
