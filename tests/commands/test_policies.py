@@ -135,7 +135,7 @@ def test_a_function_is_a_teacher(
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of a module `own_policy`, to be written; imported anew by every command."""
+    """The file of a module `own_policy`, to be written; imported again by every command."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return tmp_path / "own_policy.py"

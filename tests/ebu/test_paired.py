@@ -174,7 +174,7 @@ def test_a_student_is_covered_over_few_games() -> None:
 
 @pytest.mark.parametrize("of_seeds", [0.1, 0.2, 0.3])
 def test_a_method_is_covered_where_seeds_scatter_less_than_chance(of_seeds: float) -> None:
-    """Beside a quiet teacher: with a noisy one its games hide what seeds do."""
+    """With a quiet teacher: the games of a noisy one hide what seeds do."""
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(TRIALS):
