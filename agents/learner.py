@@ -219,9 +219,7 @@ class Learner:
         for slots in self.optimizer.state.values():
             for slot in slots.values():
                 slot.zero_()
-        self.sync_target()
-        if self.average is not None:
-            self.average.load_state_dict(self.online.state_dict())
+        self._start_copies()
 
     def tensors(self) -> list[Tensor]:
         """All tensors that an update changes."""
@@ -234,6 +232,12 @@ class Learner:
         """What the optimizer keeps of each weight."""
         for weight in self.online.parameters():
             yield from self.optimizer.state[weight].values()
+
+    def _start_copies(self) -> None:
+        """Let the target and the averaged weights start from the online ones."""
+        self.sync_target()
+        if self.average is not None:
+            self.average.load_state_dict(self.online.state_dict())
 
     @torch.no_grad()
     def sync_target(self) -> None:
@@ -257,9 +261,7 @@ class Learner:
             )
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"these weights are of another network: {error}") from error
-        self.sync_target()
-        if self.average is not None:
-            self.average.load_state_dict(self.online.state_dict())
+        self._start_copies()
 
     @torch.no_grad()
     def refresh(self) -> None:

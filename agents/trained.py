@@ -209,10 +209,12 @@ def _read_state(
     which = which or "final"
     checkpoint = load_latest(run_dir / WEIGHTS[which], state_only=True, run=identity_of(config))
     if checkpoint is None:
+        first = {
+            "final": "checkpoint",
+            "best": "scheduled evaluation; a student has final ones alone",
+        }
         raise EbuError(
-            f"{run_dir} has no {which} weights yet: train on until its first "
-            + ("checkpoint" if which == "final" else "scheduled evaluation")
-            + ("" if which == "final" else "; a student has final ones alone")
+            f"{run_dir} has no {which} weights yet: train on until its first {first[which]}"
         )
     return checkpoint.state, checkpoint.warnings
 

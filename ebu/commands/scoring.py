@@ -7,13 +7,7 @@ import torch
 
 from ebu.evaluation import Evaluator, Seeds, environments_for
 from ebu.run.progress import starting
-from envs import (
-    Variant,
-    VectorEnvironment,
-    is_atari,
-    make_vector,
-    random_and_human,
-)
+from envs import Variant, VectorEnvironment, is_atari, make_vector, random_and_human
 from envs.protocols import Protocol
 
 
