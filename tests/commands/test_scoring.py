@@ -1,9 +1,8 @@
 """What commands say of a game that does not exist, and while many environments start."""
 
-import contextlib
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,16 +40,8 @@ def test_a_name_like_no_other_is_answered_with_a_command_that_lists_games() -> N
 @pytest.mark.parametrize(("game", "what"), [("pong", "emulators"), ("CartPole-v1", "environments")])
 @pytest.mark.parametrize("training", [False, True])
 def test_all_environments_are_made_under_a_report(
-    game: str, what: str, training: bool, monkeypatch: pytest.MonkeyPatch
+    game: str, what: str, training: bool, starts: list[tuple[int, str]]
 ) -> None:
-    started: list[tuple[int, str]] = []
-
-    @contextlib.contextmanager
-    def recorded(count: int, what: str) -> Iterator[None]:
-        started.append((count, what))
-        yield
-
-    monkeypatch.setattr("ebu.commands.scoring.starting", recorded)
     make = env_maker(game, PROTOCOLS["paper"], threads=1, training=training, variant=Variant())
     make(2, 0).close()
-    assert started == [(2, what)]
+    assert starts == [(2, what)]

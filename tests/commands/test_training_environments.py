@@ -1,8 +1,6 @@
 """The games of a run: how many no-ops they begin with, and that starting many is reported."""
 
-import contextlib
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,20 +89,11 @@ def test_games_begin_after_the_no_ops_that_were_asked_for(
 
 
 def test_many_environments_show_that_they_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, starts: list[tuple[int, str]]
 ) -> None:
-    started: list[tuple[int, str]] = []
-
-    @contextlib.contextmanager
-    def recorded(count: int, what: str) -> Iterator[None]:
-        started.append((count, what))
-        yield
-
-    for module in ("ebu.training", "ebu.commands.scoring"):
-        monkeypatch.setattr(f"{module}.starting", recorded)
     args = ["--game", "CartPole-v1", "--num-envs", "20", "--frames", "20", "--device", "cpu"]
     trainer = build_trainer(parse_arguments([*args, "--run-dir", str(tmp_path / "run")]))
-    assert started == [(20, "environments")]
+    assert starts == [(20, "environments")]
     trainer.run(20)
     trainer.close()
-    assert started == [(20, "environments"), (20, "games")]
+    assert starts == [(20, "environments"), (20, "games")]

@@ -1,4 +1,4 @@
-"""A profile is optional: where it cannot be written the run goes on."""
+"""A profile is optional: where it cannot be written the run continues."""
 
 from pathlib import Path
 
