@@ -22,10 +22,13 @@ SHORT: Table = {
     "train.py": {"--frames": 1_000, "--eval-episodes": 1},
     "evaluate.py": {"--episodes": 2},
     "study.py": {"--games": "breakout", "--seeds": 1, "--frames": 2_000, "--episodes": 2},
+    "study.py --": {"--eval-episodes": 1},
     "report.py": {},
     "release.py": {"--episodes": 2},
     "distill.py": {
         "--states": 400,
+        "--rounds": 1,
+        "--num-envs": 4,
         "--updates": 20,
         "--games": 2,
         "--seeds": 1,
@@ -37,12 +40,21 @@ SHORT: Table = {
     "studies.chain": {"--runs": 200},
     "studies.maze": {"--steps": 500, "--mazes": 2, "--densities": 30},
     "benchmarks.train_speed": {"--window": 400, "--pairs": 1},
-    "benchmarks.replay_speed": {"--replay-capacity": 20_000, "--repetitions": 20},
+    "benchmarks.replay_speed": {
+        "--num-envs": 8,
+        "--replay-capacity": 20_000,
+        "--repetitions": 20,
+    },
     "benchmarks.target_speed": {"--steps": 128, "--repetitions": 1},
     "benchmarks.env_speed": {"--steps": 50},
     "benchmarks.update_speed": {"--repetitions": 2},
     "benchmarks.ingredient_speed": {"--rounds": 1, "--updates": 2},
-    "benchmarks.host_speed": {"--steps": 100, "--repetitions": 2, "--rounds": 1},
+    "benchmarks.host_speed": {
+        "--num-envs": 8,
+        "--steps": 100,
+        "--repetitions": 2,
+        "--rounds": 1,
+    },
     "benchmarks.operations": {},
     "benchmarks.gpu": {},
     "benchmarks.call_stack": {},
@@ -55,6 +67,8 @@ SHORT: Table = {
     "examples/play_onnx.py": {},
 }
 """The largest values of the flags of each program; what is not here is refused.
+
+`PROGRAM --` has those of the flags that follow ` -- `, for the runs that it starts.
 
 A larger number becomes this value and a ten-thousandth of itself, so that a run that grows still
 grows. A missing flag is added. Of names the first is taken, and the value here for a set of games.
@@ -82,12 +96,22 @@ def shorten(args: Sequence[str], table: Table = SHORT) -> list[str]:
     program, rest = os.path.normpath(args[0]), list(args[1:])
     if program not in table:
         raise LookupError(f"{program}: docs/stand_ins.py does not say how it is shortened")
-    added: list[str] = []
-    for flag, most in table[program].items():
+    of_runs: list[str] = []
+    if f"{program} --" in table:
+        at = rest.index("--") if "--" in rest else len(rest)
+        of_runs = ["--", *_shorten(f"{program} --", rest[at + 1 :], table)]
+        rest = rest[:at]
+    return [args[0], *_shorten(program, rest, table), *of_runs]
+
+
+def _shorten(entry: str, args: Sequence[str], table: Table) -> list[str]:
+    """Arguments by an entry of the table, those that were missing first."""
+    added, rest = list[str](), list(args)
+    for flag, most in table[entry].items():
         found, rest = _replace(flag, most, rest)
-        if not found and (program, flag) not in ONLY_IF_GIVEN and "--resume" not in rest:
+        if not found and (entry, flag) not in ONLY_IF_GIVEN and "--resume" not in rest:
             added += [flag, str(most)]
-    return [args[0], *added, *rest]
+    return [*added, *rest]
 
 
 def _replace(flag: str, most: int | str, args: Sequence[str]) -> tuple[bool, list[str]]:
