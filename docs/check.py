@@ -1,12 +1,15 @@
 """Run all commands and Python examples of README.md and docs, shortened, as a reader would.
 
-    .venv/bin/python -m docs.check                      every page, in the order README links them
+    .venv/bin/python -m docs.check                      every page
     .venv/bin/python -m docs.check README.md docs/study.md
 
-Pages run in a copy of the tracked files, one shell a page, exactly as printed. The copy's `.venv`
-has the packages of the one that runs this, and the programs of `docs/stand_ins.py`, which shorten
-what they are given. A command fails if it ends with another code than 0 or prints a traceback; a
-link fails if its file is missing. Exit code 1 if anything failed, or it all took over 15 minutes.
+Pages run in the order in which README links them: those about students, released agents and results
+beside the others, both after README, each in a copy of the files that git does not ignore and with
+half of the cores. A page has one shell, in which its commands run exactly as printed. The copy's
+`.venv` has the packages of the one that runs this, and the programs of `docs/stand_ins.py`, which
+shorten what they are given; its protocols end games early. A command fails if it ends with another
+code than 0 or prints a traceback; a link fails if its file is missing. Exit code 1 if anything
+failed, or it all took over 15 minutes.
 
 | on a page | what is done |
 | --- | --- |
@@ -19,6 +22,7 @@ link fails if its file is missing. Exit code 1 if anything failed, or it all too
 """
 
 import contextlib
+import functools
 import os
 import re
 import shlex
@@ -35,11 +39,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from docs.stand_ins import RUN_AS, SKIPPED, STAND_INS
+from docs.stand_ins import RUN_AS, SKIPPED, STAND_INS, shorten_games
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ("make", *STAND_INS, "python3")
 COMMAND_SECONDS = ALL_SECONDS = 900
+SECOND_LANE = re.compile("distillation|onnx|hub|results")
 # Printed by the shell after each command, with its exit code.
 MARK = "@@docs-check@@"
 CODE = re.compile(
@@ -77,6 +82,15 @@ def pages_of(root: Path) -> list[Path]:
         if not (path.parent / "config.json").exists()
     )
     return list(dict.fromkeys([Path("README.md"), *(p for p in linked if p in others), *others]))
+
+
+def lanes_of(pages: Sequence[Path]) -> list[list[Path]]:
+    """Pages that run side by side; none needs what a page of another lane makes, but README's."""
+    readme, *others = pages
+    lanes = [[readme], [readme]]
+    for page in others:
+        lanes[bool(SECOND_LANE.search(str(page)))].append(page)
+    return lanes
 
 
 def links_of(text: str) -> Iterator[tuple[int, str]]:
@@ -157,8 +171,9 @@ def _split(block: str, line: int) -> Iterator[Command]:
 
 
 def copy_tree(root: Path, to: Path) -> None:
-    """Copy the tracked files, as they are in the working tree."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=True)
+    """Copy the files of the working tree that git does not ignore."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=root, capture_output=True, check=True)
     for name in listed.stdout.decode().rstrip("\0").split("\0"):
         (to / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root / name, to / name, follow_symlinks=False)
@@ -289,16 +304,37 @@ def _kill(bash: subprocess.Popen[str]) -> None:
         os.killpg(bash.pid, signal.SIGKILL)
 
 
-def main(pages: Sequence[str]) -> int:
-    """Run pages, or all; 1 if anything failed."""
+def run_lanes(lanes: Sequence[Sequence[Path]]) -> int:
+    """Check each lane in a process, with a part of the cores; 1 if anything failed."""
+    cores = sorted(os.sched_getaffinity(0))
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for number, pages in enumerate(lanes):
+            command = [sys.executable, "-m", "docs.check", *map(str, pages)]
+            own = cores[number :: len(lanes)] or cores
+            pin = functools.partial(os.sched_setaffinity, 0, own)
+            processes.append(subprocess.Popen(command, cwd=ROOT, preexec_fn=pin))
+        codes = [process.wait() for process in processes]
+        return int(any(codes))
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+
+
+def run_pages(pages: Sequence[Path]) -> int:
+    """Check pages one after the other; 1 if anything failed."""
     began = time.monotonic()
     results = []
     with tempfile.TemporaryDirectory(prefix="docs-check-") as folder:
         copy, scratch = Path(folder, "copy"), Path(folder, "scratch")
         scratch.mkdir()
         copy_tree(ROOT, copy)
+        protocols = copy / "envs/protocols.py"
+        protocols.write_text(shorten_games(protocols.read_text()))
         make_environment(copy, scratch / "bare")
-        for page in map(Path, pages) if pages else pages_of(copy):
+        for page in pages:
             for result in run_page(page, copy, scratch):
                 results.append(result)
                 print(result, flush=True)
@@ -317,4 +353,5 @@ def main(pages: Sequence[str]) -> int:
 if __name__ == "__main__":
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, lambda number, _: sys.exit(128 + number))
-    sys.exit(main(sys.argv[1:]))
+    given = list(map(Path, sys.argv[1:]))
+    sys.exit(run_pages(given) if given else run_lanes(lanes_of(pages_of(ROOT))))

@@ -21,7 +21,7 @@ Table = Mapping[str, Mapping[str, int | str]]
 SHORT: Table = {
     "train.py": {"--frames": 1_000, "--eval-episodes": 1},
     "evaluate.py": {"--episodes": 2},
-    "study.py": {"--games": "breakout", "--seeds": 1, "--frames": 2_000, "--episodes": 2},
+    "study.py": {"--games": "breakout", "--seeds": 1, "--frames": 1_000, "--episodes": 2},
     "study.py --": {"--eval-episodes": 1},
     "report.py": {},
     "release.py": {"--episodes": 2},
@@ -36,7 +36,7 @@ SHORT: Table = {
         "--from-scratch": 2_000,
         "--kegnet-samples": 64,
     },
-    "export.py": {"--states": 400, "--games": 2},
+    "export.py": {"--states": 400, "--num-envs": 4, "--games": 2},
     "studies.chain": {"--runs": 200},
     "studies.maze": {"--steps": 500, "--mazes": 2, "--densities": 30},
     "benchmarks.train_speed": {"--window": 400, "--pairs": 1},
@@ -73,6 +73,8 @@ SHORT: Table = {
 A larger number becomes this value and a ten-thousandth of itself, so that a run that grows still
 grows. A missing flag is added. Of names the first is taken, and the value here for a set of games.
 """
+GAME_FRAMES = 400
+"""The longest game that counts for a score: an agent that has learnt nothing may never lose."""
 ONLY_IF_GIVEN = {("study.py", "--games"), ("distill.py", "--from-scratch")}
 # Results of studies that their pages only list, which are of the sizes that they name.
 COMMITTED = {"docs/results/settings", "docs/results/few_frames"}
@@ -112,6 +114,14 @@ def _shorten(entry: str, args: Sequence[str], table: Table) -> list[str]:
         if not found and (entry, flag) not in ONLY_IF_GIVEN and "--resume" not in rest:
             added += [flag, str(most)]
     return [*added, *rest]
+
+
+def shorten_games(protocols: str) -> str:
+    """The source of `envs/protocols.py` with games of `GAME_FRAMES` frames."""
+    short, count = re.subn(r"(?<=eval_max_frames=)[\d_]+", str(GAME_FRAMES), protocols)
+    if not count:
+        raise LookupError("envs/protocols.py names no eval_max_frames")
+    return short
 
 
 def _replace(flag: str, most: int | str, args: Sequence[str]) -> tuple[bool, list[str]]:

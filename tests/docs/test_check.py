@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from docs import check, stand_ins
 from docs.check import PageError, Result
+from envs.protocols import PROTOCOLS
 
 TABLE: dict[str, dict[str, int | str]] = {
     "play.py": {"--frames": 1_000, "--games": "pong", "--grow": 10},
@@ -116,6 +119,27 @@ def test_the_table_and_nothing_else_is_changed(
     only = {("play.py", "--games"), ("play.py", "--grow")}
     monkeypatch.setattr(stand_ins, "ONLY_IF_GIVEN", only)
     assert stand_ins.shorten(given.split(), TABLE) == run.split()
+
+
+def test_lanes_have_every_page_after_the_readme() -> None:
+    """In each, a page that goes on with what another made comes after it."""
+    pages = check.pages_of(check.ROOT)
+    lanes = check.lanes_of(pages)
+    assert sorted(page for lane in lanes for page in lane[1:]) == sorted(pages[1:])
+    for lane in lanes:
+        assert lane[0] == Path("README.md")
+        assert lane == sorted(lane, key=pages.index)
+
+
+def test_games_of_every_protocol_end_early() -> None:
+    source = (check.ROOT / "envs/protocols.py").read_text(encoding="utf-8")
+    defined: dict[str, Any] = {}
+    exec(compile(stand_ins.shorten_games(source), "protocols", "exec"), defined)
+    short = defined["PROTOCOLS"]
+    assert short.keys() == PROTOCOLS.keys()
+    for name, protocol in short.items():
+        cap = stand_ins.GAME_FRAMES
+        assert asdict(protocol) == asdict(replace(PROTOCOLS[name], eval_max_frames=cap))
 
 
 def files_of(program: str) -> list[Path]:
