@@ -103,6 +103,8 @@ def test_a_process_that_is_suspended_does_not_wait() -> None:
 def test_a_forked_child_has_a_watching_process_of_its_own() -> None:
     with start(
         f"""
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fork, from Python 3.12 on
         if not (child := os.fork()):
             with envs.watchdog.Watchdog(lambda: "the child"):
                 {HELD}
