@@ -3,13 +3,13 @@
     .venv/bin/python -m docs.check                      every page
     .venv/bin/python -m docs.check README.md docs/study.md
 
-Pages run in the order in which README links them: those about students, released agents and results
-beside the others, both after README, each in a copy of the files that git does not ignore and with
-half of the cores. A page has one shell, in which its commands run exactly as printed. The copy's
-`.venv` has the packages of the one that runs this, and the programs of `docs/stand_ins.py`, which
-shorten what they are given; its protocols end games early. A command fails if it ends with another
-code than 0 or prints a traceback; a link fails if its file is missing. Exit code 1 if anything
-failed, or it all took over 15 minutes.
+README, and then pages in the order in which it links them, run beside those that need none of their
+runs, each half in a copy of the files that git does not ignore and on half of the cores. A page has
+one shell, in which its commands run exactly as printed. The copy's `.venv` has the packages of the
+one that runs this, and the programs of `docs/stand_ins.py`, which shorten what they are given; its
+protocols end games early. A command fails if it ends with another code than 0 or prints a
+traceback; a link fails if its file is missing. Exit code 1 if anything failed, or it all took over
+15 minutes.
 
 | on a page | what is done |
 | --- | --- |
@@ -44,7 +44,7 @@ from docs.stand_ins import RUN_AS, SKIPPED, STAND_INS, shorten_games
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ("make", *STAND_INS, "python3")
 COMMAND_SECONDS = ALL_SECONDS = 900
-SECOND_LANE = re.compile("distillation|onnx|hub|results")
+SECOND_LANE = re.compile("distillation|results|agents_measured")
 # Printed by the shell after each command, with its exit code.
 MARK = "@@docs-check@@"
 CODE = re.compile(
@@ -85,12 +85,11 @@ def pages_of(root: Path) -> list[Path]:
 
 
 def lanes_of(pages: Sequence[Path]) -> list[list[Path]]:
-    """Pages that run side by side; none needs what a page of another lane makes, but README's."""
-    readme, *others = pages
-    lanes = [[readme], [readme]]
-    for page in others:
+    """Pages that run side by side: none needs what a page of the other half makes."""
+    lanes = list[Path](), list[Path]()
+    for page in pages:
         lanes[bool(SECOND_LANE.search(str(page)))].append(page)
-    return lanes
+    return list(lanes)
 
 
 def links_of(text: str) -> Iterator[tuple[int, str]]:
