@@ -3,13 +3,13 @@
     .venv/bin/python -m docs.check                      every page
     .venv/bin/python -m docs.check README.md docs/study.md
 
-README, and then pages in the order in which it links them, run beside those that need none of their
-runs, each half in a copy of the files that git does not ignore and on half of the cores. A page has
-one shell, in which its commands run exactly as printed. The copy's `.venv` has the packages of the
-one that runs this, and the programs of `docs/stand_ins.py`, which shorten what they are given; its
-protocols end games early. A command fails if it ends with another code than 0 or prints a
-traceback; a link fails if its file is missing. Exit code 1 if anything failed, or it all took over
-15 minutes.
+README and the pages that go on with its runs are one half of the pages, the rest is the other. Both
+halves run at once, in the order in which README links pages, each in a copy of the files that git
+does not ignore and on half of the cores. A page has one shell, in which its commands run exactly as
+printed. The copy's `.venv` has the packages of the one that runs this, and the programs of
+`docs/stand_ins.py`, which shorten what they are given; its protocols end games early. A command
+fails if it ends with another code than 0 or prints a traceback; a link fails if its file is
+missing. Exit code 1 if anything failed, or it all took over 15 minutes.
 
 | on a page | what is done |
 | --- | --- |
@@ -86,10 +86,10 @@ def pages_of(root: Path) -> list[Path]:
 
 def lanes_of(pages: Sequence[Path]) -> list[list[Path]]:
     """Pages that run side by side: none needs what a page of the other half makes."""
-    lanes = list[Path](), list[Path]()
+    lanes: list[list[Path]] = [[], []]
     for page in pages:
         lanes[bool(SECOND_LANE.search(str(page)))].append(page)
-    return list(lanes)
+    return lanes
 
 
 def links_of(text: str) -> Iterator[tuple[int, str]]:

@@ -178,9 +178,9 @@ def test_no_thread_steps_with_subnormal_numbers(threads: int) -> None:
         average[1::2] = 2e-38
         weight.grad = torch.zeros_like(weight)
         optimizer.step()
-        # Shrunk to 0, or, where the step down is flushed itself, not at all.
-        assert ((average == 0) | (average >= torch.finfo().tiny)).all()
-        assert average[1::2].all()
+        # The oldest instructions subtract a tenth, which is flushed itself: nothing shrinks.
+        oldest = torch.backends.cpu.get_cpu_capability() == "DEFAULT"
+        assert average.view(-1, 2).count_nonzero(0).tolist() == [oldest << 19, 1 << 19]
         # Everything else computes as ever.
         assert sys.float_info.min / 2 > 0
         assert torch.tensor(1e-38) * 0.5 > 0
