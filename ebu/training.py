@@ -245,8 +245,10 @@ class Trainer:
         if self.life_loss_ends_segment:
             terminated = terminated | step.life_lost
         truncated = step.truncated & ~terminated
-        if self.agent.needs_segments and self.agent_steps >= self._next_cut:
-            self._next_cut = 2 * max(1, self.agent_steps)
+        # Agent steps after this one; fewer where a game has just started.
+        most_steps = self.agent_steps + self.env.num_envs * self.ranks.world_size
+        if self.agent.needs_segments and most_steps >= self._next_cut:
+            self._next_cut = 2 * most_steps
             if 2 * self.replay.segments.transitions() < len(self.replay.transitions):
                 truncated = ~(terminated | step.started)
         return terminated, truncated

@@ -49,7 +49,7 @@ def test_updates_are_a_share_of_the_agent_steps_since_learning_starts(
 
 @pytest.mark.parametrize("needs_segments", [False, True])
 @pytest.mark.parametrize("num_envs", [1, 8, 64])
-@pytest.mark.parametrize("learning_starts", [0, 30, 1000])
+@pytest.mark.parametrize("learning_starts", [0, 30, 65, 127, 1000])
 def test_learning_starts_in_games_without_an_end(
     tmp_path: Path, needs_segments: bool, num_envs: int, learning_starts: int
 ) -> None:
@@ -57,8 +57,8 @@ def test_learning_starts_in_games_without_an_end(
     trainer = trainer_in(tmp_path, env, agent, learning_starts=learning_starts)
     trainer.run(STEP_FRAMES * (2 * learning_starts + 6 * num_envs))
     first = next(index for index, updates in enumerate(agent.updates) if updates)
-    assert learning_starts < played_steps(env, first + 1)
-    assert played_steps(env, first) <= learning_starts + 3 * num_envs
+    steps = played_steps(env, first + 1)
+    assert learning_starts < steps <= max(2 * learning_starts, 2 * num_envs)
     # Epsilon falls with the updates, not before.
     assert set(agent.epsilons[:first]) == {1.0}
     assert agent.epsilons[-1] < 1.0
