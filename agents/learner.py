@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from agents.networks import FirstConvolution, QNetwork, build_network
 from agents.noisy import Noise, build_noisy_network, without_noise
-from agents.optimizers import CenteredRMSProp, adam, averages_of, load_averages
+from agents.optimizers import Adam, CenteredRMSProp, Optimizer, averages_of, load_averages
 from agents.settings import LearnerConfig
 from ebu.quantiles import quantile_huber
 from ebu.run.ranks import SINGLE, Ranks
@@ -99,18 +99,17 @@ class Learner:
         """The trained module: a network, or several from repeated calls."""
         return build()
 
-    def _optimizer_of(self, weights: list[Tensor]) -> torch.optim.Optimizer:
+    def _optimizer_of(self, weights: list[Tensor]) -> Optimizer:
         config = self.config
         if config.optimizer == "rmsprop":
             return CenteredRMSProp(
-                weights, lr=config.learning_rate, epsilon=config.optimizer_epsilon
+                weights, learning_rate=config.learning_rate, epsilon=config.optimizer_epsilon
             )
-        return adam(
+        return Adam(
             weights,
             learning_rate=config.learning_rate,
             epsilon=config.optimizer_epsilon,
             weight_decay=config.weight_decay,
-            capturable=self.device.type == "cuda",
         )
 
     @torch.no_grad()
@@ -350,7 +349,7 @@ class Trained:
         self,
         weights: list[Tensor],
         rounded: list[Tensor],
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         ranks: Ranks = SINGLE,
     ) -> None:
         self.weights, self.rounded, self.optimizer, self._ranks = weights, rounded, optimizer, ranks

@@ -4,7 +4,9 @@ A captured step finds its averages at the addresses it was captured with, and a 
 walks through weights and averages in the order in which both lie in memory.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +15,51 @@ from torch import Tensor, nn
 from ebu.subnormals import flush_subnormals
 
 
-class CenteredRMSProp(torch.optim.Optimizer):
+class Optimizer(ABC):
+    """Changes weights by their gradients; weights without one are left as they are.
+
+    Not a `torch.optim.Optimizer`: making one imports torch's compiler, a second of every start, and
+    its bookkeeping is a fifth of an update of a small network (docs/performance.md).
+
+    | attribute | meaning |
+    | --- | --- |
+    | state | what it keeps of each weight, by the names of its slots |
+    | learning_rate | step size, which may change between steps |
+    """
+
+    def __init__(self, weights: Iterable[Tensor], learning_rate: float) -> None:
+        self.state = {weight: self._slots_of(weight) for weight in weights}
+        self.learning_rate = learning_rate
+
+    @abstractmethod
+    def _slots_of(self, weight: Tensor) -> dict[str, Tensor]:
+        """What is kept of a weight before the first step."""
+
+    @abstractmethod
+    def _take_step(
+        self, weights: list[Tensor], gradients: list[Tensor], slots: dict[str, list[Tensor]]
+    ) -> None:
+        """Change weights and slots in place."""
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Take one step on the gradients as they stand."""
+        kept = {weight: slots for weight, slots in self.state.items() if weight.grad is not None}
+        if kept:
+            names = next(iter(kept.values()))
+            self._take_step(
+                list(kept),
+                [weight.grad for weight in kept],  # type: ignore[misc]
+                {name: [slots[name] for slots in kept.values()] for name in names},
+            )
+
+    def zero_grad(self) -> None:
+        """Let no weight have a gradient."""
+        for weight in self.state:
+            weight.grad = None
+
+
+class CenteredRMSProp(Optimizer):
     """RMSProp of Graves 2013 (eq. 38-40) without momentum, as in DQN 2015 and EBU.
 
     m <- rho m + (1 - rho) g;  v <- rho v + (1 - rho) g^2;  w <- w - lr g / sqrt(v - m^2 + eps)
@@ -22,87 +68,91 @@ class CenteredRMSProp(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: Iterable[Tensor], *, lr: float, rho: float = 0.95, epsilon: float = 0.01
+        self,
+        weights: Iterable[Tensor],
+        *,
+        learning_rate: float,
+        rho: float = 0.95,
+        epsilon: float = 0.01,
     ) -> None:
-        super().__init__(parameters, {"lr": lr, "rho": rho, "epsilon": epsilon})
-        for group in self.param_groups:
-            for weight in group["params"]:
-                self.state[weight] = {
-                    "mean": torch.zeros_like(weight),
-                    "square": torch.zeros_like(weight),
-                }
+        super().__init__(weights, learning_rate)
+        self.rho = rho
+        self.epsilon = epsilon
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take one step on the gradients as they stand."""
-        for group in self.param_groups:
-            weights = list(group["params"])
-            gradients = [weight.grad for weight in weights]
-            means = [self.state[weight]["mean"] for weight in weights]
-            squares = [self.state[weight]["square"] for weight in weights]
-            torch._foreach_lerp_(means, gradients, 1 - group["rho"])
-            torch._foreach_mul_(squares, group["rho"])
-            torch._foreach_addcmul_(squares, gradients, gradients, 1 - group["rho"])
-            variances = torch._foreach_addcmul(squares, means, means, -1.0)
-            # Rounding can leave a variance a little below zero; epsilon covers it.
-            torch._foreach_add_(variances, group["epsilon"])
-            torch._foreach_sqrt_(variances)
-            torch._foreach_addcdiv_(weights, gradients, variances, -group["lr"])
+    def _slots_of(self, weight: Tensor) -> dict[str, Tensor]:
+        return {"mean": torch.zeros_like(weight), "square": torch.zeros_like(weight)}
+
+    def _take_step(
+        self, weights: list[Tensor], gradients: list[Tensor], slots: dict[str, list[Tensor]]
+    ) -> None:
+        means, squares = slots["mean"], slots["square"]
+        torch._foreach_lerp_(means, gradients, 1 - self.rho)
+        torch._foreach_mul_(squares, self.rho)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - self.rho)
+        variances = torch._foreach_addcmul(squares, means, means, -1.0)
+        # Rounding can leave a variance a little below zero; epsilon covers it.
+        torch._foreach_add_(variances, self.epsilon)
+        torch._foreach_sqrt_(variances)
+        torch._foreach_addcdiv_(weights, gradients, variances, -self.learning_rate)
 
 
-class _Adam(torch.optim.AdamW):
-    """Flushes subnormal numbers on the CPU.
+class Adam(Optimizer):
+    """Adam (Kingma, Ba 2015), with weight decay AdamW (Loshchilov, Hutter 2019).
 
-    Averages of the gradients of units that no longer fire shrink to them and stay; a step then
-    takes ten times as long.
+    A step is one call of torch's fused kernel. On the CPU it takes subnormal numbers as 0: averages
+    of the gradients of units that no longer fire shrink to them and stay, and a step then takes ten
+    times as long.
     """
 
-    def step(self, closure: Any = None) -> Any:
-        if self.param_groups[0]["params"][0].is_cuda:
-            return super().step(closure)
-        with flush_subnormals():
-            return super().step(closure)
+    def __init__(
+        self,
+        weights: Iterable[Tensor],
+        *,
+        learning_rate: float,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(weights, learning_rate)
+        self.epsilon = epsilon
+        self.weight_decay = weight_decay
 
-
-def adam(
-    weights: Sequence[Tensor],
-    *,
-    learning_rate: float,
-    epsilon: float = 1e-8,
-    weight_decay: float = 0.0,
-    capturable: bool = False,
-) -> torch.optim.Optimizer:
-    """Fused Adam (Kingma, Ba 2015), with weight decay AdamW (Loshchilov, Hutter 2019).
-
-    `capturable`: its steps become part of CUDA graphs.
-    """
-    optimizer = _Adam(
-        weights,
-        lr=learning_rate,
-        eps=epsilon,
-        weight_decay=weight_decay,
-        fused=True,
-        capturable=capturable,
-    )
-    for weight in weights:
-        optimizer.state[weight] = {
+    def _slots_of(self, weight: Tensor) -> dict[str, Tensor]:
+        return {
             "step": torch.zeros((), device=weight.device),
             "exp_avg": torch.zeros_like(weight),
             "exp_avg_sq": torch.zeros_like(weight),
         }
-    return optimizer
+
+    def _take_step(
+        self, weights: list[Tensor], gradients: list[Tensor], slots: dict[str, list[Tensor]]
+    ) -> None:
+        with nullcontext() if weights[0].is_cuda else flush_subnormals():
+            torch._foreach_add_(slots["step"], 1)
+            torch._fused_adamw_(
+                weights,
+                gradients,
+                slots["exp_avg"],
+                slots["exp_avg_sq"],
+                [],
+                slots["step"],
+                lr=self.learning_rate,
+                beta1=0.9,
+                beta2=0.999,
+                weight_decay=self.weight_decay,
+                eps=self.epsilon,
+                amsgrad=False,
+                maximize=False,
+            )
 
 
-def averages_of(
-    optimizer: torch.optim.Optimizer, module: nn.Module
-) -> dict[str, dict[str, Tensor]]:
+def averages_of(optimizer: Optimizer, module: nn.Module) -> dict[str, dict[str, Tensor]]:
     """What an optimizer keeps of each of a module's weights, by their names."""
     return {name: dict(optimizer.state[weight]) for name, weight in module.named_parameters()}
 
 
 @torch.no_grad()
 def load_averages(
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     module: nn.Module,
     averages: Mapping[str, Mapping[str, Any]],
 ) -> None:

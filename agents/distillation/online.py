@@ -22,7 +22,7 @@ from agents.distillation.teachers import median_gap
 from agents.distillation.trainer import generator_from
 from agents.finiteness import FiniteUpdates, all_finite
 from agents.networks import build_network
-from agents.optimizers import adam, averages_of, load_averages
+from agents.optimizers import Adam, averages_of, load_averages
 from agents.trained import TrainedAgent
 from ebu.replay import EpisodicReplay
 from ebu.run.reading import LARGEST_FLOAT
@@ -206,7 +206,7 @@ class _OnlineStudent:
         self.student = student
         weights = [*student.parameters()]
         self.averages = Averages(("loss", "agreement"), weights[0].device)
-        self._optimizer = adam(weights, learning_rate=LEARNING_RATE)
+        self._optimizer = Adam(weights, learning_rate=LEARNING_RATE)
         self._finite = FiniteUpdates(weights[0].device)
         self._updates = 0
 
@@ -220,7 +220,7 @@ class _OnlineStudent:
         has_policy = temperature > 0
         temperature = torch.where(has_policy, temperature, 1.0)
         loss = policy_divergence(labels, outputs, temperature=temperature) * has_policy
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
         self._updates += 1

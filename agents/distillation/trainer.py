@@ -21,7 +21,7 @@ from agents.distillation.records import HeldOut
 from agents.distillation.settings import LOSSES, DistillConfig
 from agents.distillation.students import Student
 from agents.networks import QNetwork
-from agents.optimizers import adam, averages_of, load_averages
+from agents.optimizers import Adam, averages_of, load_averages
 from agents.trained import TrainedAgent
 from ebu.errors import EbuError
 from ebu.run.checkpoint import load_latest, save_checkpoint
@@ -166,7 +166,7 @@ class Trainer:
             for student, supervision in self.pairs
         ]
         self._modules = nn.ModuleList([*students, *self._objectives])
-        self._optimizer = adam(list(self._modules.parameters()), learning_rate=config.learning_rate)
+        self._optimizer = Adam(list(self._modules.parameters()), learning_rate=config.learning_rate)
         names = ("train/loss", *(f"train/{name}" for name, weight in weights.items() if weight))
         self._averages = Averages(names, device)
         self._resume()
@@ -236,9 +236,8 @@ class Trainer:
     def _update(self) -> None:
         total, losses = self._losses()
         remaining = 0.5 + 0.5 * math.cos(math.pi * self.updates / self.config.updates)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * remaining
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.learning_rate = self.config.learning_rate * remaining
+        self._optimizer.zero_grad()
         total.backward()
         self._optimizer.step()
         self._averages.add(total.detach(), *losses.values())

@@ -1,5 +1,8 @@
 """One gradient step: the optimizers, the loss, the target network, and how a learner is saved."""
 
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor
 
 from agents.learner import Learner
-from agents.optimizers import CenteredRMSProp
+from agents.optimizers import Adam, CenteredRMSProp, Optimizer
 from agents.settings import LearnerConfig
 from tests.made_up import same, through_disk
 
@@ -65,7 +68,7 @@ def rmsprop_of_the_paper(
     return weights
 
 
-def stepped(optimizer: torch.optim.Optimizer, weight: Tensor, gradients: np.ndarray) -> np.ndarray:
+def stepped(optimizer: Optimizer, weight: Tensor, gradients: np.ndarray) -> np.ndarray:
     for gradient in gradients:
         weight.grad = torch.from_numpy(gradient).to(weight.dtype)
         optimizer.step()
@@ -80,15 +83,51 @@ def test_rmsprop_is_the_formula_with_epsilon_inside_the_root(epsilon: float, sca
     expected = rmsprop_of_the_paper(start, gradients, lr=0.1, rho=0.95, epsilon=epsilon)
 
     weight = torch.tensor(start, dtype=torch.float32, requires_grad=True)
-    ours = stepped(CenteredRMSProp([weight], lr=0.1, epsilon=epsilon), weight, gradients)
+    ours = stepped(CenteredRMSProp([weight], learning_rate=0.1, epsilon=epsilon), weight, gradients)
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_constant_gradients_leave_no_variance_below_zero() -> None:
     weight = torch.zeros(1000, requires_grad=True)
     gradients = np.tile(np.random.default_rng(0).normal(scale=30, size=1000), (400, 1))
-    moved = stepped(CenteredRMSProp([weight], lr=1e-4, epsilon=0.01), weight, gradients)
+    moved = stepped(CenteredRMSProp([weight], learning_rate=1e-4, epsilon=0.01), weight, gradients)
     assert np.isfinite(moved).all()
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adam_is_torchs(weight_decay: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    ours, torchs = (
+        [torch.ones(shape, requires_grad=True) for shape in ((3, 5), (7,), ())] for _ in range(2)
+    )
+    optimizers = (
+        Adam(ours, learning_rate=0.1, epsilon=1e-3, weight_decay=weight_decay),
+        torch.optim.AdamW(torchs, lr=0.1, eps=1e-3, weight_decay=weight_decay),
+    )
+    for number in range(5):
+        for one, other in zip(ours, torchs, strict=True):
+            one.grad = torch.randn(one.shape, generator=rng)
+            other.grad = one.grad.clone()
+        # A weight without a gradient stays, and counts no step.
+        if number == 2:
+            ours[1].grad = torchs[1].grad = None
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(one, other)
+    optimizers[0].zero_grad()
+    assert [weight.grad for weight in ours] == [None] * 3
+
+
+def test_learning_does_not_import_torchs_compiler() -> None:
+    code = """
+        import sys
+        from tests.agents.test_learner import learner_of, minibatch
+        for optimizer in ("adam", "rmsprop"):
+            learner_of(optimizer=optimizer).update(*minibatch(0))
+        assert "torch._dynamo" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
 
 @pytest.mark.parametrize(

@@ -60,11 +60,13 @@ def test_another_update_is_found(name: str, trainer: Trainer) -> None:
 def round_otherwise_once(agent: Agent) -> None:
     """Change the gradients of the next update."""
     optimizer = agent.learner.optimizer
+    step = optimizer.step
 
-    def change(*_: object) -> None:
-        hook.remove()
-        for group in optimizer.param_groups:
-            for weight in group["params"]:
-                weight.grad *= 1.001
+    def changed() -> None:
+        optimizer.step = step  # type: ignore[method-assign]
+        for weight in optimizer.state:
+            assert weight.grad is not None
+            weight.grad *= 1.001
+        step()
 
-    hook = optimizer.register_step_pre_hook(change)
+    optimizer.step = changed  # type: ignore[method-assign]

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from agents.distillation.losses import divergence
 from agents.distillation.settings import Stopped
-from agents.optimizers import adam
+from agents.optimizers import Adam
 from agents.trained import TrainedAgent
 from ebu.errors import EbuError
 
@@ -162,7 +162,7 @@ def train_generator(
     """
     decodes = decoder(config, teacher, draws).to(teacher.device)
     weights = [*generator.parameters(), *decodes.parameters()]
-    optimizer = adam(weights, learning_rate=config.learning_rate)
+    optimizer = Adam(weights, learning_rate=config.learning_rate)
     of_terms = torch.tensor(
         [1.0, config.decoder_weight, config.diversity_weight], device=teacher.device
     )
@@ -182,7 +182,7 @@ def train_generator(
             decodes(stacks / 255),
             temperature=temperature,
         )
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         (of_terms * terms).sum().backward()
         optimizer.step()
         last.append(terms.detach())

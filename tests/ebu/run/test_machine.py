@@ -167,12 +167,12 @@ def test_no_thread_steps_with_subnormal_numbers(threads: int) -> None:
     code = f"""
         import sys
         import torch
-        from agents.optimizers import adam
+        from agents.optimizers import Adam
         from ebu.run.machine import prepare_torch
         prepare_torch(torch.device("cpu"), {threads})
         # Enough elements for every thread.
         weight = torch.ones(1 << 20, requires_grad=True)
-        optimizer = adam([weight], learning_rate=1e-3)
+        optimizer = Adam([weight], learning_rate=1e-3)
         average = optimizer.state[weight]["exp_avg"]
         average[::2] = 1.2e-38
         average[1::2] = 2e-38
