@@ -62,6 +62,7 @@ SHORT: Table = {
     "tests.faults": {"--kills": 1, "--parts": "kills", "--only": "paper"},
     "docs.results.distillation_pages": {},
     "docs.results.variants": {},
+    "docs.results.million": {},
     "docs/results/plot.py": {},
     "examples/play_agent.py": {},
     "examples/play_onnx.py": {},

@@ -27,6 +27,25 @@ def prediction_interval(scores: np.ndarray) -> tuple[float, float] | None:
     return _t_interval(scores, 1 + 1 / len(scores)) if len(scores) > 1 else None
 
 
+def difference_interval(scores: np.ndarray, others: np.ndarray) -> tuple[float, float] | None:
+    """Welch's 95 % interval (low, high) of the mean of scores (n,) minus that of others (m,).
+
+    None where either has fewer than two. Their variances may differ (Welch 1947, Biometrika 34).
+    """
+    if min(len(scores), len(others)) < 2:
+        return None
+    difference = float(np.mean(scores) - np.mean(others))
+    squares = [float(np.var(each, ddof=1)) / len(each) for each in (scores, others)]
+    total = sum(squares)
+    if total == 0:
+        return difference, difference
+    freedom = total**2 / sum(
+        square**2 / (len(each) - 1) for square, each in zip(squares, (scores, others), strict=True)
+    )
+    half = t_quantile(freedom, CONFIDENCE) * total**0.5
+    return difference - half, difference + half
+
+
 def _t_interval(scores: np.ndarray, variances: float) -> tuple[float, float]:
     """Around the mean, of what has this many times the variance of a score."""
     mean = float(np.mean(scores))
@@ -35,7 +54,7 @@ def _t_interval(scores: np.ndarray, variances: float) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def t_quantile(freedom: int, confidence: float) -> float:
+def t_quantile(freedom: float, confidence: float) -> float:
     """How far Student's t strays from 0 with this confidence."""
     # SciPy is slow to import, so it is imported where it is needed.
     from scipy.special import stdtrit

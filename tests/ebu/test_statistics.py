@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebu.statistics import (
+    difference_interval,
     even_out,
     human_normalised,
     interquartile_mean,
@@ -30,6 +31,17 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
         assert interval is not None
         covered += interval[0] <= 3.0 <= interval[1]
     assert 0.932 <= covered / 2_000 <= 0.967
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 3), (2, 9)])
+def test_the_interval_of_a_difference_is_welchs(sizes: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    scores, others = rng.normal(5.0, 1.0, sizes[0]), rng.normal(1.0, 4.0, sizes[1])
+    expected = scipy.stats.ttest_ind(scores, others, equal_var=False).confidence_interval(0.95)
+    assert difference_interval(scores, others) == pytest.approx((expected.low, expected.high))
+    assert difference_interval(scores[:1], others) is None
+    assert difference_interval(scores, others[:1]) is None
+    assert difference_interval(np.full(3, 2.0), np.full(2, 0.5)) == (1.5, 1.5)
 
 
 @pytest.mark.parametrize(
