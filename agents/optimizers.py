@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from ebu.subnormals import flush_subnormals
 
+RHO = 0.95
+"""How slowly the averages of `CenteredRMSProp` move (Mnih et al. 2015)."""
+
 
 class Optimizer(ABC):
     """Changes weights by their gradients; weights without one are left as they are.
@@ -68,15 +71,9 @@ class CenteredRMSProp(Optimizer):
     """
 
     def __init__(
-        self,
-        weights: Iterable[Tensor],
-        *,
-        learning_rate: float,
-        rho: float = 0.95,
-        epsilon: float = 0.01,
+        self, weights: Iterable[Tensor], *, learning_rate: float, epsilon: float = 0.01
     ) -> None:
         super().__init__(weights, learning_rate)
-        self.rho = rho
         self.epsilon = epsilon
 
     def _slots_of(self, weight: Tensor) -> dict[str, Tensor]:
@@ -86,9 +83,9 @@ class CenteredRMSProp(Optimizer):
         self, weights: list[Tensor], gradients: list[Tensor], slots: dict[str, list[Tensor]]
     ) -> None:
         means, squares = slots["mean"], slots["square"]
-        torch._foreach_lerp_(means, gradients, 1 - self.rho)
-        torch._foreach_mul_(squares, self.rho)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - self.rho)
+        torch._foreach_lerp_(means, gradients, 1 - RHO)
+        torch._foreach_mul_(squares, RHO)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - RHO)
         variances = torch._foreach_addcmul(squares, means, means, -1.0)
         # Rounding can leave a variance a little below zero; epsilon covers it.
         torch._foreach_add_(variances, self.epsilon)
