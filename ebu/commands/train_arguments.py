@@ -97,12 +97,9 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
     else:
         check_trust(Path(run_dir), settings, arguments.trust_env)
     _check(arguments.run)
-    no_ops = arguments.run.train_noops
-    # A run that was started with some is resumed: they changed nothing in it.
-    if run_dir is None and no_ops and not is_atari(arguments.run.game):
-        raise UsageError(
-            f"--train-noops {no_ops} is for Atari games: leave it out for {arguments.run.game}"
-        )
+    # A run that was started with such flags is resumed: they changed nothing in it.
+    if run_dir is None:
+        _check_without_effect(arguments.run, _named_in(args))
     return arguments.run
 
 
@@ -196,6 +193,23 @@ def _check_owners(agent: str, args: Sequence[str]) -> None:
                 f"{flag} is a flag of {', '.join(owners)}, not of {agent}: add --agent "
                 f"{owners[0]}, or leave it out (see {program} --agent {agent} --help)"
             )
+
+
+def _check_without_effect(config: TrainConfig, typed: Mapping[str, str]) -> None:
+    """Raise `UsageError` for a flag that was typed and would change nothing."""
+    if not is_atari(config.game):
+        for name in ("protocol", "train_noops", "life_loss_ends_segment"):
+            value = getattr(config, name)
+            # --train-noops 0 says what is so.
+            if name in typed and (name, value) != ("train_noops", 0):
+                raise UsageError(
+                    f"{typed[name]} {value} is for Atari games: leave it out for {config.game}"
+                )
+    if config.learner.target_average and "target_sync_updates" in typed:
+        raise UsageError(
+            f"{typed['target_sync_updates']} changes nothing with --target-average "
+            f"{config.learner.target_average:g}: leave one of them out"
+        )
 
 
 def _value_of(flag: str, args: Sequence[str]) -> str | None:

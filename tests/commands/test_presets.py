@@ -189,7 +189,8 @@ def test_a_run_is_resumed_by_its_directory_alone(
     "flags",
     [
         "--distill net2 4-4-4/8 --no-overlap --no-clip-rewards",
-        "--life-loss-ends-segment False --protocol machado --checkpoint-minutes 0.5",
+        "--game pong --network 2-2-2/4 --life-loss-ends-segment False --protocol machado "
+        "--checkpoint-minutes 0.5",
         "--device auto --threads 0 --precision auto --seed 7 --random-start-actions 2",
         "--learning-rate 3.0000000000000004e-05 --optimizer rmsprop --eval-every-frames 0",
     ],

@@ -177,7 +177,8 @@ def test_priorities_are_corrected_in_full_before_a_million_frames(
 def test_whether_a_lost_life_ends_a_segment_can_be_chosen(
     tmp_path: Path, args: list[str], ends: bool
 ) -> None:
-    trainer = build(tmp_path, *[f"--life-loss-ends-segment={value}" for value in args])
+    flags = [f"--life-loss-ends-segment={value}" for value in args]
+    trainer = build(tmp_path, "--game=pong", *flags)
     assert trainer.life_loss_ends_segment is ends
     trainer.close()
 

@@ -41,6 +41,21 @@ def test_no_ops_are_refused_where_no_game_begins_with_them(game: str, preset: st
         parse_arguments([*given, "--train-noops", "7"])
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--game CartPole-v1 --protocol paper", "--protocol paper is for Atari"),
+        ("--protocol=machado --game gymnasium:ALE/Pong-v5", "--protocol machado is for"),
+        ("--game CartPole-v1 --life-loss-ends-segment False", "--life-loss-ends-segment False is"),
+        ("--target-average 0.01 --target-sync-updates 1000", "--target-sync-updates changes noth"),
+        ("--game CartPole-v1 --target-sync-updates=9 --target-average=1", "--target-average 1:"),
+    ],
+)
+def test_a_typed_flag_without_effect_is_refused(flags: str, named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        parse_arguments(flags.split())
+
+
 def test_a_run_that_recorded_no_ops_without_effect_is_resumed(tmp_path: Path) -> None:
     args = ["--game", "CartPole-v1", "--frames", "20", "--device", "cpu", "--threads", "1"]
     build_trainer(parse_arguments([*args, "--run-dir", str(tmp_path)])).close()
