@@ -78,10 +78,11 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
     one_of("--agent", agent, AGENTS)
     game = _value_of("--game", args) or DEFAULT.game
     _check_owners(agent, args)
+    usual = for_agent(preset_for(game, preset), agent)
     arguments = parse(
         Arguments,
         args,
-        default=Arguments(run=for_agent(preset_for(game, preset), agent)),
+        default=Arguments(run=usual),
         prog="train.py" if agent == DEFAULT.agent else f"train.py --agent {agent}",
         description=(
             "Train an agent on an Atari game. Run the same command again to resume, or name the "
@@ -97,9 +98,9 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
     else:
         check_trust(Path(run_dir), settings, arguments.trust_env)
     _check(arguments.run)
-    # A run that was started with such flags is resumed: they changed nothing in it.
+    # A run that was started with such settings is resumed: they changed nothing in it.
     if run_dir is None:
-        _check_without_effect(arguments.run, _named_in(args))
+        _check_without_effect(arguments.run, usual)
     return arguments.run
 
 
@@ -195,20 +196,21 @@ def _check_owners(agent: str, args: Sequence[str]) -> None:
             )
 
 
-def _check_without_effect(config: TrainConfig, typed: Mapping[str, str]) -> None:
-    """Raise `UsageError` for a flag that was typed and would change nothing."""
+def _check_without_effect(config: TrainConfig, usual: TrainConfig) -> None:
+    """Raise `UsageError` for a setting that is not as usual and would change nothing."""
     if not is_atari(config.game):
         for name in ("protocol", "train_noops", "life_loss_ends_segment"):
             value = getattr(config, name)
-            # --train-noops 0 says what is so.
-            if name in typed and (name, value) != ("train_noops", 0):
+            if value != getattr(usual, name):
                 raise UsageError(
-                    f"{typed[name]} {value} is for Atari games: leave it out for {config.game}"
+                    f"--{name.replace('_', '-')} {value} is for Atari games: leave it out for "
+                    f"{config.game}"
                 )
-    if config.learner.target_average and "target_sync_updates" in typed:
+    learner = config.learner
+    if learner.target_average and learner.target_sync_updates != usual.learner.target_sync_updates:
         raise UsageError(
-            f"{typed['target_sync_updates']} changes nothing with --target-average "
-            f"{config.learner.target_average:g}: leave one of them out"
+            f"--target-sync-updates {learner.target_sync_updates} changes nothing with "
+            f"--target-average {learner.target_average:g}: leave one of them out"
         )
 
 
