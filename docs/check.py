@@ -3,7 +3,7 @@
     .venv/bin/python -m docs.check                      every page
     .venv/bin/python -m docs.check README.md docs/study.md
 
-README and the pages that go on with its runs are one half of the pages, the rest is the other. Both
+README and the pages that use its runs are one half of the pages, the rest is the other. Both
 halves run at once, in the order in which README links pages, each in a copy of the files that git
 does not ignore and on half of the cores. A page has one shell, in which its commands run exactly as
 printed. The copy's `.venv` has the packages of the one that runs this, and the programs of

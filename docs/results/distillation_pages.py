@@ -28,14 +28,13 @@ from agents.distillation.report.text import (
     verdict,
     write_files,
 )
+from docs.results.marked import remade
 from ebu.run.markdown import NONE
 from ebu.statistics import mean_interval
 
 DATA = Path(__file__).parent / "distillation"
 PAGE = DATA / "README.md"
 EXAMPLE = Path(__file__).parents[1] / "distillation_teachers.md"
-BEGIN, END = "<!-- figures of CartPole -->\n", "<!-- end of figures -->\n"
-"""Around what is made of that page."""
 PLAYED = Path(__file__).parent / "data"
 TABLE = "table-"
 """Directories of comparisons in one game each: table-breakout."""
@@ -83,8 +82,7 @@ def settings_of(name: str) -> dict[str, int]:
 
 def with_figures(text: str, report: Report) -> str:
     """The page of the example on CartPole, with the figures of its report."""
-    before, _, rest = text.partition(BEGIN)
-    return before + BEGIN + cartpole(report) + "\n" + END + rest.partition(END)[2]
+    return remade(text, "figures of CartPole", lambda _: cartpole(report))
 
 
 def page(reports: dict[str, Report]) -> str:

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from docs.results.marked import remade
 from ebu.run.markdown import NONE, table
 from ebu.statistics import difference_interval, mean_interval
 
 RESULTS = Path(__file__).parent
 PAGE = RESULTS / "README.md"
-MARKED = re.compile(r"(<!-- million -->\n).*?(<!-- end -->)", re.DOTALL)
 GAMES = ("breakout", "pong")
 FILES = {
     "former": ("data/{}-ebu-seed*.evaluation.json", "million_former/{}-*/evaluation.json"),
@@ -35,7 +35,7 @@ def main() -> None:
 
 def with_tables(text: str) -> str:
     """The page with its tables made again."""
-    return MARKED.sub(lambda found: f"{found[1]}{tables(RESULTS)}\n{found[2]}", text)
+    return remade(text, "million", lambda _: tables(RESULTS))
 
 
 def tables(folder: Path) -> str:

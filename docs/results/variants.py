@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from docs.results.marked import remade
 from ebu.commands.reporting.published import AGENTS_100K, references
 from ebu.run.markdown import NONE, table
 from ebu.statistics import mean_interval
 
 RESULTS = Path(__file__).parent
-MARKED = re.compile(r"(<!-- variants: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NAMED = re.compile(r"(?P<game>\w+?)-(?P<variant>.+)-seed\d+")
 """The directory of a run: game, agent and variant, seed."""
 
@@ -47,7 +47,9 @@ def main() -> None:
 
 def with_tables(text: str) -> str:
     """A page with its tables made again."""
-    return MARKED.sub(lambda found: found[1] + tables(RESULTS / found[2]) + "\n" + found[3], text)
+    return remade(
+        text, r"variants: (?P<folder>\w+)", lambda found: tables(RESULTS / found["folder"])
+    )
 
 
 def read_runs(folder: Path) -> list[Run]:
