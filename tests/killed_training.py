@@ -9,6 +9,9 @@ MOMENT is one of
     unpublished:N   when everything of checkpoint number N is written but its name
     saved:N         right after checkpoint number N is complete
     never
+
+Checkpoints come by steps and not by the clock, so that a moment is the same one on every machine:
+--checkpoint-minutes says after how many vector steps.
 """
 
 import os
@@ -22,6 +25,28 @@ from ebu.commands import train
 from ebu.replay import EpisodicReplay
 from ebu.run.cli import run_command
 from ebu.training import Trainer
+from ebu.training_checkpoints import TrainingCheckpoints
+
+
+def count_steps_for_minutes() -> None:
+    """Let `TrainingCheckpoints.minutes` be the vector steps since the last checkpoint."""
+    checkpoints: Any = TrainingCheckpoints
+    trainer: Any = Trainer
+    played = 0
+    step = trainer._step
+
+    def start_clock(_: TrainingCheckpoints) -> None:
+        nonlocal played
+        played = 0
+
+    def counted(self: Trainer) -> None:
+        nonlocal played
+        played += 1
+        step(self)
+
+    checkpoints.minutes = property(lambda _: played)
+    checkpoints.start_clock = start_clock
+    trainer._step = counted
 
 
 def kill() -> None:
@@ -63,6 +88,7 @@ def arm(moment: str) -> None:
 
 
 if __name__ == "__main__":
+    count_steps_for_minutes()
     arm(sys.argv[1])
     sys.argv = ["train.py", *sys.argv[3:]]
     run_command(train.main)

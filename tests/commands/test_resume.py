@@ -27,14 +27,15 @@ FLAGS = (
     "--epsilon-decay-steps 3000 --log-every-frames 1000 --eval-every-frames 9000 "
     "--eval-episodes 2 --device cpu --threads 1"
 ).split()
-# Each start, the moment it is killed at, and its minutes between checkpoints.
+# Each start, the moment it is killed at, and its vector steps between checkpoints. Learning begins
+# at vector step 100; the starts resume at 0, 0, 120, 340, 480 and 600.
 STARTS = [
-    ("step:300", 10.0),  # before the first checkpoint
-    ("writing:2", 0.01),
-    ("unpublished:3", 0.01),
-    ("saved:2", 0.01),
-    ("step:150", 0.005),
-    ("never", 0.01),
+    ("step:300", 1000),  # before the first checkpoint
+    ("writing:2", 120),
+    ("unpublished:3", 110),
+    ("saved:2", 70),
+    ("step:150", 40),
+    ("never", 300),
 ]
 
 
@@ -134,8 +135,8 @@ def test_a_killed_run_ends_as_one_that_was_never_killed(
     assert reference.returncode == 0, reference.stderr
 
     resumed_inside_a_draw = 0
-    for moment, minutes in STARTS:
-        start = [*flags, "--run-dir", str(killed), "--checkpoint-minutes", str(minutes)]
+    for moment, steps in STARTS:
+        start = [*flags, "--run-dir", str(killed), "--checkpoint-minutes", str(steps)]
         ended = run(moment, start)
         expected = 0 if moment == "never" else -signal.SIGKILL
         assert ended.returncode == expected, (moment, ended.stderr)
