@@ -25,17 +25,18 @@ class EbuTarget(SegmentTarget[EbuConfig]):
     def __init__(self, config: EbuConfig, learner: Learner, stopwatch: Stopwatch) -> None:
         super().__init__(config, learner, stopwatch)
         self._betas: Tensor | None = None
-        if isinstance(config, AdaptiveEbuConfig):
+        if isinstance(config, AdaptiveEbuConfig) and config.learners > 1:
             self._betas = torch.tensor(config.betas, dtype=torch.float64, device=learner.device)
 
     @property
     def beta(self) -> float | Tensor:
-        """β, or those of the K learners (K,) float64."""
+        """β, or those of several learners (K,) float64."""
         return self.config.beta if self._betas is None else self._betas
 
     def next_values(self, batch: Batch) -> Tensor:
-        """Of the target network (T, A), or its quantiles (N, T, A); with `double` one more (T, A)
-        in front of them: the online network's values.
+        """The next states' values by the target network (T, A), or its quantiles (N, T, A).
+
+        With `double` one more (T, A) comes first: the online network's values.
         """
         states = batch.next_states
         if self.learner.config.quantiles:

@@ -233,13 +233,16 @@ def test_diffusion_factors_lie_at_equal_distances() -> None:
     assert AdaptiveEbuConfig(learners=1, beta=0.3).betas == (0.3,)
 
 
-def ebu_like(agent: AdaptiveEbu, k: int, beta: float, precision: str, sync: int = 7) -> Agent:
+def ebu_like(
+    agent: AdaptiveEbu, k: int, beta: float, precision: str, sync: int = 7, **config: Any
+) -> Agent:
     """Constant EBU that begins with the networks of learner k and makes the same draws."""
     settings = LearnerConfig(target_sync_updates=sync, learning_rate=1e-3)
     learner = Learner(settings, **arguments(100 + k, precision))
     learner.online.load_state_dict(agent.learner.online.weights_of(k))
     learner.sync_target()
-    method = EbuConfig(beta=beta, batch_size=8, gamma=GAMMA, mix_segments=agent.config.mix_segments)
+    config |= {"batch_size": 8, "mix_segments": agent.config.mix_segments}
+    method = EbuConfig(beta=beta, gamma=GAMMA, **config)
     return build_agent(method, learner, np.random.default_rng(2))
 
 
@@ -275,12 +278,15 @@ def test_without_copies_k_learners_are_k_agents_to_the_last_bit(precision: str, 
         assert metrics[name] == pytest.approx(np.mean([each[name] for each in of_each]), abs=1e-6)
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.5, 0.8])
-def test_a_single_learner_is_constant_ebu_to_the_last_bit(beta: float) -> None:
+@pytest.mark.parametrize(
+    ("beta", "annealed"),
+    [(0.0, {}), (0.5, {}), (0.8, {}), (0.2, {"beta_start": 1.0, "anneal_updates": 16})],
+)
+def test_a_single_learner_is_ebu_to_the_last_bit(beta: float, annealed: dict[str, Any]) -> None:
     played = Played(MadeUpGames(2, random_games(0, 40)), capacity=400)
     played.play(120)
-    one = adaptive_of(1, beta=beta, copy_every_steps=2)
-    ebu = ebu_like(one, 0, beta, "float32")
+    one = adaptive_of(1, beta=beta, copy_every_steps=2, **annealed)
+    ebu = ebu_like(one, 0, beta, "float32", **annealed)
     # From the same random numbers it begins with the same weights.
     fresh = Learner(LearnerConfig(), **arguments(1))
     assert same(one.learner.online.weights_of(0), dict(fresh.online.state_dict()))
