@@ -85,8 +85,8 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
         default=Arguments(run=usual),
         prog="train.py" if agent == DEFAULT.agent else f"train.py --agent {agent}",
         description=(
-            "Train an agent on an Atari game. Run the same command again to resume, or name the "
-            "run directory with --resume."
+            "Train an agent on an Atari game or a Gymnasium environment. Run the same command again "
+            "to resume, or name the run directory with --resume."
         ),
     )
     if arguments.list_games:
@@ -211,6 +211,12 @@ def _check_without_effect(config: TrainConfig, usual: TrainConfig) -> None:
         raise UsageError(
             f"--target-sync-updates {learner.target_sync_updates} changes nothing with "
             f"--target-average {learner.target_average:g}: leave one of them out"
+        )
+    averaged = learner.average_updates
+    if config.agent == "adaptive_ebu" and averaged != usual.learner.average_updates:
+        raise UsageError(
+            f"--average-updates {averaged} is not for adaptive_ebu, whose best learner plays: "
+            "leave it out"
         )
 
 

@@ -49,6 +49,7 @@ def test_no_ops_are_refused_where_no_game_begins_with_them(game: str, preset: st
         ("--game CartPole-v1 --life-loss-ends-segment False", "--life-loss-ends-segment False is"),
         ("--target-average 0.01 --target-sync-updates 999", "--target-sync-updates 999 changes"),
         ("--game CartPole-v1 --target-sync-updates=9 --target-average=1", "--target-average 1:"),
+        ("--agent adaptive_ebu --average-updates 9", "--average-updates 9 is not for adaptive_ebu"),
     ],
 )
 def test_a_flag_that_changes_nothing_is_refused(flags: str, named: str) -> None:
