@@ -12,12 +12,19 @@ import torch
 from torch import Tensor
 
 from ebu.errors import UsageError
+from ebu.run.control_groups import ROOT, control_groups
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _OWN_PAGES = 16 * 2**20
 """Bytes from which an allocation gets pages of its own: above what an update allocates."""
 _FREE_KEPT = 4 * _OWN_PAGES
 """Free bytes at the end of the heap that are not given back, to be asked for again at once."""
+
+_GROUP_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    2: ("memory.max", "memory.current"),
+}
+"""Limit and use of a control group, by version."""
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -28,7 +35,7 @@ def available_bytes(device: torch.device) -> int | None:
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    limits = [_kernel(Path("/proc/meminfo")), *_control_groups(Path("/"))]
+    limits = [_kernel(Path("/proc/meminfo")), *_control_groups(ROOT)]
     known = [limit for limit in limits if limit is not None]
     if known:
         return max(0, min(known))
@@ -101,29 +108,12 @@ def _kernel(meminfo: Path) -> int | None:
 
 
 def _control_groups(root: Path) -> list[int]:
-    """What each control group above this process leaves (versions 1 and 2)."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
+    """What each control group above this process leaves."""
     left = []
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if controllers == "":
-            mount, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            mount = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
-            continue
-        # Inside a container the group's path may not exist under the mount; its root does.
-        path = mount / group.lstrip("/")
-        for directory in [path, *path.parents]:
-            if not directory.is_relative_to(mount):
-                break
-            amount = _group_leaves(directory, *names)
-            if amount is not None:
-                left.append(amount)
+    for group, version in control_groups("memory", root):
+        amount = _group_leaves(group, *_GROUP_FILES[version])
+        if amount is not None:
+            left.append(amount)
     return left
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ebu.batch import ACTION, PROBABILITY, REWARD, TERMINATED, Batch
 from ebu.errors import EbuError, UsageError
-from ebu.memory import refuse_oversized_replay, unfilled
+from ebu.host_memory import refuse_oversized_replay, unfilled
 from ebu.replay_checks import check_loaded
 from ebu.replay_files import read_frames, write_frames
 from ebu.segments import Segment, SegmentTable

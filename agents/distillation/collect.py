@@ -15,8 +15,8 @@ from agents.agent import epsilon_greedy
 from agents.distillation.dataset import Dataset, hold_out
 from ebu.errors import EbuError, UsageError
 from ebu.frames import FrameStack, torch_dtype
+from ebu.host_memory import unfilled
 from ebu.interfaces import Act, VectorEnvironment
-from ebu.memory import unfilled
 from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import load_latest
 from ebu.state_checks import REFUSED

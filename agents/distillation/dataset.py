@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ebu.errors import EbuError, UsageError
-from ebu.memory import available_bytes, unfilled
+from ebu.host_memory import available_bytes, unfilled
 from ebu.replay_files import read_frames, write_frames
 from ebu.run.checkpoint import REPLACED, load_latest, save_checkpoint
 from ebu.run.directory import differences

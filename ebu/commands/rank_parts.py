@@ -13,7 +13,7 @@ from agents.settings import SegmentConfig
 from ebu.commands.presets import TrainConfig
 from ebu.errors import UsageError
 from ebu.frames import torch_dtype
-from ebu.memory import refuse_oversized_replay
+from ebu.host_memory import refuse_oversized_replay
 from ebu.replay import EpisodicReplay
 from ebu.run.ranks import Ranks
 from envs import VectorEnvironment

@@ -27,8 +27,11 @@ def main() -> int:
 def train(config: TrainConfig, ranks: Ranks) -> int:
     """Train, and return the exit code; of several ranks only the first prints."""
     # Imported when the settings are known to be right: they load torch.
+    import torch
+
     from ebu.commands.trainer import build_trainer
-    from ebu.memory import share_one_heap
+    from ebu.host_memory import share_one_heap
+    from ebu.run.busy_cores import busy_cores_noted
     from ebu.run.progress import Progress, say
 
     share_one_heap()
@@ -66,7 +69,9 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
 
     watchdog.last_words = last_words
     progress = Progress(config.frames, initial=trainer.frames)
-    with stop_on_signals(stop):
+    one_thread = start_command(ranks, "--resume", run_dir, *trust, "--threads", 1)
+    advice = f"stop with Ctrl-C, and resume with: {one_thread}"
+    with stop_on_signals(stop), busy_cores_noted(torch.get_num_threads(), advice):
         try:
             finished = already_played or trainer.run(config.frames, progress)
             finished = finished and trainer.finish(progress)

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ebu.memory import available_bytes
+from ebu.host_memory import available_bytes
 from ebu.run.reading import RefusedFileError, read_file, read_json
 
 TENSORS, VALUES = "state.safetensors", "state.json"

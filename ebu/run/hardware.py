@@ -5,15 +5,38 @@ import platform
 import sys
 from pathlib import Path
 
+from ebu.run.control_groups import ROOT, control_groups
+
 # What a driver for NVIDIA's, Windows', AMD's and small NVIDIA devices makes; one is enough.
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")
+_CFS = ("quota", "period")  # of the scheduler of Linux, as control groups of version 1 name them
 
 
-def all_cores() -> int:
-    """Processor cores that this process may use: the threads of `--threads 0`."""
+def all_cores(root: Path = ROOT) -> int:
+    """Processor cores that this process may use: the threads of `--threads 0`.
+
+    No more than the control groups of a container or a batch job allow, rounded down: threads
+    above that would wait for one another.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    shares = [_share(group, version) for group, version in control_groups("cpu", root)]
+    return max(1, min([cores, *(int(share) for share in shares if share is not None)]))
+
+
+def _share(group: Path, version: int) -> float | None:
+    """The cores that a control group may use at a time; None without a limit."""
+    try:
+        if version == 1:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in _CFS)
+        else:
+            quota, period = (group / "cpu.max").read_text().split()
+        microseconds = int(quota)  # "max" is no number: no limit
+        return microseconds / int(period) if microseconds > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
 
 
 def processor() -> str:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 import agents.adaptive
 import agents.agent
 import agents.segment_target
-import ebu.memory
+import ebu.host_memory
 import ebu.targets
 from agents import AGENTS, Agent, LearnerConfig
 from agents.learner import Trained
@@ -151,7 +151,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crossings]:
     monkeypatch.setattr(Tensor, "__deepcopy__", duplicate)
     monkeypatch.setattr(Trained, "descend", descend)
     monkeypatch.setattr(Tensor, "cpu", download)
-    monkeypatch.setattr(ebu.memory, "available_bytes", lambda device: None)
+    monkeypatch.setattr(ebu.host_memory, "available_bytes", lambda device: None)
     # Without a GPU autocast would turn itself off.
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ebu.memory import _control_groups, _kernel
+from ebu.host_memory import _control_groups, _kernel
 
 GB = 1 << 30
 
@@ -56,7 +56,7 @@ def test_the_first_version_of_control_groups(tmp_path: Path) -> None:
 THREADS = """
 import re, threading
 from pathlib import Path
-from ebu.memory import share_one_heap
+from ebu.host_memory import share_one_heap
 
 def heaps_of_threads():
     # glibc's lie at multiples of 64 MiB.

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ebu.memory
+import ebu.host_memory
 from ebu.errors import UsageError
 from ebu.replay import EpisodicReplay
 from ebu.segments import Segment
@@ -273,7 +273,7 @@ def test_stated_bytes_are_those_allocated() -> None:
 def test_what_does_not_fit_in_memory_is_refused_before_it_is_allocated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ebu.memory, "available_bytes", lambda device: 3_200_000_000)
+    monkeypatch.setattr(ebu.host_memory, "available_bytes", lambda device: 3_200_000_000)
     with pytest.raises(UsageError) as error:
         make_replay(1_000_000, 1, frame_shape=(84, 84))
     assert str(error.value) == (

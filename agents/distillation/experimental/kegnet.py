@@ -30,7 +30,7 @@ from agents.distillation.teachers import temperature_of
 from agents.distillation.trainer import generator_from
 from agents.trained import TrainedAgent
 from ebu.errors import EbuError, UsageError
-from ebu.memory import available_bytes, unfilled
+from ebu.host_memory import available_bytes, unfilled
 from ebu.run.checkpoint import load_latest, save_checkpoint
 from ebu.run.directory import differences
 from ebu.run.progress import progress_bar

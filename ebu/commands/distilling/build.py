@@ -39,7 +39,7 @@ from ebu.commands.scoring import evaluator_for, variant_of
 from ebu.commands.trust import check_trust
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import seeds_of
-from ebu.memory import available_bytes
+from ebu.host_memory import available_bytes
 from ebu.run.directory import differences, open_run_directory
 from ebu.run.machine import Machine
 from ebu.run.progress import say
