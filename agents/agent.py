@@ -205,8 +205,8 @@ class Agent:
 
         `config` is what the target computes with: each is a graph of its own.
 
-        Returns target - Q(s, a) before the last, (B,) or (K, B); `measured` adds the averages of
-        the first.
+        Returns target - Q(s, a) before the last, shaped as the targets; `measured` adds the
+        averages of the first.
         """
         losses = []
         for row in range(len(located)):

@@ -35,8 +35,10 @@ class Learner:
     | --- | --- |
     | stack, frame_shape | states are (B, stack, *frame_shape), uint8 or float32 |
     | num_actions | number of actions A |
-    | precision | float32, or bfloat16 for the network's arithmetic (weights, targets and losses |
-    | | stay float32) |
+    | config | network, loss and optimizer |
+    | device | of weights and states |
+    | precision | `bfloat16` for the network's arithmetic; any other leaves it in float32, as |
+    | | weights, targets and losses always are |
     | rng | draws the initial weights |
     | ranks | average every gradient over their parts of the minibatch |
     """

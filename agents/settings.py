@@ -212,8 +212,9 @@ class LearnerConfig:
     """Noise of learned size on the weights of the head's dense layers (Fortunato et al. 2018)
     explores in training: add --epsilon-end 0. Evaluations play without it."""
     reset_updates: NotNegative = 0
-    """Updates between two resets: the head drawn anew, convolutions drawn to a fifth towards new
-    ones, the optimizer's averages forgotten (D'Oro et al. 2023); 0 never resets."""
+    """Updates between two resets: the head gets new random weights, convolutions move a fifth of
+    the way to new ones, the optimizer's averages are cleared (D'Oro et al. 2023); 0 never
+    resets."""
     average_updates: NotNegative = 0
     """Updates over which the weights that play evaluations, and that load_agent loads, are averaged
     (Polyak, Juditsky 1992); 0 takes the newest. adaptive_ebu takes its best learner's newest."""

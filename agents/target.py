@@ -21,7 +21,7 @@ class Target(ABC, Generic[ConfigT_co]):
     """What the values Q(s, a) of a minibatch are trained towards.
 
     `prepare`, on the host, is called once for several updates, and then the target itself for each
-    of them: a function of tensors, part of a CUDA graph on a GPU, that gives (B,) float32 targets
+    of them: a function of tensors, part of a CUDA graph on a GPU, that gives float32 targets
     of a batch and of what was prepared for it.
     """
 
@@ -51,7 +51,7 @@ class Target(ABC, Generic[ConfigT_co]):
 
     @abstractmethod
     def __call__(self, batch: Batch, **prepared: Tensor) -> Tensor:
-        """Targets (B,) float32, or (K, B) of K learners, without gradient."""
+        """Targets (B,) float32, (K, B) of K learners or (N, B) of N quantiles, without gradient."""
 
     def metrics(self) -> dict[str, float]:
         """Averages since the last call, for the logs."""

@@ -1,3 +1,3 @@
-"""Episodic Backward Update: what happens to an episode once it has been played."""
+"""Episodic Backward Update: targets, replay memory, samplers, training loop and evaluation."""
 
 __version__ = "0.1.0"

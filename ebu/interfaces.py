@@ -36,7 +36,19 @@ class VectorStep(Protocol):
 
 
 class VectorEnvironment(Protocol):
-    """N environments stepped together; `send` and `recv` are the two halves of a step."""
+    """N environments stepped together; `send` and `recv` are the two halves of a step.
+
+    | member | meaning |
+    | --- | --- |
+    | num_envs, num_actions | N, and A: actions are 0 to A - 1 |
+    | frame_shape, frame_dtype | of one frame: uint8 or float32 |
+    | stack | newest frames that make a state |
+    | frames_per_step | emulator frames in an agent step: 4 on Atari, 1 elsewhere |
+    | reset() | begins a game in every environment; all have `started` |
+    | send(actions), recv() | actions (N,) integer; what one step of each environment gave |
+    | state_dict() | all that `load_state_dict` needs to continue bit for bit; not while a step |
+    | | is between `send` and `recv` |
+    """
 
     @property
     def num_envs(self) -> int: ...

@@ -46,7 +46,15 @@ class EpisodicReplay:
     leaves the table in the step in which the oldest frame of its first context is
     overwritten, so all frames of a stored segment are intact at any time.
 
-    Raises UsageError if the memory does not fit on the device, or cannot hold a segment.
+    | argument | meaning |
+    | --- | --- |
+    | capacity | transitions of all streams together |
+    | num_streams | N, environments that are appended together |
+    | frame_dtype | torch.uint8 or torch.float32 |
+    | stack | frames of a state, 1 to 127 |
+
+    Raises UsageError if the memory does not fit on the device, or cannot hold a segment, ValueError
+    for other values that no memory has.
     """
 
     def __init__(

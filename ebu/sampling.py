@@ -136,9 +136,12 @@ class Sampler(ABC):
     def update_priorities(  # noqa: B027
         self, replay: EpisodicReplay, minibatches: Minibatches, errors: Tensor
     ) -> None:
-        """Update priorities from the errors (B,) or (K, B), computed before the gradient step.
+        """Update priorities from the errors, computed before the gradient step.
 
-        minibatches: that of one update, as are all that a sampler which wants errors is asked for.
+        | argument | meaning |
+        | --- | --- |
+        | minibatches | that of one update, as are all that a sampler which wants errors gives |
+        | errors | (B,), (K, B) of K learners or (N, B) of N quantiles |
         """
 
     def metrics(self) -> dict[str, float]:
@@ -167,7 +170,7 @@ def refuse_other(fits: bool) -> None:
 
 
 def absolute_errors(errors: Tensor) -> np.ndarray:
-    """|errors| (B,) float64 on the host, the mean over learners where there are several.
+    """|errors| (B,) float64 on the host, the mean over learners or quantiles if there are several.
 
     Raises `EbuError` where an error is not finite.
     """

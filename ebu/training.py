@@ -330,9 +330,9 @@ class Trainer:
     def rescue(self) -> str:
         """Save what was learned when an environment has failed; returns what to do next.
 
-        In play the last whole step is saved for --fresh-games, beside the exact checkpoints. In an
-        evaluation or its film the run itself is intact: it is saved as ever, with the evaluation
-        passed over.
+        In play the last whole step is saved for --fresh-games, in addition to the exact
+        checkpoints. In an evaluation or its film the run itself is intact: it is saved as usual,
+        with the evaluation passed over.
         """
         if not self._started:
             return "nothing was played yet"

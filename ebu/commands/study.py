@@ -1,4 +1,4 @@
-"""Play a table of games, agents and seeds with the main command, and score every run once.
+"""Train every agent on every game with every seed, and score every run once.
 
     python study.py --games atari5 --agents ebu dqn --seeds 3 --frames 10000000 --jobs 2
 
@@ -37,8 +37,8 @@ def main() -> int:
         StudyConfig,
         args[:cut],
         prog="study.py",
-        description="Play a table of games, agents and seeds. The same command resumes it. Flags "
-        "of train.py for every run follow --",
+        description="Train every agent on every game with every seed, and score each run. Run the "
+        "same command again to resume. Flags of train.py for every run follow --",
     )
     check_engine(config)
     planned = plan(config, args[cut + 1 :])

@@ -85,8 +85,8 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
         default=Arguments(run=usual),
         prog="train.py" if agent == DEFAULT.agent else f"train.py --agent {agent}",
         description=(
-            "Train an agent on an Atari game or a Gymnasium environment. Run the same command again "
-            "to resume, or name the run directory with --resume."
+            "Train an agent on an Atari game or a Gymnasium environment. Run the same command "
+            "again to resume, or name the run directory with --resume."
         ),
     )
     if arguments.list_games:

@@ -130,4 +130,4 @@ class TrainingEvaluation:
             self._can_film = False
         except Exception as error:  # whatever the code of an environment does to draw itself
             self._can_film = False
-            warn("the best game could not be filmed, training goes on without pictures", error)
+            warn("the best game could not be filmed, training continues without pictures", error)

@@ -41,7 +41,7 @@ _VARIANT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+]*):(?: (.*))?")
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """What is played."""
+    """What is trained and scored."""
 
     games: tuple[str, ...]
     """Sets of games (paper49, atari5, all57, atari100k, atari100k-5) and games, mixed."""
@@ -56,15 +56,15 @@ class StudyConfig:
     preset: str = "default"
     """default, paper or few_frames."""
     variants: tuple[str, ...] = ()
-    """Variants that every agent is played in, each a name and flags of train.py: "base:" "beta1:
+    """Variants that every agent is trained in, each a name and flags of train.py: "base:" "beta1:
     --beta 1"."""
     episodes: Annotated[int, Bounds(1, 1_000_000)] | None = None
     """Games in which each run is scored [default: the protocol's, 30 under paper, otherwise
     100]."""
     jobs: Annotated[int, Bounds(0, 1_000)] | None = None
     """Runs at a time [default: 1, on a cluster as many as it takes]. On this machine each gets its
-    share of the processor cores, on a cluster one core, unless -- --threads says more. 0 plays
-    nothing, and says what is missing."""
+    share of the processor cores, on a cluster one core, unless -- --threads says more. 0 trains
+    nothing, and lists what is missing."""
     engine: Literal["local", "ray", "slurm"] = "local"
     """What plays the runs: this machine, a Ray cluster (extra "cluster"), or Slurm (extra
     "slurm")."""
