@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from agents.augmentation import Augmentation
-from agents.averages import Averages
 from agents.finiteness import FiniteUpdates, all_finite
 from agents.graphs import capture
 from agents.learner import Learner
+from agents.log_averages import Averages
 from agents.noisy import without_noise
 from agents.settings import AgentConfig
 from agents.target import Target

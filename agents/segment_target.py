@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.averages import Averages
 from agents.graphs import capture
 from agents.learner import Learner
+from agents.log_averages import Averages
 from agents.settings import AgentConfig, SegmentConfig
 from agents.target import Target
 from ebu.batch import Batch

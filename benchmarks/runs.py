@@ -25,7 +25,7 @@ from ebu.commands.trainer import build_trainer
 from ebu.interfaces import VectorEnvironment
 from ebu.run.progress import Progress
 from ebu.run.settings import Bounds, NotNegative, Positive, PositiveFloat
-from ebu.stopwatch import Mark
+from ebu.stopwatch import SpeedMark
 from ebu.training import Trainer
 
 FRAMES_PER_STEP = 4
@@ -106,9 +106,9 @@ class WindowClock:
     def __init__(self, conditions: Conditions) -> None:
         self._warmup_updates = conditions.warmup_updates
         self._frames = conditions.window * FRAMES_PER_STEP
-        self._marks: list[Mark] = []
+        self._marks: list[SpeedMark] = []
 
-    def look(self, now: Mark) -> bool:
+    def look(self, now: SpeedMark) -> bool:
         """Called after every vector step; returns whether the window is over."""
         begins = not self._marks and now.updates >= self._warmup_updates
         ends = len(self._marks) == 1 and now.frames >= self._marks[0].frames + self._frames

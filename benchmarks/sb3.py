@@ -17,7 +17,7 @@ from benchmarks.runs import (
     WindowClock,
 )
 from ebu.errors import UsageError
-from ebu.stopwatch import Mark
+from ebu.stopwatch import SpeedMark
 
 
 def sb3_schedule(num_envs: int, updates_per_step: float) -> tuple[int, int]:
@@ -82,7 +82,7 @@ def time_sb3(contender: Contender, conditions: Conditions, seed: int) -> Window:
 
     def watch(_: dict[str, Any], __: dict[str, Any]) -> bool:
         frames = model.num_timesteps * FRAMES_PER_STEP
-        return not clock.look(Mark(time.perf_counter(), frames, model._n_updates, {}))
+        return not clock.look(SpeedMark(time.perf_counter(), frames, model._n_updates, {}))
 
     model.learn(NEVER, callback=watch, log_interval=NEVER)
     environment.close()

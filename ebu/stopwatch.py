@@ -25,7 +25,7 @@ class Stopwatch:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
 
 
-class Mark(NamedTuple):
+class SpeedMark(NamedTuple):
     """A point of a run, and the seconds that each stage had taken until then."""
 
     clock: float
@@ -33,7 +33,7 @@ class Mark(NamedTuple):
     updates: int
     stages: dict[str, float]
 
-    def speeds_until(self, later: "Mark") -> dict[str, float]:
+    def speeds_until(self, later: "SpeedMark") -> dict[str, float]:
         """Speeds, and the share of each stage, between this mark and a later one.
 
         `target_passes` and `targets` are parts of `learning`; `training_frames_per_second` leaves

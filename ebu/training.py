@@ -19,7 +19,7 @@ from ebu.run.progress import Progress, say, starting
 from ebu.run.ranks import SINGLE, Ranks
 from ebu.schedules import ExplorationConfig, LoopConfig, epsilon_at
 from ebu.state_checks import check_number, check_state, require
-from ebu.stopwatch import Mark, Stopwatch
+from ebu.stopwatch import SpeedMark, Stopwatch
 from ebu.training_checkpoints import FRESH_GAMES, TrainingCheckpoints
 from ebu.training_log import TrainingLog
 
@@ -374,10 +374,10 @@ class Trainer:
         if self._lock is not None:
             self._lock.close()
 
-    def now(self) -> Mark:
+    def now(self) -> SpeedMark:
         """Progress and time per stage so far."""
         stages = self._stopwatch.seconds | self.agent.seconds
-        return Mark(time.perf_counter(), self.frames, self.updates, stages)
+        return SpeedMark(time.perf_counter(), self.frames, self.updates, stages)
 
     def state_dict(self, env: dict[str, Any] | None = None) -> dict[str, Any]:
         """All that changes in a run but the replay's frames; `env`: in place of its state."""

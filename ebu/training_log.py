@@ -11,7 +11,7 @@ from ebu.interfaces import VectorStep
 from ebu.run.logs import Monitor
 from ebu.run.ranks import Ranks
 from ebu.schedules import EARLY_LINES, Schedule
-from ebu.stopwatch import Mark
+from ebu.stopwatch import SpeedMark
 from ebu.value_probes import ValueProbes
 
 SUMMED = frozenset(
@@ -50,7 +50,7 @@ class TrainingLog:
         self.games = GameStatistics(num_envs)
         self.probes = ValueProbes(num_envs, gamma=gamma, clip_rewards=clip_rewards)
         self.schedule = Schedule(every_frames, EARLY_LINES)
-        self.speed_mark = Mark(0.0, 0, 0, {})
+        self.speed_mark = SpeedMark(0.0, 0, 0, {})
         """Where the speeds of the next line are measured from."""
 
     def begin_probes(self, actions: np.ndarray, values: Tensor) -> None:
@@ -72,7 +72,7 @@ class TrainingLog:
 
     def write(
         self,
-        now: Mark,
+        now: SpeedMark,
         frames_per_step: int,
         counts: Mapping[str, float],
         own: Mapping[str, float],

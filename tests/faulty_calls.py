@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import ebu.commands.distilling.export  # noqa: F401 (loaded before any fork)
 from ebu.commands import distill, evaluate, export, study, train
-from ebu.commands.table import player
+from ebu.commands.studying import player
 from ebu.run.cli import run_command
 
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EMFILE)

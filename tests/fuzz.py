@@ -38,9 +38,9 @@ from ebu.commands.release import ReleaseConfig
 from ebu.commands.release import parse_arguments as parse_release
 from ebu.commands.report import ReportConfig
 from ebu.commands.reporting.runs import find_run_directories, read_runs
-from ebu.commands.table.plan import StudyConfig, plan
-from ebu.commands.table.provenance import provenance_of
-from ebu.commands.table.results import ResultsTable, row
+from ebu.commands.studying.plan import StudyConfig, plan
+from ebu.commands.studying.provenance import provenance_of
+from ebu.commands.studying.results import ResultsTable, row
 from ebu.commands.train_arguments import Arguments, flags_of_run, parse_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.errors import EbuError

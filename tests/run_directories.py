@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ebu.commands.table.plan import PlannedRun
+from ebu.commands.studying.plan import PlannedRun
 from ebu.run.settings import flat
 
 FRAMES = 10_000

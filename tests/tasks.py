@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ebu.commands.table.player import Task
+from ebu.commands.studying.player import Task
 
 # Says that it is there, waits to be told to end, and says that it has saved; then it has played.
 OBEDIENT = """

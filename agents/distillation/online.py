@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from agents.agent import Agent, policy_weights
-from agents.averages import Averages
 from agents.distillation.losses import policy_divergence
 from agents.distillation.records import file_name, student_directory
 from agents.distillation.students import Student, build, save_student
 from agents.distillation.teachers import median_gap
 from agents.distillation.trainer import generator_from
 from agents.finiteness import FiniteUpdates, all_finite
+from agents.log_averages import Averages
 from agents.networks import build_network
 from agents.optimizers import Adam, averages_of, load_averages
 from agents.trained import TrainedAgent

@@ -20,8 +20,8 @@ from agents.distillation.records import (
     STUDENTS,
     TEACHER_FILE,
     Constant,
+    GameScores,
     SavedScore,
-    Score,
     TeacherRecord,
     read_record,
     write_record,
@@ -53,7 +53,7 @@ from agents.distillation.teachers import (
     constant_play,
     temperature_of,
 )
-from agents.distillation.trainer import PROGRESS, Supervision, Trainer, generator_from
+from agents.distillation.trainer import PROGRESS, StudentTrainer, Supervision, generator_from
 from agents.trained import TrainedAgent
 from ebu.evaluation import Evaluator, random_play
 from ebu.interfaces import Act
@@ -83,8 +83,8 @@ def rng_of(seed: int, *stream: int) -> np.random.Generator:
 class Baselines(NamedTuple):
     """The games of the teacher, of random play, of the best constant action."""
 
-    teacher: Score
-    random: Score
+    teacher: GameScores
+    random: GameScores
     constant: Constant
 
 
@@ -120,7 +120,7 @@ class Pipeline:
 
     # --- scores -----------------------------------------------------------------------------
 
-    def score(self, name: str, act: Act, epsilon: float | None = None) -> Score:
+    def score(self, name: str, act: Act, epsilon: float | None = None) -> GameScores:
         """Play the games of a score. epsilon: another share of random actions."""
         evaluator = self.evaluator if epsilon is None else replace(self.evaluator, epsilon=epsilon)
         with progress_bar(f"{name}: games", evaluator.episodes, "games") as progress:
@@ -148,14 +148,16 @@ class Pipeline:
         *,
         epsilon: float | None = None,
         weights: str | None = None,
-    ) -> Score:
+    ) -> GameScores:
         """The score in this file, or played now if that is of other games or weights.
 
         weights: digest of those that play; None where they are no weights, or part of the path.
         """
         saved = read_record(path, SavedScore)
         if saved and (saved["games"], saved.get("weights")) == (self.games, weights):
-            return cast(Score, {key: value for key, value in saved.items() if key != "weights"})
+            return cast(
+                GameScores, {key: value for key, value in saved.items() if key != "weights"}
+            )
         score = self.score(name, act, epsilon)
         write_record(path, score if weights is None else {**score, "weights": weights})
         return score
@@ -167,7 +169,7 @@ class Pipeline:
     def baselines(self) -> Baselines:
         """Score the teacher, random play and every constant action, or load their scores."""
 
-        def scored(name: str, act: Act, **how: Any) -> Score:
+        def scored(name: str, act: Act, **how: Any) -> GameScores:
             return self.saved_score(self.score_path(name), name, act, **how)
 
         num_actions = self.teacher.num_actions
@@ -319,7 +321,7 @@ class Pipeline:
             rng = rng_of(spec.seed, COLLECTOR_STREAM, number)
             student = self.new_student(spec, supervision.temperature, rng)
             config = replace(self.config, updates=updates)
-            trainer = Trainer(directory, [student], [supervision], config, rng=rng)
+            trainer = StudentTrainer(directory, [student], [supervision], config, rng=rng)
             with contextlib.closing(trainer):
                 self.run(trainer)
             self.save(directory, spec, student, supervision, updates)
@@ -396,7 +398,7 @@ class Pipeline:
             student = RoundedStudent(student.name, student.network, student.outputs)
         return student.to(self.teacher.device)
 
-    def run(self, trainer: Trainer) -> None:
+    def run(self, trainer: StudentTrainer) -> None:
         """Run a trainer to its end with a progress bar. Raises `Stopped` if told to stop."""
         name = trainer.directory.name
         for line in trainer.warnings:

@@ -18,7 +18,7 @@ HARD, SCRATCH = "hard", "from-scratch"
 """Methods that others are compared with: hard labels, and training without a teacher."""
 
 
-class Score(TypedDict):
+class GameScores(TypedDict):
     """The games of a score. Scores are comparable where all but the returns are equal.
 
     | key | meaning |
@@ -41,7 +41,7 @@ class Score(TypedDict):
     frames_played: int
 
 
-class SavedScore(Score):
+class SavedScore(GameScores):
     """A score in a file of its own; weights: digest of those that played, if any did."""
 
     weights: NotRequired[str]
@@ -51,7 +51,7 @@ class Constant(TypedDict):
     """The best constant action, its games, and the mean score of every action."""
 
     action: int
-    evaluation: Score
+    evaluation: GameScores
     means: list[float]
 
 
@@ -93,8 +93,8 @@ class TeacherRecord(TypedDict):
     num_actions: int
     parameters: int | None
     multiply_adds: int | None
-    evaluation: Score
-    random: Score
+    evaluation: GameScores
+    random: GameScores
     constant: Constant
     gap: float
     temperature: float
@@ -159,7 +159,7 @@ class StudentRecord(TypedDict):
     states: int
     seconds: float
     held_out: HeldOut
-    evaluation: Score
+    evaluation: GameScores
     weights: NotRequired[str]
 
 
@@ -223,7 +223,7 @@ def chosen(records: Sequence[StudentRecord]) -> StudentRecord:
     return min(records, key=lambda record: record["held_out"]["loss"])
 
 
-def retention(student: Score, teacher: TeacherRecord) -> float | None:
+def retention(student: GameScores, teacher: TeacherRecord) -> float | None:
     """(S − random) / (T − random) of mean scores; None where the teacher is no better than random.
 
     The raw ratio S / T means nothing where scores are negative or random play scores.

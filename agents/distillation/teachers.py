@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from agents.agent import epsilon_greedy
 from agents.distillation.dataset import Dataset
-from agents.distillation.records import Constant, Score
+from agents.distillation.records import Constant, GameScores
 from agents.distillation.settings import DistillConfig, load_experimental, read_temperature
 from agents.trained import Outputs, TrainedAgent
 from ebu.errors import EbuError, UsageError
@@ -203,7 +203,7 @@ def constant_play(action: int, num_actions: int) -> Act:
     return act
 
 
-def best_constant(scores: Sequence[Score]) -> Constant:
+def best_constant(scores: Sequence[GameScores]) -> Constant:
     """The highest mean among the scores of all constant actions, in the order of the actions."""
     means = [score["mean"] for score in scores]
     action = int(np.argmax(means))

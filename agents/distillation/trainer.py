@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.averages import Averages
 from agents.distillation.dataset import ApartSampler, Dataset
 from agents.distillation.losses import Minibatch, Objective
 from agents.distillation.records import HeldOut
 from agents.distillation.settings import LOSSES, DistillConfig
 from agents.distillation.students import Student
+from agents.log_averages import Averages
 from agents.networks import QNetwork
 from agents.optimizers import Adam, averages_of, load_averages
 from agents.trained import TrainedAgent
@@ -113,7 +113,7 @@ class Supervision:
         return {"loss": loss, "agreement": agreed, "regret": regret, "states": len(indices)}
 
 
-class Trainer:
+class StudentTrainer:
     """Trains students together, in a directory for their checkpoint and logs; here a single one.
 
     | argument | meaning |

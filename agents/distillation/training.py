@@ -19,7 +19,7 @@ from agents.distillation.records import (
 )
 from agents.distillation.settings import StudentSpec, load_experimental
 from agents.distillation.students import Student, digest_of, load_student, network_sizes
-from agents.distillation.trainer import PROGRESS, Supervision, Trainer
+from agents.distillation.trainer import PROGRESS, StudentTrainer, Supervision
 
 STUDENT_STREAM = int.from_bytes(b"stud")
 
@@ -89,7 +89,7 @@ def train_together(
     directory: Path,
     members: Sequence[Member],
     *,
-    trainer_type: type[Trainer] = Trainer,
+    trainer_type: type[StudentTrainer] = StudentTrainer,
     rngs: Sequence[np.random.Generator] | None = None,
     updates: int | None = None,
     names: Sequence[str] = ("mean",),
@@ -149,7 +149,7 @@ def _saved_record(member: Member) -> StudentRecord | None:
 
 
 def _finish(
-    member: Member, student: Student, trainer: Trainer, judge: Supervision | None
+    member: Member, student: Student, trainer: StudentTrainer, judge: Supervision | None
 ) -> StudentRecord:
     """Save and score a trained student, and write its record."""
     pipeline, spec, supervision = member

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 from ebu.commands.reporting.published import normalised
 from ebu.commands.reporting.runs import Run, find_run_directories, read_run
-from ebu.commands.table.committed import write_result
-from ebu.commands.table.engine import check_engine, open_engine
-from ebu.commands.table.jobs import run_tasks
-from ebu.commands.table.plan import PlannedRun, StudyConfig, check_settings, plan
-from ebu.commands.table.player import Task
-from ebu.commands.table.precision import in_one_precision, precisions_in
-from ebu.commands.table.provenance import machine
-from ebu.commands.table.results import ResultsTable
+from ebu.commands.studying.committed import write_result
+from ebu.commands.studying.engine import check_engine, open_engine
+from ebu.commands.studying.jobs import run_tasks
+from ebu.commands.studying.plan import PlannedRun, StudyConfig, check_settings, plan
+from ebu.commands.studying.player import Task
+from ebu.commands.studying.precision import in_one_precision, precisions_in
+from ebu.commands.studying.provenance import machine
+from ebu.commands.studying.results import ResultsTable
 from ebu.commands.trust import trust_words
 from ebu.errors import EbuError, UsageError
 from ebu.run.cli import parse, run_command

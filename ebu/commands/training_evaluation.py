@@ -14,9 +14,9 @@ from ebu.commands.showing import warn
 from ebu.evaluation import Evaluation, Evaluator, seeds_at
 from ebu.interfaces import TrainingEnvironment
 from ebu.periodic_evaluation import EvaluationFault
+from ebu.run.crash_marker import CrashMarker
 from ebu.run.hints import program_command
 from ebu.run.logs import Monitor
-from ebu.run.mark import Mark
 from ebu.run.progress import say
 from ebu.run.video import scale_down
 from envs import EnvironmentFault
@@ -54,8 +54,8 @@ class TrainingEvaluation:
         self._last: tuple[TrainingEnvironment, Evaluation] | None = None
         self._can_film = True
         self._run_dir = run_dir
-        self._playing = Mark(run_dir / EVALUATING, most=MOST_STARTS, near=near)
-        self._filming = Mark(run_dir / FILMING)
+        self._playing = CrashMarker(run_dir / EVALUATING, most=MOST_STARTS, near=near)
+        self._filming = CrashMarker(run_dir / FILMING)
 
     def play(self, frames: int, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
         """Play the evaluation due at `frames`; None if told to stop before its end.

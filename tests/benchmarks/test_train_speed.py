@@ -8,7 +8,7 @@ import pytest
 from benchmarks import limits, runs, sb3, train_speed
 from benchmarks.runs import Window
 from ebu.errors import EbuError, UsageError
-from ebu.stopwatch import Mark
+from ebu.stopwatch import SpeedMark
 
 # An update takes 0.9 and acting in between 0.1 of a GFLOP.
 FLOPS = limits.Flops(update=100_000_000, state=25_000_000)
@@ -47,10 +47,10 @@ def test_a_window_begins_with_enough_updates_and_ends_after_its_steps(
     stages = {"acting": 1.0, "learning": 4.0, "storing": 2.0, "target_passes": 3.0}
     later = {"acting": 3.0, "sending": 1.0, "learning": 12.0, "storing": 2.0, "target_passes": 8.0}
     for mark, over in [
-        (Mark(0, 400, 2, {}), False),
-        (Mark(0, 416, 4, stages), False),
-        (Mark(0, 452, 8, later), False),
-        (Mark(0, 460, 9, later), True),
+        (SpeedMark(0, 400, 2, {}), False),
+        (SpeedMark(0, 416, 4, stages), False),
+        (SpeedMark(0, 452, 8, later), False),
+        (SpeedMark(0, 460, 9, later), True),
     ]:
         assert clock.look(mark) == over
     # No second was spent on storing. What is part of learning is not counted twice.

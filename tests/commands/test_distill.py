@@ -20,7 +20,7 @@ from agents.distillation.students import Student
 from ebu.commands import distill, evaluation
 from ebu.commands.distilling.from_scratch import plan_runs
 from ebu.commands.evaluate_arguments import EvaluateConfig
-from ebu.commands.table.player import Task
+from ebu.commands.studying.player import Task
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.errors import UsageError

@@ -16,7 +16,7 @@ from agents import load_agent
 from agents.distillation.deploy import deployment
 from agents.distillation.records import chosen
 from agents.distillation.settings import Stopped
-from agents.distillation.trainer import Trainer
+from agents.distillation.trainer import StudentTrainer
 from ebu import evaluation
 from ebu.errors import EbuError, UsageError
 from tests.distillations import FLAGS, NUMBERS, contents, distilled, scalars, train
@@ -65,7 +65,11 @@ def test_everything_finished_is_found_again(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("this was finished")
 
-    for owner, name in ((Trainer, "_update"), (deployment, "latencies"), (evaluation, "evaluate")):
+    for owner, name in (
+        (StudentTrainer, "_update"),
+        (deployment, "latencies"),
+        (evaluation, "evaluate"),
+    ):
         monkeypatch.setattr(owner, name, never)
     monkeypatch.setattr("agents.distillation.pipeline.collect", never)
     distilled(teacher, exported, "--export")
@@ -306,7 +310,7 @@ def test_with_more_games_all_is_scored_again_and_nothing_trained(
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(exported, out)
-    monkeypatch.setattr(Trainer, "_update", None)
+    monkeypatch.setattr(StudentTrainer, "_update", None)
     deployed: list[Any] = []
     monkeypatch.setattr(deployment, "deploy", lambda *given, **_: deployed.append(given))
     config = json.loads((out / "config.json").read_text())

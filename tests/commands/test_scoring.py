@@ -11,7 +11,7 @@ import torch
 from agents.foreign.flags import PolicyFlags
 from ebu.commands.policies import load_policy
 from ebu.commands.scoring import env_maker
-from ebu.commands.table.plan import games_of
+from ebu.commands.studying.plan import games_of
 from ebu.commands.train_arguments import parse_arguments
 from ebu.errors import UsageError
 from envs import Variant

@@ -17,7 +17,7 @@ from agents import load_agent
 from ebu.commands import evaluation, study
 from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.reporting.runs import find_run_directories, read_runs
-from ebu.commands.table.committed import write_result
+from ebu.commands.studying.committed import write_result
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.errors import EbuError, UsageError

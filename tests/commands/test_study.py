@@ -19,12 +19,12 @@ from ebu.commands import study
 from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.reporting.runs import read_run, settings_digest
 from ebu.commands.reporting.scores import final_record
-from ebu.commands.table.engine import LocalEngine
-from ebu.commands.table.jobs import run_tasks
-from ebu.commands.table.plan import StudyConfig, games_of, plan
-from ebu.commands.table.player import Task
-from ebu.commands.table.provenance import read_processes
-from ebu.commands.table.results import ResultsTable, row
+from ebu.commands.studying.engine import LocalEngine
+from ebu.commands.studying.jobs import run_tasks
+from ebu.commands.studying.plan import StudyConfig, games_of, plan
+from ebu.commands.studying.player import Task
+from ebu.commands.studying.provenance import read_processes
+from ebu.commands.studying.results import ResultsTable, row
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.errors import EbuError, UsageError
@@ -298,9 +298,9 @@ def test_a_signal_lets_every_process_save(number: int, tmp_path: Path) -> None:
 def test_processes_of_a_killed_study_save_and_end(tmp_path: Path) -> None:
     driver = f"""
 from pathlib import Path
-from ebu.commands.table.engine import LocalEngine
-from ebu.commands.table.jobs import run_tasks
-from ebu.commands.table.player import Task
+from ebu.commands.studying.engine import LocalEngine
+from ebu.commands.studying.jobs import run_tasks
+from ebu.commands.studying.player import Task
 script = {OBEDIENT!r}.replace("NAME", {str(tmp_path / "run")!r})
 task = Task(Path({str(tmp_path / "run")!r}), 1, ({sys.executable!r}, "-c", script), ())
 run_tasks([task], 1, engine=LocalEngine({{}}), scored=lambda task: "")

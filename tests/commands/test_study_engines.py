@@ -21,13 +21,13 @@ import pytest
 from ebu.commands import study
 from ebu.commands.reporting.runs import tail
 from ebu.commands.reporting.scores import final_record
-from ebu.commands.table import slurm_engine
-from ebu.commands.table.engine import Engine, check_engine, open_engine, sbatch_options
-from ebu.commands.table.jobs import run_tasks
-from ebu.commands.table.plan import StudyConfig
-from ebu.commands.table.player import Player
-from ebu.commands.table.provenance import machine, read_processes
-from ebu.commands.table.slurm_engine import Job, SlurmEngine
+from ebu.commands.studying import slurm_engine
+from ebu.commands.studying.engine import Engine, check_engine, open_engine, sbatch_options
+from ebu.commands.studying.jobs import run_tasks
+from ebu.commands.studying.plan import StudyConfig
+from ebu.commands.studying.player import Player
+from ebu.commands.studying.provenance import machine, read_processes
+from ebu.commands.studying.slurm_engine import Job, SlurmEngine
 from ebu.errors import EbuError, UsageError
 from ebu.run.directory import acquire_lock
 from tests.tasks import obedient, task, wait_for
@@ -298,7 +298,7 @@ def test_no_command_imports_an_engine_or_a_hub() -> None:
 import sys
 import ebu.commands.distill, ebu.commands.evaluate, ebu.commands.report, ebu.commands.study
 import ebu.commands.releasing.folder, ebu.commands.releasing.push
-import ebu.commands.table.ray_engine, ebu.commands.table.slurm_engine, ebu.commands.train
+import ebu.commands.studying.ray_engine, ebu.commands.studying.slurm_engine, ebu.commands.train
 print({"ray", "submitit", "huggingface_hub"} & sys.modules.keys())
 """
     ended = subprocess.run(

@@ -14,12 +14,12 @@ import pytest
 from ebu.commands import report, study
 from ebu.commands.presets import DEFAULT
 from ebu.commands.reporting.runs import learning_curve, read_run, settings_digest
-from ebu.commands.table import provenance
-from ebu.commands.table.committed import MOST_LINES, result_differences, write_result
-from ebu.commands.table.plan import PlannedRun, StudyConfig, plan
-from ebu.commands.table.player import Task
-from ebu.commands.table.provenance import code_version, provenance_of
-from ebu.commands.table.results import COLUMNS
+from ebu.commands.studying import provenance
+from ebu.commands.studying.committed import MOST_LINES, result_differences, write_result
+from ebu.commands.studying.plan import PlannedRun, StudyConfig, plan
+from ebu.commands.studying.player import Task
+from ebu.commands.studying.provenance import code_version, provenance_of
+from ebu.commands.studying.results import COLUMNS
 from ebu.commands.train_arguments import parse_arguments
 from ebu.errors import UsageError
 from ebu.run import machine as machine_module

@@ -39,7 +39,7 @@ from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import (
     EXPORT,
     STUDENTS,
-    Score,
+    GameScores,
     StudentRecord,
     export_name,
     file_name,
@@ -88,7 +88,7 @@ class Int8Record(TypedDict):
     calibrated_on: int
     states: int
     agreement: float
-    evaluation: Score
+    evaluation: GameScores
 
 
 class Latencies(TypedDict):
@@ -198,7 +198,7 @@ def deploy(
     directory: Path,
     agents: Mapping[str, TrainedAgent],
     dataset: Dataset,
-    score: Callable[[Path, Act], Score],
+    score: Callable[[Path, Act], GameScores],
     *,
     games: int,
     calls: int = CALLS,
@@ -257,7 +257,7 @@ def _export(
     name: str,
     agent: TrainedAgent,
     dataset: Dataset,
-    score: Callable[[Path, Act], Score],
+    score: Callable[[Path, Act], GameScores],
 ) -> FilesRecord:
     """Write and measure both files of an agent; raises as `deploy`."""
     path = directory / f"{file_name(name)}.onnx"
@@ -280,7 +280,7 @@ def _export_int8(
     content: bytes,
     agent: TrainedAgent,
     dataset: Dataset,
-    score: Callable[[Path, Act], Score],
+    score: Callable[[Path, Act], GameScores],
 ) -> Int8Record:
     """Write the int8 file beside the float32 one, and score and measure it."""
     calibrate, judge = _spread(dataset.train, CALIBRATION_STATES), dataset.held_out

@@ -8,14 +8,14 @@ from torch import Tensor
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import StudentRecord
 from agents.distillation.settings import StudentSpec
-from agents.distillation.trainer import Supervision, Trainer
+from agents.distillation.trainer import StudentTrainer, Supervision
 from agents.distillation.training import Member, train_together
 
 PEER = "peer"
 """Ends the name of the second student's procedure, where one name is trained with its own kind."""
 
 
-class MutualTrainer(Trainer):
+class MutualTrainer(StudentTrainer):
     """Trains K students on the same minibatches.
 
     Each minimises the supervision's losses, of which `mutual` is the mean KL(p_k ‖ p_S) over its

@@ -16,7 +16,7 @@ from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import StudentRecord
 from agents.distillation.settings import DistillConfig, StudentSpec, refuse_factorised
 from agents.distillation.students import Student
-from agents.distillation.trainer import Supervision, Trainer
+from agents.distillation.trainer import StudentTrainer, Supervision
 from agents.distillation.training import Member, rng_of_student, train_together
 from agents.networks import PlainHead, QNetwork
 from agents.trained import TrainedAgent
@@ -26,7 +26,7 @@ JOINT = "joint"
 """The procedure's name of students that play several games."""
 
 
-class JointTrainer(Trainer):
+class JointTrainer(StudentTrainer):
     """Trains students of G games with one trunk.
 
     Every update takes a minibatch of one game, in turn: outputs of different games are never in one

@@ -9,7 +9,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from agents.distillation.records import Score, StudentRecord, TeacherRecord, chosen, retention
+from agents.distillation.records import GameScores, StudentRecord, TeacherRecord, chosen, retention
 from ebu.paired import Difference, holm, paired_difference, share_interval
 from ebu.statistics import CONFIDENCE, mean_interval
 
@@ -36,7 +36,7 @@ class MethodRow(TypedDict):
     regret: float
 
 
-class Comparison(TypedDict):
+class MethodDifference(TypedDict):
     """A method against the main one, of the same student: differences of scores, paired by games.
 
     | key | meaning |
@@ -54,14 +54,14 @@ class Comparison(TypedDict):
     p_value: float
 
 
-def in_same_games(*scores: Score) -> bool:
+def in_same_games(*scores: GameScores) -> bool:
     """Whether these policies have played the same games."""
     games = {(score["protocol"], score["seed"], len(score["returns"])) for score in scores}
     return len(games) == 1
 
 
 def retention_interval(
-    scores: Sequence[Score], teacher: TeacherRecord, *, another: bool = False
+    scores: Sequence[GameScores], teacher: TeacherRecord, *, another: bool = False
 ) -> list[float] | None:
     """The 95 % interval of a retention: a student's own over games, or that of a method.
 
@@ -77,7 +77,7 @@ def retention_interval(
     return None if interval is None else list(interval)
 
 
-def is_above(score: Score, *floor: Score) -> bool | None:
+def is_above(score: GameScores, *floor: GameScores) -> bool | None:
     """Whether the mean is above all these with 95 % confidence, each paired by games.
 
     None for a single game, and for other games.
@@ -93,7 +93,7 @@ def is_above(score: Score, *floor: Score) -> bool | None:
     return all(found)
 
 
-def floor_of(teacher: TeacherRecord) -> dict[str, Score]:
+def floor_of(teacher: TeacherRecord) -> dict[str, GameScores]:
     """What is to be above: the games of random play and of the best constant action, by name."""
     constant = teacher["constant"]
     return {
@@ -138,7 +138,7 @@ def method_row(group: Sequence[StudentRecord], teacher: TeacherRecord) -> Method
     }
 
 
-def compare_methods(groups: Sequence[Sequence[StudentRecord]], main: str) -> list[Comparison]:
+def compare_methods(groups: Sequence[Sequence[StudentRecord]], main: str) -> list[MethodDifference]:
     """Each student's methods against its main one, corrected for their number.
 
     groups: the seeds of each student and method. Left out are those without students of the main

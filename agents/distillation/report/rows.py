@@ -24,8 +24,8 @@ from agents.distillation.records import (
     STUDENTS,
     TEACHER_FILE,
     EnsembleRecord,
+    GameScores,
     MemberRecord,
-    Score,
     StudentRecord,
     TeacherRecord,
     chosen,
@@ -34,7 +34,7 @@ from agents.distillation.records import (
     retention,
 )
 from agents.distillation.report.retention import (
-    Comparison,
+    MethodDifference,
     MethodRow,
     compare_methods,
     floor_of,
@@ -73,7 +73,7 @@ class Row(TypedDict):
     method: str | None
     seed: int | None
     chosen: bool
-    evaluation: Score
+    evaluation: GameScores
     above_floor: bool | None
     retention: float | None
     retention_95: list[float] | None
@@ -109,7 +109,7 @@ class Report(TypedDict):
     main: str
     rows: list[Row]
     methods: list[MethodRow]
-    comparisons: list[Comparison]
+    comparisons: list[MethodDifference]
     exports: dict[str, ExportRecord]
     missing: list[str]
 
@@ -284,7 +284,7 @@ def _rows(
     return rows
 
 
-def _row(name: str, kind: Kind, score: Score, teacher: TeacherRecord, **known: Any) -> Row:
+def _row(name: str, kind: Kind, score: GameScores, teacher: TeacherRecord, **known: Any) -> Row:
     """A policy and its games, and what else is known of it; everything else is None."""
     share, interval = retention(score, teacher), None
     # Both ends of the scale are known.

@@ -18,14 +18,14 @@ from agents.distillation.deploy.deployment import (
 from agents.distillation.deploy.onnx_policy import Parity
 from agents.distillation.records import (
     REPORT,
+    GameScores,
     MemberRecord,
-    Score,
     TeacherRecord,
     file_name,
     write_record,
 )
 from agents.distillation.report.picture import picture
-from agents.distillation.report.retention import Comparison, MethodRow, weakness
+from agents.distillation.report.retention import MethodDifference, MethodRow, weakness
 from agents.distillation.report.rows import Report, Row, compose, read_records
 from ebu.run import markdown
 from ebu.run.files import write_whole
@@ -177,7 +177,7 @@ def _methods(methods: Sequence[MethodRow]) -> str:
     )
 
 
-def _comparisons(comparisons: Sequence[Comparison]) -> str:
+def _comparisons(comparisons: Sequence[MethodDifference]) -> str:
     return table(
         comparisons,
         ("student", lambda row: _code(row["name"])),
@@ -188,13 +188,13 @@ def _comparisons(comparisons: Sequence[Comparison]) -> str:
     )
 
 
-def gap_cell(row: Comparison) -> str:
+def gap_cell(row: MethodDifference) -> str:
     """A difference of scores and its interval."""
     low, high = row["together_95"]
     return f"{row['difference']:+,.2f} [{low:+,.2f}, {high:+,.2f}]"
 
 
-def verdict(row: Comparison) -> str:
+def verdict(row: MethodDifference) -> str:
     """What a comparison has found."""
     if row["p_value"] >= 1 - CONFIDENCE:
         return "no difference shown"
@@ -286,7 +286,7 @@ def _figure(value: float | None, form: str) -> str:
     return NONE if value is None else form.format(value)
 
 
-def score_cell(score: Score) -> str:
+def score_cell(score: GameScores) -> str:
     """A mean score and its interval."""
     interval = score["interval_95"]
     mean = f"{score['mean']:,.2f}"

@@ -18,8 +18,8 @@ from agents.distillation.records import (
     RESULT_FILE,
     SCRATCH,
     STUDENTS,
+    GameScores,
     HeldOut,
-    Score,
     StudentRecord,
     read_record,
     student_name,
@@ -29,10 +29,10 @@ from agents.distillation.settings import DistillConfig, Stopped
 from agents.distillation.students import Student, digest_of, network_sizes
 from agents.distillation.trainer import Supervision
 from agents.networks import QNetwork
-from ebu.commands.table.engine import LocalEngine
-from ebu.commands.table.jobs import run_tasks
-from ebu.commands.table.player import Task
-from ebu.commands.table.provenance import code_version, read_processes
+from ebu.commands.studying.engine import LocalEngine
+from ebu.commands.studying.jobs import run_tasks
+from ebu.commands.studying.player import Task
+from ebu.commands.studying.provenance import code_version, read_processes
 from ebu.commands.train_arguments import flags_of, parse_arguments
 from ebu.commands.trust import trust_words
 from ebu.errors import EbuError, UsageError
@@ -187,7 +187,7 @@ def _record(supervision: Supervision, run: ScratchRun) -> StudentRecord:
     assert checkpoint is not None
     try:
         evaluation = read_json(run_dir / _DRAFT)
-        check_fits(evaluation, Score)
+        check_fits(evaluation, GameScores)
     except (OSError, ValueError) as error:
         raise EbuError(f"{run_dir / _DRAFT} cannot be read ({error}): score it again") from error
     settings, environment = agent.config["settings"], agent.config["environment"]
@@ -203,7 +203,9 @@ def _record(supervision: Supervision, run: ScratchRun) -> StudentRecord:
         "states": agent.frames // environment["frames_per_step"],
         "seconds": sum(each["seconds"] for each in trained),
         "held_out": measure_as_policy(agent, supervision),
-        "evaluation": cast(Score, {key: evaluation[key] for key in Score.__annotations__}),
+        "evaluation": cast(
+            GameScores, {key: evaluation[key] for key in GameScores.__annotations__}
+        ),
         "weights": digest_of(agent.network),
     }
 

@@ -29,7 +29,7 @@ from ebu.commands.evaluation import rules_of, run
 from ebu.commands.release import ReleaseConfig
 from ebu.commands.releasing.card import card_text
 from ebu.commands.reporting.scores import FOLDER, as_json, read_records, write_evaluation
-from ebu.commands.table.provenance import PROVENANCE, provenance_of
+from ebu.commands.studying.provenance import PROVENANCE, provenance_of
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Evaluator
 from ebu.run.directory import CONFIG, RELEASED, check_links, differences, identity_of, read_config

@@ -10,7 +10,7 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from ebu.commands.reporting.scores import Score, final_record, score_in_training, score_of
+from ebu.commands.reporting.scores import RunScore, final_record, score_in_training, score_of
 from ebu.errors import EbuError, UsageError
 from ebu.run.directory import (
     CONFIG,
@@ -81,7 +81,7 @@ class Run:
 
     directory: Path
     settings: dict[str, Any]
-    score: Score | None
+    score: RunScore | None
     played_frames: int
     last_games: float | None
 
@@ -108,7 +108,7 @@ class Run:
         return int(self.settings["frames"])
 
     @property
-    def final_score(self) -> Score | None:
+    def final_score(self) -> RunScore | None:
         """The score after all frames the run was asked to play; None where there is none."""
         if self.score is None or self.score.frames < self.asked_frames:
             return None
@@ -166,7 +166,7 @@ def read_runs(run_dirs: Sequence[Path]) -> tuple[list[Run], dict[Path, Curve], l
     return runs, curves, damaged
 
 
-def _read_score(run_dir: Path, settings: dict[str, Any], games: int | None) -> Score | None:
+def _read_score(run_dir: Path, settings: dict[str, Any], games: int | None) -> RunScore | None:
     record = final_record(run_dir, settings["protocol"], games)
     if record is not None:
         return score_of(record)

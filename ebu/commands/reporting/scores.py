@@ -20,7 +20,7 @@ FINAL = "evaluation.json"
 
 
 @dataclass(frozen=True)
-class Score:
+class RunScore:
     """What a run scored.
 
     | field | meaning |
@@ -155,7 +155,7 @@ def _is_a_score(record: Mapping[str, Any]) -> bool:
     return of_protocol and whole_games and of_final_weights
 
 
-def score_of(record: Mapping[str, Any], *, final: bool = True) -> Score:
+def score_of(record: Mapping[str, Any], *, final: bool = True) -> RunScore:
     """The score in a record of evaluate.py on an agent.
 
     Raises `KeyError`, `TypeError` or `ValueError` where it is none.
@@ -163,7 +163,7 @@ def score_of(record: Mapping[str, Any], *, final: bool = True) -> Score:
     protocol, interval = record["protocol"], record["interval_95"]
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}")
-    return Score(
+    return RunScore(
         mean=float(record["mean"]),
         games=int(record["games"]),
         interval=None if interval is None else (float(interval[0]), float(interval[1])),
@@ -173,7 +173,7 @@ def score_of(record: Mapping[str, Any], *, final: bool = True) -> Score:
     )
 
 
-def score_in_training(line: Mapping[str, Any], protocol: str) -> Score:
+def score_in_training(line: Mapping[str, Any], protocol: str) -> RunScore:
     """The score in a line of evaluations.jsonl; raises as `score_of`."""
     record = {**line, "trained_frames": line["frames"], "protocol": protocol}
     return score_of(record, final=False)

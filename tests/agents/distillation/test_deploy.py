@@ -17,7 +17,7 @@ from agents.distillation.deploy.deployment import (
     read_exports,
 )
 from agents.distillation.deploy.onnx_policy import OnnxPolicy
-from agents.distillation.records import Score
+from agents.distillation.records import GameScores
 from agents.foreign.layers import Layer, Layers, PlainPolicy
 from agents.trained import TrainedAgent
 from ebu.interfaces import Act
@@ -36,7 +36,7 @@ class Scorer:
     def __init__(self) -> None:
         self.asked: list[Any] = []
 
-    def __call__(self, path: Path, act: Act) -> Score:
+    def __call__(self, path: Path, act: Act) -> GameScores:
         self.asked.append(act)
         stacks = STATES.stacks(torch.arange(40))
         actions, _ = act(stacks, epsilon=0.0, rng=np.random.default_rng(0))

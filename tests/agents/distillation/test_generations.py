@@ -15,7 +15,7 @@ from agents.distillation.experimental.synthetic import shift
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import chosen
 from agents.distillation.settings import StudentSpec
-from agents.distillation.trainer import Supervision, Trainer
+from agents.distillation.trainer import StudentTrainer, Supervision
 from agents.trained import load_agent
 from tests.agents.distillation.small_pipelines import pipeline_in, teacher_of
 from tests.agents.distillation.test_trainer import (
@@ -127,7 +127,7 @@ def test_the_next_refinery_is_the_last_generations(
 def test_shifts_are_drawn_again_after_a_kill(tmp_path: Path) -> None:
     supervision = refine(supervision_of())
 
-    def start(name: str, **changes: Any) -> Trainer:
+    def start(name: str, **changes: Any) -> StudentTrainer:
         return trainer_in(tmp_path / name, supervision=supervision, **changes)
 
     assert_killed_training_ends_with_the_same_bits(start)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agents.distillation.deploy.deployment import ExportRecord
 from agents.distillation.records import (
-    Score,
+    GameScores,
     StudentRecord,
     TeacherRecord,
     export_name,
@@ -28,9 +28,9 @@ from ebu.statistics import mean_interval
 from tests.figures import unreadable
 
 
-def score_of(*returns: float, **changes: Any) -> Score:
+def score_of(*returns: float, **changes: Any) -> GameScores:
     interval = mean_interval(np.array(returns))
-    score: Score = {
+    score: GameScores = {
         "mean": float(np.mean(returns)),
         "games": len(returns),
         "interval_95": None if interval is None else list(interval),

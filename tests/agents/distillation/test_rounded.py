@@ -14,7 +14,7 @@ from agents.distillation.deploy.onnx_policy import OnnxPolicy
 from agents.distillation.deploy.rounded import RoundedStudent, round_weight
 from agents.distillation.losses import policy_divergence
 from agents.distillation.students import Student
-from agents.distillation.trainer import Supervision, Trainer
+from agents.distillation.trainer import StudentTrainer, Supervision
 from agents.trained import TrainedAgent
 from tests.agents.distillation.small_pipelines import config_with
 from tests.agents.distillation.test_export import EVERY, STATES, agent_of
@@ -64,7 +64,9 @@ def train(agent: TrainedAgent, directory: Path, kind: type[Student], *, updates:
     network = agent.network.requires_grad_(True)
     student = kind(agent.config["settings"]["network"], network, "logits")  # type: ignore[arg-type]
     config = config_with(updates=updates, batch_size=32, learning_rate=3e-3)
-    trainer = Trainer(directory, [student], [SUPERVISION], config, rng=np.random.default_rng(0))
+    trainer = StudentTrainer(
+        directory, [student], [SUPERVISION], config, rng=np.random.default_rng(0)
+    )
     assert trainer.run()
     trainer.close()
     agent.network.requires_grad_(False)

@@ -15,7 +15,7 @@ from agents.distillation import losses
 from agents.distillation.dataset import Dataset
 from agents.distillation.settings import DistillConfig
 from agents.distillation.students import Student, build
-from agents.distillation.trainer import PROGRESS, Supervision, Trainer
+from agents.distillation.trainer import PROGRESS, StudentTrainer, Supervision
 from ebu.errors import EbuError
 from ebu.run.checkpoint import load_latest, save_checkpoint
 from tests.agents.distillation.small_pipelines import SIDE, config_with, teacher_of
@@ -49,14 +49,14 @@ def trainer_in(
     student: Student | None = None,
     config: DistillConfig = CONFIG,
     **options: Any,
-) -> Trainer:
+) -> StudentTrainer:
     supervision = options.pop("supervision", None) or supervision_of(weights)
     rng = options.pop("rng", None) or np.random.default_rng(3)
     student = student or network("2-2-2/4", 0)
-    return Trainer(directory, [student], [supervision], replace(config, **options), rng=rng)
+    return StudentTrainer(directory, [student], [supervision], replace(config, **options), rng=rng)
 
 
-def weights_of(training: Trainer) -> dict[str, Tensor]:
+def weights_of(training: StudentTrainer) -> dict[str, Tensor]:
     return {name: weight.clone() for name, weight in training.pairs[0][0].state_dict().items()}
 
 
@@ -98,7 +98,7 @@ def test_held_out_episodes_are_never_trained_on(
         return real(states, indices)
 
     monkeypatch.setattr(Dataset, "stacks", noticing)
-    monkeypatch.setattr(Trainer, "_log", lambda training: None)
+    monkeypatch.setattr(StudentTrainer, "_log", lambda training: None)
     training.run()
     states = training.pairs[0][1].dataset
     assert len(drawn) == CONFIG.updates
@@ -137,7 +137,7 @@ class Killed(BaseException):
     """Ends a training as a signal would: without saving."""
 
 
-def assert_killed_training_ends_with_the_same_bits(start: Callable[..., Trainer]) -> None:
+def assert_killed_training_ends_with_the_same_bits(start: Callable[..., StudentTrainer]) -> None:
     """Kill trainings before and after checkpoints, stop one, and compare the end with a whole one.
 
     `start` makes or resumes a training from the name of its directory and changed settings.

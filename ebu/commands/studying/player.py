@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ebu.commands.reporting.runs import tail
-from ebu.commands.table.provenance import append_process
+from ebu.commands.studying.provenance import append_process
 from ebu.errors import EbuError
 from ebu.run.directory import METRICS, is_locked
 from ebu.run.progress import say

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ebu.run.mark import Mark
+from ebu.run.crash_marker import CrashMarker
 
 
-def end_in(mark: Mark, frames: int, how: signal.Signals = signal.SIGKILL) -> None:
+def end_in(mark: CrashMarker, frames: int, how: signal.Signals = signal.SIGKILL) -> None:
     """Let a child end while this runs."""
     if not (child := os.fork()):
         with mark.set(frames):
@@ -18,7 +18,7 @@ def end_in(mark: Mark, frames: int, how: signal.Signals = signal.SIGKILL) -> Non
 
 
 def test_starts_that_end_are_counted_by_frames_until_one_does_not(tmp_path: Path) -> None:
-    mark = Mark(tmp_path / "mark", most=9, near=8)
+    mark = CrashMarker(tmp_path / "mark", most=9, near=8)
     for frames in (300, 104, 300, 307):
         end_in(mark, frames)
     with mark.set(104):
@@ -31,7 +31,7 @@ def test_starts_that_end_are_counted_by_frames_until_one_does_not(tmp_path: Path
 
 @pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGBUS])
 def test_one_crash_is_enough(tmp_path: Path, how: signal.Signals) -> None:
-    mark = Mark(tmp_path / "mark", most=9)
+    mark = CrashMarker(tmp_path / "mark", most=9)
     end_in(mark, 100)
     end_in(mark, 200, how)
     end_in(mark, 100)
@@ -40,7 +40,7 @@ def test_one_crash_is_enough(tmp_path: Path, how: signal.Signals) -> None:
 
 @pytest.mark.parametrize("damaged", [b"", b"\x00" * 9, b"[3]", b'{"a": 1}', b'{"3": "b"}', b"3"])
 def test_a_damaged_mark_is_there_and_counts_nothing(tmp_path: Path, damaged: bytes) -> None:
-    mark = Mark(tmp_path / "mark")
+    mark = CrashMarker(tmp_path / "mark")
     mark.path.write_bytes(damaged)
     assert mark.is_left()
     assert mark.starts_ended(3) == 0

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ebu.commands.table.player import POLL_SECONDS, Player, Task, enter
-from ebu.commands.table.provenance import code_version
+from ebu.commands.studying.player import POLL_SECONDS, Player, Task, enter
+from ebu.commands.studying.provenance import code_version
 from ebu.errors import EbuError, UsageError
 from ebu.run.hardware import all_cores
 from ebu.run.progress import say

@@ -16,7 +16,7 @@ from typing import Any
 
 from ebu.commands.reporting.runs import method_settings
 from ebu.commands.reporting.scores import FINAL, as_json, final_record
-from ebu.commands.table.provenance import PROVENANCE, provenance_of
+from ebu.commands.studying.provenance import PROVENANCE, provenance_of
 from ebu.errors import EbuError
 from ebu.run.directory import (
     AUTOMATIC,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ebu.commands.table.plan import PlannedRun
+from ebu.commands.studying.plan import PlannedRun
 from ebu.errors import EbuError, UsageError
 from ebu.run.directory import CONFIG, read_config
 

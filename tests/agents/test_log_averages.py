@@ -2,7 +2,7 @@
 
 import torch
 
-from agents.averages import Averages
+from agents.log_averages import Averages
 
 
 def test_averages_by_hand() -> None:

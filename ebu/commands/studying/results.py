@@ -8,7 +8,7 @@ from typing import Any
 
 from ebu.commands.reporting.published import HUMAN_TABLES, normalised, relative
 from ebu.commands.reporting.runs import Run, read_run, settings_digest
-from ebu.commands.table.provenance import provenance_of
+from ebu.commands.studying.provenance import provenance_of
 from ebu.errors import EbuError, UsageError
 from ebu.run.directory import CONFIG
 from ebu.run.files import write_whole

@@ -12,7 +12,7 @@ from ebu.run.files import is_there, write_whole
 from ebu.run.reading import check_fits, parse_json, read_file
 
 
-class Mark:
+class CrashMarker:
     """A file that is there while code runs that can end the process, and after it did.
 
     It counts, by frames, how many starts in a row ended in that code. `most` of them are enough to

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from ebu.commands.table.plan import StudyConfig
-from ebu.commands.table.player import Player, Task
-from ebu.commands.table.provenance import code_version
+from ebu.commands.studying.plan import StudyConfig
+from ebu.commands.studying.player import Player, Task
+from ebu.commands.studying.provenance import code_version
 from ebu.errors import UsageError
 from ebu.run.hints import install_command
 from envs.games import quote
@@ -69,12 +69,12 @@ def open_engine(config: StudyConfig) -> Iterator[Engine]:
     Raises `UsageError` where it is not to be had here.
     """
     if config.engine == "ray":
-        from ebu.commands.table.ray_engine import open_ray
+        from ebu.commands.studying.ray_engine import open_ray
 
         with open_ray(config.address, config.runs_per_gpu) as ray_engine:
             yield ray_engine
     elif config.engine == "slurm":
-        from ebu.commands.table.slurm_engine import open_slurm
+        from ebu.commands.studying.slurm_engine import open_slurm
 
         options = sbatch_options(config.sbatch)
         folder = config.out.absolute() / "slurm"

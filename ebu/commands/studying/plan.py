@@ -12,8 +12,8 @@ from agents import AGENTS
 from ebu.commands.game_names import about_game
 from ebu.commands.presets import TrainConfig
 from ebu.commands.reporting.runs import Run, read_run
-from ebu.commands.reporting.scores import Score, final_record, score_of
-from ebu.commands.table.committed import result_differences
+from ebu.commands.reporting.scores import RunScore, final_record, score_of
+from ebu.commands.studying.committed import result_differences
 from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trust import add_working_directory
 from ebu.errors import EbuError, UsageError
@@ -128,7 +128,7 @@ class PlannedRun:
             return False
         return record is not None and self._accepts(score_of(record))
 
-    def _accepts(self, score: Score | None) -> bool:
+    def _accepts(self, score: RunScore | None) -> bool:
         return (
             score is not None
             and score.final

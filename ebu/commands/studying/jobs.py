@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
-from ebu.commands.table.engine import Engine
-from ebu.commands.table.player import POLL_SECONDS, Task
+from ebu.commands.studying.engine import Engine
+from ebu.commands.studying.player import POLL_SECONDS, Task
 from ebu.errors import EbuError
 from ebu.run.directory import is_locked
 from ebu.run.progress import StatusLine, say

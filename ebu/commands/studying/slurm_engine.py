@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ebu.commands.table.player import POLL_SECONDS, Player, Task, enter
-from ebu.commands.table.provenance import code_version
+from ebu.commands.studying.player import POLL_SECONDS, Player, Task, enter
+from ebu.commands.studying.provenance import code_version
 from ebu.errors import EbuError, UsageError
 from ebu.run.files import write_whole, writing
 from ebu.run.hints import PROJECT
