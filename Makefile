@@ -10,11 +10,11 @@
 # make reproduce                         one more run of committed results: does it score as they do?
 # make docs-check                        every command of README and docs, shortened
 
-# Without GAME: one in which a small network learns within ten minutes on two cores.
+# Without GAME: one in which a small network learns within ten minutes on one core.
 ifndef GAME
 GAME   := kung_fu_master
-FRAMES ?= 200000
-FIRST_LOOK := --network net2 --epsilon-decay-steps 10000 --eval-episodes 30
+FRAMES ?= 150000
+FIRST_LOOK := --network net2 --epsilon-decay-steps 10000 --eval-episodes 30 --threads 1
 endif
 AGENT  ?= ebu
 # Without FRAMES: as many as train.py takes for the game.

@@ -208,7 +208,7 @@ class DistillConfig:
     precision: Literal["float32", "tf32", "bfloat16", "auto"] = "auto"
     """Arithmetic of the networks in training. auto: bfloat16 where the device has it."""
     threads: Threads = 0
-    """Threads of torch and of the emulators; 0 takes one for each processor core."""
+    """Threads of torch and of the emulators; 0 takes all processor cores but one."""
     checkpoint_minutes: PositiveFloat = 2.0
     """Minutes between two checkpoints of a student's training; changes no result."""
     generations: Repetitions = 1

@@ -24,8 +24,8 @@ from ebu.evaluation import Evaluation, Evaluator, random_play, seeds_of
 from ebu.interfaces import VectorEnvironment
 from ebu.run.directory import read_config, require
 from ebu.run.files import write_whole
-from ebu.run.hardware import all_cores
 from ebu.run.machine import (
+    automatic_threads,
     device_named,
     has_bfloat16,
     has_tf32,
@@ -160,7 +160,8 @@ def rules_of(config: EvaluateConfig, settings: dict[str, Any] | None = None) -> 
     one_of("--protocol", name, PROTOCOLS)
     protocol = PROTOCOLS[name]
     final_epsilon = float(settings["epsilon_end"])
-    device, threads = device_named(config.device), config.threads or all_cores()
+    device = device_named(config.device)
+    threads = config.threads or automatic_threads(device)
     prepare_torch(device, torch_threads(config.threads, threads, device))
     variant = variant_of(settings)
     if config.max_steps is not None:

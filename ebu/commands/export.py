@@ -42,7 +42,7 @@ class ExportConfig:
     seed: NotNegative = 0
     """Seed of the states and of the scored games."""
     threads: Threads = 0
-    """Threads of torch and of the emulators; 0 takes one for each processor core."""
+    """Threads of torch and of the emulators; 0 takes all processor cores but one."""
     trust_env: bool = False
     """Import the module that the run's environment is from (module:Env-v0): its code runs."""
     policy: PolicyFlags = field(default_factory=PolicyFlags)

@@ -64,8 +64,8 @@ class TrainConfig:
     with faster, rounded products on a GPU. auto: bfloat16 where the device has instructions for
     it."""
     threads: Threads = 0
-    """Threads of torch and of the emulators; 0 takes one for each processor core, and with a GPU
-    one for torch."""
+    """Threads of torch and of the emulators; 0 takes all processor cores but one, and with a GPU
+    all for the emulators and one for torch."""
     deterministic: bool = False
     """On a GPU, take only operations that give the same bits every time; a CPU always does."""
     profile: bool = False

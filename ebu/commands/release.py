@@ -34,7 +34,7 @@ class ReleaseConfig:
     device: Device = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
     threads: Threads = 0
-    """Threads of torch and of the emulators; 0 takes one for each processor core."""
+    """Threads of torch and of the emulators; 0 takes all processor cores but one."""
     trust_env: bool = False
     """Import the module that the run's environment is from (module:Env-v0): its code runs."""
     push: str | None = None

@@ -23,7 +23,7 @@ from ebu.commands.trust import trust_words
 from ebu.errors import EbuError, UsageError
 from ebu.run.cli import parse, run_command
 from ebu.run.directory import acquire_lock, check_links
-from ebu.run.hardware import all_cores
+from ebu.run.hardware import all_cores, spared_threads
 from ebu.run.hints import program_argv, program_command
 from ebu.run.progress import say
 from envs.protocols import PROTOCOLS
@@ -88,8 +88,9 @@ def play(config: StudyConfig, planned: Sequence[PlannedRun]) -> int:
         table.fill()
         return describe_score(read_run(run.run_dir, run.games))
 
-    cores = max(1, all_cores() // max(1, config.at_a_time)) if config.engine == "local" else 1
-    tasks = [task_of(run, run.threads(cores)) for run in waiting.values()]
+    local = config.engine == "local"
+    share = spared_threads(all_cores(), max(1, config.at_a_time)) if local else 1
+    tasks = [task_of(run, run.threads(share)) for run in waiting.values()]
     failed, stopped_by = list[str](), None
     if tasks:
         with open_engine(config) as engine:

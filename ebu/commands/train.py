@@ -32,6 +32,7 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     from ebu.commands.trainer import build_trainer
     from ebu.host_memory import share_one_heap
     from ebu.run.busy_cores import busy_cores_noted
+    from ebu.run.directory import automatic_settings, read_config
     from ebu.run.progress import Progress, say
 
     share_one_heap()
@@ -71,7 +72,10 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     progress = Progress(config.frames, initial=trainer.frames)
     one_thread = start_command(ranks, "--resume", run_dir, *trust, "--threads", 1)
     advice = f"stop with Ctrl-C, and resume with: {one_thread}"
-    with stop_on_signals(stop), busy_cores_noted(torch.get_num_threads(), advice):
+    # A run keeps threads that were asked for.
+    may_change = "threads" in automatic_settings(read_config(run_dir))
+    threads = torch.get_num_threads() if may_change else 1
+    with stop_on_signals(stop), busy_cores_noted(threads, advice):
         try:
             finished = already_played or trainer.run(config.frames, progress)
             finished = finished and trainer.finish(progress)

@@ -12,8 +12,17 @@ _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")
 _CFS = ("quota", "period")  # of the scheduler of Linux, as control groups of version 1 name them
 
 
+def spared_threads(cores: int, processes: int = 1) -> int:
+    """Threads of each of some processes that leave one of the cores to other programs.
+
+    PyTorch's threads wait for one another in every layer: where another program takes the core of
+    one, all wait, and several threads are many times slower than one.
+    """
+    return max(1, (cores - 1) // processes)
+
+
 def all_cores(root: Path = ROOT) -> int:
-    """Processor cores that this process may use: the threads of `--threads 0`.
+    """Processor cores that this process may use.
 
     No more than the control groups of a container or a batch job allow, rounded down: threads
     above that would wait for one another.

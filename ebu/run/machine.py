@@ -10,7 +10,7 @@ import torch
 
 from ebu.errors import UsageError
 from ebu.run.directory import AUTOMATIC, automatic_settings
-from ebu.run.hardware import all_cores
+from ebu.run.hardware import all_cores, spared_threads
 from ebu.subnormals import flush_subnormals
 
 ENVIRONMENTS = {"cpu": 8, "cuda": 64}
@@ -74,10 +74,11 @@ def choose_machine(
     chosen = device_named(device)
     asked_threads = threads
     if not threads:
-        threads = max(1, all_cores() // processes)
+        threads = automatic_threads(chosen, processes)
         known = recorded.get("threads")
         # More threads than cores only where they were asked for.
-        if isinstance(known, int) and (known <= threads or "threads" not in automatic):
+        cores = max(1, all_cores() // processes)
+        if isinstance(known, int) and (known <= cores or "threads" not in automatic):
             threads = known
     if precision == "auto":
         precision = recorded.get("precision") or ("bfloat16" if has_bfloat16(chosen) else "float32")
@@ -105,6 +106,13 @@ def choose_machine(
                 "of a run that was never moved"
             )
     return machine
+
+
+def automatic_threads(device: torch.device, processes: int = 1) -> int:
+    """The threads of `--threads 0`: one core is left free, except for emulators that feed a GPU."""
+    if device.type == "cuda":
+        return max(1, all_cores() // processes)
+    return spared_threads(all_cores(), processes)
 
 
 def torch_threads(asked: int, threads: int, device: torch.device) -> int:

@@ -224,10 +224,10 @@ def test_what_was_left_automatic_is_kept_or_changes_with_a_warning(
         return capsys.readouterr().err
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("ebu.run.machine.all_cores", lambda: 2)
+    monkeypatch.setattr("ebu.run.machine.all_cores", lambda: 3)
     started = start(run_dir, "--threads", "0", "--device", "auto")["settings"]
     assert started.items() >= automatic.items()
-    assert " here: " not in resumed_with(4, 400)
+    assert " here: " not in resumed_with(9, 400)
     assert read(run_dir)["settings"] == {**started, "frames": 400}
     assert "warning: threads was 2, is 1 here: " in resumed_with(1, 500)
     assert read(run_dir)["settings"] == {**started, "frames": 500, "threads": 1}

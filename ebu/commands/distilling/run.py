@@ -69,10 +69,12 @@ def run(config: DistillConfig, *, should_stop: Callable[[], bool] = lambda: Fals
         if config.from_scratch:
             runs = plan_runs(config, networks, pipeline.teacher.config["settings"])
     warn(config, specs)
+    # Threads that were asked for stay.
+    threads = machine.torch_threads if "threads" in machine.automatic else 1
     advice = "stop with Ctrl-C, and run the same command with --threads 1"
     with (
         open_output(config, games, machine, before),
-        busy_cores_noted(machine.torch_threads, advice),
+        busy_cores_noted(threads, advice),
         contextlib.ExitStack() as reports,
     ):
         say(f"{config.out}: watch it with: {tensorboard_command(config.out)}")

@@ -54,7 +54,10 @@ def test_a_new_run_takes_what_the_machine_has(here: Any) -> None:
     # On a GPU the emulators have all cores; torch only launches, unless threads are asked for.
     assert machine.torch_threads == 1
     assert choose_machine("cuda", 4, "auto", None).torch_threads == 4
-    assert choose_machine("cpu", 0, "auto", None).torch_threads == 8
+    # On the CPU one is left to other programs.
+    assert choose_machine("cpu", 0, "auto", None).torch_threads == 7
+    assert choose_machine("cpu", 0, "auto", None, processes=2).torch_threads == 3
+    assert choose_machine("cpu", 0, "auto", None, processes=9).torch_threads == 1
     asked = choose_machine("cpu", 2, "float32", None)
     assert asked.settings() == {"device": "cpu", "threads": 2, "precision": "float32"}
     assert asked.automatic == asked.warnings == machine.warnings == []
@@ -70,16 +73,25 @@ def test_a_larger_machine_keeps_what_was_recorded(started: tuple[str, int, str],
     assert again.warnings == []
 
 
+def test_a_run_that_took_all_cores_keeps_them(here: Any) -> None:
+    here(4)
+    before = config_of(choose_machine("cpu", 0, "float32", None))
+    before["settings"]["threads"] = 4  # As earlier versions chose.
+    again = choose_machine(*AUTO, before)
+    assert again.threads == 4
+    assert again.warnings == []
+
+
 def test_a_smaller_machine_changes_what_was_automatic_and_warns(here: Any) -> None:
     here(16, cuda=True, bfloat16=True)
     before = config_of(choose_machine(*AUTO, None))
     here(4)
     machine = choose_machine(*AUTO, before)
-    assert machine.settings() == {"device": "cpu", "threads": 4, "precision": "bfloat16"}
+    assert machine.settings() == {"device": "cpu", "threads": 3, "precision": "bfloat16"}
     assert [line.partition(":")[0] for line in machine.warnings] == [
         "no bfloat16 instructions here",
         "device was cuda, is cpu here",
-        "threads was 16, is 4 here",
+        "threads was 16, is 3 here",
     ]
     # Nothing more is said when it is resumed here.
     again = choose_machine(*AUTO, config_of(machine))
@@ -109,7 +121,7 @@ def test_runs_that_do_not_say_what_was_automatic_move_too(here: Any) -> None:
     del before["automatic"]
     here(4)
     machine = choose_machine(*AUTO, before)
-    assert machine.settings() == {"device": "cpu", "threads": 4, "precision": "float32"}
+    assert machine.settings() == {"device": "cpu", "threads": 3, "precision": "float32"}
     assert machine.automatic == ["device", "threads"]
 
 
