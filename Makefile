@@ -13,7 +13,7 @@
 # Without GAME: one in which a small network learns within ten minutes on one core.
 ifndef GAME
 GAME   := kung_fu_master
-FRAMES ?= 150000
+FRAMES ?= 130000
 FIRST_LOOK := --network net2 --epsilon-decay-steps 10000 --eval-episodes 30 --threads 1
 endif
 AGENT  ?= ebu

@@ -192,7 +192,7 @@ class LearnerConfig:
     """adam, or the centred RMSProp of DQN 2015 with its epsilon inside the root."""
     learning_rate: PositiveFloat = 1e-4
     """Step size of the optimizer."""
-    optimizer_epsilon: PositiveFloat = 1e-5
+    optimizer_epsilon: Annotated[float, Bounds(least=1e-30)] = 1e-5
     """Added to the denominator (adam) or inside the root (rmsprop)."""
     weight_decay: NotNegativeFloat = 0.0
     """Decoupled weight decay of adam: AdamW (Loshchilov, Hutter 2019)."""

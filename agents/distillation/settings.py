@@ -40,6 +40,8 @@ SYNTHETIC = (NOISE, MIXED, KEGNET)
 MIXED_FROM = 2_000
 """States that the teacher plays for mixtures of two of them."""
 AUTO, RUSU, RUSU_TEMPERATURE = "auto", "rusu", 0.01
+LOWEST, HIGHEST = 1e-6, 1e6
+"""Of temperatures, and of the weights of losses: with others a loss is no float32 number."""
 CONVOLUTIONS = ("conv1", "conv2", "conv3")
 INT8 = "int8"
 """The procedure's name of students that are trained through the rounding of their int8 files."""
@@ -245,7 +247,7 @@ class DistillConfig:
     """Weight of the relational loss on angles, over the first 64 states of a minibatch."""
     adversarial: Weight = 0.0
     """Weight of a discriminator between the two policies; experimental."""
-    hinton_temperature: PositiveFloat = 1.0
+    hinton_temperature: Annotated[float, Bounds(LOWEST, HIGHEST)] = 1.0
     """Softening of both sides in Hinton's mix, on top of the teacher's temperature."""
     soft_weight: Share = 0.5
     """Weight of the soft term in Hinton's mix; the hard term has the rest."""
@@ -416,8 +418,11 @@ def read_method(text: str) -> dict[str, float]:
             raise UsageError(
                 f"--baselines {text}: {part} has no weight: write for instance {main}+{name}=0.1"
             ) from None
-        if not weights[name] > 0:
-            raise UsageError(f"--baselines {text}: the weight of {name} must be positive")
+        if not 0 < weights[name] <= HIGHEST:
+            raise UsageError(
+                f"--baselines {text}: the weight of {name} must be positive, and no more than "
+                f"{HIGHEST:g}"
+            )
     return weights
 
 
@@ -429,10 +434,11 @@ def read_temperature(setting: str) -> float | None:
         value = float(setting)
     except ValueError:
         value = 0.0
-    if not (value > 0 and math.isfinite(value)):
+    if not LOWEST <= value <= HIGHEST:
         raise UsageError(
             f"--temperature {setting}: choose {AUTO} (the teacher's median gap between its two "
-            f"best actions), {RUSU} ({RUSU_TEMPERATURE}) or a positive number"
+            f"best actions), {RUSU} ({RUSU_TEMPERATURE}) or a number from {LOWEST:g} "
+            f"to {HIGHEST:g}"
         )
     return value
 

@@ -10,6 +10,8 @@ import tyro
 
 from ebu.errors import UsageError
 from ebu.run.cli import parse
+from ebu.run.files import check_place
+from ebu.run.reading import read_json
 from ebu.run.settings import Bounds, Device, NotNegative, OneOf, Share, Threads
 from ebu.run.video import check_video_path
 from envs.protocols import PROTOCOLS
@@ -86,7 +88,23 @@ def check(config: EvaluateConfig) -> None:
             raise UsageError(f"{path} is a directory: name a file")
         if not path.parent.is_dir():
             raise UsageError(f"{path}: there is no directory {path.parent}")
+        try:
+            check_place(path)
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}; name another file") from error
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise UsageError(f"{path} is not writable: choose another place")
+    if config.json is not None and config.json.exists() and not _is_result(config.json):
+        raise UsageError(
+            f"--json {config.json} is a file that evaluate.py did not write: name another one"
+        )
     if config.video is not None:
         check_video_path(config.video)
+
+
+def _is_result(path: Path) -> bool:
+    """Whether this is the result of an evaluation, which another may replace, or empty."""
+    try:
+        return not path.stat().st_size or "returns" in read_json(path)
+    except (OSError, ValueError):
+        return False

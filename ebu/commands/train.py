@@ -4,7 +4,7 @@ import signal
 import sys
 
 from ebu.commands.presets import TrainConfig
-from ebu.commands.train_arguments import gymnasium_defaults, parse_arguments
+from ebu.commands.train_arguments import gymnasium_defaults, parse_arguments, without_effect
 from ebu.commands.trust import trust_words
 from ebu.errors import EbuError
 from ebu.run.cli import run_command
@@ -38,6 +38,9 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     share_one_heap()
     trainer = build_trainer(config, ranks)
     run_dir = trainer.run_dir
+    if not trainer.frames:
+        for line in without_effect(config):
+            say(f"warning: {line}")
     if not is_atari(config.game):
         say(gymnasium_defaults(config))
         say(f"observations are {trainer.env.observation}")

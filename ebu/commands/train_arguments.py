@@ -72,9 +72,10 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
     if run_dir is not None:
         _check_with_resume(run_dir, args)
         args = [*flags_of_run(Path(run_dir)), *args, f"--run-dir={run_dir}"]
-    preset = _value_of("--preset", args) or DEFAULT.preset
+    # An empty value is none of the choices.
+    preset = DEFAULT.preset if (given := _value_of("--preset", args)) is None else given
     one_of("--preset", preset, PRESETS)
-    agent = _value_of("--agent", args) or PRESETS[preset].agent
+    agent = PRESETS[preset].agent if (given := _value_of("--agent", args)) is None else given
     one_of("--agent", agent, AGENTS)
     game = _value_of("--game", args) or DEFAULT.game
     _check_owners(agent, args)
@@ -98,10 +99,25 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
     else:
         check_trust(Path(run_dir), settings, arguments.trust_env)
     _check(arguments.run)
-    # A run that was started with such settings is resumed: they changed nothing in it.
-    if run_dir is None:
-        _check_without_effect(arguments.run, usual)
     return arguments.run
+
+
+def without_effect(config: TrainConfig) -> list[str]:
+    """The flags of settings that differ from the preset's and change nothing in this run."""
+    usual = for_agent(preset_for(config.game, config.preset), config.agent)
+    where = {}
+    if not is_atari(config.game):
+        where["train_noops"] = where["life_loss_ends_segment"] = "in a Gymnasium environment"
+    if config.learner.target_average:
+        where["target_sync_updates"] = "with --target-average"
+    if config.agent == "adaptive_ebu":
+        where["average_updates"] = "with adaptive_ebu, whose best learner plays"
+    ours, theirs = flat(config), flat(usual)
+    return [
+        f"--{name.replace('_', '-')} {ours[name]} changes nothing {why}"
+        for name, why in where.items()
+        if ours[name] != theirs[name]
+    ]
 
 
 def gymnasium_defaults(config: TrainConfig) -> str:
@@ -194,30 +210,6 @@ def _check_owners(agent: str, args: Sequence[str]) -> None:
                 f"{flag} is a flag of {', '.join(owners)}, not of {agent}: add --agent "
                 f"{owners[0]}, or leave it out (see {program} --agent {agent} --help)"
             )
-
-
-def _check_without_effect(config: TrainConfig, usual: TrainConfig) -> None:
-    """Raise `UsageError` for a setting that is not as usual and would change nothing."""
-    if not is_atari(config.game):
-        for name in ("protocol", "train_noops", "life_loss_ends_segment"):
-            value = getattr(config, name)
-            if value != getattr(usual, name):
-                raise UsageError(
-                    f"--{name.replace('_', '-')} {value} is for Atari games: leave it out for "
-                    f"{config.game}"
-                )
-    learner = config.learner
-    if learner.target_average and learner.target_sync_updates != usual.learner.target_sync_updates:
-        raise UsageError(
-            f"--target-sync-updates {learner.target_sync_updates} changes nothing with "
-            f"--target-average {learner.target_average:g}: leave one of them out"
-        )
-    averaged = learner.average_updates
-    if config.agent == "adaptive_ebu" and averaged != usual.learner.average_updates:
-        raise UsageError(
-            f"--average-updates {averaged} is not for adaptive_ebu, whose best learner plays: "
-            "leave it out"
-        )
 
 
 def _value_of(flag: str, args: Sequence[str]) -> str | None:

@@ -45,6 +45,10 @@ def parse(
     if "--version" in args:
         print(f"{prog} {__version__}")
         raise SystemExit(0)
+    if "" in args:
+        raise UsageError(
+            f"an argument is empty: give it a value, or leave it out (see {prog} --help)"
+        )
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -125,9 +129,11 @@ _read_numbers(float, _number)
 def _one_line(box: str, prog: str) -> str:
     """The words of an error drawn in a box, without the box, its title and the flags' help."""
     words: list[str] = []
-    for line in box.splitlines():
+    # Where the output is not UTF-8 there is no box, and the title is the first line.
+    lines = box.splitlines() if "╭" in box else box.strip().splitlines()[1:]
+    for line in lines:
         text = re.sub(r"[─│├┤]+", " ", line).strip()
-        if line[:1] in "╭╰" or not text:
+        if line[:1] in "╭╰" or not re.search(r"\w", text):
             continue
         if text.startswith(("Argument helptext", "For full helptext")):
             break

@@ -129,9 +129,14 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 def require(run_dir: Path, entries: Mapping[str, Any], *names: str) -> None:
     """Raise `EbuError` where these entries of config.json lack a name.
 
-    Not every config.json has all of them: those of distillations have settings of their own.
+    Raises `UsageError` for the output of a distillation, which has settings of its own.
     """
     for name in names:
+        if name not in entries and "students" in entries:
+            raise UsageError(
+                f"{run_dir} is what distill.py or export.py wrote, and no run: name a run, or a "
+                f"directory in {run_dir / 'students'}"
+            )
         if name not in entries:
             raise EbuError(f"{run_dir / CONFIG} lacks {name}: restore it")
 

@@ -52,15 +52,27 @@ def open_to_write(path: Path, flags: int) -> int:
     return descriptor
 
 
+def check_place(path: Path) -> None:
+    """Raise `OSError` unless a file can be at this path: nothing is there, or a regular file is.
+
+    A new file would take the place of a link, a pipe or a device of this name.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link, which is not followed", str(path))
+    if is_there(path) and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all, and its directory where there is none.
 
-    Raises `EbuError`, one line, where the disk is full or fails; a file that was there is then as
-    it was.
+    Raises `EbuError`, one line, where the disk is full or fails, and for a link, a pipe or a device
+    of this name; what was there is then as it was.
     """
     draft = path.with_name(f".{path.name}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        check_place(path)
         try:
             with os.fdopen(open_to_write(draft, os.O_CREAT | os.O_TRUNC), "wb") as file:
                 file.write(content)

@@ -354,6 +354,34 @@ def test_what_cannot_be_done_is_refused_before_playing(
         run(config_for(run_dir, **options))
 
 
+@pytest.mark.parametrize("kind", ["config", "link", "pipe", "text"])
+def test_a_result_takes_the_place_of_no_other_file(
+    kind: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = copied / "config.json" if kind == "config" else copied / "here"
+    if kind == "link":
+        path.symlink_to(copied / "config.json")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "text":
+        path.write_text("precious")
+    before = digests(copied)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("played"))
+    with pytest.raises(UsageError, match="name another"):
+        run(config_for(copied, json=path))
+    assert digests(copied) == before
+    with pytest.raises(UsageError, match="name another" if kind in ("link", "pipe") else "ends in"):
+        run(config_for(copied, video=path))
+
+
+def test_a_result_is_replaced_by_the_next(copied: Path, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.touch()
+    for games in (2, 3):
+        run(config_for(copied, json=path, episodes=games))
+        assert json.loads(path.read_text())["games"] == games
+
+
 def test_an_environment_without_pictures_is_refused_before_playing(
     runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -429,3 +429,29 @@ def test_directories_are_found_once_and_not_inside_runs(tmp_path: Path) -> None:
     write_run(run_dir, "pong", "ebu", 1, 1.0, name="copy")
     os.symlink(tmp_path / "a", tmp_path / "b")
     assert find_run_directories([tmp_path, tmp_path / "b", run_dir]) == [run_dir]
+
+
+def test_a_directory_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = write_run(tmp_path, "pong", "ebu", 0, 1.0)
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if str(path) == str(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert find_run_directories([tmp_path]) == [run_dir]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"warning: {closed} cannot be read, and is left out: Permission denied"
+
+
+def test_the_output_of_a_distillation_is_no_run(tmp_path: Path) -> None:
+    settings = {"students": ["net2"], "run_dirs": ["runs/teacher"]}
+    (tmp_path / "config.json").write_text(json.dumps({"settings": settings, "environment": {}}))
+    with pytest.raises(UsageError, match=r"distill\.py .* name a run"):
+        read_run(tmp_path)

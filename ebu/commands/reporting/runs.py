@@ -20,6 +20,7 @@ from ebu.run.directory import (
     read_config,
     require,
 )
+from ebu.run.progress import say
 from ebu.run.reading import (
     MOST_LOG_BYTES,
     RefusedFileError,
@@ -124,11 +125,13 @@ def find_run_directories(roots: Iterable[Path]) -> list[Path]:
     for root in roots:
         if not root.is_dir():
             raise UsageError(f"{root} is not a directory: name run directories, or one of a study")
-        under = []
-        for directory, inside, files in os.walk(root):
+        under, closed = list[Path](), list[OSError]()
+        for directory, inside, files in os.walk(root, onerror=closed.append):
             if CONFIG in files:
                 under.append(Path(directory))
                 inside.clear()
+        for error in closed:
+            say(f"warning: {error.filename} cannot be read, and is left out: {error.strerror}")
         if not under:
             raise UsageError(f"there is no run directory in {root}: none has a {CONFIG}")
         found |= {path.resolve(): path for path in sorted(under)}

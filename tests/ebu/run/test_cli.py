@@ -1,6 +1,8 @@
 """Flags from dataclasses; errors as one line and an exit code."""
 
 import errno
+import io
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +84,21 @@ def test_flags_are_flat_and_take_hyphens_and_equals_signs() -> None:
 def test_what_does_not_fit_is_refused_in_one_line_that_names_it(args: str, named: str) -> None:
     message = complaint(*args.split())
     assert all(name in message for name in named.split())
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_an_error_is_whole_in_every_encoding(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    for args, named in ((["--precision", "x"], "bfloat16"), (["--beto", "1"], "--beto")):
+        message = complaint(*args)
+        assert named in message
+        assert "---" not in message
+
+
+def test_an_empty_argument_is_refused() -> None:
+    assert "empty" in complaint("--run-dir", "")
 
 
 @pytest.mark.parametrize(

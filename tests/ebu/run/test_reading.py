@@ -115,6 +115,18 @@ def test_a_file_is_never_written_through_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "precious"
 
 
+def test_a_new_file_takes_the_place_of_no_link_and_no_pipe(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "link").symlink_to("precious")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe"):
+        with pytest.raises(EbuError, match=rf"cannot write .*{name}: it is"):
+            write_whole(tmp_path / name, b"other")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe", "precious"]
+
+
 def test_nesting_and_numbers_are_bounded() -> None:
     for depth, fits in ((MOST_NESTED, True), (MOST_NESTED + 1, False), (100_000, False)):
         for opened, closed in (("[", "]"), ('{"a":', "}")):
