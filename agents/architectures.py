@@ -68,7 +68,7 @@ Ranks = tuple[tuple[int, int, int, int] | None, int | None]
 RankRule = str | float
 """How a teacher's ranks are chosen: half, vbmf, or the share of the energy to keep."""
 
-_COUNT = r"([1-9]\d{0,3})"
+_COUNT = r"([1-9][0-9]{0,3})"
 _WIDTHS = re.compile(rf"{_COUNT}-{_COUNT}-{_COUNT}/{_COUNT}")
 _IMPALA = re.compile(rf"impala{_COUNT}?")
 _RANKS = re.compile(rf"tucker={_COUNT},{_COUNT},{_COUNT},{_COUNT}(?:,svd={_COUNT})?|svd={_COUNT}")

@@ -192,7 +192,7 @@ def _key(name: str) -> str:
     name = re.sub(r"^(ale_py:)?ale/", "", name)
     # Only the versions of Atari ids: `Blackjack-v1` is Gymnasium's card game, not the cartridge.
     name = re.sub(r"-v[045]$", "", name)
-    if re.search(r"-v\d+$", name):
+    if re.search(r"-v[0-9]+$", name):
         return name
     letters = re.sub(r"[^a-z0-9]", "", name)
     return re.sub(r"(noframeskip|deterministic)$", "", letters)

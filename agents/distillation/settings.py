@@ -431,7 +431,7 @@ def read_temperature(setting: str) -> float | None:
     if setting in (AUTO, RUSU):
         return None if setting == AUTO else RUSU_TEMPERATURE
     try:
-        value = float(setting)
+        value = float(setting.encode("ascii"))
     except ValueError:
         value = 0.0
     if not LOWEST <= value <= HIGHEST:

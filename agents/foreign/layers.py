@@ -66,7 +66,7 @@ def layers_in(weights: Weights, prefix: str) -> list[Layer]:
     """
     found = {}
     for name in weights:
-        if named := re.fullmatch(rf"{re.escape(prefix)}(\d{{0,4}})\.?weight", name):
+        if named := re.fullmatch(rf"{re.escape(prefix)}([0-9]{{0,4}})\.?weight", name):
             found[int(named[1] or 0)] = name.removesuffix("weight")
     layers = []
     for _, name in sorted(found.items()):

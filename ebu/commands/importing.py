@@ -58,7 +58,8 @@ def import_policy(config: ImportConfig) -> None:
     from ebu.run.directory import identity_of, open_run_directory
 
     if not has_layers(config.file):
-        raise UsageError(f"{config.file} is no file to import: name a zip, or a file of weights")
+        what = "is no file to import" if config.file.exists() else "does not exist"
+        raise UsageError(f"{config.file} {what}: name a zip, or a file of weights")
     agent = load_policy(config.file, config.policy, torch.device("cpu"))
     if not isinstance(agent.network, QNetwork):
         raise UsageError(

@@ -92,7 +92,8 @@ def count(text: str) -> int:
 
 def _number(text: str) -> float:
     try:
-        value = float(text)
+        # Python also takes the digits of other scripts.
+        value = float(text.encode("ascii"))
     except ValueError:
         raise ValueError(f"{_shorten(text)} is no number") from None
     if abs(value) > LARGEST_NUMBER:

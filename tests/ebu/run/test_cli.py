@@ -117,7 +117,7 @@ def test_integers_are_read_as_people_write_them(text: str, value: int) -> None:
 
 
 HUGE = ("1e30", "1" + "0" * 400, "9" * 20, "1e" + "9" * 30, "-1e30", "1e999999999", "1e14k")
-NO_INTEGER = ("1.5", "1e-3", "1e-999999999", "inf", "nan", "1e", "k", "1__0.", "0x10", "")
+NO_INTEGER = ("１", "1.5", "1e-3", "1e-999999999", "inf", "nan", "1e", "k", "1__0.", "0x10", "")
 
 
 @pytest.mark.parametrize("text", [*HUGE, *NO_INTEGER])
@@ -128,7 +128,9 @@ def test_what_is_no_integer_that_a_flag_takes_is_one_line(text: str) -> None:
         assert len(message) < 200
 
 
-@pytest.mark.parametrize("text", ["1e30", "1" + "0" * 400, "9" * 20, "inf", "-inf", "much", ""])
+@pytest.mark.parametrize(
+    "text", ["1e30", "1" + "0" * 400, "9" * 20, "inf", "-inf", "much", "１", ""]
+)
 def test_what_is_no_number_that_a_flag_takes_is_one_line(text: str) -> None:
     assert "--beta" in complaint(f"--beta={text}")
 
