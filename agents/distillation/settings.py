@@ -437,8 +437,8 @@ def read_temperature(setting: str) -> float | None:
     if not LOWEST <= value <= HIGHEST:
         raise UsageError(
             f"--temperature {setting}: choose {AUTO} (the teacher's median gap between its two "
-            f"best actions), {RUSU} ({RUSU_TEMPERATURE}) or a number from {LOWEST:g} "
-            f"to {HIGHEST:g}"
+            f"best actions), {RUSU} ({RUSU_TEMPERATURE}) or a positive number, from {LOWEST:g} to "
+            f"{HIGHEST:g}"
         )
     return value
 

@@ -266,7 +266,7 @@ def test_temperatures_by_name_and_number() -> None:
     assert not isinstance(failure.value, UsageError)
 
 
-@pytest.mark.parametrize("setting", ["warm", "0", "-1", "nan", "inf", ""])
+@pytest.mark.parametrize("setting", ["warm", "0", "-1", "nan", "inf", "1e300", "1e-300", "３", ""])
 def test_what_is_no_temperature_is_refused_with_the_choices(setting: str) -> None:
     with pytest.raises(UsageError, match=r"--temperature .*auto.*rusu.*positive number"):
         read_temperature(setting)
