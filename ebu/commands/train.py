@@ -75,8 +75,8 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     progress = Progress(config.frames, initial=trainer.frames)
     one_thread = start_command(ranks, "--resume", run_dir, *trust, "--threads", 1)
     advice = f"stop with Ctrl-C, and resume with: {one_thread}"
-    # A run keeps threads that were asked for.
-    may_change = "threads" in automatic_settings(read_config(run_dir))
+    # A run keeps threads that were asked for; only the first rank is sure to see its directory.
+    may_change = ranks.is_first and "threads" in automatic_settings(read_config(run_dir))
     threads = torch.get_num_threads() if may_change else 1
     with stop_on_signals(stop), busy_cores_noted(threads, advice):
         try:
