@@ -203,3 +203,12 @@ def test_a_file_system_without_locks_is_named_as_that(
     # Nothing else was written, and it is no other process's.
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
     assert not is_locked(tmp_path / "run")
+
+
+def test_a_run_and_a_distillation_are_told_apart(tmp_path: Path) -> None:
+    start_and_leave(tmp_path / "run")
+    distillation = {"settings": {"students": ["net2"]}, "environment": {}}
+    with pytest.raises(UsageError, match="holds a run: choose another"):
+        open_run(tmp_path / "run", distillation)
+    open_run(tmp_path / "out", distillation).close()
+    assert "distill.py or export.py" in refusal(tmp_path / "out")
