@@ -58,7 +58,9 @@ def import_policy(config: ImportConfig) -> None:
     from ebu.run.directory import identity_of, open_run_directory
 
     if not has_layers(config.file):
-        what = "is no file to import" if config.file.exists() else "does not exist"
+        # A function is named as module:function.
+        is_missing = ":" not in config.file.name and not config.file.exists()
+        what = "does not exist" if is_missing else "is no file to import"
         raise UsageError(f"{config.file} {what}: name a zip, or a file of weights")
     agent = load_policy(config.file, config.policy, torch.device("cpu"))
     if not isinstance(agent.network, QNetwork):
