@@ -27,6 +27,7 @@ from ebu.run.settings import (
     Share,
     Threads,
     one_of,
+    read_float,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ MIXED_FROM = 2_000
 """States that the teacher plays for mixtures of two of them."""
 AUTO, RUSU, RUSU_TEMPERATURE = "auto", "rusu", 0.01
 LOWEST, HIGHEST = 1e-6, 1e6
-"""Of temperatures, and of the weights of losses: with others a loss is no float32 number."""
+"""Of temperatures, and of weights in --baselines: with others a loss is no float32 number."""
 CONVOLUTIONS = ("conv1", "conv2", "conv3")
 INT8 = "int8"
 """The procedure's name of students that are trained through the rounding of their int8 files."""
@@ -413,7 +414,7 @@ def read_method(text: str) -> dict[str, float]:
         name = name.replace("-", "_")
         one_of(f"--baselines {text}:", name, ADDED_LOSSES)
         try:
-            weights[name] = float(weight)
+            weights[name] = read_float(weight)
         except ValueError:
             raise UsageError(
                 f"--baselines {text}: {part} has no weight: write for instance {main}+{name}=0.1"
@@ -431,7 +432,7 @@ def read_temperature(setting: str) -> float | None:
     if setting in (AUTO, RUSU):
         return None if setting == AUTO else RUSU_TEMPERATURE
     try:
-        value = float(setting.encode("ascii"))
+        value = read_float(setting)
     except ValueError:
         value = 0.0
     if not LOWEST <= value <= HIGHEST:

@@ -27,11 +27,9 @@ def main() -> int:
 def train(config: TrainConfig, ranks: Ranks) -> int:
     """Train, and return the exit code; of several ranks only the first prints."""
     # Imported when the settings are known to be right: they load torch.
-    import torch
-
     from ebu.commands.trainer import build_trainer
     from ebu.host_memory import share_one_heap
-    from ebu.run.busy_cores import busy_cores_noted
+    from ebu.run.busy_cores import busy_cores_noted, threads_left_automatic
     from ebu.run.directory import automatic_settings, read_config
     from ebu.run.progress import Progress, say
 
@@ -75,9 +73,9 @@ def train(config: TrainConfig, ranks: Ranks) -> int:
     progress = Progress(config.frames, initial=trainer.frames)
     one_thread = start_command(ranks, "--resume", run_dir, *trust, "--threads", 1)
     advice = f"stop with Ctrl-C, and resume with: {one_thread}"
-    # A run keeps threads that were asked for; only the first rank is sure to see its directory.
-    may_change = ranks.is_first and "threads" in automatic_settings(read_config(run_dir))
-    threads = torch.get_num_threads() if may_change else 1
+    # Only the first rank is sure to see the directory.
+    automatic = automatic_settings(read_config(run_dir)) if ranks.is_first else []
+    threads = threads_left_automatic(automatic)
     with stop_on_signals(stop), busy_cores_noted(threads, advice):
         try:
             finished = already_played or trainer.run(config.frames, progress)

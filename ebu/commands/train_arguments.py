@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from agents.architectures import architecture
 from agents.settings import AGENTS
@@ -56,6 +56,8 @@ The second column: sets of games, for study.py --games.
 with discrete actions and image or vector observations: CartPole-v1, ebu/Maze-v0, or one of your
 own, my_module:MyEnv-v0, from a module that Python finds."""
 
+DefaultT = TypeVar("DefaultT", bound=str | None)
+
 _MAY_CHANGE = NOT_PART_OF_THE_RUN | (AUTOMATIC.keys() - {"num_envs"})
 WITH_RESUME = frozenset({"resume", "help", "frames", "trust_env"}) | _MAY_CHANGE
 """Flags that may be given together with --resume; --run-dir is refused, since --resume names it."""
@@ -68,22 +70,20 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
 
     Raises `UsageError` with one line for anything that cannot be run.
     """
-    run_dir = _value_of("--resume", args)
+    run_dir = _value_of("--resume", args, None)
     if run_dir is not None:
         _check_with_resume(run_dir, args)
         args = [*flags_of_run(Path(run_dir)), *args, f"--run-dir={run_dir}"]
-    # An empty value is none of the choices.
-    preset = DEFAULT.preset if (given := _value_of("--preset", args)) is None else given
+    preset = _value_of("--preset", args, DEFAULT.preset)
     one_of("--preset", preset, PRESETS)
-    agent = PRESETS[preset].agent if (given := _value_of("--agent", args)) is None else given
+    agent = _value_of("--agent", args, PRESETS[preset].agent)
     one_of("--agent", agent, AGENTS)
-    game = _value_of("--game", args) or DEFAULT.game
+    game = _value_of("--game", args, None) or DEFAULT.game
     _check_owners(agent, args)
-    usual = for_agent(preset_for(game, preset), agent)
     arguments = parse(
         Arguments,
         args,
-        default=Arguments(run=usual),
+        default=Arguments(run=for_agent(preset_for(game, preset), agent)),
         prog="train.py" if agent == DEFAULT.agent else f"train.py --agent {agent}",
         description=(
             "Train an agent on an Atari game or a Gymnasium environment. Run the same command "
@@ -212,9 +212,9 @@ def _check_owners(agent: str, args: Sequence[str]) -> None:
             )
 
 
-def _value_of(flag: str, args: Sequence[str]) -> str | None:
-    """The last value given to a flag, None without the flag, empty if its value is missing."""
-    value = None
+def _value_of(flag: str, args: Sequence[str], default: DefaultT) -> str | DefaultT:
+    """The last value given to a flag, the default without it, empty if its value is missing."""
+    value: str | DefaultT = default
     for position, argument in enumerate(args):
         name, separator, joined = argument.partition("=")
         if name == flag:

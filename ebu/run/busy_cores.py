@@ -7,8 +7,10 @@ system gives it one, milliseconds later: several threads can then be many times 
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+
+import torch
 
 from ebu.run.progress import say
 
@@ -31,6 +33,11 @@ def seconds_without_a_core(tasks: Path = Path("/proc/self/task")) -> float:
     return nanoseconds / 1e9
 
 
+def threads_left_automatic(automatic: Collection[str]) -> int:
+    """PyTorch's threads; 1 if `threads` is not automatic, since a run keeps what was asked for."""
+    return torch.get_num_threads() if "threads" in automatic else 1
+
+
 @contextlib.contextmanager
 def busy_cores_noted(threads: int, advice: str, every: float = SECONDS) -> Iterator[None]:
     """Say once, while inside, that other programs take this one's cores, and the advice.
@@ -41,6 +48,9 @@ def busy_cores_noted(threads: int, advice: str, every: float = SECONDS) -> Itera
     | advice | how to use one thread |
     | every | seconds between two looks |
     """
+    if threads == 1:
+        yield
+        return
     done = threading.Event()
 
     def watch() -> None:
@@ -56,11 +66,9 @@ def busy_cores_noted(threads: int, advice: str, every: float = SECONDS) -> Itera
             before, waited = now, total
 
     watcher = threading.Thread(target=watch, name="busy cores", daemon=True)
-    if threads > 1:
-        watcher.start()
+    watcher.start()
     try:
         yield
     finally:
         done.set()
-        if threads > 1:
-            watcher.join()
+        watcher.join()

@@ -13,7 +13,7 @@ import tyro
 from ebu import __version__
 from ebu.errors import EbuError, UsageError
 from ebu.run.hints import program_name
-from ebu.run.settings import check_settings
+from ebu.run.settings import check_settings, read_float
 from ebu.run.streams import output_error, prepare_streams
 
 ConfigT = TypeVar("ConfigT")
@@ -92,8 +92,7 @@ def count(text: str) -> int:
 
 def _number(text: str) -> float:
     try:
-        # Python also takes the digits of other scripts.
-        value = float(text.encode("ascii"))
+        value = read_float(text)
     except ValueError:
         raise ValueError(f"{_shorten(text)} is no number") from None
     if abs(value) > LARGEST_NUMBER:

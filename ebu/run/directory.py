@@ -132,13 +132,14 @@ def require(run_dir: Path, entries: Mapping[str, Any], *names: str) -> None:
     Raises `UsageError` for the output of a distillation, which has settings of its own.
     """
     for name in names:
-        if name not in entries and _is_distillation(entries):
+        if name in entries:
+            continue
+        if _is_distillation(entries):
             raise UsageError(
                 f"{run_dir} is what distill.py or export.py wrote, and no run: name a run, or a "
                 f"directory in {run_dir / 'students'}"
             )
-        if name not in entries:
-            raise EbuError(f"{run_dir / CONFIG} lacks {name}: restore it")
+        raise EbuError(f"{run_dir / CONFIG} lacks {name}: restore it")
 
 
 def _is_distillation(settings: Mapping[str, Any]) -> bool:
@@ -317,9 +318,9 @@ def _check(
     flag: str,
 ) -> None:
     before = read_config(run_dir)
-    if _is_distillation(before["settings"]) != _is_distillation(config["settings"]):
-        is_run = _is_distillation(config["settings"])
-        kind = "a run" if is_run else "what distill.py or export.py wrote"
+    was_distillation = _is_distillation(before["settings"])
+    if was_distillation != _is_distillation(config["settings"]):
+        kind = "what distill.py or export.py wrote" if was_distillation else "a run"
         raise UsageError(f"{flag} {run_dir} holds {kind}: choose another directory")
     differing = differences(
         {**before["settings"], **before["environment"]},

@@ -43,8 +43,7 @@ def open_to_write(path: Path, flags: int) -> int:
     """
     # A pipe without a reader fails at once instead of blocking.
     flags |= os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    if path.is_symlink():
-        raise OSError(errno.ELOOP, "it is a link, which is not followed", str(path))
+    _refuse_link(path)
     descriptor = os.open(path, flags, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -57,10 +56,14 @@ def check_place(path: Path) -> None:
 
     A new file would take the place of a link, a pipe or a device of this name.
     """
-    if path.is_symlink():
-        raise OSError(errno.ELOOP, "it is a link, which is not followed", str(path))
+    _refuse_link(path)
     if is_there(path) and not path.is_file():
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link, which is not followed", str(path))
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -9,7 +9,8 @@ from ebu.run.control_groups import ROOT, control_groups
 
 # What a driver for NVIDIA's, Windows', AMD's and small NVIDIA devices makes; one is enough.
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")
-_CFS = ("quota", "period")  # of the scheduler of Linux, as control groups of version 1 name them
+_QUOTA_FILES = {1: ("cpu.cfs_quota_us", "cpu.cfs_period_us"), 2: ("cpu.max",)}
+"""Quota and period of a control group, by version."""
 
 
 def spared_threads(cores: int, processes: int = 1) -> int:
@@ -38,10 +39,8 @@ def all_cores(root: Path = ROOT) -> int:
 def _share(group: Path, version: int) -> float | None:
     """The cores that a control group may use at a time; None without a limit."""
     try:
-        if version == 1:
-            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in _CFS)
-        else:
-            quota, period = (group / "cpu.max").read_text().split()
+        texts = [(group / name).read_text() for name in _QUOTA_FILES[version]]
+        quota, period = " ".join(texts).split()
         microseconds = int(quota)  # "max" is no number: no limit
         return microseconds / int(period) if microseconds > 0 else None
     except (OSError, ValueError, ZeroDivisionError):

@@ -86,6 +86,11 @@ def _limits(annotation: Any) -> Iterator[Bounds | OneOf]:
             yield from _limits(part)
 
 
+def read_float(text: str) -> float:
+    """As `float`, which also takes the digits of other scripts. Raises `ValueError`."""
+    return float(text.encode("ascii"))
+
+
 def one_of(flag: str, value: str, known: Iterable[str]) -> None:
     """Raise `UsageError`, with all choices and the nearest, unless `value` is one of them."""
     names = list(known)

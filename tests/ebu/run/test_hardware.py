@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ebu.run.hardware import all_cores, graphics_card, hardware
+from tests.ebu.test_host_memory import write
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows drivers as files")
@@ -24,11 +25,6 @@ def test_without_a_driver_there_is_no_card_and_nothing_to_ask(
 def test_hardware_names_the_cores_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ebu.run.hardware.all_cores", lambda: 3)
     assert ", 3 cores, " in hardware()
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
 
 
 @pytest.mark.parametrize(
