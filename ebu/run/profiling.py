@@ -4,8 +4,6 @@ from pathlib import Path
 
 import torch
 
-from ebu.run.progress import say
-
 SKIPPED_STEPS = 20
 """Vector steps with updates before the profile: graphs are captured and kernels chosen in them."""
 PROFILED_STEPS = 20
@@ -19,15 +17,15 @@ class Profile:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.path: Path | None = None
-        """The trace, once it is written."""
+        self.outcome = "no profile was written: too few steps with updates were made"
+        """What became of it, in one line."""
         self._directory = directory
         self._steps = 0
         self._profiler: torch.profiler.profile | None = None
 
     def step(self, learning: bool) -> None:
         """To be called after every vector step; `learning`: updates were made in it."""
-        if self.path is None and (learning or self._steps):
+        if learning or self._steps:
             self._steps += 1
             if self._steps == SKIPPED_STEPS:
                 self._profiler = torch.profiler.profile()
@@ -36,15 +34,16 @@ class Profile:
                 self.finish()
 
     def finish(self) -> None:
-        """Write what has been recorded, if anything has; a warning where that fails."""
+        """Write what has been recorded, if anything has; where that fails, the outcome says so."""
         if self._profiler is None:
             return
         self._profiler.stop()
         # The ending by which TensorBoard's plugin knows a trace.
-        self.path = self._directory / "steps.pt.trace.json"
+        path = self._directory / "steps.pt.trace.json"
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._profiler.export_chrome_trace(str(self.path))
+            self._profiler.export_chrome_trace(str(path))
+            self.outcome = f"profile: {path}: open it in TensorBoard or on ui.perfetto.dev"
         except (OSError, RuntimeError) as error:
-            say(f"warning: {self.path} cannot be written ({error}): there is no profile")
+            self.outcome = f"warning: {path} cannot be written ({error}): there is no profile"
         self._profiler = None
