@@ -13,7 +13,7 @@ import tyro
 from ebu import __version__
 from ebu.errors import EbuError, UsageError
 from ebu.run.hints import program_name
-from ebu.run.settings import check_settings, read_float
+from ebu.run.settings import check_settings, read_float, switches
 from ebu.run.streams import output_error, prepare_streams
 
 ConfigT = TypeVar("ConfigT")
@@ -49,6 +49,13 @@ def parse(
         raise UsageError(
             f"an argument is empty: give it a value, or leave it out (see {prog} --help)"
         )
+    for name in switches(config_type if default is None else default):
+        on, off = (f"--{prefix}{name.replace('_', '-')}" for prefix in ("", "no-"))
+        for each in args:
+            if each.replace("_", "-").startswith((f"{on}=", f"{off}=")):
+                raise UsageError(
+                    f"{_shorten(each)}: write {on} or {off}, without a value (see {prog} --help)"
+                )
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -154,7 +161,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     try:
         code = main()
     except EbuError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # A path may hold line ends.
+        print("error:", r"\n".join(str(error).splitlines()), file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -116,3 +116,13 @@ def flat(config: Any) -> dict[str, Any]:
         else:
             settings[entry.name] = str(value) if isinstance(value, Path) else value
     return settings
+
+
+def switches(config: Any) -> Iterator[str]:
+    """Names of the settings of a dataclass, or of an instance, that are on or off."""
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name, entry.type)
+        if dataclasses.is_dataclass(value):
+            yield from switches(value)
+        elif entry.type is bool:
+            yield entry.name

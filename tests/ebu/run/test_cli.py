@@ -79,6 +79,8 @@ def test_flags_are_flat_and_take_hyphens_and_equals_signs() -> None:
         ("--num-envs", "--num-envs"),
         ("--precision float16", "--precision float16 bfloat16"),
         ("--game pong breakout", "breakout"),
+        ("--clip=False", "--clip=False --no-clip"),
+        ("--no-clip=1", "--no-clip=1 --clip"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line_that_names_it(args: str, named: str) -> None:
@@ -155,6 +157,7 @@ def main_raising(error: BaseException) -> Callable[[], int]:
         (lambda: 143, 143, ""),
         (main_raising(UsageError("--beta must lie between 0 and 1")), 2, "--beta must lie"),
         (main_raising(EbuError("the disk is full: free space")), 1, "the disk is full"),
+        (main_raising(UsageError("a\nb/config.json: missing")), 2, r"a\nb/config.json: missing"),
         (main_raising(BrokenPipeError()), 1, ""),
         (main_raising(KeyboardInterrupt()), 130, ""),
         (main_raising(OSError(errno.EIO, "I/O error", "a\nb")), 1, "a b: I/O error; mend it"),
