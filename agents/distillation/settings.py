@@ -21,6 +21,7 @@ from ebu.run.settings import (
     Bounds,
     Device,
     NotNegative,
+    NotNegativeFloat,
     OneOf,
     Positive,
     PositiveFloat,
@@ -42,7 +43,7 @@ MIXED_FROM = 2_000
 """States that the teacher plays for mixtures of two of them."""
 AUTO, RUSU, RUSU_TEMPERATURE = "auto", "rusu", 0.01
 LOWEST, HIGHEST = 1e-6, 1e6
-"""Of temperatures, and of weights in --baselines: with others a loss is no float32 number."""
+"""Of temperatures and weights: with others a loss is no float32 number."""
 CONVOLUTIONS = ("conv1", "conv2", "conv3")
 INT8 = "int8"
 """The procedure's name of students that are trained through the rounding of their int8 files."""
@@ -123,7 +124,7 @@ STATES_FROM_HELP = (
     "saved states. Held-out states are of the same source."
 )
 Repetitions = Annotated[int, Bounds(1, 1_000)]
-Weight = Annotated[float, Bounds(least=0, most=1e15)]
+Weight = Annotated[float, Bounds(0, HIGHEST)]
 
 
 class StudentSpec(NamedTuple):
@@ -198,7 +199,7 @@ class DistillConfig:
     scored again."""
     export: bool = True
     """Export the chosen students and the teacher to ONNX, float32 and int8, and measure both."""
-    min_retention: Weight | None = None
+    min_retention: NotNegativeFloat | None = None
     """Exit with 1 unless each chosen student retains at least this share of the teacher's score."""
     retention_test: Literal["bound", "mean"] = "bound"
     """What --min-retention tests: the lower end of the 95 % interval, or the mean alone."""
