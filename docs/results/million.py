@@ -2,7 +2,8 @@
 
     .venv/bin/python -m docs.results.million
 
-Replaces in README.md of this folder what stands between `<!-- million -->` and `<!-- end -->`.
+Replaces in README.md of this folder what stands between `<!-- million -->` or `<!-- learning -->`
+and `<!-- end -->`.
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from docs.results.marked import remade
+from ebu.commands.reporting.published import AGENTS_100K, FRAMES_100K
 from ebu.run.markdown import NONE, table
 from ebu.statistics import difference_interval, mean_interval
 
@@ -26,6 +28,8 @@ FILES = {
     "today's": ("million/{}-*/evaluation.json",),
 }
 """Where the evaluations of each default are, by game."""
+POINTS = range(100_000, 1_000_001, 100_000)
+"""Frames of the evaluations in training."""
 
 
 def main() -> None:
@@ -35,7 +39,8 @@ def main() -> None:
 
 def with_tables(text: str) -> str:
     """The page with its tables made again."""
-    return remade(text, "million", lambda _: tables(RESULTS))
+    text = remade(text, "million", lambda _: tables(RESULTS))
+    return remade(text, "learning", lambda _: learning(RESULTS))
 
 
 def tables(folder: Path) -> str:
@@ -67,13 +72,42 @@ def tables(folder: Path) -> str:
     return f"{table(runs, of_runs)}\n\n{table(games, of_games)}\n"
 
 
+def learning(folder: Path) -> str:
+    """Markdown tables: evaluations in training of today's default, and published scores at 400k."""
+    curves, at_100k = [], []
+    for game in GAMES:
+        runs = by_seed(folder, [f"million/{game}-*/evaluations.jsonl"])
+        means = {seed: read_curve(path) for seed, path in runs.items()}
+        curves += [
+            [game.title(), seed, *(f"{curve[frames]:.1f}" for frames in POINTS)]
+            for seed, curve in means.items()
+        ]
+        ours = score([curve[FRAMES_100K] for curve in means.values()])
+        at_100k.append([game.title(), *(agent.score(game) for agent in AGENTS_100K), ours])
+    points = [f"{frames / 1e6:g}M" for frames in POINTS]
+    agents = ["game", *(agent.name for agent in AGENTS_100K), "today's default"]
+    return f"{table(['game', 'seed', *points], curves)}\n\n{table(agents, at_100k)}\n"
+
+
+def read_curve(path: Path) -> dict[int, float]:
+    """The mean of each evaluation of a run in training, by the frames it was due at."""
+    lines = map(json.loads, path.read_text().splitlines())
+    return {round(line["frames"], -5): line["mean"] for line in lines}
+
+
 def read_evaluations(folder: Path, game: str, default: str) -> dict[int, dict[str, Any]]:
     """The final evaluations of a default's runs on a game, by seed."""
+    paths = by_seed(folder, [each.format(game) for each in FILES[default]])
+    return {seed: json.loads(path.read_text()) for seed, path in paths.items()}
+
+
+def by_seed(folder: Path, patterns: list[str]) -> dict[int, Path]:
+    """The files that fit, by the seed in their path."""
     found = {}
-    for path in chain.from_iterable(folder.glob(each.format(game)) for each in FILES[default]):
+    for path in chain.from_iterable(map(folder.glob, patterns)):
         seed = re.search(r"seed(\d+)", str(path.relative_to(folder)))
         assert seed is not None
-        found[int(seed[1])] = json.loads(path.read_text())
+        found[int(seed[1])] = path
     return dict(sorted(found.items()))
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from docs.results.million import PAGE, tables, with_tables
+from docs.results.million import PAGE, POINTS, learning, tables, with_tables
 
 
 def test_the_page_shows_what_its_runs_give() -> None:
@@ -28,3 +28,22 @@ def test_tables_by_hand(tmp_path: Path) -> None:
     # Means 2 and 4, 6 and 8: 4 +- 4.303 * sqrt(2), with two degrees of freedom.
     assert ("| Pong | 3.00 [-9.71, 15.71] | 7.00 [-5.71, 19.71] | +4.00 [-2.08, 10.08] |") in lines
     assert "| Breakout | – | 2.00 | – |" in lines
+
+
+def write_curve(path: Path, *means: float) -> None:
+    path.parent.mkdir(parents=True)
+    lines = zip(POINTS, means, strict=True)
+    # Vector steps end a little after the points.
+    text = "".join(json.dumps({"frames": at + 28, "mean": mean}) + "\n" for at, mean in lines)
+    path.write_text(text)
+
+
+def test_learning_by_hand(tmp_path: Path) -> None:
+    write_curve(tmp_path / "million/pong-ebu-seed2/evaluations.jsonl", *range(10))
+    write_curve(tmp_path / "million/pong-ebu-seed0/evaluations.jsonl", *range(2, 12))
+    lines = learning(tmp_path).splitlines()
+    assert "| Pong | 2 | 0.0 | 1.0 | 2.0 | 3.0 | 4.0 | 5.0 | 6.0 | 7.0 | 8.0 | 9.0 |" in lines
+    # At 400,000 frames 5 and 3: 4 +- 12.706.
+    published = "-19.3 | 1.3 | -18.49 | -9.06 | -5.41 | 2.9 | 16.7"
+    assert f"| Pong | {published} | 4.00 [-8.71, 16.71] |" in lines
+    assert not [line for line in lines if "Breakout | 0" in line]
