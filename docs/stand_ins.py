@@ -63,7 +63,7 @@ SHORT: Table = {
     "docs.results.distillation_pages": {},
     "docs.results.variants": {},
     "docs.results.million": {},
-    "docs/results/plot.py": {},
+    "docs.results.plot": {},
     "examples/play_agent.py": {},
     "examples/play_onnx.py": {},
 }

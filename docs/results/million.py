@@ -2,8 +2,8 @@
 
     .venv/bin/python -m docs.results.million
 
-Replaces in README.md of this folder what stands between `<!-- million -->` or `<!-- learning -->`
-and `<!-- end -->`.
+Replaces in the README.md of the project and of this folder what stands between `<!-- million -->`,
+`<!-- defaults -->` or `<!-- learning -->` and `<!-- end -->`.
 """
 
 import json
@@ -21,7 +21,7 @@ from ebu.run.markdown import NONE, table
 from ebu.statistics import difference_interval, mean_interval
 
 RESULTS = Path(__file__).parent
-PAGE = RESULTS / "README.md"
+PAGES = (RESULTS.parents[1] / "README.md", RESULTS / "README.md")
 GAMES = ("breakout", "pong")
 FILES = {
     "former": ("data/{}-ebu-seed*.evaluation.json", "million_former/{}-*/evaluation.json"),
@@ -33,43 +33,52 @@ POINTS = range(100_000, 1_000_001, 100_000)
 
 
 def main() -> None:
-    """Write the tables of the page."""
-    PAGE.write_text(with_tables(PAGE.read_text()))
+    """Write the tables of both pages."""
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text()))
 
 
 def with_tables(text: str) -> str:
-    """The page with its tables made again."""
-    text = remade(text, "million", lambda _: tables(RESULTS))
+    """A page with its tables made again."""
+    text = remade(text, "million", lambda _: scores(RESULTS))
+    text = remade(text, "defaults", lambda _: comparison(RESULTS))
     return remade(text, "learning", lambda _: learning(RESULTS))
 
 
-def tables(folder: Path) -> str:
-    """Markdown tables: the score of each run, and the difference between the defaults."""
-    of_runs, of_games = [], []
+def scores(folder: Path) -> str:
+    """A Markdown table: the final score of each run."""
+    rows = [
+        [
+            game.title(),
+            name,
+            seed,
+            score(each["returns"]),
+            f"{100 * each['human_normalised']:.1f} %",
+        ]
+        for game in GAMES
+        for name in FILES
+        for seed, each in read_evaluations(folder, game, name).items()
+    ]
+    header = ["game", "default", "seed", "100 games, 95 % over games", "human-normalised"]
+    return f"{table(header, rows)}\n"
+
+
+def comparison(folder: Path) -> str:
+    """A Markdown table: the difference between the defaults."""
+    rows = []
     for game in GAMES:
-        means = {}
-        for name in FILES:
-            evaluations = read_evaluations(folder, game, name)
-            means[name] = [mean(each["returns"]) for each in evaluations.values()]
-            of_runs += [
-                [
-                    game.title(),
-                    name,
-                    seed,
-                    score(each["returns"]),
-                    f"{100 * each['human_normalised']:.1f} %",
-                ]
-                for seed, each in evaluations.items()
-            ]
-        former, todays = means.values()
+        former, todays = (
+            [mean(each["returns"]) for each in read_evaluations(folder, game, name).values()]
+            for name in FILES
+        )
         interval = difference_interval(np.array(todays), np.array(former))
         difference = NONE
         if interval is not None:
             difference = f"{mean(todays) - mean(former):+.2f} {brackets(interval)}"
-        of_games.append([game.title(), *map(score, (former, todays)), difference])
-    runs = ["game", "default", "seed", "100 games, 95 % over games", "human-normalised"]
-    games = ["game", "former, 95 % over seeds", "today's", "difference, Welch's 95 % over seeds"]
-    return f"{table(runs, of_runs)}\n\n{table(games, of_games)}\n"
+        seeds = f"{len(former)} and {len(todays)}"
+        rows.append([game.title(), seeds, *map(score, (former, todays)), difference])
+    header = ["game", "seeds", "former default", "today's default", "difference, Welch's interval"]
+    return f"{table(header, rows)}\n"
 
 
 def learning(folder: Path) -> str:

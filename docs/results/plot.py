@@ -1,6 +1,6 @@
-"""Draw the training curves of the runs in data/ (their metrics.jsonl, as committed).
+"""Draw the training curves of committed runs (their metrics.jsonl).
 
-python docs/results/plot.py    writes curves.png, agents.png and ablation.png in docs/pictures/
+python -m docs.results.plot    writes curves, agents, ablation and defaults.png in docs/pictures/
 """
 
 import json
@@ -10,8 +10,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-DATA = Path(__file__).parent / "data"
-PICTURES = Path(__file__).parent.parent / "pictures"
+RESULTS = Path(__file__).parent
+PICTURES = RESULTS.parent / "pictures"
 GAMES, AGENTS = ("breakout", "pong"), {"ebu": "tab:blue", "dqn": "tab:orange"}
 RETURNS = "mean raw return\nof the last 100 training games"
 
@@ -29,8 +29,8 @@ def curve(path: Path) -> tuple[list[float], list[float]]:
 
 
 def draw(panel: Axes, pattern: str, colour: str, label: str, width: float = 1.5) -> None:
-    """All seeds of a method, a line each."""
-    for number, path in enumerate(sorted(DATA.glob(pattern))):
+    """All seeds of a method, a line each; the pattern is of their files in this folder."""
+    for number, path in enumerate(sorted(RESULTS.glob(pattern))):
         panel.plot(*curve(path), color=colour, label=None if number else label, linewidth=width)
 
 
@@ -48,14 +48,26 @@ def draw_first_million() -> None:
     panels = figure.subplots(1, len(GAMES))
     for panel, game in zip(panels, GAMES, strict=True):
         for agent, colour in AGENTS.items():
-            draw(panel, f"{game}-{agent}-seed*.jsonl", colour, agent)
+            draw(panel, f"data/{game}-{agent}-seed*.jsonl", colour, agent)
         panel.set_title(game)
     write(figure, panels, "curves.png")
 
 
+def draw_defaults() -> None:
+    """Today's default and the former one."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = figure.subplots(1, len(GAMES))
+    for panel, game in zip(panels, GAMES, strict=True):
+        draw(panel, f"million/{game}-*/metrics.jsonl", "tab:blue", "today's default")
+        draw(panel, f"data/{game}-ebu-seed*.jsonl", "tab:orange", "former default")
+        draw(panel, f"million_former/{game}-*/metrics.jsonl", "tab:orange", "")
+        panel.set_title(game)
+    write(figure, panels, "defaults.png")
+
+
 def draw_comparison(folder: str, rows: int, size: tuple[float, float]) -> None:
     """Each method of a folder in a panel of its own, with ebu and dqn for comparison."""
-    paths = (DATA / folder).glob("*-seed0.jsonl")
+    paths = (RESULTS / "data" / folder).glob("*-seed0.jsonl")
     names = sorted({path.name.removesuffix("-seed0.jsonl") for path in paths} - set(AGENTS))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, -(-len(names) // rows), sharex=True, sharey=True, squeeze=False)
@@ -64,12 +76,13 @@ def draw_comparison(folder: str, rows: int, size: tuple[float, float]) -> None:
     panels = grid.flat[: len(names)]
     for panel, name in zip(panels, names, strict=True):
         for agent, colour in AGENTS.items():
-            draw(panel, f"agents/{agent}-seed*.jsonl", colour, agent, width=0.8)
-        draw(panel, f"{folder}/{name}-seed*.jsonl", "tab:green", name, width=2)
+            draw(panel, f"data/agents/{agent}-seed*.jsonl", colour, agent, width=0.8)
+        draw(panel, f"data/{folder}/{name}-seed*.jsonl", "tab:green", name, width=2)
     write(figure, panels, f"{folder}.png")
 
 
 if __name__ == "__main__":
     draw_first_million()
+    draw_defaults()
     draw_comparison("agents", rows=2, size=(13, 6))
     draw_comparison("ablation", rows=1, size=(15, 3.6))
