@@ -22,12 +22,16 @@ from ebu.statistics import difference_interval, mean_interval
 
 RESULTS = Path(__file__).parent
 PAGES = (RESULTS.parents[1] / "README.md", RESULTS / "README.md")
-GAMES = ("breakout", "pong")
+COMPARED = ("breakout", "pong")
+"""The games that both defaults have played."""
+GAMES = (*COMPARED, "freeway", "seaquest")
+FORMER, TODAYS = "`ebu`, former default", "`ebu`, today's default"
 FILES = {
-    "former": ("data/{}-ebu-seed*.evaluation.json", "million_former/{}-*/evaluation.json"),
-    "today's": ("million/{}-*/evaluation.json",),
+    FORMER: ("data/{}-ebu-seed*.evaluation.json", "million_former/{}-*/evaluation.json"),
+    TODAYS: ("million/{}-ebu-*/evaluation.json",),
+    "`dqn`, today's default": ("million/{}-dqn-*/evaluation.json",),
 }
-"""Where the evaluations of each default are, by game."""
+"""Where the evaluations of each agent are, by game."""
 POINTS = range(100_000, 1_000_001, 100_000)
 """Frames of the evaluations in training."""
 
@@ -59,17 +63,17 @@ def scores(folder: Path) -> str:
         for name in FILES
         for seed, each in read_evaluations(folder, game, name).items()
     ]
-    header = ["game", "default", "seed", "100 games, 95 % over games", "human-normalised"]
+    header = ["game", "agent", "seed", "100 games, 95 % over games", "human-normalised"]
     return f"{table(header, rows)}\n"
 
 
 def comparison(folder: Path) -> str:
     """A Markdown table: the difference between the defaults."""
     rows = []
-    for game in GAMES:
+    for game in COMPARED:
         former, todays = (
             [mean(each["returns"]) for each in read_evaluations(folder, game, name).values()]
-            for name in FILES
+            for name in (FORMER, TODAYS)
         )
         interval = difference_interval(np.array(todays), np.array(former))
         difference = NONE
@@ -85,14 +89,15 @@ def learning(folder: Path) -> str:
     """Markdown tables: evaluations in training of today's default, and published scores at 400k."""
     curves, at_100k = [], []
     for game in GAMES:
-        runs = by_seed(folder, [f"million/{game}-*/evaluations.jsonl"])
+        runs = by_seed(folder, [f"million/{game}-ebu-*/evaluations.jsonl"])
         means = {seed: read_curve(path) for seed, path in runs.items()}
         curves += [
             [game.title(), seed, *(f"{curve[frames]:.1f}" for frames in POINTS)]
             for seed, curve in means.items()
         ]
-        ours = score([curve[FRAMES_100K] for curve in means.values()])
-        at_100k.append([game.title(), *(agent.score(game) for agent in AGENTS_100K), ours])
+        if means:
+            ours = score([curve[FRAMES_100K] for curve in means.values()])
+            at_100k.append([game.title(), *(agent.score(game) for agent in AGENTS_100K), ours])
     points = [f"{frames / 1e6:g}M" for frames in POINTS]
     agents = ["game", *(agent.name for agent in AGENTS_100K), "today's default"]
     return f"{table(['game', 'seed', *points], curves)}\n\n{table(agents, at_100k)}\n"
@@ -104,9 +109,9 @@ def read_curve(path: Path) -> dict[int, float]:
     return {round(line["frames"], -5): line["mean"] for line in lines}
 
 
-def read_evaluations(folder: Path, game: str, default: str) -> dict[int, dict[str, Any]]:
-    """The final evaluations of a default's runs on a game, by seed."""
-    paths = by_seed(folder, [each.format(game) for each in FILES[default]])
+def read_evaluations(folder: Path, game: str, agent: str) -> dict[int, dict[str, Any]]:
+    """The final evaluations of an agent's runs on a game, by seed."""
+    paths = by_seed(folder, [each.format(game) for each in FILES[agent]])
     return {seed: json.loads(path.read_text()) for seed, path in paths.items()}
 
 

@@ -43,26 +43,15 @@ def write(figure: Figure, panels: Iterable[Axes], name: str) -> None:
     figure.savefig(PICTURES / name, dpi=120)
 
 
-def draw_first_million() -> None:
+def draw_games(name: str, *methods: tuple[str, str, str]) -> None:
+    """A panel for each game; a method is its files, with {} for the game, a colour and a label."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, len(GAMES))
     for panel, game in zip(panels, GAMES, strict=True):
-        for agent, colour in AGENTS.items():
-            draw(panel, f"data/{game}-{agent}-seed*.jsonl", colour, agent)
+        for pattern, colour, label in methods:
+            draw(panel, pattern.format(game), colour, label)
         panel.set_title(game)
-    write(figure, panels, "curves.png")
-
-
-def draw_defaults() -> None:
-    """Today's default and the former one."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = figure.subplots(1, len(GAMES))
-    for panel, game in zip(panels, GAMES, strict=True):
-        draw(panel, f"million/{game}-*/metrics.jsonl", "tab:blue", "today's default")
-        draw(panel, f"data/{game}-ebu-seed*.jsonl", "tab:orange", "former default")
-        draw(panel, f"million_former/{game}-*/metrics.jsonl", "tab:orange", "")
-        panel.set_title(game)
-    write(figure, panels, "defaults.png")
+    write(figure, panels, name)
 
 
 def draw_comparison(folder: str, rows: int, size: tuple[float, float]) -> None:
@@ -82,7 +71,15 @@ def draw_comparison(folder: str, rows: int, size: tuple[float, float]) -> None:
 
 
 if __name__ == "__main__":
-    draw_first_million()
-    draw_defaults()
+    draw_games(
+        "curves.png",
+        *((f"data/{{}}-{name}-seed*.jsonl", colour, name) for name, colour in AGENTS.items()),
+    )
+    draw_games(
+        "defaults.png",
+        ("million/{}-ebu-*/metrics.jsonl", "tab:blue", "today's default"),
+        ("data/{}-ebu-seed*.jsonl", "tab:orange", "former default"),
+        ("million_former/{}-*/metrics.jsonl", "tab:orange", ""),
+    )
     draw_comparison("agents", rows=2, size=(13, 6))
     draw_comparison("ablation", rows=1, size=(15, 3.6))

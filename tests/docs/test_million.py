@@ -22,10 +22,12 @@ def test_tables_by_hand(tmp_path: Path) -> None:
     write_evaluation(tmp_path / "million/pong-ebu-seed0/evaluation.json", 6.0, 6.0)
     write_evaluation(tmp_path / "million/pong-ebu-seed7/evaluation.json", 8.0, 8.0)
     write_evaluation(tmp_path / "million/breakout-ebu-seed0/evaluation.json", 2.0, 2.0)
+    write_evaluation(tmp_path / "million/breakout-dqn-seed0/evaluation.json", 1.0, 1.0)
     lines = [*scores(tmp_path).splitlines(), *comparison(tmp_path).splitlines()]
     # Of games 1 and 3: 2 +- 12.706.
-    assert "| Pong | former | 0 | 2.00 [-10.71, 14.71] | 50.0 % |" in lines
-    assert "| Pong | today's | 7 | 8.00 [8.00, 8.00] | 50.0 % |" in lines
+    assert "| Pong | `ebu`, former default | 0 | 2.00 [-10.71, 14.71] | 50.0 % |" in lines
+    assert "| Pong | `ebu`, today's default | 7 | 8.00 [8.00, 8.00] | 50.0 % |" in lines
+    assert "| Breakout | `dqn`, today's default | 0 | 1.00 [1.00, 1.00] | 50.0 % |" in lines
     # Means 2 and 4, 6 and 8: 4 +- 4.303 * sqrt(2), with two degrees of freedom.
     assert (
         "| Pong | 2 and 2 | 3.00 [-9.71, 15.71] | 7.00 [-5.71, 19.71] | +4.00 [-2.08, 10.08] |"
@@ -50,4 +52,4 @@ def test_learning_by_hand(tmp_path: Path) -> None:
     # At 400,000 frames 5 and 3: 4 +- 12.706.
     published = "-19.3 | 1.3 | -18.49 | -9.06 | -5.41 | 2.9 | 16.7"
     assert f"| Pong | {published} | 4.00 [-8.71, 16.71] |" in lines
-    assert not [line for line in lines if "Breakout | 0" in line]
+    assert not [line for line in lines if "Breakout" in line]
