@@ -36,6 +36,7 @@ class Trainer:
     | rng | draws the exploration |
     | monitor | the logs; None on ranks that leave them to the first |
     | evaluate, film | of the first rank; `film` is called with (frames) after an evaluation |
+    | close_evaluation | called by `close`: releases what they have open |
     | run_dir | checkpoints go to checkpoints/, the best evaluated weights to best/ |
     | lock | the run directory's open lock file, held until `close`; None as `monitor` |
     | identity | settings that its checkpoints carry: see `identity_of` |
@@ -64,6 +65,7 @@ class Trainer:
         lock: IO[str] | None,
         identity: Mapping[str, Any] | None = None,
         film: Callable[[int], None] | None = None,
+        close_evaluation: Callable[[], None] | None = None,
         profile: Profile | None = None,
         distiller: Distiller | None = None,
         ranks: Ranks = SINGLE,
@@ -99,6 +101,7 @@ class Trainer:
         )
         self.stop_requested = False
         self._monitor = monitor
+        self._close_evaluation = close_evaluation
         self._lock = lock
 
         self.agent_steps = 0
@@ -369,6 +372,8 @@ class Trainer:
     def close(self) -> None:
         """Close the environments and the logs, and release the lock of the run directory."""
         self.env.close()
+        if self._close_evaluation is not None:
+            self._close_evaluation()
         if self._monitor is not None:
             self._monitor.close()
         if self._lock is not None:

@@ -88,9 +88,14 @@ class TrainingCheckpoints:
         return {} if self._monitor is None else self._monitor.sync()
 
     def take_up(self, checkpoint: Checkpoint) -> None:
-        """Count a checkpoint that was loaded as the last."""
+        """Count a checkpoint that was loaded as the last.
+
+        The process may have ended before it had written the students of this checkpoint.
+        """
         part = checkpoint.directory
         self.last = part if self._ranks.is_single else part.parent
+        if self._distiller is not None:
+            self._distiller.save(checkpoint.state["frames"])
 
     def check_finite(self, frames: int) -> None:
         """Raise `EbuError` if an update was not finite: no log and no checkpoint may hold it."""

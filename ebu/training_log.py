@@ -50,8 +50,8 @@ class TrainingLog:
         self.games = GameStatistics(num_envs)
         self.probes = ValueProbes(num_envs, gamma=gamma, clip_rewards=clip_rewards)
         self.schedule = Schedule(every_frames, EARLY_LINES)
-        self.speed_mark = SpeedMark(0.0, 0, 0, {})
-        """Where the speeds of the next line are measured from."""
+        self.speed_mark: SpeedMark | None = None
+        """Where the speeds of the next line are measured from; None before anything is played."""
 
     def begin_probes(self, actions: np.ndarray, values: Tensor) -> None:
         """Remember what these actions (N,) were worth, by values (N, A), where no probe is open."""
@@ -84,7 +84,8 @@ class TrainingLog:
         metrics |= self._combine(own)
         if self._monitor is not None:
             self._monitor.scalars(now.frames, metrics)
-            self._monitor.draw(now.frames, self.speed_mark.speeds_until(now))
+            if self.speed_mark is not None:
+                self._monitor.draw(now.frames, self.speed_mark.speeds_until(now))
         self.speed_mark = now
         self.schedule.done(now.frames)
 

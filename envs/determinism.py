@@ -28,7 +28,8 @@ def find_difference(recipe: Recipe, seed: int) -> str | None:
         while True:
             entry = next(first, None)
             if entry is not None:
-                seen.append(entry)
+                name, value = entry
+                seen.append((name, np.array(value)))  # environments may write over theirs
             if entry is None or len(seen) > LAG:
                 (name, theirs), other = seen[compared], next(second, None)
                 if other is None or other[0] != name or not np.array_equal(other[1], theirs):

@@ -23,6 +23,8 @@ def play(path: str, seed: int = 0, epsilon: float = 0.05) -> float:
     network = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     about = network.get_modelmeta().custom_metadata_map
     rules = {"use_fire_reset": False, "reward_clipping": False, **RULES[about["protocol"]]}
+    if "action_set" in about:
+        rules["full_action_space"] = about["action_set"] == "full"
     game, rng = AtariVectorEnv(about["game"], 1, **rules), np.random.default_rng(seed)
     stacks, _ = game.reset(seed=seed)  # (1, 4, 84, 84) uint8, oldest frame first
     score, over = 0.0, False

@@ -238,6 +238,21 @@ class FewCopies(Base):
         super().__init__(render_mode)
 
 
+class OneArray(Base):
+    """Writes every observation into the same array."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode)
+        self.image = np.empty((84, 84), np.uint8)
+
+    def space(self) -> spaces.Box:
+        return spaces.Box(0, 255, (84, 84), np.uint8)
+
+    def observation(self) -> np.ndarray:
+        self.image[:] = self.np_random.integers(0, 256, self.image.shape)
+        return self.image
+
+
 class WrongShape(Base):
     def observation(self) -> np.ndarray:
         return np.ones(5 if self.t == 7 else 4, np.float32)

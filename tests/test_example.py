@@ -87,6 +87,27 @@ def test_the_example_plays_as_this_project_does(
     assert np.bincount(sent).max() < 0.9 * len(sent)
 
 
+@pytest.mark.parametrize(("protocol", "action_set"), [("paper", "full"), ("machado", "minimal")])
+def test_the_actions_are_those_of_the_file(
+    protocol: str, action_set: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = played_agent(protocol)
+    agent.config["settings"]["action_set"] = action_set
+    path = tmp_path / "net3.onnx"
+    path.write_bytes(onnx_bytes(agent, "net3"))
+    made: list[Any] = []
+
+    class Refused(ale_py.AtariVectorEnv):
+        def reset(self, **options: Any) -> Any:
+            made.append(self.single_action_space)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(play_onnx, "AtariVectorEnv", Refused)
+    with pytest.raises(KeyboardInterrupt):
+        play_onnx.play(str(path))
+    assert [space.n for space in made] == [{"minimal": 4, "full": 18}[action_set]]
+
+
 @pytest.mark.parametrize("exported", ["paper"], indirect=True)
 def test_it_needs_neither_torch_nor_this_project(exported: Path) -> None:
     example = Path(play_onnx.__file__)

@@ -110,8 +110,11 @@ def play(
         check_pictures(env)
     if config.render:
         check_display()
-    window = open_window(env, rules.game) if config.render else None
-    with progress_bar("", rules.evaluator.episodes, "games") as progress:
+    with contextlib.ExitStack() as closing:
+        window = open_window(env, rules.game) if config.render else None
+        if window is not None:
+            closing.callback(window.close)
+        progress = closing.enter_context(progress_bar("", rules.evaluator.episodes, "games"))
         try:
             played = rules.evaluator.play(
                 random_play(env.num_actions) if agent is None else agent.choose,

@@ -52,6 +52,10 @@ class Window:
             warn("the games are no longer shown", error)
         self._shown_at = monotonic()
 
+    def close(self) -> None:
+        """Release the environment that is drawn."""
+        self._camera.close()
+
 
 def open_window(env: VectorEnvironment, title: str) -> Window | None:
     """A window on environment 0; None, with a warning, where it cannot be drawn."""

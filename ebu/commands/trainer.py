@@ -181,6 +181,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks = SINGLE) -> Trainer:
             monitor=monitor,
             evaluate=evaluation.play,
             film=evaluation.film,
+            close_evaluation=evaluation.close,
             run_dir=run_dir,
             lock=lock,
             identity=identity,

@@ -110,6 +110,11 @@ class TrainingEvaluation:
         env.reseed(evaluator.seeds.environments)
         return env
 
+    def close(self) -> None:
+        """Close the environments of the last evaluation."""
+        if self._env is not None:
+            self._env.close()
+
     def film(self, frames: int) -> None:
         """Show the best game of the last evaluation; where that fails, warn and never try again.
 

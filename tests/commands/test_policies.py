@@ -106,8 +106,11 @@ def test_weights_of_cleanrl_and_then_their_onnx_file_are_distilled(tmp_path: Pat
         path = tmp_path / "out0" / "export" / "teacher.onnx"
     assert kinds == ["60-60-60/84", "ONNX file"]
     assert scored(path)["returns"] == returns
-    # Outputs alone are known of a file: it has no layers to compare with, or to export again.
+    # Outputs alone are known of a file: no gradients, no layers to compare with or to export.
     assert not (out / "export" / "teacher.onnx").exists()
+    with pytest.raises(UsageError, match="kegnet needs gradients"):
+        distilled(path, "--states-from", "kegnet", "--out", tmp_path / "kegnet")
+    assert not (tmp_path / "kegnet" / "distill.json").exists()
 
 
 def test_a_function_is_a_teacher(

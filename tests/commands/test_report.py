@@ -142,6 +142,19 @@ def test_other_settings_are_another_method(tmp_path: Path) -> None:
     assert comparison.variants == {"ebu beta=0.0": {"beta": 0.0}, "ebu beta=0.5": {"beta": 0.5}}
 
 
+def test_variants_under_several_protocols_keep_their_settings(tmp_path: Path) -> None:
+    for protocol, setting in (("paper", "beta"), ("atari100k", "gamma")):
+        for value in (0.25, 0.75):
+            run: dict[str, Any] = {"protocol": protocol, setting: value}
+            write_run(tmp_path, "pong", "ebu", 0, 1.0, name=f"{protocol}{value}", **run)
+    assert compared(tmp_path).variants == {
+        "ebu gamma=0.25, atari100k": {"gamma": 0.25},
+        "ebu gamma=0.75, atari100k": {"gamma": 0.75},
+        "ebu beta=0.25, paper": {"beta": 0.25},
+        "ebu beta=0.75, paper": {"beta": 0.75},
+    }
+
+
 def test_variants_are_named_by_what_they_do_not_share_with_most(tmp_path: Path) -> None:
     base = {"beta": 0.5, "updates_per_step": 1.0, "learning_rate": 1e-4}
     changes: list[dict[str, Any]] = [

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from ale_py.vector_env import AtariVectorEnv
 
+import tests.faulty as faulty
 from ebu.commands.train_arguments import parse_arguments, without_effect
 from ebu.commands.trainer import build_trainer
 from ebu.commands.training_environments import protocol_of
@@ -111,6 +112,29 @@ def test_games_begin_after_the_no_ops_that_were_asked_for(
     assert max(begun[3]) <= most_of_evaluation
     # Three games of at most one no-op are drawn from 0 to 30 with a probability of 0.0003.
     assert (max(begun[3]) > 1) == (most_of_evaluation > 1)
+
+
+def test_every_environment_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[faulty.Base] = []
+    closed: list[faulty.Base] = []
+    make = faulty.Base.__init__
+
+    def count(env: faulty.Base, render_mode: str | None = None) -> None:
+        made.append(env)
+        make(env, render_mode)
+
+    monkeypatch.setattr(faulty.Base, "__init__", count)
+    monkeypatch.setattr(faulty.Base, "close", lambda env: closed.append(env))
+    args = [
+        *("--game", "tests.faulty:Ram-v0", "--num-envs", "2", "--frames", "40", "--threads", "1"),
+        *("--eval-every-frames", "20", "--eval-episodes", "3", "--device", "cpu"),
+    ]
+    trainer = build_trainer(parse_arguments([*args, "--run-dir", str(tmp_path / "run")]))
+    assert trainer.run(40)
+    assert trainer.finish()
+    trainer.close()
+    assert len(made) > 4
+    assert sorted(map(id, closed)) == sorted(map(id, made))
 
 
 def test_many_environments_show_that_they_start(

@@ -12,6 +12,7 @@ import torch
 
 from ebu.replay import EpisodicReplay
 from ebu.run.checkpoint import load_latest
+from ebu.run.logs import Monitor
 from ebu.schedules import ExplorationConfig, epsilon_at, evaluation_schedule
 from ebu.segments import Segment
 from tests.made_up import Game, MadeUpGames, games_of, random_games, same
@@ -301,6 +302,21 @@ def test_the_end_of_a_run_is_logged_and_evaluated_and_cut_off_when_it_is_resumed
     for log in ("metrics.jsonl", "evaluations.jsonl"):
         assert lines(tmp_path / "grown", log) == lines(tmp_path / "straight", log)
     assert same(grown.state_dict(), straight.state_dict())
+
+
+def test_a_run_that_lacks_its_last_line_alone_has_no_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(Monitor, "draw", lambda _, frames, curves: drawn.extend(curves))
+    trainer = real_run(tmp_path, "dqn")
+    assert trainer.run(450)
+    trainer.close()
+    drawn.clear()
+    again = real_run(tmp_path, "dqn", resume=True)
+    assert again.finish()
+    assert lines(tmp_path)[-1]["frames"] == again.frames
+    assert drawn == []
 
 
 def test_a_run_stopped_in_its_evaluation_of_the_end_is_not_finished(tmp_path: Path) -> None:

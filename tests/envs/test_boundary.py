@@ -244,7 +244,13 @@ def test_both_copies_are_closed(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(closed) == 2
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "ebu/Chain-v0", "tests.faulty:WrongShape-v0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("CartPole-v1", "ebu/Chain-v0", "tests.faulty:WrongShape-v0"),
+        "tests.faulty:OneArray-v0",
+    ],
+)
 def test_games_that_are_functions_of_their_seed_do_not_differ(name: str) -> None:
     assert find_difference(Recipe(name, {}), 1) is None
 

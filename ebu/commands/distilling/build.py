@@ -19,6 +19,9 @@ from agents.distillation.settings import (
     KEGNET,
     LOSSES,
     MAY_CHANGE,
+    MIXED,
+    NOISE,
+    PLAY,
     REPLAY,
     SOURCES,
     SYNTHETIC,
@@ -220,9 +223,10 @@ def check_students(
 def _check_inside(
     config: DistillConfig, teacher: TrainedAgent, specs: Sequence[StudentSpec]
 ) -> None:
-    """Raise `UsageError` where a loss compares layers, or states are changed, that are not images.
+    """Raise `UsageError` for what the inside of the teacher, or its states, cannot give.
 
-    Layers are compared of networks with three convolutions alone.
+    Layers are compared of networks with three convolutions alone, and states that are made or
+    shifted are images.
     """
     where, game = config.run_dirs[0], teacher.config["settings"]["game"]
     used = {name for spec in specs for name, weight in spec.weights.items() if weight}
@@ -234,6 +238,12 @@ def _check_inside(
                 f"{name} compares layers, and {where} has no three convolutions of this project: "
                 f"leave --{flag_of(name)} out"
             )
+    is_called = any(isinstance(module, Called) for module in network.modules())
+    if config.states_from == KEGNET and is_called:
+        raise UsageError(
+            f"--states-from {KEGNET} needs gradients, which {where} does not give: choose {PLAY}, "
+            f"{NOISE} or {MIXED}"
+        )
     if len(teacher.config["environment"]["frame_shape"]) == 2:
         return
     if config.states_from in SYNTHETIC:

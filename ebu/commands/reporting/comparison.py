@@ -97,7 +97,7 @@ class Comparison:
     | groups | finished and scored runs that may be compared |
     | unfinished | runs without a score after all their frames |
     | curves | runs by training protocol, game and method, one for each seed |
-    | variants | settings in which the methods of one agent differ, by method |
+    | variants | settings in which the methods of one agent differ, by method (and protocol) |
     | repeated | runs left out: others have the same settings, seed and frames |
     """
 
@@ -165,7 +165,8 @@ def _names(runs: Sequence[Run]) -> tuple[dict[tuple[str, str], str], dict[str, d
     """
     names: dict[tuple[str, str], str] = {}
     variants: dict[str, dict[str, Any]] = {}
-    for protocol in sorted({str(run.settings["protocol"]) for run in runs}):
+    protocols = sorted({str(run.settings["protocol"]) for run in runs})
+    for protocol in protocols:
         for agent in sorted({run.agent for run in runs}):
             of_agent = {
                 _method(run): method_settings(run.settings)
@@ -194,7 +195,9 @@ def _names(runs: Sequence[Run]) -> tuple[dict[tuple[str, str], str], dict[str, d
                     named = [presets[method] if distinct else method[1][:6]]
                 names[method] = f"{agent} {', '.join(named)}".rstrip()
                 if own:
-                    variants[names[method]] = own
+                    several = len(protocols) > 1
+                    title = f"{names[method]}, {protocol}" if several else names[method]
+                    variants[title] = own
     return names, variants
 
 

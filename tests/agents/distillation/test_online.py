@@ -280,6 +280,29 @@ def test_students_of_the_main_command(tmp_path: Path) -> None:
         build_trainer(parse_arguments(flags))
 
 
+def test_students_that_a_kill_left_behind_their_checkpoint_are_written_when_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    run = run_in(tmp_path)
+    assert run.run(END // 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Students, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.run(END)
+    run.close()
+    assert load_agent(student_directory(tmp_path, NAMES[0])).frames == END // 2
+    again = run_in(tmp_path, resume=True)
+    for name in NAMES:
+        student = load_agent(student_directory(tmp_path, name))
+        assert student.frames == again.frames >= END
+        network: Any = students_of(again)._students[name].student
+        for mine, theirs in zip(student.network.parameters(), network.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+
+
 def test_a_student_that_is_not_finite_ends_the_run_and_reaches_no_checkpoint(
     tmp_path: Path,
 ) -> None:
