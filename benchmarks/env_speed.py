@@ -37,13 +37,13 @@ from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from benchmarks.measurement import (
     GameSettings,
     interleave,
-    markdown,
     ranged,
     require_installed,
     run_benchmark,
     spread,
 )
 from ebu.errors import UsageError
+from ebu.run import markdown
 from ebu.run.cli import run_command
 from ebu.run.hardware import all_cores
 from ebu.run.settings import Positive, Threads
@@ -118,7 +118,7 @@ def native(settings: Settings, closing: ExitStack) -> Step:
     return env.step
 
 
-def wrapped(settings: Settings, closing: ExitStack, mode: str) -> Step:
+def wrap(settings: Settings, closing: ExitStack, mode: str) -> Step:
     """Gymnasium's preprocessing and stacking in its own vector environments."""
     env = gymnasium.make_vec(
         f"ALE/{rom_id_to_name(settings.game)}-v5",
@@ -173,10 +173,10 @@ def emulator(settings: Settings, closing: ExitStack) -> Step:
 
 CONTENDERS: dict[str, Callable[[Settings, ExitStack], Step]] = {
     # First, so that it forks its processes before there are threads.
-    "async": partial(wrapped, mode="async"),
+    "async": partial(wrap, mode="async"),
     "ours": ours,
     "native": native,
-    "sync": partial(wrapped, mode="sync"),
+    "sync": partial(wrap, mode="sync"),
     "emulator": emulator,
 }
 
@@ -226,7 +226,7 @@ def table(figures: Mapping[str, Any]) -> str:
         ratio = figures["ratio"].get(name)
         speed = ranged(figures["frames_per_second"][name], ",.0f")
         rows.append((name, speed, ranged(ratio) if ratio else ""))
-    return markdown(("environments", "frames/s, median (min-max)", "ours over it"), rows)
+    return markdown.table(("environments", "frames/s, median (min-max)", "ours over it"), rows)
 
 
 main = partial(run_benchmark, Settings, measure, table, packages=("opencv-python-headless",))

@@ -87,7 +87,7 @@ def agent_of(
     return agent_for(replay, settings, learner, precision=precision)
 
 
-def timed(device: torch.device, call: Any) -> float:
+def time_call(device: torch.device, call: Any) -> float:
     """Seconds of one call, its work on the device included."""
     started = time.perf_counter()
     call()
@@ -143,7 +143,7 @@ def graphs(scope: Scope, name: str, precision: str, optimizer: str) -> Iterator[
             agent_of(name, replay, precision=precision, optimizer=optimizer, cuda_graphs=enabled)
             for enabled in (True, False)
         )
-        captures = timed(
+        captures = time_call(
             scope.device, lambda: in_step({"graphed": graphed, "eager": eager}, replay, updates)
         )
         apart = in_step({"graphed": graphed, "eager": eager}, replay, updates)
@@ -159,7 +159,7 @@ def graphs(scope: Scope, name: str, precision: str, optimizer: str) -> Iterator[
         same = [float((one == actions[0]).mean()) for one in actions[1:]]
         yield {"actions that are the same": min(same)}
         for way, agent in (("graphs", graphed), ("launches", eager)):
-            seconds = timed(scope.device, partial(agent.learn, replay, updates))
+            seconds = time_call(scope.device, partial(agent.learn, replay, updates))
             yield {f"{way}, µs an update": 1e6 * seconds / updates}
         metrics = graphed.metrics()
     assert all(np.isfinite(value) for value in metrics.values()), metrics
@@ -202,14 +202,14 @@ def save_and_load(scope: Scope) -> Iterator[Figures]:
     other.learn(replay, 5)
     with tempfile.TemporaryDirectory() as name:
         state = {"agent": agent.state_dict(), "replay": replay.state_dict()}
-        written = timed(
+        written = time_call(
             scope.device,
             lambda: save_checkpoint(Path(name), "frames-20", state, writers=[replay.write_frames]),
         )
         found = load_latest(Path(name))
         assert found is not None
         again.load_state_dict(found.state["replay"], num_actions=4)
-        read = timed(scope.device, partial(again.read_frames, found.directory))
+        read = time_call(scope.device, partial(again.read_frames, found.directory))
         other.load_state_dict(found.state["agent"])
     yield {"frames written, s": written, "read, s": read}
     steps = replay.transitions.num_steps

@@ -28,11 +28,12 @@ import agents.agent
 import agents.segment_target
 from agents import Agent, Learner, build_agent
 from agents.graphs import Captured, _Graph
-from benchmarks.measurement import interleave, markdown, medians, run_benchmark
+from benchmarks.measurement import interleave, medians, run_benchmark
 from benchmarks.runs import PlaySettings, network_arguments, random_play
 from ebu.commands.presets import DEFAULT, for_agent
 from ebu.interfaces import VectorStep
 from ebu.replay import EpisodicReplay
+from ebu.run import markdown
 from ebu.run.cli import run_command
 from ebu.run.settings import Positive
 from ebu.sampling import Draw
@@ -187,7 +188,7 @@ def table(figures: Mapping[str, Any]) -> str:
     """The medians as a Markdown table."""
     rows = [(name, f"{value:,.1f}") for name, value in figures["medians"].items()]
     rows.append(("draws per update", f"{figures['draws_per_update']:.2f}"))
-    return markdown(("host", "µs"), rows)
+    return markdown.table(("host", "µs"), rows)
 
 
 main = partial(run_benchmark, Settings, measure, table)

@@ -16,9 +16,10 @@ from typing import Any, Literal
 import numpy as np
 
 from agents import Agent, build_agent, build_learner
-from benchmarks.measurement import interleave, markdown, medians, run_benchmark
+from benchmarks.measurement import interleave, medians, run_benchmark
 from benchmarks.runs import PlaySettings, network_arguments, random_play
 from ebu.commands.presets import DEFAULT, for_agent
+from ebu.run import markdown
 from ebu.run.cli import run_command
 from ebu.run.settings import Positive
 
@@ -88,7 +89,7 @@ def table(figures: Mapping[str, Any]) -> str:
         (name, f"{value:.1f}", f"{figures['ratios'][name]:.2f}")
         for name, value in figures["medians"].items()
     ]
-    return markdown(("with", "ms per update", "over ebu alone"), rows)
+    return markdown.table(("with", "ms per update", "over ebu alone"), rows)
 
 
 main = partial(run_benchmark, Settings, measure, table)

@@ -235,12 +235,6 @@ def ranged(values: Mapping[str, float], form: str = ".2f") -> str:
     return f"{median} ({low}-{high})"
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = (header, ["---"] * len(header), *rows)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
 def say(line: str) -> None:
     """Report progress on stderr."""
     print(line, file=sys.stderr, flush=True)

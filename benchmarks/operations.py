@@ -23,10 +23,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.measurement import BenchmarkSettings, markdown, run_benchmark
+from benchmarks.measurement import BenchmarkSettings, run_benchmark
 from benchmarks.noise import agent_for, noise_memory
 from ebu.commands.presets import DEFAULT, for_agent
 from ebu.replay import EpisodicReplay
+from ebu.run import markdown
 from ebu.run.cli import run_command
 from ebu.run.machine import prepare_torch
 
@@ -106,7 +107,7 @@ def table(figures: Mapping[str, Any]) -> str:
         (each["agent"], each["precision"], *(f"{each[column]:.1f}" for column in columns))
         for each in figures["updates"]
     ]
-    return markdown(("agent", "precision", *columns), rows)
+    return markdown.table(("agent", "precision", *columns), rows)
 
 
 main = partial(run_benchmark, Settings, measure, table)

@@ -30,11 +30,12 @@ from torch import Tensor
 
 from agents import Agent, Learner, build_agent
 from agents.agent import MEASURED_UPDATES
-from benchmarks.measurement import markdown, run_benchmark, say
+from benchmarks.measurement import run_benchmark, say
 from benchmarks.runs import PlaySettings, network_arguments, random_play
 from ebu.commands.presets import DEFAULT, for_agent
 from ebu.errors import UsageError
 from ebu.replay import EpisodicReplay
+from ebu.run import markdown
 from ebu.run.cli import run_command
 from ebu.run.machine import arithmetic
 from ebu.run.settings import Positive
@@ -170,7 +171,7 @@ def table(figures: Mapping[str, Any]) -> str:
     counts = [f"{int(count):,}" for count in parity[0]["apart"]["graphed"]]
     header = ("agent", "precision", "bit for bit", "in step", "tolerance")
     after = (f"apart, after {count}" for count in counts)
-    return markdown((*header, *after, f"eager again, after {counts[-1]}"), rows)
+    return markdown.table((*header, *after, f"eager again, after {counts[-1]}"), rows)
 
 
 main = partial(run_benchmark, Settings, measure, table)

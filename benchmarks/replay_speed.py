@@ -32,7 +32,6 @@ from benchmarks.measurement import (
     WARMUP_CALLS,
     DeviceSettings,
     GameSettings,
-    markdown,
     median_and_p95,
     run_benchmark,
     say,
@@ -41,6 +40,7 @@ from benchmarks.measurement import (
 from benchmarks.runs import BATCH_SIZE
 from ebu.frames import torch_dtype
 from ebu.replay import EpisodicReplay
+from ebu.run import markdown
 from ebu.run.cli import run_command
 from ebu.run.settings import Positive
 from envs import AtariVector
@@ -197,7 +197,7 @@ def table(figures: Mapping[str, Any]) -> str:
     ]
     memory, written = figures["memory"], figures.get("checkpoint")
     lines = [
-        markdown(("part", "median, µs", "95th percentile, µs"), rows),
+        markdown.table(("part", "median, µs", "95th percentile, µs"), rows),
         f"\n{memory['transitions']:,} transitions and {memory['segments']:,} segments, "
         f"filled in {memory['fill_seconds']:.1f} s; peak resident memory "
         f"{memory['peak_resident'] / 1e9:.2f} GB, {memory['resident_before'] / 1e9:.2f} GB before",

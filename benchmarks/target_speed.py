@@ -25,13 +25,13 @@ from torch import Tensor
 
 from benchmarks.measurement import (
     DeviceSettings,
-    markdown,
     run_benchmark,
     say,
     targets_by,
     times,
 )
 from ebu.errors import EbuError, UsageError
+from ebu.run import markdown
 from ebu.run.cli import run_command
 from ebu.run.settings import Positive
 from ebu.targets import backward_targets, backward_targets_loop, backward_targets_scan
@@ -142,7 +142,7 @@ def table(figures: Mapping[str, Any]) -> str:
         )
         for each in figures["targets"]
     ]
-    return markdown((*header, "largest relative difference"), rows)
+    return markdown.table((*header, "largest relative difference"), rows)
 
 
 main = partial(run_benchmark, Settings, measure, table)

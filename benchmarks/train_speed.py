@@ -37,7 +37,6 @@ from typing import Any, Literal, Self
 from benchmarks.limits import Limits, measure_limits
 from benchmarks.measurement import (
     interleave,
-    markdown,
     medians,
     ranged,
     require_installed,
@@ -59,6 +58,7 @@ from benchmarks.runs import (
 from benchmarks.sb3 import sb3_schedule, time_sb3
 from ebu.commands.presets import DEFAULT
 from ebu.errors import EbuError, UsageError
+from ebu.run import markdown
 from ebu.run.cli import run_command
 from ebu.run.hardware import all_cores
 from ebu.run.settings import Positive
@@ -273,9 +273,11 @@ def table(figures: Mapping[str, Any]) -> str:
     header = ("run", "frames/s, median (min-max)", "updates/s", "of the limit")
     return "\n".join(
         (
-            markdown((*header, "over SB3's fastest", "over it without --deterministic"), runs),
+            markdown.table(
+                (*header, "over SB3's fastest", "over it without --deterministic"), runs
+            ),
             "\nSeconds per million frames (share of the run):\n",
-            markdown(("run", *(column.replace("_", " ") for column in COLUMNS)), stages),
+            markdown.table(("run", *(column.replace("_", " ") for column in COLUMNS)), stages),
             *lines,
         )
     )

@@ -39,11 +39,12 @@ from agents.graphs import capture
 from agents.segment_target import PASS_STATES
 from agents.stacked import StackedLearner
 from benchmarks.limits import Flops, copy_rate, count_flops, matrix_rate
-from benchmarks.measurement import markdown, run_benchmark, say, times
+from benchmarks.measurement import run_benchmark, say, times
 from benchmarks.runs import BATCH_SIZE, PlaySettings, network_arguments, random_play
 from ebu.commands.presets import DEFAULT, for_agent
 from ebu.errors import UsageError
 from ebu.replay import EpisodicReplay
+from ebu.run import markdown
 from ebu.run.cli import run_command
 from ebu.run.machine import arithmetic
 from ebu.run.settings import Positive
@@ -307,7 +308,9 @@ def table(figures: Mapping[str, Any]) -> str:
         )
         for each in figures["pieces"]
     ]
-    return markdown(("precision", "K", "piece", *(title for title, _ in COLUMNS.values())), rows)
+    return markdown.table(
+        ("precision", "K", "piece", *(title for title, _ in COLUMNS.values())), rows
+    )
 
 
 main = partial(run_benchmark, Settings, measure, table)

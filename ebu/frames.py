@@ -45,9 +45,3 @@ class FrameStack:
             self.stacks[torch.from_numpy(started).to(self.stacks.device)] = 0
         self.stacks[:, -1] = torch.from_numpy(frames).to(self.stacks.device)
         return self.stacks
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"stacks": self.stacks}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.stacks.copy_(state["stacks"])

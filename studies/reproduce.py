@@ -80,7 +80,7 @@ def chosen(settings: Settings) -> tuple[str, list[Run]]:
     return name, runs
 
 
-def played(name: str, run: Run, seed: int, out: Path) -> float:
+def play_run(name: str, run: Run, seed: int, out: Path) -> float:
     """The score of the run's settings with another seed. Raises `EbuError` if a command fails."""
     run_dir = out / f"{name}-seed{seed}"
     record = final_record(run.directory, run.settings["protocol"])
@@ -126,7 +126,7 @@ def main() -> None:
     # Its settings become flags, which train.py takes for typed ones.
     check_trust(runs[0].directory, runs[0].settings, settings.trust_env)
     say(f"{name}: playing seed {seed} beside seeds {', '.join(map(str, sorted(seeds)))}")
-    score = played(name, runs[0], seed, settings.out)
+    score = play_run(name, runs[0], seed, settings.out)
     scores = [run.final_score.mean for run in runs if run.final_score]
     print(f"{name}, seed {seed}: {verdict(scores, score)}")
 

@@ -1,13 +1,12 @@
 """What a distillation measures, as JSON files: each written whole or not at all."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, TypeVar, cast
 
 from ebu.errors import EbuError
-from ebu.run.files import write_whole
+from ebu.run.files import as_json, write_whole
 from ebu.run.reading import check_fits, read_json
 
 TEACHER_FILE, ENSEMBLE_FILE, RESULT_FILE = "teacher.json", "ensemble.json", "result.json"
@@ -168,7 +167,7 @@ RecordT = TypeVar("RecordT")
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record, whole or not at all. Raises `EbuError` where the disk is full or fails."""
-    write_whole(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    write_whole(path, as_json(record))
 
 
 def read_record(path: Path, kind: type[RecordT]) -> RecordT | None:

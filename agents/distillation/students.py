@@ -13,7 +13,7 @@ from agents.architectures import TEACHER, check_student, whole_architecture
 from agents.distillation.records import Sizes
 from agents.distillation.settings import load_experimental
 from agents.foreign.policy import Called
-from agents.networks import Features, PlainHead, QNetwork, build_network
+from agents.networks import PlainHead, QNetwork, build_network
 from agents.trained import STUDENT, WEIGHTS, Outputs, TrainedAgent, load_agent
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import save_checkpoint
@@ -47,10 +47,6 @@ class Student(nn.Module):
         """Outputs (B, A) float32 of states (B, stack, *frame_shape), uint8 or float32."""
         outputs: Tensor = self.network(states)
         return outputs.float()
-
-    def features(self, states: Tensor) -> Features:
-        """Outputs and hidden layers; see `QNetwork.features`."""
-        return self.network.features(states)
 
 
 def build(

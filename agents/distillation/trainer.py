@@ -77,9 +77,11 @@ class Supervision:
             generator=generator,
         ).to(self.dataset.device)
 
-    def shown(self, indices: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """What a student in training sees of states (B,) int64, and the teacher's outputs for it:
-        stacks (B, stack, *frame_shape), outputs (B, A)."""
+    def show(self, indices: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """What a student in training sees of states (B,) int64, and the teacher's outputs for it.
+
+        Stacks (B, stack, *frame_shape) and outputs (B, A).
+        """
         return self.dataset.stacks(indices), self.dataset.outputs[indices]
 
     def minibatch(
@@ -229,7 +231,7 @@ class StudentTrainer:
 
     def _losses_of(self, k: int) -> tuple[Tensor, dict[str, Tensor]]:
         indices = self._draw(k)
-        minibatch = self._minibatch(k, indices, self.pairs[k][1].shown(indices, self._rng))
+        minibatch = self._minibatch(k, indices, self.pairs[k][1].show(indices, self._rng))
         losses: tuple[Tensor, dict[str, Tensor]] = self._objectives[k](minibatch)
         return losses
 

@@ -28,7 +28,7 @@ from agents.distillation.report.text import (
     verdict,
     write_files,
 )
-from docs.results.marked import remade
+from docs.results.marked import replace_marked
 from ebu.run.markdown import NONE
 from ebu.statistics import mean_interval
 
@@ -82,7 +82,7 @@ def settings_of(name: str) -> dict[str, int]:
 
 def with_figures(text: str, report: Report) -> str:
     """The page of the example on CartPole, with the figures of its report."""
-    return remade(text, "figures of CartPole", lambda _: cartpole(report))
+    return replace_marked(text, "figures of CartPole", lambda _: cartpole(report))
 
 
 def page(reports: dict[str, Report]) -> str:

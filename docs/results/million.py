@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from docs.results.marked import remade
+from docs.results.marked import replace_marked
 from ebu.commands.reporting.published import AGENTS_100K, FRAMES_100K
 from ebu.run.markdown import NONE, table
 from ebu.statistics import difference_interval, mean_interval
@@ -44,9 +44,9 @@ def main() -> None:
 
 def with_tables(text: str) -> str:
     """A page with its tables made again."""
-    text = remade(text, "million", lambda _: scores(RESULTS))
-    text = remade(text, "defaults", lambda _: comparison(RESULTS))
-    return remade(text, "learning", lambda _: learning(RESULTS))
+    text = replace_marked(text, "million", lambda _: scores(RESULTS))
+    text = replace_marked(text, "defaults", lambda _: comparison(RESULTS))
+    return replace_marked(text, "learning", lambda _: learning(RESULTS))
 
 
 def scores(folder: Path) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from docs.results.marked import remade
+from docs.results.marked import replace_marked
 from ebu.commands.reporting.published import AGENTS_100K, references
 from ebu.run.markdown import NONE, table
 from ebu.statistics import mean_interval
@@ -47,7 +47,7 @@ def main() -> None:
 
 def with_tables(text: str) -> str:
     """A page with its tables made again."""
-    return remade(
+    return replace_marked(
         text, r"variants: (?P<folder>\w+)", lambda found: tables(RESULTS / found["folder"])
     )
 

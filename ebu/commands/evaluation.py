@@ -15,7 +15,7 @@ from agents.foreign.formats import is_foreign
 from ebu.commands.evaluate_arguments import EvaluateConfig, check
 from ebu.commands.game_names import about_game
 from ebu.commands.policies import load_policy
-from ebu.commands.reporting.scores import as_json, write_evaluation
+from ebu.commands.reporting.scores import write_evaluation
 from ebu.commands.scoring import evaluator_for, variant_of
 from ebu.commands.showing import check_display, check_pictures, film_best, open_window
 from ebu.commands.trust import check_trust
@@ -23,7 +23,7 @@ from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Evaluation, Evaluator, random_play, seeds_of
 from ebu.interfaces import VectorEnvironment
 from ebu.run.directory import read_config, require
-from ebu.run.files import write_whole
+from ebu.run.files import as_json, write_whole
 from ebu.run.machine import (
     automatic_threads,
     device_named,

@@ -66,7 +66,7 @@ def play(
 
     Raises `EbuError`, once the run is saved, for a fault of the environment.
     """
-    from ebu.run.busy_cores import busy_cores_noted, threads_left_automatic
+    from ebu.run.busy_cores import note_busy_cores, threads_left_automatic
     from ebu.run.directory import automatic_settings, read_config
     from ebu.run.progress import Progress
 
@@ -93,7 +93,7 @@ def play(
     # Only the first rank is sure to see the directory.
     automatic = automatic_settings(read_config(trainer.run_dir)) if ranks.is_first else []
     advice = f"stop with Ctrl-C, and resume with: {again('--threads', 1)}"
-    with stop_on_signals(stop), busy_cores_noted(threads_left_automatic(automatic), advice):
+    with stop_on_signals(stop), note_busy_cores(threads_left_automatic(automatic), advice):
         try:
             finished = trainer.finished(config.frames) or trainer.run(config.frames, progress)
             finished = finished and trainer.finish(progress)

@@ -3,6 +3,7 @@
 import contextlib
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from ebu.run.directory import (
     open_run_directory,
     read_earlier_config,
 )
-from ebu.run.machine import choose_machine, choose_num_envs, prepare_torch
+from ebu.run.machine import Machine, choose_machine, choose_num_envs, prepare_torch
 from ebu.run.profiling import Profile
 from ebu.run.progress import say
 from ebu.run.ranks import SINGLE, Ranks
@@ -57,31 +58,10 @@ def build_trainer(config: TrainConfig, ranks: Ranks = SINGLE) -> Trainer:
     with contextlib.ExitStack() as on_failure:
         with ranks.together():
             check_ranks(config, run_dir, earlier, ranks)
-            machine = choose_machine(
-                config.device,
-                config.threads,
-                config.precision,
-                earlier,
-                processes=ranks.local_world_size,
-            )
-            check_gpus(machine.device, ranks)
+            machine = _prepare_machine(config, earlier, ranks)
             num_envs = choose_num_envs(config.num_envs, machine.device, earlier)
             config = replace(config, num_envs=num_envs)
             own = part_of_rank(config, ranks)
-            for line in machine.warnings:
-                say(f"warning: {line}")
-            if not ranks.is_single and getattr(config.method, "mix_segments", 0) == 1:
-                say(
-                    f"each of {ranks.world_size} processes trains on a segment of its own, as with "
-                    f"--mix-segments {ranks.world_size}"
-                )
-            prepare_torch(
-                machine.device,
-                machine.torch_threads,
-                precision=machine.precision,
-                autotune=True,
-                deterministic=config.deterministic,
-            )
             protocol = protocol_of(config)
             weights_rng, *seeds = np.random.SeedSequence(config.seed).spawn(4)
             exploration_rng, drawing_rng, env_rng = (
@@ -136,17 +116,10 @@ def build_trainer(config: TrainConfig, ranks: Ranks = SINGLE) -> Trainer:
                 checkpoint = newest_checkpoint(
                     run_dir, identity, environment, fresh_games=config.fresh_games
                 )
-                monitor = on_failure.enter_context(
-                    contextlib.closing(
-                        open_logs(run_dir, checkpoint, config, description, asdict(protocol))
-                    )
-                )
+                logs = open_logs(run_dir, checkpoint, config, description, asdict(protocol))
+                monitor = on_failure.enter_context(contextlib.closing(logs))
         with ranks.together():
-            if not ranks.is_first and not (run_dir / CONFIG).is_file():
-                raise UsageError(
-                    f"{run_dir} is not the same directory for every process: choose a --run-dir "
-                    "on a file system that all machines share"
-                )
+            _check_shared(run_dir, ranks)
             evaluator = evaluator_for(
                 game,
                 protocol,
@@ -194,3 +167,35 @@ def build_trainer(config: TrainConfig, ranks: Ranks = SINGLE) -> Trainer:
         learner.share()
         on_failure.pop_all()
     return trainer
+
+
+def _prepare_machine(config: TrainConfig, earlier: dict[str, Any] | None, ranks: Ranks) -> Machine:
+    """Choose the device, the threads and the precision of a rank, and prepare torch for them."""
+    machine = choose_machine(
+        config.device, config.threads, config.precision, earlier, processes=ranks.local_world_size
+    )
+    check_gpus(machine.device, ranks)
+    for line in machine.warnings:
+        say(f"warning: {line}")
+    if not ranks.is_single and getattr(config.method, "mix_segments", 0) == 1:
+        say(
+            f"each of {ranks.world_size} processes trains on a segment of its own, as with "
+            f"--mix-segments {ranks.world_size}"
+        )
+    prepare_torch(
+        machine.device,
+        machine.torch_threads,
+        precision=machine.precision,
+        autotune=True,
+        deterministic=config.deterministic,
+    )
+    return machine
+
+
+def _check_shared(run_dir: Path, ranks: Ranks) -> None:
+    """Raise `UsageError` where a rank does not see the run directory that the first has made."""
+    if not ranks.is_first and not (run_dir / CONFIG).is_file():
+        raise UsageError(
+            f"{run_dir} is not the same directory for every process: choose a --run-dir on a file "
+            "system that all machines share"
+        )

@@ -39,7 +39,7 @@ def threads_left_automatic(automatic: Collection[str]) -> int:
 
 
 @contextlib.contextmanager
-def busy_cores_noted(threads: int, advice: str, every: float = SECONDS) -> Iterator[None]:
+def note_busy_cores(threads: int, advice: str, every: float = SECONDS) -> Iterator[None]:
     """Say once, while inside, that other programs take this one's cores, and the advice.
 
     | argument | meaning |

@@ -1,13 +1,20 @@
 """Crash-safe writes: fsync files and their directories."""
 
 import errno
+import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ebu.errors import EbuError
+
+
+def as_json(record: Mapping[str, Any]) -> bytes:
+    """A record as its file holds it. Raises `ValueError` for a number that is not finite."""
+    return (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
 
 
 def sync(path: Path) -> None:

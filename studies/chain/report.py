@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ebu.run import markdown
 from ebu.run.figures import write_figure
 from studies.chain.study import GAMMA, Curve, Settings, stored_episode
 
@@ -54,20 +55,17 @@ def visited(num_states: int) -> str:
 
 def table(chains: dict[int, dict[str, Curve]]) -> str:
     """Updates needed, as a Markdown table."""
-    lines = [
-        "| states | method | " + " | ".join(f"{level:.0%}" for level in LEVELS) + " |",
-        "| --- | --- |" + " --- |" * len(LEVELS),
-    ]
+    rows = []
     for num_states, curves in chains.items():
         for method, curve in curves.items():
             cells = []
             for level in LEVELS:
                 needed = curve.updates_needed(level)
-                cells.append("–" if needed.updates is None else str(needed.updates))
+                cells.append(markdown.NONE if needed.updates is None else str(needed.updates))
                 if curve.drawn and needed.latest is not None:
                     cells[-1] += f" [{needed.earliest}, {needed.latest}]"
-            lines.append(f"| {num_states} | {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append([num_states, method, *cells])
+    return markdown.table(["states", "method", *(f"{level:.0%}" for level in LEVELS)], rows)
 
 
 def draw(chains: dict[int, dict[str, Curve]], path: Path) -> None:

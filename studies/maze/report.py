@@ -9,6 +9,7 @@ import scipy.stats
 from matplotlib.figure import Figure
 
 from ebu.run.figures import write_figure
+from ebu.run.markdown import table
 
 RESAMPLES = 5_000
 COLOURS = {
@@ -30,6 +31,7 @@ PAIRS = (
     ("ebu-0.75", "ebu-1"),
 )
 """Methods compared maze by maze."""
+SETTING = ("walls", "moves")
 
 
 def tables(results: Sequence[dict[str, Any]]) -> str:
@@ -45,31 +47,30 @@ def tables(results: Sequence[dict[str, Any]]) -> str:
         ("greedy", "Greedy"),
     ):
         for statistic in (np.mean, np.median):
-            lines += ["", f"### {title}: {statistic.__name__}", "", *_header("best", *COLOURS)]
+            rows = []
             for result, evaluation in zip(results, last, strict=True):
                 best = result["best_greedy"] if kind == "greedy" else evaluation["best_exploring"]
                 cells = [
                     _with_interval(statistic, lengths) for lengths in evaluation[kind].values()
                 ]
-                lines.append(_row(result, f"{statistic(best):.2f}", *cells))
-    lines += ["", "### Exploring: ratio of the means", ""]
-    lines += _header(*(f"{one} / {other}" for one, other in PAIRS))
+                rows.append([*_setting(result), f"{statistic(best):.2f}", *cells])
+            lines += ["", f"### {title}: {statistic.__name__}", ""]
+            lines.append(table([*SETTING, "best", *COLOURS], rows))
+    rows = []
     for result, evaluation in zip(results, last, strict=True):
         lengths = evaluation["exploring"]
         cells = [
             _with_interval(_ratio_of_means, lengths[one], lengths[other]) for one, other in PAIRS
         ]
-        lines.append(_row(result, *cells))
+        rows.append([*_setting(result), *cells])
+    lines += ["", "### Exploring: ratio of the means", ""]
+    lines.append(table([*SETTING, *(f"{one} / {other}" for one, other in PAIRS)], rows))
     return "\n".join(lines) + "\n"
 
 
-def _header(*columns: str) -> list[str]:
-    return [f"| walls | moves | {' | '.join(columns)} |", "| --- " * (2 + len(columns)) + "|"]
-
-
-def _row(result: dict[str, Any], *cells: str) -> str:
+def _setting(result: dict[str, Any]) -> list[str]:
     setting = result["made_with"]["setting"]
-    return f"| {setting['density']} % | {_moves(setting)} | {' | '.join(cells)} |"
+    return [f"{setting['density']} %", _moves(setting)]
 
 
 def _moves(setting: dict[str, Any]) -> str:

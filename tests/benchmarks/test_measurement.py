@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import measurement
+from ebu.run import markdown
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def test_a_results_file_holds_the_conditions_and_the_figures(
     measurement.run_benchmark(
         Settings,
         lambda settings: {"seconds": measurement.spread([3.0, 1.0, 8.0])},
-        lambda figures: measurement.markdown(
+        lambda figures: markdown.table(
             ("part", "s"), [("draw", measurement.ranged(figures["seconds"]))]
         ),
         packages=("no-such-package",),

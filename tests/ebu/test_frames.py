@@ -58,12 +58,3 @@ def test_a_frame_the_environment_writes_over_stays_as_it_was() -> None:
     frames.push(buffer, started(1, 1))
     buffer[:] = 9
     assert shown(frames.stacks) == [[0, 0, 1], [0, 0, 5]]
-
-
-def test_a_restored_stack_continues() -> None:
-    frames, restored = stack_of(), stack_of()
-    frames.push(frame(1, 5), started(1, 1))
-    frames.push(frame(2, 6), started(0, 0))
-    restored.load_state_dict({key: x.clone() for key, x in frames.state_dict().items()})
-    for each in (frames, restored):
-        assert shown(each.push(frame(3, 7), started(0, 1))) == [[1, 2, 3], [0, 0, 7]]

@@ -25,7 +25,7 @@ class RefinedSupervision(Supervision):
     With `unshifted_labels` the outputs are those for the state before the shift: augmentation.
     """
 
-    def shown(self, indices: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def show(self, indices: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         stacks = shift(self.dataset.stacks(indices), rng)
         if self.config.unshifted_labels:
             return stacks, self.dataset.outputs[indices]

@@ -26,7 +26,7 @@ class MutualTrainer(StudentTrainer):
     def _losses(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum over the students; each loss as the mean over them."""
         indices = self._draw(0)
-        shown = self.pairs[0][1].shown(indices, self._rng)
+        shown = self.pairs[0][1].show(indices, self._rng)
         minibatches = [self._minibatch(k, indices, shown) for k in range(len(self.pairs))]
         outputs = torch.stack([minibatch.student["outputs"] for minibatch in minibatches])
         totals, parts = [], []

@@ -28,7 +28,7 @@ from ebu.commands.distilling.build import (
     open_output,
 )
 from ebu.commands.distilling.from_scratch import plan_runs, train_from_scratch
-from ebu.run.busy_cores import busy_cores_noted, threads_left_automatic
+from ebu.run.busy_cores import note_busy_cores, threads_left_automatic
 from ebu.run.directory import read_earlier_config
 from ebu.run.hints import tensorboard_command
 from ebu.run.machine import choose_machine, prepare_torch
@@ -72,7 +72,7 @@ def run(config: DistillConfig, *, should_stop: Callable[[], bool] = lambda: Fals
     advice = "stop with Ctrl-C, and run the same command with --threads 1"
     with (
         open_output(config, games, machine, before),
-        busy_cores_noted(threads_left_automatic(machine.automatic), advice),
+        note_busy_cores(threads_left_automatic(machine.automatic), advice),
         contextlib.ExitStack() as reports,
     ):
         say(f"{config.out}: watch it with: {tensorboard_command(config.out)}")

@@ -28,12 +28,12 @@ from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.evaluation import rules_of, run
 from ebu.commands.release import ReleaseConfig
 from ebu.commands.releasing.card import card_text
-from ebu.commands.reporting.scores import FOLDER, as_json, read_records, write_evaluation
+from ebu.commands.reporting.scores import FOLDER, read_records, write_evaluation
 from ebu.commands.studying.provenance import PROVENANCE, provenance_of
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import Evaluator
 from ebu.run.directory import CONFIG, RELEASED, check_links, differences, identity_of, read_config
-from ebu.run.files import write_whole, writing
+from ebu.run.files import as_json, write_whole, writing
 from ebu.run.progress import say
 from ebu.run.released import WEIGHTS_FILE, write_weights
 from envs.film import CannotFilmError

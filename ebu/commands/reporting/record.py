@@ -16,7 +16,7 @@ from ebu.commands.reporting.published import (
     REFERENCE_AGENTS,
 )
 from ebu.commands.reporting.runs import Run
-from ebu.commands.reporting.scores import as_json
+from ebu.run.files import as_json
 
 
 def report_record(

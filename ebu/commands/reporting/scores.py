@@ -1,13 +1,12 @@
 """What a run scored: the records that evaluate.py leaves, and which of them is the run's score."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from ebu.errors import EbuError
-from ebu.run.files import write_whole
+from ebu.run.files import as_json, write_whole
 from ebu.run.hints import program_command
 from ebu.run.reading import check_fits, read_json
 from envs.protocols import PROTOCOLS
@@ -72,11 +71,6 @@ def write_evaluation(run_dir: Path, record: Mapping[str, Any]) -> Path:
     path = run_dir / FOLDER / _file_name(record)
     write_whole(path, as_json(record))
     return path
-
-
-def as_json(record: Mapping[str, Any]) -> bytes:
-    """A record as a JSON file holds it."""
-    return (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
 
 
 def _file_name(record: Mapping[str, Any]) -> str:

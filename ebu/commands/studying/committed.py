@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ebu.commands.reporting.runs import method_settings
-from ebu.commands.reporting.scores import FINAL, as_json, final_record
+from ebu.commands.reporting.scores import FINAL, final_record
 from ebu.commands.studying.provenance import PROVENANCE, provenance_of
 from ebu.errors import EbuError
 from ebu.run.directory import (
@@ -27,7 +27,7 @@ from ebu.run.directory import (
     differences,
     read_config,
 )
-from ebu.run.files import write_whole
+from ebu.run.files import as_json, write_whole
 from ebu.run.hints import program_command
 from ebu.run.reading import LARGEST_FLOAT, MOST_LOG_BYTES, read_file
 

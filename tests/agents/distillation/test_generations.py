@@ -85,14 +85,14 @@ def test_refined_labels_are_the_teachers_for_what_is_shown(tmp_path: Path) -> No
     pipeline = pipeline_in(tmp_path, teacher_of(1))
     first = supervise(pipeline)
     indices = first.dataset.train[:16]
-    stacks, labels = refine(first).shown(indices, np.random.default_rng(4))
+    stacks, labels = refine(first).show(indices, np.random.default_rng(4))
     plain = first.dataset.stacks(indices)
     assert torch.equal(stacks, shift(plain, np.random.default_rng(4)))
     assert not torch.equal(stacks, plain)
     assert torch.equal(labels, pipeline.teacher.outputs_of(stacks))
     # Or those for what is not shown: the teacher never saw a shifted state.
     unshifted = pipeline_in(tmp_path, teacher_of(1), refine_labels=True, unshifted_labels=True)
-    again, labels = refine(supervise(unshifted)).shown(indices, np.random.default_rng(4))
+    again, labels = refine(supervise(unshifted)).show(indices, np.random.default_rng(4))
     assert torch.equal(again, stacks)
     assert torch.equal(labels, first.dataset.outputs[indices])
     assert {spec.method for spec in unshifted.config.plan()[:3]} == {"kl-unshifted"}
@@ -106,13 +106,13 @@ def test_the_next_refinery_is_the_last_generations(
 ) -> None:
     pipeline = pipeline_in(tmp_path, teacher_of(1), generations=2)
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    real = RefinedSupervision.shown
+    real = RefinedSupervision.show
 
-    def shown(supervision: RefinedSupervision, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def show(supervision: RefinedSupervision, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
         seen.append(real(supervision, *given))
         return seen[-1]
 
-    monkeypatch.setattr(RefinedSupervision, "shown", shown)
+    monkeypatch.setattr(RefinedSupervision, "show", show)
     records = list(generations.train(pipeline, specs_of("refined"), refine(supervise(pipeline))))
     assert [r["method"] for r in records] == ["kl-refined"] * 2 + ["kl-refined-gen2"] * 2
     best = chosen(records[:2])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ebu.run.busy_cores import busy_cores_noted, seconds_without_a_core
+from ebu.run.busy_cores import note_busy_cores, seconds_without_a_core
 
 linux = pytest.mark.skipif(
     not Path("/proc/self/schedstat").exists(), reason="only Linux says how long threads wait"
@@ -41,7 +41,7 @@ def test_it_is_said_once(
     another_program_on_this_core: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = seconds_without_a_core()
-    with busy_cores_noted(2, "type this", every=0.5):
+    with note_busy_cores(2, "type this", every=0.5):
         compute(3)
     assert seconds_without_a_core() - before > 0.5
     (line,) = capsys.readouterr().err.splitlines()
@@ -53,13 +53,13 @@ def test_it_is_said_once(
 def test_one_thread_waits_for_no_other(
     another_program_on_this_core: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with busy_cores_noted(1, "type this", every=0.1):
+    with note_busy_cores(1, "type this", every=0.1):
         compute(1)
     assert capsys.readouterr().err == ""
 
 
 def test_threads_that_have_their_cores_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with busy_cores_noted(2, "type this", every=0.5):
+    with note_busy_cores(2, "type this", every=0.5):
         time.sleep(1.2)
     assert capsys.readouterr().err == ""
 
