@@ -173,19 +173,20 @@ def _evaluate(config: EvaluateConfig, film: Path) -> dict[str, Any]:
 
 
 class _States:
-    """States of a game, a sample of which an exported network is compared on."""
+    """At most `PARITY_STATES` states of a game, evenly spread, to compare a network on."""
 
     def __init__(self) -> None:
         self._seen: list[Tensor] = []
+        self._steps, self._every = 0, 1
 
     def keep(self, stacks: Tensor) -> None:
-        """Keep the states of one step of the game."""
-        self._seen.append(stacks.cpu().clone())
-
-    def sample(self) -> "_States":
-        """At most `PARITY_STATES` of them, evenly spread."""
-        self._seen = self._seen[:: -(-len(self._seen) // PARITY_STATES) or 1]
-        return self
+        """Keep the state of one step of the game, or leave it out."""
+        if self._steps % self._every == 0:
+            self._seen.append(stacks.cpu().clone())
+        self._steps += 1
+        if len(self._seen) > PARITY_STATES:
+            self._seen = self._seen[::2]
+            self._every *= 2
 
     def __len__(self) -> int:
         return sum(map(len, self._seen))
@@ -213,7 +214,6 @@ def _write_onnx(agent: TrainedAgent, out: Path, evaluator: Evaluator) -> None:
 
     replace(evaluator, num_envs=1, episodes=1).play(choose)
     content = onnx_bytes(agent, out.name)
-    sample = states.sample()
     policy = OnnxPolicy(content, ONNX)
-    check_parity(compare(agent, policy, sample, torch.arange(len(sample))), ONNX)
+    check_parity(compare(agent, policy, states, torch.arange(len(states))), ONNX)
     write_whole(out / ONNX, content)
