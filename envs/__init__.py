@@ -16,7 +16,7 @@ import gymnasium
 import envs.chain
 import envs.maze  # noqa: F401 (both register their environment)
 from envs.atari import FRAME_SKIP, AtariVector
-from envs.boundary import Recipe, parse_args, reason
+from envs.boundary import PIP_INSTALL, Recipe, parse_args, reason
 from envs.faults import EnvironmentFault
 from envs.games import (
     NoSimilarGameError,
@@ -165,8 +165,10 @@ def check_game(game: str) -> None:
             if env_id not in gymnasium.registry:
                 _load_plugins(module)
         except Exception as error:  # a module's own code runs
+            is_missing = isinstance(error, ModuleNotFoundError) and error.name == module
+            advice = f"; if a package has it: {PIP_INSTALL} {module}" if is_missing else ""
             raise UnknownGameError(
-                f"cannot import the module of {quote(game)}: {reason(error)}"
+                f"cannot import the module of {quote(game)}: {reason(error)}{advice}"
             ) from None
     # With its module, a name is played through Gymnasium, an Atari game too.
     if env_id in gymnasium.registry if colon else registered_elsewhere(env_id):

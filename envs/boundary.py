@@ -5,6 +5,9 @@ import importlib
 import json
 import math
 import os
+import re
+import shlex
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -281,9 +284,15 @@ def _as_bytes(pixels: np.ndarray) -> np.ndarray:
 _LARGEST = float(np.finfo(np.float32).max)
 
 
+PIP_INSTALL = f"{shlex.quote(sys.executable)} -m pip install"
+
+
 def reason(error: BaseException) -> str:
     """What was raised, on one line."""
     text = " ".join(str(error).split())
+    if isinstance(error, gymnasium.error.DependencyNotInstalled):
+        # For the Python that runs: another's pip may come first.
+        text = re.sub(r"(?<!-m )\bpip install", lambda _: PIP_INSTALL, text)
     if isinstance(error, gymnasium.error.Error) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -13,7 +13,7 @@ import numpy as np
 from ale_py import ALEInterface, roms
 
 from envs.atari import RULES, AtariVector, make_emulators
-from envs.boundary import Environment
+from envs.boundary import Environment, reason
 from envs.faults import EnvironmentFault
 from envs.gymnasium_vector import GymnasiumVector
 from envs.vector import ReplayMismatchError, environment_seed
@@ -207,5 +207,5 @@ class _GymnasiumScreen:
     def _refuse_missing_library(self, fault: EnvironmentFault) -> None:
         if isinstance(fault.__cause__, gymnasium.error.DependencyNotInstalled):
             raise CannotFilmError(
-                f"{self._recipe.game} has no pictures: {fault.__cause__}"
+                f"{self._recipe.game} has no pictures: {reason(fault.__cause__)}"
             ) from None

@@ -22,7 +22,8 @@ from ebu.commands.studying.results import ResultsTable
 from ebu.commands.trust import trust_words
 from ebu.errors import EbuError, UsageError
 from ebu.run.cli import parse, run_command
-from ebu.run.directory import acquire_lock, check_links
+from ebu.run.directory import CONFIG, acquire_lock, check_links
+from ebu.run.files import is_there
 from ebu.run.hardware import all_cores, spared_threads
 from ebu.run.hints import program_argv, program_command
 from ebu.run.progress import say
@@ -49,9 +50,12 @@ def main() -> int:
 def play(config: StudyConfig, planned: Sequence[PlannedRun]) -> int:
     """Play and score what is missing of the planned runs; returns the exit code."""
     # Logs lie next to the runs, which are checked when they are opened.
-    for directory in filter(None, (config.out, config.results)):
-        if directory.is_dir():
-            check_links(directory)
+    for flag, directory in (("--out", config.out), ("--results", config.results)):
+        if directory is None or not directory.is_dir():
+            continue
+        check_links(directory)
+        if is_there(directory / CONFIG):
+            raise UsageError(f"{flag} {directory} holds a run: choose another directory")
     (config.out / "runs").mkdir(exist_ok=True)
     folder, flag = config.results or config.out, "--results" if config.results else "--out"
     runs = config.results or config.out / "runs"

@@ -97,6 +97,7 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
     if run_dir is None:
         add_working_directory(modules_in(settings))
     else:
+        _check_grows(Path(run_dir), settings["frames"])
         check_trust(Path(run_dir), settings, arguments.trust_env)
     _check(arguments.run)
     return arguments.run
@@ -145,7 +146,10 @@ def flags_of_run(run_dir: Path, *, earlier: bool = False) -> list[str]:
     settings = config["settings"]
     preset, agent = settings.get("preset"), settings.get("agent")
     if preset not in PRESETS or agent not in AGENTS:
-        raise UsageError(f"{run_dir}: train.py did not start it, as its {CONFIG} says: name a run")
+        raise UsageError(
+            f"{run_dir}: its {CONFIG} is of no run of train.py (preset {preset}, agent {agent}): "
+            "name a run, or restore it"
+        )
     usual = flat(for_agent(preset_for(str(settings.get("game")), preset), agent))
     # A setting that is off is as one that is not known yet.
     known = {name for name, value in usual.items() if value is not None}
@@ -197,6 +201,15 @@ def _check_with_resume(run_dir: str, args: Sequence[str]) -> None:
                 f"--resume takes every setting from the run: leave out {flag} (--frames may grow; "
                 f"see {program_name('train.py')} --help)"
             )
+
+
+def _check_grows(run_dir: Path, frames: int) -> None:
+    asked = read_config(run_dir)["settings"]["frames"]
+    if frames < asked:
+        raise UsageError(
+            f"--frames {frames}: {run_dir} was started with {asked}, and a run only grows: leave "
+            "--frames out, or give more"
+        )
 
 
 def _check_owners(agent: str, args: Sequence[str]) -> None:

@@ -225,8 +225,8 @@ def _load_first(
             passed_over.append((directory.name, str(damage)))
         except ForeignError as foreign:
             raise EbuError(
-                f"{directory} is a checkpoint of another run ({foreign}): move it away, or load it "
-                "in the directory of its own run"
+                f"{directory} is of another run than config.json ({foreign}): restore config.json, "
+                "or move the checkpoint to the directory of its own run"
             ) from foreign
         except OSError as error:
             passed_over.append((directory.name, error.strerror or str(error)))

@@ -20,6 +20,7 @@ ConfigT = TypeVar("ConfigT")
 
 LARGEST_NUMBER = 10**15
 """No flag takes a number above this; a float still holds every integer up to here."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _COUNT = re.compile(r"([+-]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)([kKmM]?)")
 _EXACT = Context(prec=50, traps=[Inexact, InvalidOperation])
 _NUMBERS = tyro.constructors.ConstructorRegistry()
@@ -136,6 +137,7 @@ _read_numbers(float, _number)
 def _one_line(box: str, prog: str) -> str:
     """The words of an error drawn in a box, without the box, its title and the flags' help."""
     words: list[str] = []
+    box = _COLOUR.sub("", box)
     # Where the output is not UTF-8 there is no box, and the title is the first line.
     lines = box.splitlines() if "╭" in box else box.strip().splitlines()[1:]
     for line in lines:
@@ -165,6 +167,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         print("error:", r"\n".join(str(error).splitlines()), file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
+        print("\ninterrupted: run the same command again", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)

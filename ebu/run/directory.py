@@ -113,8 +113,11 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     """
     path = run_dir / CONFIG
     try:
+        if not is_there(run_dir):
+            raise UsageError(f"{run_dir} is not a run directory: it does not exist")
         if not is_there(path):
-            raise UsageError(f"{run_dir} is not a run directory: it has no {CONFIG}")
+            lack = f"has no {CONFIG}" if run_dir.is_dir() else "is a file"
+            raise UsageError(f"{run_dir} is not a run directory: it {lack}")
         check_links(run_dir)
         config = read_json(path)
         check_fits(config, Config)
@@ -305,6 +308,8 @@ def differences(
         grows = isinstance(was, int) and isinstance(is_now, int) and is_now > was
         if was == is_now or name in may_change or (grows and name in may_grow):
             continue
+        if str(was) == str(is_now):
+            was, is_now = repr(was), repr(is_now)
         line = f"{name} was {was}, is {is_now}{' (may only grow)' * (name in may_grow)}"
         found.append(" ".join(line.split()))
     return found

@@ -160,7 +160,7 @@ class Progress(StatusLine):
         super().__init__(total, initial)
         self._frames = self._shown_frames = initial
         self._return: float | None = None
-        self._epsilon = 1.0
+        self._epsilon: float | None = None
         self._updated_at = time.monotonic()
         # Moments and frames of the last RATE_SECONDS.
         self._recent = deque([(self._updated_at, initial)])
@@ -202,7 +202,8 @@ class Progress(StatusLine):
             left = max(0, self._total - self._frames) / rate
             parts.append(f"{tqdm.format_interval(left)} left")
         parts.append(f"return {'-' if self._return is None else _score(self._return)}")
-        parts.append(f"{self._letter} {self._epsilon:.3g}")
+        if self._epsilon is not None:
+            parts.append(f"{self._letter} {self._epsilon:.3g}")
         self.show(self._frames, ", ".join(parts))
 
 

@@ -264,8 +264,8 @@ def test_what_cannot_be_resumed_is_one_line(copied: Path, tmp_path: Path) -> Non
     config = json.loads(path.read_text())
     for change, said in (
         ({"beta": None}, "no beta"),
-        ({"agent": "student"}, "did not start it"),
-        ({"preset": "3"}, "did not start it"),
+        ({"agent": "student"}, "of no run of train.py"),
+        ({"preset": "3"}, "of no run of train.py"),
         ({"learning_starts": "soon"}, "--learning-starts"),
         ({"triple": True}, "triple"),
     ):

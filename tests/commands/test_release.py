@@ -222,6 +222,7 @@ def test_a_release_is_replaced_by_one_of_the_same_agent_alone(
     assert not (copied / "model.onnx").exists()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").touch()
+    (tmp_path / "notes" / "link").symlink_to(sys.executable)  # as a virtual environment has
     for out in (copied, runs["breakout"], tmp_path / "notes", copied / "README.md"):
         with pytest.raises(UsageError, match="--out"):
             release(runs["student"], out)

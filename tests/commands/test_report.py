@@ -415,6 +415,10 @@ def test_the_end_of_a_log_is_read_without_a_line_still_being_written(tmp_path: P
     lines = [json.dumps({"frames": frames, "x": "y" * 100}) + "\n" for frames in range(2_000)]
     (run_dir / "metrics.jsonl").write_text("broken\n" + "".join(lines))
     assert read_run(run_dir).played_frames == 1_999
+    # A run that was stopped between two lines is scored later than at the last.
+    stopped = write_run(tmp_path, "pong", "ebu", 1, 5.0, frames=3_000, played=3_000)
+    (stopped / "metrics.jsonl").write_text(json.dumps({"frames": 2_000}) + "\n")
+    assert read_run(stopped).played_frames == 3_000
 
 
 def test_what_cannot_be_reported_is_refused_in_one_line(

@@ -196,6 +196,16 @@ def test_a_file_that_is_no_results_table_is_never_overwritten(
     assert (folder / "results.csv").read_bytes() == content
 
 
+@pytest.mark.parametrize("flag", ["--out", "--results"])
+def test_a_study_does_not_fill_a_run(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = write_run(tmp_path, "pong", "ebu", 0, 1.0)
+    with pytest.raises(UsageError, match=f"{flag} .* holds a run: choose another directory"):
+        run_study(monkeypatch, "--games", "pong", "--out", tmp_path / "out", flag, run_dir)
+    assert not (run_dir / "results.csv").exists()
+
+
 def test_a_damaged_run_is_named_and_left_out_of_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

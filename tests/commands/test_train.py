@@ -237,6 +237,24 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     build(tmp_path, "--frames", "5000", "--checkpoint-minutes", "1").close()
 
 
+def test_fewer_frames_for_a_run_to_resume_are_refused_by_their_flag(tmp_path: Path) -> None:
+    build(tmp_path).close()
+    asked = json.loads((tmp_path / "config.json").read_text())["settings"]["frames"]
+    with pytest.raises(UsageError, match=f"--frames {asked - 1}: .* leave --frames out"):
+        parse_arguments(["--resume", str(tmp_path), "--frames", str(asked - 1)])
+    assert parse_arguments(["--resume", str(tmp_path), "--frames", str(asked)]).frames == asked
+
+
+def test_another_python_is_told_what_it_lacks(tmp_path: Path) -> None:
+    # -S leaves out what is installed, as the system's own Python has nothing of it.
+    train = Path(__file__).parents[2] / "train.py"
+    ran = subprocess.run([sys.executable, "-S", train], capture_output=True, text=True)
+    assert ran.returncode == 1
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert ".venv/bin/python" in line
+
+
 def test_environments_left_to_the_program_are_those_of_the_device_or_of_the_run(
     tmp_path: Path,
 ) -> None:

@@ -1,6 +1,7 @@
 """A film shows the very game that was played, whatever the rules it was played under."""
 
 import importlib.util
+import re
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -14,6 +15,7 @@ from gymnasium import spaces
 from PIL import Image
 
 from envs.atari import AtariVector
+from envs.boundary import PIP_INSTALL
 from envs.faults import EnvironmentFault
 from envs.film import Camera, CannotFilmError, _AtariScreen, film
 from envs.gymnasium_vector import GymnasiumVector
@@ -176,7 +178,7 @@ def test_a_gymnasium_game_is_filmed_as_it_was_played(name: str, reseed_every_fra
         ("DarkLights-v0", "cannot render rgb_array"),
         pytest.param(
             "CartPole-v1",
-            r"pygame is not installed, run .pip install",
+            f"pygame is not installed, run .{re.escape(PIP_INSTALL)}",
             marks=pytest.mark.skipif(
                 importlib.util.find_spec("pygame") is not None, reason="pygame is installed"
             ),

@@ -82,15 +82,20 @@ def is_above(score: GameScores, *floor: GameScores) -> bool | None:
 
     None for a single game, and for other games.
     """
-    found = []
-    for other in floor:
-        if not in_same_games(score, other):
-            return None
-        interval = mean_interval(np.subtract(score["returns"], other["returns"]))
-        if interval is None:
-            return None
-        found.append(interval[0] > 0)
-    return all(found)
+    leads = [lead_over(score, other) for other in floor]
+    if None in leads:
+        return None
+    return all(lead is not None and lead[0] > 0 for lead in leads)
+
+
+def lead_over(score: GameScores, other: GameScores) -> tuple[float, float] | None:
+    """The 95 % interval of the mean difference of two scores, paired by games.
+
+    None for a single game, and for other games.
+    """
+    if not in_same_games(score, other):
+        return None
+    return mean_interval(np.subtract(score["returns"], other["returns"]))
 
 
 def floor_of(teacher: TeacherRecord) -> dict[str, GameScores]:
@@ -108,11 +113,11 @@ def weakness(teacher: TeacherRecord) -> str | None:
     if score["interval_95"] is None:
         return "the teacher's score is of a single game and has no interval"
     for name, other in floor_of(teacher).items():
-        if is_above(score, other) is False:
-            low, high = score["interval_95"]
+        lead = lead_over(score, other)
+        if lead is not None and lead[0] <= 0:
             return (
-                f"the teacher's score, {low:,.2f} to {high:,.2f}, is not above that of {name}, "
-                f"{other['mean']:,.2f}"
+                f"the teacher's score minus that of {name}, {lead[0]:,.2f} to {lead[1]:,.2f} in "
+                "the same games, is not above 0"
             )
     return None
 

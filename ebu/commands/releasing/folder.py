@@ -121,7 +121,6 @@ def _check_out(out: Path, agent: TrainedAgent) -> None:
     """Raise `UsageError` where the folder holds something else than a release of this agent."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file: choose a folder")
-    check_links(out)
     # Those of version control are left alone.
     names = [name for name in os.listdir(out) if not name.startswith(".")] if out.exists() else []
     if not names:
@@ -131,6 +130,7 @@ def _check_out(out: Path, agent: TrainedAgent) -> None:
         if set(names) <= {FOLDER, FILM, ONNX, WEIGHTS_FILE, PROVENANCE, CARD}:
             return
         raise UsageError(f"--out {out} holds other files: choose another folder")
+    check_links(out)
     before = read_config(out)
     if RELEASED not in before:
         raise UsageError(f"--out {out} holds a run: choose another folder")

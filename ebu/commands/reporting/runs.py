@@ -76,7 +76,7 @@ class Run:
     | --- | --- |
     | settings | the flat settings in config.json |
     | score | None before the first evaluation |
-    | played_frames | emulator frames at the last line of metrics |
+    | played_frames | emulator frames at the last line of metrics, or of a later score |
     | last_games | mean raw return of the last 100 training games; None before the first |
     """
 
@@ -147,11 +147,13 @@ def read_run(run_dir: Path, games: int | None = None) -> Run:
     require(run_dir, settings, "game", "agent", "protocol", "seed", "frames")
     lines = tail(run_dir / METRICS)
     returns = [line[LAST_GAMES] for line in lines if line.get(LAST_GAMES) is not None]
+    score = _read_score(run_dir, settings, games)
+    played = [line["frames"] for line in lines[-1:]]
     return Run(
         directory=run_dir,
         settings=settings,
-        score=_read_score(run_dir, settings, games),
-        played_frames=lines[-1]["frames"] if lines else 0,
+        score=score,
+        played_frames=max((*played, 0 if score is None else score.frames)),
         last_games=returns[-1] if returns else None,
     )
 

@@ -381,7 +381,9 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(
     assert load_latest(tmp_path / "own", run=RUN) is not None
     shutil.copytree(tmp_path / "other" / SECOND, tmp_path / "own" / SECOND)
     (name,) = change
-    with pytest.raises(EbuError, match=rf"{SECOND} .*another run \({name} was .*move it away"):
+    with pytest.raises(
+        EbuError, match=rf"{SECOND} .*another run than config.json \({name} was .*: restore"
+    ):
         load_latest(tmp_path / "own", run=RUN)
     assert sorted(os.listdir(tmp_path / "own")) == [FIRST, SECOND]
 

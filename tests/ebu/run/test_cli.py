@@ -137,6 +137,28 @@ def test_what_is_no_number_that_a_flag_takes_is_one_line(text: str) -> None:
     assert "--beta" in complaint(f"--beta={text}")
 
 
+def test_an_error_on_a_terminal_is_the_same_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        encoding = "utf-8"
+
+        def isatty(self) -> bool:
+            return True
+
+    for args in (["--precision", "x"], ["--beto", "1"], ["--seed", "many"], ["--network"]):
+        plain = complaint(*args)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", Terminal())
+            patch.setenv("TERM", "xterm")
+            assert complaint(*args) == plain
+
+
+def test_an_interrupt_ends_the_line_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run_command(main_raising(KeyboardInterrupt()))
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err.startswith("\ninterrupted: ")
+
+
 def test_a_narrow_terminal_splits_no_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "30")
     assert "--no-such-setting-as-this-one" in complaint("--no-such-setting-as-this-one", "3")
@@ -159,7 +181,6 @@ def main_raising(error: BaseException) -> Callable[[], int]:
         (main_raising(EbuError("the disk is full: free space")), 1, "the disk is full"),
         (main_raising(UsageError("a\nb/config.json: missing")), 2, r"a\nb/config.json: missing"),
         (main_raising(BrokenPipeError()), 1, ""),
-        (main_raising(KeyboardInterrupt()), 130, ""),
         (main_raising(OSError(errno.EIO, "I/O error", "a\nb")), 1, "a b: I/O error; mend it"),
         (main_raising(OSError("two\nlines")), 1, "two lines; mend it"),
     ],

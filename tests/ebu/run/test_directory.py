@@ -12,6 +12,7 @@ import pytest
 
 from ebu.errors import EbuError, UsageError
 from ebu.run.directory import (
+    differences,
     directory_name,
     is_locked,
     open_run_directory,
@@ -136,6 +137,10 @@ def test_frames_may_grow_and_not_shrink(tmp_path: Path) -> None:
     assert read_config(tmp_path)["settings"]["frames"] == 2000
 
 
+def test_values_that_print_alike_are_told_apart() -> None:
+    assert differences({"size": "64"}, {"size": 64}) == ["size was '64', is 64"]
+
+
 DAMAGED = {
     "empty": "",
     "cut": json.dumps(config_of())[:40],
@@ -168,7 +173,7 @@ def test_an_altered_number_that_may_grow_is_reported(tmp_path: Path) -> None:
 
 def test_reading_what_is_no_run_directory_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent", tmp_path / ("x" * 300)):
-        with pytest.raises(UsageError, match=r"not a run directory.*config\.json"):
+        with pytest.raises(UsageError, match=r"not a run directory: it (has no|does not exist)"):
             read_config(path)
 
 

@@ -71,6 +71,12 @@ def test_plain_lines_without_a_terminal(show: Show) -> None:
     ]
 
 
+def test_what_is_not_known_yet_is_left_out(show: Show) -> None:
+    screen = show(True)
+    Progress(51_000, initial=50_000).close()
+    assert "ε" not in screen.getvalue()
+
+
 @pytest.mark.parametrize(("pause", "rates"), [(600, [100, 100, 100]), (8, [100, 74, 100])])
 def test_the_rate_is_that_of_training(show: Show, pause: int, rates: list[int]) -> None:
     """A long pause does not count; a short one for thirty seconds."""
