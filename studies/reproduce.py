@@ -74,8 +74,8 @@ def chosen(settings: Settings) -> tuple[str, list[Run]]:
     if len(runs) < fewest:
         known = ", ".join(f"{each} ({len(cells[each])})" for each in sorted(cells)) or "none"
         raise UsageError(
-            f"{settings.results}: {settings.cell or 'no cell'} has {fewest} seeds; there are "
-            f"{known}"
+            f"{settings.results}: {settings.cell or 'some cell'} needs {fewest} seeds; cells and "
+            f"their seeds: {known}"
         )
     return name, runs
 

@@ -150,7 +150,8 @@ def _one_line(box: str, prog: str) -> str:
             words.append(text)
     text = f"{' '.join(words)} (see {prog} --help)"
     # Of a flag that may be left empty: why the other kind of value does not fit is no news.
-    text = re.sub(r"no type matching .*- <class '(?:int|float)'>: ", "", text)
+    kind = r"(?:<class '(?:int|float)'>|typing\.Annotated\[.*?\)\])"
+    text = re.sub(rf"no type matching .*- {kind}: ", "", text)
     return re.sub(r"[0-9][0-9 ]{79,}", lambda digits: f"{digits[0][:36]}...", text)
 
 

@@ -299,12 +299,36 @@ def test_runs_of_atari_100k_stand_beside_agents_of_the_same_budget(
     rows = {row.name: row for row in of_breakout.rows}
     assert {"DER", "SPR", "BBF", "ebu", "dqn"} <= rows.keys()
     assert "DQN (Nature)" not in rows
+    # Over a part of the games only the games' means are known of 100 runs.
+    assert rows["SPR"].of_means
+    assert (rows["SPR"].runs, rows["DER"].runs, rows["ebu"].runs) == (100, None, 2)
     # The human has 30.5: 35 on average is above, 27.5 is not.
     assert (rows["ebu"].above_human, rows["dqn"].above_human) == (1, 0)
     (better,) = statistics_of(group).improvements
     # Of the pairs 20-40, 20-30, 35-40 and 35-30 dqn wins the last.
     assert (better.name, better.over, better.probability) == ("dqn", "ebu", 0.25)
     run_report(monkeypatch, tmp_path)
+
+
+def test_published_rows_beside_runs_of_all_26_games_are_those_of_their_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for game in ATARI100K:
+        run_dir = write_run(tmp_path, game, "ebu", 0, None, protocol="atari100k")
+        record = evaluation(1.0, protocol="atari100k")
+        (run_dir / "evaluation.json").write_text(json.dumps(record))
+    (group,) = compared(tmp_path).groups
+    later = aggregates(group)[-1]
+    assert (later.table, len(later.games)) == ("57table", 26)
+    rows = {row.name: row for row in later.rows}
+    # Agarwal et al. (2021), over 2,600 runs; those of DER are not known.
+    np.testing.assert_allclose(rows["SPR"].values, [0.616, 0.396, 0.337])
+    assert (rows["SPR"].runs, rows["SPR"].of_means) == (2_600, False)
+    assert (rows["DER"].runs, rows["DER"].of_means) == (None, True)
+    run_report(monkeypatch, tmp_path)
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| SPR | 400,000 | 2600 | 61.6 % | 39.6 % | 33.7 % |" in text
+    assert "14.2 %, of the games' means |" in text
 
 
 def test_frames_to_shares_of_the_humans_score_by_hand(tmp_path: Path) -> None:

@@ -63,12 +63,14 @@ def test_the_verdict_by_hand() -> None:
 
 def test_the_cell_with_most_seeds_is_chosen_or_the_one_that_is_named(tmp_path: Path) -> None:
     cell(tmp_path, "few", 2)
-    with pytest.raises(UsageError, match=r"no cell has 5 seeds; there are few \(2\)"):
+    with pytest.raises(
+        UsageError, match=r"some cell needs 5 seeds; cells and their seeds: few \(2\)"
+    ):
         chosen(Settings(tmp_path))
     cell(tmp_path, "many", 5)
     assert chosen(Settings(tmp_path))[0] == "many"
     assert [run.seed for run in chosen(Settings(tmp_path, cell="few"))[1]] == [0, 1]
-    with pytest.raises(UsageError, match="other has 2 seeds"):
+    with pytest.raises(UsageError, match="other needs 2 seeds"):
         chosen(Settings(tmp_path, cell="other"))
     write_run(tmp_path, "pong", "dqn", 7, 1.0, name="many-seed7")
     with pytest.raises(UsageError, match="several methods"):

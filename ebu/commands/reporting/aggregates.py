@@ -8,7 +8,14 @@ from itertools import combinations
 import numpy as np
 
 from ebu.commands.reporting.comparison import Group
-from ebu.commands.reporting.published import HUMAN_TABLES, normalised, reference_agents, relative
+from ebu.commands.reporting.published import (
+    HUMAN_TABLES,
+    PUBLISHED_26,
+    ReferenceAgent,
+    normalised,
+    reference_agents,
+    relative,
+)
 from ebu.commands.reporting.runs import Run
 from ebu.statistics import (
     StatisticT,
@@ -19,6 +26,7 @@ from ebu.statistics import (
     probability_of_improvement,
     stratified_bootstrap_interval,
 )
+from envs.games import ATARI100K
 from envs.protocols import PROTOCOLS
 
 BOOTSTRAP_SEED = 0
@@ -98,18 +106,20 @@ class AggregateRow:
     """Mean, median, interquartile mean (3,) of human-normalised scores, with their intervals.
 
     `low` and `high` are None where a game has a single score: there is nothing to resample.
-    `above_human` counts the games in which the mean score is above the human's.
+    `above_human` counts the games in which the mean score is above the human's. `runs` is None
+    where it is not known, `of_means` says that the interquartile mean is of the games' means.
     """
 
     name: str
     frames: int
-    runs: int
+    runs: int | None
     values: np.ndarray
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     source: str = "here"
     protocol: str = ""
     above_human: int = 0
+    of_means: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,21 +171,34 @@ def _aggregate(group: Group, table: str, games: list[str], with_published: bool)
                 above_human=games_above_human(group, name, games, table),
             )
         )
-    for agent in reference_agents(group.protocol) if with_published else ():
-        shares = [normalised(game, agent.score(game) or 0.0, table) for game in games]
-        values = mean_median_iqm(np.array(shares, dtype=np.float64)[:, None])
-        aggregate.rows.append(
-            AggregateRow(
-                agent.name,
-                agent.frames,
-                len(games),
-                values,
-                source=agent.source,
-                protocol=agent.protocol,
-                above_human=sum(share is not None and share > 1.0 for share in shares),
-            )
+    if with_published:
+        aggregate.rows.extend(
+            _published_row(agent, games, table) for agent in reference_agents(group.protocol)
         )
     return aggregate
+
+
+def _published_row(agent: ReferenceAgent, games: list[str], table: str) -> AggregateRow:
+    """An agent's aggregates as published over all 26 games, otherwise of the games' means."""
+    shares = np.array(
+        [normalised(game, agent.score(game) or 0.0, table) for game in games], dtype=np.float64
+    )
+    values, of_means = mean_median_iqm(shares[:, None]), True
+    if set(games) == set(ATARI100K) and table == "57table":
+        for row in PUBLISHED_26:
+            if row.agent == agent:
+                values = np.array([row.mean, row.median, row.iqm])
+                of_means = agent.runs is None
+    return AggregateRow(
+        agent.name,
+        agent.frames,
+        None if agent.runs is None else agent.runs * len(games),
+        values,
+        source=agent.source,
+        protocol=agent.protocol,
+        above_human=int((shares > 1.0).sum()),
+        of_means=of_means,
+    )
 
 
 def normalised_scores(

@@ -23,6 +23,8 @@ random), with the human scores of the Nature table (Wang et al. 2016). Mean: of 
 over games, of each game's mean; IQM: mean of the middle half of all runs; their intervals, and
 those of profiles, are 95 % percentile intervals of a bootstrap stratified by game (Agarwal et al.
 2021), 2,000 resamples with a fixed seed, and are left out where a game has one seed only."""
+OF_MEANS = ", of the games' means"
+"""Beside an interquartile mean that is not over runs: those of the agent are not published."""
 
 
 def report_text(
@@ -149,12 +151,14 @@ def _aggregate(group: Group, aggregate: Aggregate) -> list[str]:
     left_out = [game for game in group.games if game not in aggregate.games]
     rows = []
     for row in aggregate.rows:
-        cells = [row.name, f"{row.frames:,}", str(row.runs)]
+        cells = [row.name, f"{row.frames:,}", str(row.runs or NONE)]
         for index in range(3):
             cell = _share(float(row.values[index]))
             if row.low is not None and row.high is not None:
                 cell += f" [{_share(float(row.low[index]))}, {_share(float(row.high[index]))}]"
             cells.append(cell)
+        if row.of_means:
+            cells[-1] += OF_MEANS
         rows.append([*cells, str(row.above_human), row.source, row.protocol])
     header = ["agent", "frames", "runs", "mean", "median", "IQM", "games above human"]
     header += ["source", "protocol"]
@@ -216,7 +220,7 @@ def _published_26() -> list[str]:
             row.agent.name,
             _share(row.mean),
             _share(row.median),
-            _share(row.iqm) + ("" if row.agent.runs else ", of the games' means"),
+            _share(row.iqm) + ("" if row.agent.runs else OF_MEANS),
             str(row.above_human),
             str(row.agent.runs or NONE),
             row.agent.source,

@@ -51,8 +51,8 @@ class StudyConfig:
     """How many seeds: 3 means 0, 1 and 2."""
     seed_list: tuple[NotNegative, ...] = ()
     """These seeds instead."""
-    frames: Positive = 10_000_000
-    """Emulator frames of each run."""
+    frames: Positive | None = None
+    """Emulator frames of each run [default: those of --preset]."""
     preset: str = "default"
     """default, paper or few_frames."""
     variants: tuple[str, ...] = ()
@@ -197,7 +197,8 @@ def plan(config: StudyConfig, passed_on: Sequence[str]) -> list[PlannedRun]:
         run_dir = config.out / "runs" / name
         flags = (
             *("--game", game, "--agent", agent, "--preset", config.preset),
-            *("--frames", str(config.frames), "--seed", str(seed), "--run-dir", str(run_dir)),
+            *(() if config.frames is None else ("--frames", str(config.frames))),
+            *("--seed", str(seed), "--run-dir", str(run_dir)),
             *passed_on,
             *variants[variant],
         )
