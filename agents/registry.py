@@ -24,6 +24,8 @@ from agents.settings import (
     RetraceConfig,
     SegmentConfig,
     TransitionConfig,
+    check_frames,
+    check_learner,
 )
 from agents.stacked import StackedLearner
 from agents.target import Target
@@ -85,16 +87,9 @@ def build_learner(
 
     Raises `UsageError` for settings that do not fit the agent or the frames.
     """
-    if (config.shift_pixels or config.intensity) and len(sizes["frame_shape"]) != 2:
-        raise UsageError("--shift-pixels and --intensity change images: leave them out here")
-    if learner.quantiles and not isinstance(config, TransitionConfig | EbuConfig):
-        raise UsageError("--quantiles is for ebu, dqn, double_dqn, nstep and prioritized alone")
+    check_learner(config, learner)
+    check_frames(config, sizes["frame_shape"])
     if isinstance(config, AdaptiveEbuConfig):
-        for flag in ("quantiles", "reset_updates", "target_average", "noisy"):
-            if getattr(learner, flag):
-                raise UsageError(
-                    f"--{flag.replace('_', '-')} is not for adaptive_ebu: leave it out"
-                )
         # The best learner plays: an average would mix it with those whose weights it was given.
         learner = replace(learner, average_updates=0)
         return StackedLearner(learner, num_learners=config.learners, **sizes)

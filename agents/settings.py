@@ -5,6 +5,7 @@ towards (the target), a loss and a network. A row of `AGENTS` names the settings
 settings decides the target (`agents.registry`), and flags change the choices that they have.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -237,3 +238,21 @@ AGENTS: dict[str, AgentConfig] = {
     "optimality_tightening": OptimalityTighteningConfig(),
 }
 """The settings of each agent by the name `--agent` takes; flags change any of them."""
+
+
+def check_learner(config: AgentConfig, learner: LearnerConfig) -> None:
+    """Raise `UsageError` for settings of the learner that do not fit the agent."""
+    if learner.quantiles and not isinstance(config, TransitionConfig | EbuConfig):
+        raise UsageError("--quantiles is for ebu, dqn, double_dqn, nstep and prioritized alone")
+    if isinstance(config, AdaptiveEbuConfig):
+        for flag in ("quantiles", "reset_updates", "target_average", "noisy"):
+            if getattr(learner, flag):
+                raise UsageError(
+                    f"--{flag.replace('_', '-')} is not for adaptive_ebu: leave it out"
+                )
+
+
+def check_frames(config: AgentConfig, frame_shape: Sequence[int]) -> None:
+    """Raise `UsageError` for settings of the agent that do not fit what it sees."""
+    if (config.shift_pixels or config.intensity) and len(frame_shape) != 2:
+        raise UsageError("--shift-pixels and --intensity change images: leave them out here")

@@ -35,6 +35,8 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
     "--noisy": {"noisy": True},
     "--weight-decay 0.1": {"weight_decay": 0.1},
     "--average-updates 2000": {"average_updates": 2_000},
+    "--network impala": {"network": "impala"},
+    "--network impala4": {"network": "impala4"},
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agents.architectures import architecture
-from agents.settings import AGENTS
+from agents.settings import AGENTS, check_learner
 from ebu.commands.game_names import about_game
 from ebu.commands.presets import (
     DEFAULT,
@@ -248,6 +248,7 @@ def _check(config: TrainConfig) -> None:
         raise UsageError(f"--preset few_frames is for Atari: leave it out for {config.game}")
     config.method.check()
     config.learner.check()
+    check_learner(config.method, config.learner)
     students = config.distill or ()
     for flag, names in (("--network", (config.learner.network,)), ("--distill", students)):
         for name in names:

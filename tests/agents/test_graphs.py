@@ -16,6 +16,7 @@ import agents.finiteness
 import agents.segment_target
 import agents.stacked
 from agents import AGENTS, Agent, LearnerConfig
+from agents.annealing import LEVELS
 from agents.graphs import Captured
 from benchmarks.gpu_checks import train_twice
 from benchmarks.noise import agent_for, noise_memory
@@ -33,12 +34,22 @@ RECORDED = [
     *(("dqn", *kind) for kind in (("adam", "bfloat16"), ("rmsprop", "float32"))),
     *(("ebu", *kind) for kind in (("adam", "bfloat16"), ("rmsprop", "bfloat16"))),
     *((name, "adam", "float32") for name in ("double ebu", "double nstep", "noisy ebu")),
+    *((name, "adam", "float32") for name in ("quantile ebu", "shifted nstep", "impala dqn")),
 ]
 QUICK = [("dqn", "adam", "float32"), ("ebu", "adam", "float32"), ("ebu", "adam", "bfloat16")]
 FLAGS: dict[str, dict[str, Any]] = {
     "double ebu": {"double": True, "prioritized": True, "mix_segments": 4},
     "double nstep": {"double": True},
     "noisy ebu": {"noisy": True},
+    "quantile ebu": {"quantiles": 5, "beta_start": 1.0, "anneal_updates": 20, "reset_updates": 8},
+    "shifted nstep": {
+        "shift_pixels": 4,
+        "intensity": 0.05,
+        "target_average": 0.05,
+        "gamma_start": 0.97,
+        "anneal_updates": 20,
+    },
+    "impala dqn": {"network": "impala", "average_updates": 20},
 }
 """Flags that add to what is captured, with the agent as the last word."""
 
@@ -47,7 +58,7 @@ def agent_of(
     name: str, replay: EpisodicReplay, *, precision: str = "float32", **config: Any
 ) -> Agent:
     flags = {**SMALL.get(name, {}), **FLAGS.get(name, {}), **config}
-    of_learner = {key: flags.pop(key) for key in ("optimizer", "noisy") if key in flags}
+    of_learner = {key: flags.pop(key) for key in vars(LearnerConfig()) if key in flags}
     settings = replace(AGENTS[name.split()[-1]], **flags)
     learner = LearnerConfig(target_sync_updates=10, **of_learner)
     return agent_for(replay, settings, learner, precision=precision)
@@ -130,8 +141,9 @@ def test_recorded_updates_are_those_that_are_called(
             for each in (called, recorded)
         )
         assert np.array_equal(one, other)
-    # Two updates, one with averages for the logs, one without.
-    assert len(recorded._gradient_steps.recordings) <= 3  # type: ignore[attr-defined]
+    # Two updates, one with averages for the logs, one without, at each level of what is annealed.
+    most = 3 * (LEVELS + 1 if recorded.config.annealed else 1)
+    assert len(recorded._gradient_steps.recordings) <= most  # type: ignore[attr-defined]
     assert recorded.metrics() == called.metrics()
 
 

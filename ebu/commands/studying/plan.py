@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from agents import AGENTS
+from agents.settings import check_frames
 from ebu.commands.game_names import about_game
 from ebu.commands.presets import TrainConfig
 from ebu.commands.reporting.runs import Run, read_run
@@ -187,7 +188,7 @@ def plan(config: StudyConfig, passed_on: Sequence[str]) -> list[PlannedRun]:
     _check_passed_on(passed_on, "after --")
     variants = variants_of(config.variants)
     configs: dict[bool, dict[tuple[str, str], TrainConfig]] = {True: {}, False: {}}
-    planned, checked = [], set[tuple[str, str]]()
+    planned, checked = [], set[tuple[str, str, str]]()
     cells = product(
         seeds_of(config), games_of(config.games), dict.fromkeys(config.agents), variants
     )
@@ -211,9 +212,9 @@ def plan(config: StudyConfig, passed_on: Sequence[str]) -> list[PlannedRun]:
                 raise UsageError(f"{of} cannot be trained so: {error}") from None
             _check_differs(agent, variant, of_kind)
         run = replace(of_kind[agent, variant], game=game, seed=seed, run_dir=run_dir)
-        if (game, variant) not in checked:
+        if (game, agent, variant) not in checked:
             _check_environment(run)
-            checked.add((game, variant))
+            checked.add((game, agent, variant))
         games = config.episodes or PROTOCOLS[run.protocol].eval_episodes
         result_dir = None if config.results is None else config.results / name
         planned.append(PlannedRun(run_dir, run, flags, games, result_dir))
@@ -309,9 +310,14 @@ def _check_environment(run: TrainConfig) -> None:
         return
     protocol = PROTOCOLS[run.protocol]
     try:
-        make_vector(run.game, 1, seed=0, protocol=protocol, training=True, variant=variant).close()
+        env = make_vector(run.game, 1, seed=0, protocol=protocol, training=True, variant=variant)
     except ValueError as error:
         raise UsageError(f"--games: {error}") from None
+    env.close()
+    try:
+        check_frames(run.method, env.frame_shape)
+    except UsageError as error:
+        raise UsageError(f"{run.agent} cannot be trained on {run.game} so: {error}") from None
 
 
 def check_settings(planned: Sequence[PlannedRun]) -> None:
