@@ -1,9 +1,9 @@
-"""Make the tables of pages that compare variants of agents from committed runs.
+"""Make the tables of pages that compare variants of agents, and their reports, from committed runs.
 
     .venv/bin/python -m docs.results.variants
 
 A page names its folder in a comment, `<!-- variants: few_frames -->`; what stands from there to the
-next `<!-- end -->` is replaced. Run twice it changes nothing.
+next `<!-- end -->` is replaced. A folder of it, `report`, gets what `report.py` says of the runs.
 """
 
 import json
@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 
 from docs.results.marked import replace_marked
+from ebu.commands.report import write_report
 from ebu.commands.reporting.published import AGENTS_100K, references
 from ebu.run.markdown import NONE, table
 from ebu.statistics import mean_interval
 
 RESULTS = Path(__file__).parent
+ROOT = RESULTS.parents[1]
 NAMED = re.compile(r"(?P<game>\w+?)-(?P<variant>.+)-seed\d+")
 """The directory of a run: game, agent and variant, seed."""
 
@@ -38,11 +40,13 @@ class Run:
 
 
 def main() -> None:
-    """Write the tables of all pages."""
+    """Write the tables of all pages, and the reports."""
     for path in sorted(RESULTS.glob("*.md")):
         text = path.read_text()
         if (written := with_tables(text)) != text:
             path.write_text(written)
+    for report in sorted(RESULTS.glob("*/report")):
+        write_report([report.parent.relative_to(ROOT)], report)
 
 
 def with_tables(text: str) -> str:

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ebu.commands.presets import TrainConfig
-from ebu.commands.train_arguments import gymnasium_defaults, parse_arguments, without_effect
+from ebu.commands.train_arguments import (
+    gymnasium_defaults,
+    parse_arguments,
+    unlike_the_protocol,
+    without_effect,
+)
 from ebu.commands.trust import trust_words
 from ebu.errors import EbuError
 from ebu.run.cli import run_command
@@ -109,7 +114,7 @@ def play(
 def first_lines(config: TrainConfig, trainer: "Trainer", ranks: Ranks) -> Iterator[str]:
     """What is said of a run before it trains."""
     if not trainer.frames:
-        for line in without_effect(config):
+        for line in (*without_effect(config), *unlike_the_protocol(config)):
             yield f"warning: {line}"
     if not is_atari(config.game):
         yield gymnasium_defaults(config)

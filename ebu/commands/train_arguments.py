@@ -10,6 +10,7 @@ from agents.settings import AGENTS, check_learner
 from ebu.commands.game_names import about_game
 from ebu.commands.presets import (
     DEFAULT,
+    FEW_FRAMES,
     GYMNASIUM,
     PRESETS,
     TrainConfig,
@@ -118,6 +119,16 @@ def without_effect(config: TrainConfig) -> list[str]:
         f"--{name.replace('_', '-')} {ours[name]} changes nothing {why}"
         for name, why in where.items()
         if ours[name] != theirs[name]
+    ]
+
+
+def unlike_the_protocol(config: TrainConfig) -> list[str]:
+    """What of a run's settings is not as the agents of its protocol are compared."""
+    if config.protocol != FEW_FRAMES.protocol or config.frames == FEW_FRAMES.frames:
+        return []
+    return [
+        f"under {config.protocol} agents are compared after {FEW_FRAMES.frames:,} frames, not "
+        f"{config.frames:,}: --frames 400k"
     ]
 
 

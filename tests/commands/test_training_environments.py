@@ -9,7 +9,11 @@ import pytest
 from ale_py.vector_env import AtariVectorEnv
 
 import tests.faulty as faulty
-from ebu.commands.train_arguments import parse_arguments, without_effect
+from ebu.commands.train_arguments import (
+    parse_arguments,
+    unlike_the_protocol,
+    without_effect,
+)
 from ebu.commands.trainer import build_trainer
 from ebu.commands.training_environments import protocol_of
 from envs.protocols import PROTOCOLS
@@ -65,6 +69,21 @@ def test_a_flag_that_changes_nothing_is_named(flags: str, named: str) -> None:
 )
 def test_other_flags_are_not_named(flags: str) -> None:
     assert without_effect(parse_arguments(flags.split())) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "warned"),
+    [
+        ("--protocol atari100k", True),
+        ("--protocol atari100k --frames 400k", False),
+        ("--preset few_frames", False),
+        ("", False),
+    ],
+)
+def test_frames_that_are_not_the_protocols_are_named(flags: str, warned: bool) -> None:
+    found = unlike_the_protocol(parse_arguments(flags.split()))
+    assert len(found) == warned
+    assert all("400,000" in line for line in found)
 
 
 def test_a_run_that_recorded_no_ops_without_effect_is_resumed(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import docs.results.variants
-from docs.results.variants import RESULTS, tables, with_tables
+from docs.results.variants import RESULTS, ROOT, tables, with_tables
+from ebu.commands.report import write_report
 
 PAGES = [path for path in sorted(RESULTS.glob("*.md")) if "<!-- variants: " in path.read_text()]
 
@@ -14,6 +15,13 @@ PAGES = [path for path in sorted(RESULTS.glob("*.md")) if "<!-- variants: " in p
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_a_page_shows_what_its_runs_give(page: Path) -> None:
     assert with_tables(page.read_text()) == page.read_text()
+
+
+def test_the_reports_are_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for report in RESULTS.glob("*/report/report.md"):
+        write_report([report.parents[1].relative_to(ROOT)], tmp_path)
+        assert (tmp_path / "report.md").read_text() == report.read_text()
 
 
 def write_run(

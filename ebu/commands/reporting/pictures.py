@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -144,4 +146,6 @@ def draw_profiles(thresholds: np.ndarray, profiles: Sequence[Profile]) -> Figure
 def colours_of(names: Sequence[str]) -> dict[str, str]:
     """A colour for each method, the same in every panel."""
     cycle = [f"C{index}" for index in range(10)]
+    if len(names) > len(cycle):
+        cycle = [to_hex(colour) for colour in colormaps["tab20"](range(20))]
     return {name: cycle[index % len(cycle)] for index, name in enumerate(names)}
