@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ebu.frames import FrameStack, torch_dtype
 from ebu.interfaces import Act, TrainingEnvironment, VectorEnvironment
+from ebu.run.progress import starting
 from ebu.statistics import human_normalised, mean_interval
 
 MOST_ENVIRONMENTS = 16
@@ -215,7 +216,8 @@ def evaluate(
     games: list[list[tuple[float, bool, int, int]]] = [[] for _ in range(num_envs)]
     sent: list[np.ndarray] = []
 
-    step = env.reset()
+    with starting(num_envs, "games"):
+        step = env.reset()
     stacks = stack.push(step.frames, step.started)
     while games_left.any():
         if should_stop is not None and should_stop():

@@ -33,6 +33,6 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
         started.append((count, what))
         yield
 
-    for module in ("ebu.training", "ebu.commands.scoring"):
+    for module in ("ebu.training", "ebu.evaluation", "ebu.commands.scoring"):
         monkeypatch.setattr(f"{module}.starting", recorded)
     return started
