@@ -147,7 +147,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_training_and_evaluation(
     other = train(tmp_path / "other", f"{FLAGS} --seed 1 --frames 240")
     newest = max((other / "checkpoints").iterdir())
     shutil.copytree(newest, run_dir / "checkpoints" / newest.name)
-    reading = pytest.raises(EbuError, match=r"another run .seed was 1, is 0")
+    reading = pytest.raises(EbuError, match=r"another run than config.json .seed was 1, is 0")
     with reading:
         load_agent(run_dir)
     with reading:
