@@ -410,8 +410,8 @@ def test_another_stack_is_named(runs: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize(
     ("part", "name", "value", "words"),
     [
-        ("environment", "num_actions", 6, "another run than config.json .num_actions was 4, is 6"),
-        ("settings", "game", "brekout", "another run than config.json .game was breakout, is brekout"),
+        ("environment", "num_actions", 6, "config.json .num_actions was 4, is 6"),
+        ("settings", "game", "brekout", "config.json .game was breakout, is brekout"),
         ("settings", "protocol", "gone", "--protocol gone"),
         ("settings", "precision", "float8", "precision 'float8': restore"),
         *(
