@@ -164,8 +164,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     try:
         code = main()
     except EbuError as error:
-        # A path may hold line ends.
-        print("error:", r"\n".join(str(error).splitlines()), file=sys.stderr)
+        _complain(str(error))
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         print("\ninterrupted: run the same command again", file=sys.stderr)
@@ -175,9 +174,13 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except OSError as error:
         # A disk that fails where nothing better can be said than what the system says.
         where = "" if error.filename is None else f"{error.filename}: "
-        reason = " ".join(f"{where}{error.strerror or error}".split())
-        print(f"error: {reason}; mend it and run the same command again", file=sys.stderr)
+        _complain(f"{where}{error.strerror or error}; mend it and run the same command again")
         sys.exit(1)
     if cut := output_error():
         print(f"warning: standard output is cut: {cut.strerror}", file=sys.stderr)
     sys.exit(code or 0)
+
+
+def _complain(text: str) -> None:
+    # A path may hold line ends.
+    print("error:", r"\n".join(text.splitlines()), file=sys.stderr)

@@ -181,8 +181,8 @@ def main_raising(error: BaseException) -> Callable[[], int]:
         (main_raising(EbuError("the disk is full: free space")), 1, "the disk is full"),
         (main_raising(UsageError("a\nb/config.json: missing")), 2, r"a\nb/config.json: missing"),
         (main_raising(BrokenPipeError()), 1, ""),
-        (main_raising(OSError(errno.EIO, "I/O error", "a\nb")), 1, "a b: I/O error; mend it"),
-        (main_raising(OSError("two\nlines")), 1, "two lines; mend it"),
+        (main_raising(OSError(errno.EIO, "I/O error", "a\nb")), 1, r"a\nb: I/O error; mend it"),
+        (main_raising(OSError("two\nlines")), 1, r"two\nlines; mend it"),
     ],
 )
 def test_exit_codes(
