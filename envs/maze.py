@@ -9,8 +9,6 @@ come with scikit-learn.
 `MazeEnv` is one maze. `ManyMazes` plays the same games in N mazes at once, as arrays of indices.
 """
 
-import shlex
-import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +19,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from PIL import Image
+
+from envs.boundary import PIP_INSTALL
 
 SIDE = 10
 START, GOAL = 0, SIDE * SIDE - 1
@@ -134,7 +134,7 @@ def load_digits(side: ImageSide = 8) -> Digits:
     except ImportError:
         raise gymnasium.error.DependencyNotInstalled(
             "the digit images of the maze come with scikit-learn, in the extra 'maze': "
-            f"{shlex.quote(sys.executable)} -m pip install scikit-learn"
+            f"{PIP_INSTALL} scikit-learn"
         ) from None
     pixels, labels = datasets.load_digits(return_X_y=True)
     images = (pixels.reshape(-1, 8, 8) / 16.0).astype(np.float32)

@@ -82,10 +82,8 @@ def is_above(score: GameScores, *floor: GameScores) -> bool | None:
 
     None for a single game, and for other games.
     """
-    leads = [lead_over(score, other) for other in floor]
-    if None in leads:
-        return None
-    return all(lead is not None and lead[0] > 0 for lead in leads)
+    leads = [lead for other in floor if (lead := lead_over(score, other)) is not None]
+    return all(low > 0 for low, _ in leads) if len(leads) == len(floor) else None
 
 
 def lead_over(score: GameScores, other: GameScores) -> tuple[float, float] | None:

@@ -24,7 +24,7 @@ over games, of each game's mean; IQM: mean of the middle half of all runs; their
 those of profiles, are 95 % percentile intervals of a bootstrap stratified by game (Agarwal et al.
 2021), 2,000 resamples with a fixed seed, and are left out where a game has one seed only."""
 OF_MEANS = ", of the games' means"
-"""Beside an interquartile mean that is not over runs: those of the agent are not published."""
+"""Follows an interquartile mean of an agent whose single runs are not published."""
 
 
 def report_text(
