@@ -23,7 +23,6 @@ LARGEST_NUMBER = 10**15
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _COUNT = re.compile(r"([+-]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)([kKmM]?)")
 _EXACT = Context(prec=50, traps=[Inexact, InvalidOperation])
-_NUMBERS = tyro.constructors.ConstructorRegistry()
 
 
 def parse(
@@ -57,7 +56,7 @@ def parse(
                 raise UsageError(
                     f"{_shorten(each)}: write {on} or {off}, without a value (see {prog} --help)"
                 )
-    complaint = io.StringIO()
+    complaint, refused = io.StringIO(), list[str]()
     try:
         with contextlib.redirect_stderr(complaint):
             config = tyro.cli(
@@ -67,12 +66,13 @@ def parse(
                 args=list(args),
                 default=tyro.MISSING_NONPROP if default is None else default,
                 config=(tyro.conf.OmitArgPrefixes,),
-                registry=_NUMBERS,
+                registry=_numbers(refused),
             )
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
-        raise UsageError(_one_line(complaint.getvalue(), prog)) from None
+        said = complaint.getvalue()
+        raise UsageError(_one_line(said, prog, refused[-1] if refused else "")) from None
     check_settings(config)
     return config
 
@@ -116,26 +116,39 @@ def _shorten(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:36]}..."
 
 
-def _read_numbers(kind: type[int | float], read: Callable[[str], int | float]) -> None:
-    @_NUMBERS.primitive_rule
+def _numbers(refused: list[str]) -> tyro.constructors.ConstructorRegistry:
+    """Rules that read integers and numbers; why they refuse one is added to a list."""
+    readers: dict[type, Callable[[str], int | float]] = {int: count, float: _number}
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
     def _(of: tyro.constructors.PrimitiveTypeInfo) -> Any:
-        if of.type is not kind:
+        if (kind := of.type) not in readers:
             return None
+
+        def read(args: list[str]) -> int | float:
+            try:
+                return readers[kind](args[0])
+            except ValueError as error:
+                refused.append(str(error))
+                raise
+
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,
             metavar=kind.__name__.upper(),
-            instance_from_str=lambda args: read(args[0]),
+            instance_from_str=read,
             is_instance=lambda value: isinstance(value, kind),
             str_from_instance=lambda value: [str(value)],
         )
 
-
-_read_numbers(int, count)
-_read_numbers(float, _number)
+    return registry
 
 
-def _one_line(box: str, prog: str) -> str:
-    """The words of an error drawn in a box, without the box, its title and the flags' help."""
+def _one_line(box: str, prog: str, refused: str) -> str:
+    """The words of an error drawn in a box, without the box, its title and the flags' help.
+
+    `refused` says what was wrong with a number; the box does not, where a flag takes several.
+    """
     words: list[str] = []
     box = _COLOUR.sub("", box)
     # Where the output is not UTF-8 there is no box, and the title is the first line.
@@ -152,6 +165,9 @@ def _one_line(box: str, prog: str) -> str:
     # Of a flag that may be left empty: why the other kind of value does not fit is no news.
     kind = r"(?:<class '(?:int|float)'>|typing\.Annotated\[.*?\)\])"
     text = re.sub(rf"no type matching .*- {kind}: ", "", text)
+    if refused:
+        several = r"Could not find valid parse for arguments: \[.*\](?= \(see)"
+        text = re.sub(several, lambda _: refused, text)
     return re.sub(r"[0-9][0-9 ]{79,}", lambda digits: f"{digits[0][:36]}...", text)
 
 

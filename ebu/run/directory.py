@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, NotRequired, TypedDict
@@ -265,7 +266,7 @@ def acquire_lock(directory: Path, flag: str, busy: str) -> IO[str]:
             f"{flag} {directory} cannot be written: {error.strerror}; choose another directory"
         ) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(lock)
     except OSError as error:
         lock.close()
         if isinstance(error, BlockingIOError):
@@ -277,11 +278,22 @@ def acquire_lock(directory: Path, flag: str, busy: str) -> IO[str]:
     return lock
 
 
+def _take(lock: IO[str]) -> None:
+    """Lock a file; raise `BlockingIOError` if another process keeps it locked for half a second."""
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        with contextlib.suppress(BlockingIOError):  # for an instant, `is_locked` has it too
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.01)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def is_locked(directory: Path) -> bool:
     """Whether another process holds the directory's lock now."""
     try:
         with (directory / LOCK).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:

@@ -130,6 +130,13 @@ def test_what_is_no_integer_that_a_flag_takes_is_one_line(text: str) -> None:
         assert len(message) < 200
 
 
+@pytest.mark.parametrize("text", [*HUGE[:2], *NO_INTEGER[:3]])
+def test_which_of_several_numbers_does_not_fit_and_why_is_said(text: str) -> None:
+    with pytest.raises(ValueError) as why:  # noqa: PT011
+        count(text)
+    assert str(why.value) in complaint("--sizes", "1", text, "3")
+
+
 @pytest.mark.parametrize(
     "text", ["1e30", "1" + "0" * 400, "9" * 20, "inf", "-inf", "much", "１", ""]
 )

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import string
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,24 @@ def test_a_directory_that_is_locked_is_refused_until_the_lock_is_gone(tmp_path: 
         assert "another process is training" in refusal(tmp_path)
     assert not is_locked(tmp_path)
     start_and_leave(tmp_path)
+
+
+def test_asking_for_a_lock_keeps_nobody_from_taking_it(tmp_path: Path) -> None:
+    start_and_leave(tmp_path)
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            is_locked(tmp_path)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for _ in range(300):
+            start_and_leave(tmp_path)
+    finally:
+        ended.set()
+        asking.join()
 
 
 @pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
