@@ -15,6 +15,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from docs.results.marked import replace_marked
 from ebu.commands.report import write_report
@@ -24,7 +25,7 @@ from ebu.statistics import mean_interval
 
 RESULTS = Path(__file__).parent
 ROOT = RESULTS.parents[1]
-NAMED = re.compile(r"(?P<game>\w+?)-(?P<variant>.+)-seed\d+")
+NAMED = re.compile(r"(?P<game>\w+?)-(?P<variant>.+)-seed(?P<seed>\d+)")
 """The directory of a run: game, agent and variant, seed."""
 
 
@@ -34,6 +35,7 @@ class Run:
 
     game: str
     variant: str
+    seed: int
     returns: tuple[float, ...]
     predicted: float
     earned: float
@@ -73,6 +75,7 @@ def run_of(directory: Path, named: dict[str, Any]) -> Run:
     return Run(
         named["game"],
         named["variant"],
+        int(named["seed"]),
         tuple(evaluation["returns"]),
         mean(line["q/predicted"] for line in last if "q/predicted" in line),
         mean(line["q/earned"] for line in last if "q/earned" in line),
@@ -80,7 +83,7 @@ def run_of(directory: Path, named: dict[str, Any]) -> Run:
 
 
 def tables(folder: Path) -> str:
-    """Markdown tables: scores of variants and published agents; predicted and earned values."""
+    """Markdown tables: scores of variants and published agents, ranks, values at the end."""
     runs = read_runs(folder)
     games = sorted({run.game for run in runs})
     variants = list(dict.fromkeys(run.variant for run in runs))
@@ -100,10 +103,11 @@ def tables(folder: Path) -> str:
     ]
     scores.append(["human", *map(number, humans)])
     values = [[f"`{name}`", *(value(cells[name, game]) for game in games)] for name in variants]
-    header = ["", *(game.replace("_", " ").title() for game in games)]
+    header = ["", *map(title, games)]
     return (
         "Weights at the end of a run, 100 games: mean and 95 % interval, over seeds where there\n"
         f"are several, over games for a single one:\n\n{table(header, scores)}\n\n"
+        f"{rank_table(runs)}"
         f"Values in the last 10,000 frames, predicted / earned:\n\n{table(header, values)}\n"
     )
 
@@ -123,6 +127,43 @@ def value(runs: Sequence[Run]) -> str:
     if not runs:
         return NONE
     return f"{mean(run.predicted for run in runs):.1f} / {mean(run.earned for run in runs):.1f}"
+
+
+def rank_table(runs: Sequence[Run]) -> str:
+    """Ranks of all variants, by their mean; empty if no game and seed was played with all."""
+    places = ranks(runs)
+    if not places:
+        return ""
+    header = ["", "mean", *(f"{title(game)}, seed {seed}" for game, seed in places)]
+    means = {run.variant: mean(of[run.variant] for of in places.values()) for run in runs}
+    rows = [
+        [f"`{name}`", f"{means[name]:.1f}", *(f"{of[name]:g}" for of in places.values())]
+        for name in sorted(means, key=means.__getitem__)
+    ]
+    return (
+        "Ranks by score, 1 for the highest, of the games and seeds that all variants have played:"
+        f"\n\n{table(header, rows)}\n\n"
+    )
+
+
+def ranks(runs: Sequence[Run]) -> dict[tuple[str, int], dict[str, float]]:
+    """Of each game and seed that was played with every variant: ranks, 1 for the highest score.
+
+    Equal scores share the mean of their ranks.
+    """
+    scores: dict[tuple[str, int], dict[str, float]] = {}
+    for run in runs:
+        scores.setdefault((run.game, run.seed), {})[run.variant] = mean(run.returns)
+    variants = {run.variant for run in runs}
+    return {
+        cell: dict(zip(of_cell, rankdata([-score for score in of_cell.values()]), strict=True))
+        for cell, of_cell in sorted(scores.items())
+        if of_cell.keys() == variants
+    }
+
+
+def title(game: str) -> str:
+    return game.replace("_", " ").title()
 
 
 def number(score: float | None) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import docs.results.variants
-from docs.results.variants import RESULTS, ROOT, tables, with_tables
+from docs.results.variants import RESULTS, ROOT, rank_table, read_runs, tables, with_tables
 from ebu.commands.report import write_report
 
 PAGES = [path for path in sorted(RESULTS.glob("*.md")) if "<!-- variants: " in path.read_text()]
@@ -48,3 +48,28 @@ def test_a_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     # Predicted 1 and the mean of 2 and 4; earned 3 and the mean of 5 and 7.
     assert "| `ebu-a` | 2.0 / 4.5 |" in lines
     assert "| random play | -21 |" in lines
+
+
+def test_ranks_by_hand(tmp_path: Path) -> None:
+    scores = {
+        "pong-ebu-a-seed0": 3.0,
+        "pong-ebu-b-seed0": 5.0,
+        "pong-ebu-c-seed0": -1.0,
+        "boxing-ebu-a-seed1": 2.0,
+        "boxing-ebu-b-seed1": 2.0,
+        "boxing-ebu-c-seed1": 4.0,
+        # Not played with c: no ranks.
+        "boxing-ebu-a-seed0": 9.0,
+        "boxing-ebu-b-seed0": 1.0,
+    }
+    for name, score in scores.items():
+        write_run(tmp_path / name, [score, score], [(20_000, 0, 0)])
+    assert rank_table(read_runs(tmp_path)).splitlines()[2:-1] == [
+        "|  | mean | Boxing, seed 1 | Pong, seed 0 |",
+        "| --- | --- | --- | --- |",
+        "| `ebu-b` | 1.8 | 2.5 | 1 |",
+        "| `ebu-c` | 2.0 | 1 | 3 |",
+        "| `ebu-a` | 2.2 | 2.5 | 2 |",
+    ]
+    write_run(tmp_path / "pong-ebu-d-seed1", [0.0, 0.0], [(20_000, 0, 0)])
+    assert not rank_table(read_runs(tmp_path))
