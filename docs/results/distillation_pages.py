@@ -282,7 +282,7 @@ def compared_text(report: Report) -> str:
         if row["method"] != report["main"] and (row["name"], row["method"]) not in compared
     ]
     if single:
-        parts.append(f"Not compared, with a single seed: {', '.join(single)}.")
+        parts.append(f"{', '.join(single)}: not compared, a single seed was trained.")
     return " ".join(parts)
 
 
@@ -292,8 +292,8 @@ def method_text(report: Report, at_default: Report) -> str:
     return (
         f"{compared_text(report)}\n\nThese verdicts hold for all {len(report['comparisons'])} "
         f"comparisons together, with fewer updates than the default (`--updates {updates}` instead "
-        f"of {default:,}), which favours methods that learn faster. With the default of updates, "
-        f"as in [sizes](#sizes): {compared_text(at_default)}\n\nEach additional loss has one "
+        f"of {default:,}), which favours methods that learn faster. At the default number of "
+        f"updates ([sizes](#sizes)): {compared_text(at_default)}\n\nEach additional loss has one "
         "weight, far from its paper's (Park et al. 2019 take 25 for distances and 50 for angles, "
         "Zagoruyko and Komodakis 2017 1,000 for attention); other weights were not tried. Label "
         "refinery was measured with labels by a teacher that never saw a shifted state; "
@@ -310,7 +310,7 @@ def values_text(report: Report) -> str:
         "`hinton` for students of values retains "
         f"{share_cell(row['retention'], row['retention_95'])}: at T = τ = {tau:.3f} its soft term "
         f"has the factor T² = {tau**2:.4f}, so nearly all of the loss is its hard term, a "
-        "regression of values. Only a `--soft-weight` near 1 would balance the two."
+        "regression of values. By these sizes, only a `--soft-weight` near 1 would balance them."
     )
 
 
@@ -355,9 +355,9 @@ def cartpole(report: Report) -> str:
     shares = [f"{row['retention'] or 0:.0%}" for row in least]
     text = (
         f"The teacher balances for {teacher['evaluation']['mean']:.0f} of 500 steps and random "
-        f"play for {teacher['random']['mean']:.0f}, so with {teacher['evaluation']['games']} games "
-        f"an interval is a few per cent wide: 8-8-8/16, {size / size_of(teacher):.0%} of the "
-        "teacher's parameters, retains "
+        f"play for {teacher['random']['mean']:.0f}. Over three seeds and "
+        f"{teacher['evaluation']['games']} games of each, 8-8-8/16, {size / size_of(teacher):.0%} "
+        "of the teacher's parameters, retains "
         f"{share_cell(larger['retention'], larger['retention_95'])}. The three seeds of "
         f"1-1-1/1, with a single unit in each layer, retain {', '.join(shares[:-1])} and "
         f"{shares[-1]}: a single seed shows nothing, and the "

@@ -27,16 +27,19 @@ RESULTS = Path(__file__).parent
 ROOT = RESULTS.parents[1]
 NAMED = re.compile(r"(?P<game>\w+?)-(?P<variant>.+)-seed(?P<seed>\d+)")
 """The directory of a run: game, agent and variant, seed."""
+WINDOW = 100_000
+"""Frames at the end of a run over which predicted and earned values are averaged."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its returns, and what was predicted and earned when it ended."""
+    """A finished run: its returns, games that were cut, and values before it ended."""
 
     game: str
     variant: str
     seed: int
     returns: tuple[float, ...]
+    cut: int
     predicted: float
     earned: float
 
@@ -70,13 +73,13 @@ def read_runs(folder: Path) -> list[Run]:
 def run_of(directory: Path, named: dict[str, Any]) -> Run:
     evaluation = json.loads((directory / "evaluation.json").read_text())
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    # The last line is written when the run ends, and covers a few frames alone.
-    last = [line for line in lines if line["frames"] - lines[-1]["frames"] >= -10_000]
+    last = [line for line in lines if line["frames"] > lines[-1]["frames"] - WINDOW]
     return Run(
         named["game"],
         named["variant"],
         int(named["seed"]),
         tuple(evaluation["returns"]),
+        evaluation["capped_games"],
         mean(line["q/predicted"] for line in last if "q/predicted" in line),
         mean(line["q/earned"] for line in last if "q/earned" in line),
     )
@@ -103,12 +106,13 @@ def tables(folder: Path) -> str:
     ]
     scores.append(["human", *map(number, humans)])
     values = [[f"`{name}`", *(value(cells[name, game]) for game in games)] for name in variants]
-    header = ["", *map(title, games)]
+    header = ["", *(f"`{game}`" for game in games)]
     return (
         "Weights at the end of a run, 100 games: mean and 95 % interval, over seeds where there\n"
         f"are several, over games for a single one:\n\n{table(header, scores)}\n\n"
         f"{rank_table(runs)}"
-        f"Values in the last 10,000 frames, predicted / earned:\n\n{table(header, values)}\n"
+        f"Values in the last {WINDOW:,} frames, predicted / earned, and evaluation games, of 100,\n"
+        f"that were cut at the protocol's limit:\n\n{table(header, values)}\n"
     )
 
 
@@ -126,7 +130,8 @@ def score(runs: Sequence[Run]) -> str:
 def value(runs: Sequence[Run]) -> str:
     if not runs:
         return NONE
-    return f"{mean(run.predicted for run in runs):.1f} / {mean(run.earned for run in runs):.1f}"
+    predicted, earned = mean(run.predicted for run in runs), mean(run.earned for run in runs)
+    return f"{predicted:.1f} / {earned:.1f}, {mean(run.cut for run in runs):g} cut"
 
 
 def rank_table(runs: Sequence[Run]) -> str:
@@ -134,7 +139,7 @@ def rank_table(runs: Sequence[Run]) -> str:
     places = ranks(runs)
     if not places:
         return ""
-    header = ["", "mean", *(f"{title(game)}, seed {seed}" for game, seed in places)]
+    header = ["", "mean", *(f"`{game}`, seed {seed}" for game, seed in places)]
     means = {run.variant: mean(of[run.variant] for of in places.values()) for run in runs}
     rows = [
         [f"`{name}`", f"{means[name]:.1f}", *(f"{of[name]:g}" for of in places.values())]
@@ -160,10 +165,6 @@ def ranks(runs: Sequence[Run]) -> dict[tuple[str, int], dict[str, float]]:
         for cell, of_cell in sorted(scores.items())
         if of_cell.keys() == variants
     }
-
-
-def title(game: str) -> str:
-    return game.replace("_", " ").title()
 
 
 def number(score: float | None) -> str:

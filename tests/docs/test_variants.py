@@ -28,7 +28,8 @@ def write_run(
     directory: Path, returns: list[float], values: list[tuple[int, float, float]]
 ) -> None:
     directory.mkdir()
-    (directory / "evaluation.json").write_text(json.dumps({"returns": returns}))
+    evaluation = {"returns": returns, "capped_games": int(returns[0])}
+    (directory / "evaluation.json").write_text(json.dumps(evaluation))
     lines = [
         json.dumps({"frames": frames, "q/predicted": predicted, "q/earned": earned})
         for frames, predicted, earned in values
@@ -37,7 +38,7 @@ def write_run(
 
 
 def test_a_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_run(tmp_path / "pong-ebu-a-seed0", [1.0, 3.0], [(1_000, 9, 9), (20_000, 1, 3)])
+    write_run(tmp_path / "pong-ebu-a-seed0", [1.0, 3.0], [(1_000, 9, 9), (101_000, 1, 3)])
     write_run(tmp_path / "pong-ebu-a-seed1", [4.0, 4.0], [(20_000, 2, 5), (25_000, 4, 7)])
     write_run(tmp_path / "pong-dqn-b-seed0", [1.0, 3.0], [(20_000, 0, 0)])
     monkeypatch.setattr(docs.results.variants, "AGENTS_100K", ())
@@ -45,8 +46,8 @@ def test_a_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     # Of means 2 and 4: 3 +- 12.706 * sqrt(2) / sqrt(2); of games 1 and 3: 2 +- 12.706.
     assert "| `ebu-a` | 3 [-10, 16] (2 seeds) |" in lines
     assert "| `dqn-b` | 2 [-11, 15] |" in lines
-    # Predicted 1 and the mean of 2 and 4; earned 3 and the mean of 5 and 7.
-    assert "| `ebu-a` | 2.0 / 4.5 |" in lines
+    # Predicted 1 and the mean of 2 and 4; earned 3 and the mean of 5 and 7; 1 and 4 games cut.
+    assert "| `ebu-a` | 2.0 / 4.5, 2.5 cut |" in lines
     assert "| random play | -21 |" in lines
 
 
@@ -65,7 +66,7 @@ def test_ranks_by_hand(tmp_path: Path) -> None:
     for name, score in scores.items():
         write_run(tmp_path / name, [score, score], [(20_000, 0, 0)])
     assert rank_table(read_runs(tmp_path)).splitlines()[2:-1] == [
-        "|  | mean | Boxing, seed 1 | Pong, seed 0 |",
+        "|  | mean | `boxing`, seed 1 | `pong`, seed 0 |",
         "| --- | --- | --- | --- |",
         "| `ebu-b` | 1.8 | 2.5 | 1 |",
         "| `ebu-c` | 2.0 | 1 | 3 |",
