@@ -6,17 +6,18 @@ Replaces in the README.md of the project and of this folder what stands between 
 `<!-- defaults -->` or `<!-- learning -->` and `<!-- end -->`.
 """
 
+import csv
 import json
 import re
 from itertools import chain
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
 
 from docs.results.marked import replace_marked
-from ebu.commands.reporting.published import AGENTS_100K, FRAMES_100K
+from ebu.commands.reporting.published import AGENTS_100K, FRAMES_100K, references
 from ebu.run.markdown import NONE, table
 from ebu.statistics import difference_interval, mean_interval
 
@@ -34,6 +35,16 @@ FILES = {
 """Where the evaluations of each agent are, by game."""
 POINTS = range(100_000, 1_000_001, 100_000)
 """Frames of the evaluations in training."""
+EARLY = RESULTS / "data" / "dopamine_early.csv"
+"""Returns of training games that the authors of Dopamine published, by agent and frames."""
+EARLY_AGENTS = {
+    "DQN": "DQN, RMSProp",
+    "DQN (Adam + MSE in JAX)": "DQN, Adam",
+    "C51": "C51",
+    "Rainbow": "Rainbow",
+    "Quantile (JAX)": "QR-DQN",
+    "IQN": "IQN",
+}
 
 
 def main() -> None:
@@ -86,7 +97,7 @@ def comparison(folder: Path) -> str:
 
 
 def learning(folder: Path) -> str:
-    """Markdown tables: evaluations in training of today's default, and published scores at 400k."""
+    """Markdown tables: evaluations of today's default in training, and what was published."""
     curves, at_100k = [], []
     for game in GAMES:
         runs = by_seed(folder, [f"million/{game}-ebu-*/evaluations.jsonl"])
@@ -100,7 +111,31 @@ def learning(folder: Path) -> str:
             at_100k.append([game.title(), *(agent.score(game) for agent in AGENTS_100K), ours])
     points = [f"{frames / 1e6:g}M" for frames in POINTS]
     agents = ["game", *(agent.name for agent in AGENTS_100K), "today's default"]
-    return f"{table(['game', 'seed', *points], curves)}\n\n{table(agents, at_100k)}\n"
+    return (
+        f"{table(['game', 'seed', *points], curves)}\n\n{table(agents, at_100k)}\n\n"
+        f"{early([row[0].lower() for row in at_100k])}\n"
+    )
+
+
+def early(games: list[str]) -> str:
+    """A Markdown table: published returns between 1 and 2 million frames, and their median."""
+    with EARLY.open() as file:
+        rows = {row["game"]: row for row in csv.DictReader(file)}
+    shares: dict[str, list[float]] = {agent: [] for agent in EARLY_AGENTS}
+    for game, row in rows.items():
+        known = references(game)
+        assert known is not None
+        low, high = known.random, known.human("57table")
+        assert low is not None
+        assert high is not None
+        for agent, of_games in shares.items():
+            of_games.append((float(row[f"{agent}|1-2M"]) - low) / (high - low))
+    body = [
+        [game.title(), *(rows[game][f"{agent}|1-2M"] for agent in EARLY_AGENTS)] for game in games
+    ]
+    medians = [f"{median(of_games):.1%}" for of_games in shares.values()]
+    body.append([f"median of {len(rows)} games, human-normalised", *medians])
+    return table(["game", *EARLY_AGENTS.values()], body)
 
 
 def read_curve(path: Path) -> dict[int, float]:

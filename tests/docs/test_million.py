@@ -3,7 +3,19 @@
 import json
 from pathlib import Path
 
-from docs.results.million import PAGES, POINTS, comparison, learning, scores, with_tables
+import pytest
+
+import docs.results.million
+from docs.results.million import (
+    EARLY_AGENTS,
+    PAGES,
+    POINTS,
+    comparison,
+    early,
+    learning,
+    scores,
+    with_tables,
+)
 
 
 def test_the_pages_show_what_the_runs_give() -> None:
@@ -53,3 +65,19 @@ def test_learning_by_hand(tmp_path: Path) -> None:
     published = "-19.3 | 1.3 | -18.49 | -9.06 | -5.41 | 2.9 | 16.7"
     assert f"| Pong | {published} | 4.00 [-8.71, 16.71] |" in lines
     assert not [line for line in lines if "Breakout" in line]
+
+
+def test_medians_of_published_returns_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "early.csv"
+    # Random play scores -20.7 on Pong and 1.7 on Breakout, a human 14.6 and 30.5.
+    rows = {"pong": "14.6", "breakout": "1.7", "boxing": "6.1"}
+    header = ",".join(f"{agent}|1-2M" for agent in EARLY_AGENTS)
+    lines = [f"game,{header}", *(",".join([game] + [of] * 6) for game, of in rows.items())]
+    table.write_text("\n".join(lines))
+    monkeypatch.setattr(docs.results.million, "EARLY", table)
+    *_, pong, middle = early(["pong"]).splitlines()
+    assert pong == "| Pong |" + " 14.6 |" * 6
+    # Shares of the human's score: 1, 0 and (6.1 - 0.1) / (12.1 - 0.1).
+    assert middle == "| median of 3 games, human-normalised |" + " 50.0% |" * 6
