@@ -98,7 +98,7 @@ def comparison(folder: Path) -> str:
 
 def learning(folder: Path) -> str:
     """Markdown tables: evaluations of today's default in training, and what was published."""
-    curves, at_100k = [], []
+    curves, at_100k, games = [], [], []
     for game in GAMES:
         runs = by_seed(folder, [f"million/{game}-ebu-*/evaluations.jsonl"])
         means = {seed: read_curve(path) for seed, path in runs.items()}
@@ -107,13 +107,14 @@ def learning(folder: Path) -> str:
             for seed, curve in means.items()
         ]
         if means:
+            games.append(game)
             ours = score([curve[FRAMES_100K] for curve in means.values()])
             at_100k.append([game.title(), *(agent.score(game) for agent in AGENTS_100K), ours])
     points = [f"{frames / 1e6:g}M" for frames in POINTS]
     agents = ["game", *(agent.name for agent in AGENTS_100K), "today's default"]
     return (
         f"{table(['game', 'seed', *points], curves)}\n\n{table(agents, at_100k)}\n\n"
-        f"{early([row[0].lower() for row in at_100k])}\n"
+        f"{early(games)}\n"
     )
 
 
