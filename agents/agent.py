@@ -165,6 +165,9 @@ class Agent:
         located = replay.transitions.locate(steps.ravel(), streams.ravel())
         prepared["located"] = located.reshape(*steps.shape, -1)
         prepared |= self.augmentation.draw(*steps.shape) | self.learner.noise.draw(updates)
+        if self.target.augments_next_states:
+            drawn = self.augmentation.draw(*steps.shape)
+            prepared |= {f"next_{name}": value for name, value in drawn.items()}
         tensors = {
             name: self._staging.upload(value) if isinstance(value, np.ndarray) else value
             for name, value in prepared.items()
@@ -181,7 +184,8 @@ class Agent:
             )
             self._updates_since_line += size
             done += size
-        self.learner.count_updates(updates)
+        if self.learner.count_updates(updates):
+            self.sampler.drop_draws()
         if self.sampler.wants_errors:
             self.sampler.update_priorities(replay, minibatches, errors)
         # A step of the replay memory holds one agent step of each stream.

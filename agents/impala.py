@@ -28,6 +28,17 @@ class ImpalaTorso(nn.Module):
         # Each stage halves the sides, rounded up.
         self.num_features = sizes.filters[-1] * math.prod(-(-side // 8) for side in frame_shape)
 
+    def start_plain(self) -> None:
+        """Let residual blocks start as the identity, and biases at 0.
+
+        With every layer drawn at random, action values would start far from 0.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+            if isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.second.weight)
+
     def forward(self, stacks: Tensor) -> Tensor:
         pixels = (stacks.float() / 255).contiguous(memory_format=torch.channels_last)
         maps: Tensor = self.stages(pixels).relu()

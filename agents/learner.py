@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agents.networks import FirstConvolution, QNetwork, build_network
+from agents.networks import FirstConvolution, OutputLayer, QNetwork, build_network
 from agents.noisy import Noise, build_noisy_network, without_noise
 from agents.optimizers import Adam, CenteredRMSProp, Optimizer, averages_of, load_averages
 from agents.settings import LearnerConfig
@@ -37,8 +37,8 @@ class Learner:
     | num_actions | number of actions A |
     | config | network, loss and optimizer |
     | device | of weights and states |
-    | precision | `bfloat16` for the network's arithmetic; any other leaves it in float32, as |
-    | | weights, targets and losses always are |
+    | precision | `bfloat16` for the network's arithmetic but its output layer's; any other leaves |
+    | | it in float32, as weights, targets and losses always are |
     | rng | draws the initial weights |
     | ranks | average every gradient over their parts of the minibatch |
     """
@@ -89,7 +89,7 @@ class Learner:
             self.average = copy.deepcopy(self.online)
             # So that an average is of a hundred networks or more, and groups of updates stay whole.
             self._average_every = min(max(config.average_updates // 100, 1), MOST_BETWEEN_AVERAGED)
-        self.optimizer = self._optimizer_of(list(self.online.parameters()))
+        self.optimizer = self._optimizer_of(dict(self.online.named_parameters()))
         self._trained = Trained(
             list(self.online.parameters()),
             list(self._fast_online.parameters()),
@@ -101,17 +101,22 @@ class Learner:
         """The trained module: a network, or several from repeated calls."""
         return build()
 
-    def _optimizer_of(self, weights: list[Tensor]) -> Optimizer:
+    def _optimizer_of(self, weights: Mapping[str, Tensor]) -> Optimizer:
         config = self.config
         if config.optimizer == "rmsprop":
             return CenteredRMSProp(
-                weights, learning_rate=config.learning_rate, epsilon=config.optimizer_epsilon
+                weights.values(),
+                learning_rate=config.learning_rate,
+                epsilon=config.optimizer_epsilon,
             )
         return Adam(
-            weights,
+            weights.values(),
             learning_rate=config.learning_rate,
             epsilon=config.optimizer_epsilon,
             weight_decay=config.weight_decay,
+            decayed=[
+                weight for name, weight in without_noise(weights).items() if name.endswith("weight")
+            ],
         )
 
     @torch.no_grad()
@@ -184,10 +189,10 @@ class Learner:
         return min(every - self.updates % every for every in periods if every)
 
     @torch.no_grad()
-    def count_updates(self, count: int) -> None:
-        """Update the averaged weights and, when it is due, the target.
+    def count_updates(self, count: int) -> bool:
+        """Update the averaged weights and, when it is due, the target or, in a reset, the network.
 
-        Call after updates, at most `longest_group` of them.
+        Call after updates, at most `longest_group` of them. Returns whether there was a reset.
         """
         self.updates += count
         if self.average is not None and self.updates % self._average_every == 0:
@@ -200,10 +205,10 @@ class Learner:
             )
         if self.config.reset_updates and self.updates % self.config.reset_updates == 0:
             self._reset()
-        elif not self.config.target_average and (
-            self.updates % self.config.target_sync_updates == 0
-        ):
+            return True
+        if not self.config.target_average and self.updates % self.config.target_sync_updates == 0:
             self.sync_target()
+        return False
 
     def _reset(self) -> None:
         """Reinitialise the head, shrink the torso towards a new draw, clear the optimizer.
@@ -404,9 +409,10 @@ def _round_to(fast: nn.Module, network: nn.Module) -> None:
 
 
 def _rounded(network: nn.Module) -> nn.Module:
-    """The network with the weights of its layers in bfloat16."""
+    """The network with the weights of its layers in bfloat16, but for those of float32."""
+    # The first convolution divides its weights, in float32, before they are rounded.
+    kept = (FirstConvolution, OutputLayer)
     for module in network.modules():
-        # The first convolution divides its weights, in float32, before they are rounded.
-        if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, FirstConvolution):
+        if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, kept):
             module.to(torch.bfloat16)
     return network

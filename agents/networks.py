@@ -87,6 +87,18 @@ class Dense(nn.Linear):
         return super().forward(features)
 
 
+class OutputLayer(nn.Linear):
+    """The last linear layer, in float32 also under autocast.
+
+    bfloat16 has 8 bits: action values of 6 would be multiples of 1/32, and most gaps between the
+    best actions are smaller.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return super().forward(hidden.float())
+
+
 class TuckerConvolution(nn.Sequential):
     """A convolution in Tucker-2 form (Kim et al. 2016): to fewer channels, convolve, to all."""
 
@@ -215,7 +227,7 @@ class PlainHead(nn.Sequential):
             if sizes.svd is None
             else LowRankDense(num_features, sizes.hidden, sizes.svd),
             nn.ReLU(inplace=True),
-            nn.Linear(sizes.hidden, num_actions),
+            OutputLayer(sizes.hidden, num_actions),
         )
 
     def hidden_and_outputs(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -288,7 +300,7 @@ class QNetwork(nn.Sequential):
         torso, head = self
         values: Tensor = head(torso(stacks))
         if self.num_quantiles:
-            values = values.unflatten(1, (-1, self.num_quantiles)).float().mean(-1)
+            values = values.unflatten(1, (-1, self.num_quantiles)).mean(-1)
         return values
 
     def quantiles(self, stacks: Tensor) -> Tensor:
@@ -309,7 +321,7 @@ class QNetwork(nn.Sequential):
         (conv1, conv2, conv3), flat = torso.maps(states)
         hidden, outputs = head.hidden_and_outputs(flat)
         if self.num_quantiles:
-            outputs = outputs.unflatten(1, (-1, self.num_quantiles)).float().mean(-1)
+            outputs = outputs.unflatten(1, (-1, self.num_quantiles)).mean(-1)
         return Features(conv1, conv2, conv3, hidden, outputs)
 
 
@@ -330,7 +342,7 @@ def build_network(
 
     The weights and biases of the output layer are multiplied by `output_scale`. Two-axis frames get
     convolutions, grids (C, H, W) a single one, flat ones a hidden layer in their place, with biases
-    in [-2, 2].
+    in [-2, 2]. Residual blocks start as the identity.
 
     Raises `UsageError` for an unknown name, more than `MOST_WEIGHTS`, an image too small for the
     convolutions, and ranks of convolutions that flat frames leave out, or above the features.
@@ -352,6 +364,8 @@ def build_network(
     torso, _ = network
     if isinstance(torso, VectorTorso):
         torso.spread(generator)
+    if isinstance(torso, ImpalaTorso):
+        torso.start_plain()
     with torch.no_grad():
         for stream in network.modules():
             if isinstance(stream, PlainHead):

@@ -5,7 +5,7 @@ is drawn on the host, from a generator that is saved.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ def _add_noise(layer: nn.Module, inputs: tuple[Tensor], outputs: Tensor) -> Tens
     return outputs + noise
 
 
-def without_noise(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_noise(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a plain network among those of a noisy one."""
     return {name: weight for name, weight in weights.items() if ".noise." not in name}
 

@@ -3,6 +3,7 @@
 import numpy as np
 from torch import Tensor
 
+from agents.augmentation import Augmentation
 from agents.settings import TransitionConfig
 from agents.target import Target
 from ebu.batch import Batch
@@ -16,8 +17,11 @@ class NStepTarget(Target[TransitionConfig]):
     """y = r_0 + … + γ^(n-1) r_(n-1) + γ^n max_a Q̂(s_n, a), uncorrected.
 
     n = 1 is DQN (Mnih et al. 2015); with `double` the online network chooses a (van Hasselt, Guez,
-    Silver 2016); n > 1 as in Rainbow (Hessel et al. 2018).
+    Silver 2016); n > 1 as in Rainbow (Hessel et al. 2018). Images of next states are changed as
+    those that are trained on, by draws of their own (Yarats et al. 2021).
     """
+
+    augments_next_states = True
 
     def prepare(
         self, replay: EpisodicReplay, minibatches: Minibatches
@@ -36,13 +40,24 @@ class NStepTarget(Target[TransitionConfig]):
         }
         return {name: each.reshape(updates, -1, each.shape[-1]) for name, each in prepared.items()}
 
-    def __call__(self, batch: Batch, **prepared: Tensor) -> Tensor:
-        if not prepared:
-            return self._one_step(batch)
-        window, last = batch.at(prepared["window"]), batch.at(prepared["last"])
-        joined = prepared["joined"]
+    def __call__(
+        self,
+        batch: Batch,
+        next_shifts: Tensor | None = None,
+        next_factors: Tensor | None = None,
+        **prepared: Tensor,
+    ) -> Tensor:
+        last = batch.at(prepared["last"]) if prepared else batch
         with self.stopwatch.time("target_passes"):
-            values = self._best_values(last.next_states)
+            values = self._best_values(
+                Augmentation.apply(last.next_states, next_shifts, next_factors)
+            )
+        if not prepared:
+            with self.stopwatch.time("targets"):
+                return one_step_targets(
+                    batch.rewards, values, batch.terminated, gamma=self.config.gamma
+                )
+        window, joined = batch.at(prepared["window"]), prepared["joined"]
         with self.stopwatch.time("targets"):
             return n_step_targets(
                 window.rewards.view(joined.shape),
@@ -50,14 +65,6 @@ class NStepTarget(Target[TransitionConfig]):
                 window.terminated.view(joined.shape),
                 joined,
                 gamma=self.config.gamma,
-            )
-
-    def _one_step(self, batch: Batch) -> Tensor:
-        with self.stopwatch.time("target_passes"):
-            values = self._best_values(batch.next_states)
-        with self.stopwatch.time("targets"):
-            return one_step_targets(
-                batch.rewards, values, batch.terminated, gamma=self.config.gamma
             )
 
     def _best_values(self, states: Tensor) -> Tensor:

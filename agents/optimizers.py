@@ -94,7 +94,7 @@ class CenteredRMSProp(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam (Kingma, Ba 2015), with weight decay AdamW (Loshchilov, Hutter 2019).
+    """Adam (Kingma, Ba 2015), with weights that decay AdamW (Loshchilov, Hutter 2019).
 
     A step is one call of torch's fused kernel. On the CPU it takes subnormal numbers as 0: averages
     of the gradients of units that no longer fire shrink to them and stay, and a step then takes ten
@@ -108,10 +108,12 @@ class Adam(Optimizer):
         learning_rate: float,
         epsilon: float = 1e-8,
         weight_decay: float = 0.0,
+        decayed: Iterable[Tensor] = (),
     ) -> None:
         super().__init__(weights, learning_rate)
         self.epsilon = epsilon
         self.weight_decay = weight_decay
+        self._decayed = set(decayed) if weight_decay else set()
 
     def _slots_of(self, weight: Tensor) -> dict[str, Tensor]:
         return {
@@ -125,6 +127,8 @@ class Adam(Optimizer):
     ) -> None:
         with nullcontext() if weights[0].is_cuda else flush_subnormals():
             torch._foreach_add_(slots["step"], 1)
+            if decayed := [weight for weight in weights if weight in self._decayed]:
+                torch._foreach_mul_(decayed, 1 - self.learning_rate * self.weight_decay)
             torch._fused_adamw_(
                 weights,
                 gradients,
@@ -135,7 +139,7 @@ class Adam(Optimizer):
                 lr=self.learning_rate,
                 beta1=0.9,
                 beta2=0.999,
-                weight_decay=self.weight_decay,
+                weight_decay=0.0,
                 eps=self.epsilon,
                 amsgrad=False,
                 maximize=False,

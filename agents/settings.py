@@ -242,6 +242,11 @@ AGENTS: dict[str, AgentConfig] = {
 
 def check_learner(config: AgentConfig, learner: LearnerConfig) -> None:
     """Raise `UsageError` for settings of the learner that do not fit the agent."""
+    if learner.reset_updates and config.annealed and config.anneal_updates > learner.reset_updates:
+        raise UsageError(
+            f"--anneal-updates {config.anneal_updates} begins again at each reset and never ends: "
+            f"take at most --reset-updates {learner.reset_updates}"
+        )
     if learner.quantiles and not isinstance(config, TransitionConfig | EbuConfig):
         raise UsageError("--quantiles is for ebu, dqn, double_dqn, nstep and prioritized alone")
     if isinstance(config, AdaptiveEbuConfig):

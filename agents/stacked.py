@@ -51,7 +51,7 @@ class StackedNetworks(nn.Module):
             return torch.stack([self.one(weights, states) for weights in of_each])
         autocast = torch.is_autocast_enabled(device)
         weights = dict(self.networks.named_parameters())
-        with _LayersIn(torch.get_autocast_dtype(device)) if autocast else nullcontext():
+        with _LayersIn(device) if autocast else nullcontext():
             values: Tensor = vmap(lambda one: functional_call(self.networks, one, (states,)))(
                 weights
             )
@@ -148,8 +148,9 @@ class StackedLearner(Learner):
             rounded = weights
             if self._fast_online is not self.online:
                 rounded = self._leaves(self._fast_online, index)
-            leaves = list(weights.values())
-            trained = Trained(leaves, list(rounded.values()), self._optimizer_of(leaves))
+            trained = Trained(
+                list(weights.values()), list(rounded.values()), self._optimizer_of(weights)
+            )
             singles.append(_Single(rounded, trained))
         columns = zip(*(single.trained.weights for single in singles), strict=True)
         for weight, parts in zip(self.online.parameters(), columns, strict=True):
@@ -204,11 +205,11 @@ class StackedLearner(Learner):
 
 
 class _LayersIn(TorchFunctionMode):
-    """Layers compute in a dtype as under autocast, which inside vmap does not reach them all."""
+    """Layers compute in autocast's dtype, which inside vmap does not reach them all."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, device_type: str) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.device_type = device_type
 
     def __torch_function__(
         self,
@@ -217,8 +218,10 @@ class _LayersIn(TorchFunctionMode):
         args: Iterable[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func in (functional.conv2d, functional.linear):
-            args = [arg.to(self.dtype) if isinstance(arg, Tensor) else arg for arg in args]
+        is_layer = func in (functional.conv2d, functional.linear)
+        if is_layer and torch.is_autocast_enabled(self.device_type):
+            dtype = torch.get_autocast_dtype(self.device_type)
+            args = [arg.to(dtype) if isinstance(arg, Tensor) else arg for arg in args]
         return func(*args, **(kwargs or {}))
 
 

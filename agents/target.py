@@ -1,7 +1,7 @@
 """The seam between a minibatch and what its values are trained towards."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -24,6 +24,9 @@ class Target(ABC, Generic[ConfigT_co]):
     of them: a function of tensors, part of a CUDA graph on a GPU, that gives float32 targets
     of a batch and of what was prepared for it.
     """
+
+    augments_next_states: ClassVar[bool] = False
+    """Whether calls take `next_shifts` and `next_factors` of what `Augmentation` draws."""
 
     def __init__(self, config: ConfigT_co, learner: Learner, stopwatch: Stopwatch) -> None:
         self._annealing = Annealing(config, learner.config.reset_updates)

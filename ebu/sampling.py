@@ -144,6 +144,9 @@ class Sampler(ABC):
         | errors | (B,), (K, B) of K learners or (N, B) of N quantiles |
         """
 
+    def drop_draws(self) -> None:  # noqa: B027
+        """Give up draws in progress, whose targets are of a network that was reset."""
+
     def metrics(self) -> dict[str, float]:
         """What the logs show."""
         return {}

@@ -111,6 +111,9 @@ class SegmentSampler(Sampler):
             segment = Segment(segment.stream, start + skipped, tail, segment.terminated)
         return Draw(segment, segment.length, start, priority_ratio=ratio)
 
+    def drop_draws(self) -> None:
+        self._draws = [None] * len(self._draws)
+
     def draw_segment(self, replay: EpisodicReplay) -> tuple[Segment, float]:
         """The next segment, and its `Draw.priority_ratio`."""
         return replay.segments.draw(self.rng), 1.0
@@ -210,9 +213,9 @@ def _check_draws(draws: Any, slots: int) -> None:
 class PrioritizedSegments(SegmentSampler):
     """Segments drawn in proportion to their priority^alpha, trained on as in `SegmentSampler`.
 
-    A segment's priority is the mean absolute error of its transitions when it was last trained on;
-    one that was not trained on yet has the largest priority so far. Importance weights are
-    normalised by the largest weight of all stored segments: a minibatch may hold only one.
+    A segment's priority is the mean absolute error of its transitions when it was last trained on
+    whole; one that never was has the largest priority so far. Importance weights are normalised by
+    the largest weight of all stored segments: a minibatch may hold only one.
     """
 
     wants_errors = True
@@ -259,7 +262,8 @@ class PrioritizedSegments(SegmentSampler):
         parts = np.split(sizes, np.cumsum([piece.size for piece in minibatches.pieces])[:-1])
         for (draw, first, _), part in zip(minibatches.pieces, parts, strict=True):
             draw.error += float(part.sum())
-            if first == 0:
+            is_tail = draw.segment.start != draw.start
+            if first == 0 and not is_tail:
                 priority = draw.error / draw.segment.length + SMALLEST_PRIORITY
                 place = replay.transitions.places(
                     np.array([draw.start]), np.array([draw.segment.stream])

@@ -171,8 +171,9 @@ class TableLearner:
     longest_group = 1_000
     target_axes = ()
 
-    def count_updates(self, count: int) -> None:
+    def count_updates(self, count: int) -> bool:
         self.updates += count
+        return False
 
     def tensors(self) -> list[Tensor]:
         return []

@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 
 from agents.annealing import LEVELS, Annealing
-from agents.settings import AGENTS, AdaptiveEbuConfig, EbuConfig, TransitionConfig
+from agents.settings import (
+    AGENTS,
+    AdaptiveEbuConfig,
+    EbuConfig,
+    LearnerConfig,
+    TransitionConfig,
+    check_learner,
+)
 from ebu.errors import UsageError
 
 
@@ -46,6 +53,14 @@ def test_settings_hold_as_long_as_they_say_and_begin_again_after_a_reset(
 def test_what_does_not_change_is_the_setting_itself() -> None:
     settings = AGENTS["ebu"]
     assert Annealing(settings, 0).at(5)[0] is settings
+
+
+def test_changes_that_a_reset_ends_before_they_are_done_are_refused() -> None:
+    config = EbuConfig(beta_start=1.0, anneal_updates=10)
+    check_learner(config, LearnerConfig(reset_updates=10))
+    check_learner(EbuConfig(), LearnerConfig(reset_updates=9))
+    with pytest.raises(UsageError, match=r"--anneal-updates 10 .* --reset-updates 9"):
+        check_learner(config, LearnerConfig(reset_updates=9))
 
 
 @pytest.mark.parametrize(

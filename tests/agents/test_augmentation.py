@@ -1,14 +1,18 @@
 """Random shifts and intensities: what they show, how often, and that they resume."""
 
 from dataclasses import replace
+from itertools import combinations
+from typing import Any
 
 import numpy as np
+import pytest
 import scipy.stats
 import torch
 
-from agents import AGENTS
+from agents import AGENTS, LearnerConfig
 from agents.augmentation import Augmentation
-from tests.made_up import same
+from benchmarks.noise import agent_for, noise_memory
+from tests.made_up import CPU, same
 
 ERROR_RATE = 1e-6
 
@@ -60,3 +64,31 @@ def test_it_goes_on_where_it_was_saved() -> None:
 def test_without_settings_nothing_is_drawn() -> None:
     idle = augmentation()
     assert idle.draw(3, 5) == idle.state_dict() == {}
+
+
+@pytest.mark.parametrize("flags", [{}, {"n_step": 3}, {"double": True}, {"prioritized": True}])
+def test_next_states_of_single_transitions_are_changed_by_draws_of_their_own(
+    flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = noise_memory(CPU, capacity=500)
+    method = replace(AGENTS["dqn"], shift_pixels=4, **flags)
+    agent = agent_for(memory, method, LearnerConfig(network="net3"))
+    drawn: list[torch.Tensor] = []
+    changed: list[torch.Tensor] = []
+    apply, target_values = Augmentation.apply, agent.learner.target_values
+
+    def note(states: torch.Tensor, shifts: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        drawn.append(shifts)
+        changed.append(apply(states, shifts, factors))
+        return changed[-1]
+
+    def values(states: torch.Tensor) -> torch.Tensor:
+        # What was changed last are the next states.
+        assert states is changed[-1]
+        return target_values(states)
+
+    monkeypatch.setattr(Augmentation, "apply", staticmethod(note))
+    monkeypatch.setattr(agent.learner, "target_values", values)
+    agent.learn(memory, 4)
+    assert len(drawn) == 8
+    assert not any(torch.equal(one, other) for one, other in combinations(drawn, 2))

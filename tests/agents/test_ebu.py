@@ -31,6 +31,33 @@ from tests.made_up import (
     trained,
 )
 
+# --- resets ---------------------------------------------------------------------------------
+
+
+class ResetLearner(TableLearner):
+    """Has other values after three updates, as if its network had been reset."""
+
+    longest_group = 1
+
+    def count_updates(self, count: int) -> bool:
+        super().count_updates(count)
+        self.salt = int(self.updates >= 3)
+        return self.updates == 3
+
+
+@pytest.mark.parametrize("mix", [1, 4])
+def test_after_a_reset_no_target_is_of_the_old_network(mix: int) -> None:
+    played, _ = one_stream(*[200] * 4)
+    learner, reset = ResetLearner(), ResetLearner()
+    reset.updates, reset.salt = 3, 1
+    for each, updates in ((learner, 3 + 8), (reset, 200)):
+        ebu_of(each, mix_segments=mix).learn(played.replay, updates)
+    expected = targets_by_row(reset.noted)
+    found = targets_by_row(learner.noted[3:])
+    assert found
+    assert found == {row: expected[row] for row in found}
+
+
 # --- the order ------------------------------------------------------------------------------
 
 

@@ -101,7 +101,7 @@ def test_adam_is_torchs(weight_decay: float) -> None:
         [torch.ones(shape, requires_grad=True) for shape in ((3, 5), (7,), ())] for _ in range(2)
     )
     optimizers = (
-        Adam(ours, learning_rate=0.1, epsilon=1e-3, weight_decay=weight_decay),
+        Adam(ours, learning_rate=0.1, epsilon=1e-3, weight_decay=weight_decay, decayed=ours),
         torch.optim.AdamW(torchs, lr=0.1, eps=1e-3, weight_decay=weight_decay),
     )
     for number in range(5):
@@ -371,15 +371,34 @@ def test_averaged_weights_start_again_at_a_reset() -> None:
             torch.testing.assert_close(weight, other)
 
 
-def test_weight_decay_shrinks_weights_by_hand() -> None:
+@pytest.mark.parametrize("noisy", [False, True])
+def test_weight_decay_shrinks_weights_but_no_biases_and_no_noise(noisy: bool) -> None:
     # Without errors there are no gradients: only the decay moves weights.
-    learner = learner_of(weight_decay=0.5, learning_rate=0.1)
+    learner = learner_of(weight_decay=0.5, learning_rate=0.1, noisy=noisy)
     before = copied(learner, "online")
     states, actions, _ = minibatch(0)
     values = learner.values(states).gather(1, actions[:, None])[:, 0]
     learner.update(states, actions, values)
-    for weight, old in zip(copied(learner, "online"), before, strict=True):
-        torch.testing.assert_close(weight, old * (1 - 0.1 * 0.5))
+    decays = [
+        name.endswith("weight") and "noise" not in name
+        for name, _ in learner.online.named_parameters()
+    ]
+    for weight, old, decay in zip(copied(learner, "online"), before, decays, strict=True):
+        torch.testing.assert_close(weight, old * (1 - 0.1 * 0.5) if decay else old)
+
+
+@pytest.mark.parametrize("quantiles", [0, 3])
+def test_bfloat16_tells_values_apart_that_it_cannot_represent(quantiles: int) -> None:
+    learner = learner_of(precision="bfloat16", quantiles=quantiles)
+    expected = 6 + 0.001 * torch.arange(NUM_ACTIONS)
+    with torch.no_grad():
+        weight, bias = list(learner.online.parameters())[-2:]
+        weight.zero_()
+        bias.copy_(expected.repeat_interleave(max(1, quantiles)))
+    learner.sync_target()
+    states = minibatch(0)[0]
+    for values in (learner.values(states), learner.target_values(states)):
+        torch.testing.assert_close(values, expected.expand(len(states), -1), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("network", ["nature", "dueling"])

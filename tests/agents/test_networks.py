@@ -289,12 +289,17 @@ def test_an_impala_network_has_the_shape_of_its_paper_and_the_asked_width() -> N
     assert not torch.allclose(network(states.float() / 255), values)
 
 
-def test_a_residual_block_with_zero_weights_changes_nothing() -> None:
-    block = ResidualBlock(3)
-    for weight in block.parameters():
-        torch.nn.init.zeros_(weight)
-    maps = torch.randn(2, 3, 5, 5)
-    assert torch.equal(block(maps), maps)
+def test_residual_blocks_start_as_the_identity_and_learn() -> None:
+    network = network_of("impala", frame_shape=(36, 36))
+    blocks = [each for each in network.modules() if isinstance(each, ResidualBlock)]
+    assert len(blocks) == 6
+    for block in blocks:
+        maps = torch.randn(2, block.first.in_channels, 5, 5)
+        assert torch.equal(block(maps), maps)
+    network(pixels(2, 4, (36, 36))).sum().backward()
+    for block in blocks:
+        assert block.second.weight.grad is not None
+        assert block.second.weight.grad.any()
 
 
 def test_a_grid_network_keeps_small_cells_and_scales_bytes_by_their_logarithm() -> None:
