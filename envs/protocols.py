@@ -72,7 +72,7 @@ MACHADO = Protocol(
     human_table="57table",
 )
 
-# Kaiser et al. (2020): 400,000 frames, final weights in 100 games. ε of evaluation as in DrQ(ε) of
+# Kaiser et al. (2020): 400,000 frames, final weights in 100 games. ε of evaluation as in DrQ of
 # Agarwal et al. (2021); games of training begin like those of evaluation.
 ATARI100K = Protocol(
     name="atari100k",
