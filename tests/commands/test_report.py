@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ from ebu.commands import report
 from ebu.commands.reporting.aggregates import Profile, aggregates, game_rows, statistics_of
 from ebu.commands.reporting.comparison import Comparison, compare
 from ebu.commands.reporting.milestones import milestones
-from ebu.commands.reporting.pictures import draw_curves, draw_profiles, mean_curve
+from ebu.commands.reporting.pictures import (
+    draw_curves,
+    draw_profiles,
+    mean_curve,
+    write_pictures,
+)
 from ebu.commands.reporting.published import (
     AGENTS_100K,
     PUBLISHED_26,
@@ -397,11 +403,21 @@ def test_nothing_of_the_pictures_is_cut(games: list[str], variants: int) -> None
         assert unreadable(figure) == []
 
 
+TRAVERSING: dict[str, Any] = {
+    "game": "CartPole-v1",
+    "agent": "ebu",
+    "seed": 0,
+    "frames": FRAMES,
+    "protocol": "x/../../pwned",
+}
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [
         ("config.json", "{"),
         ("config.json", '{"settings": {"game": "pong"}, "environment": {}}'),
+        ("config.json", json.dumps({"settings": {**TRAVERSING}, "environment": {}})),
         ("metrics.jsonl", "[]\n"),
         ("metrics.jsonl", '{"frames": null}\n'),
         ("evaluation.json", "[]"),
@@ -428,6 +444,41 @@ def test_a_damaged_run_is_named_and_left_out(
     (broken.parent / "CartPole-v1-ebu-seed0" / file).write_text(content)
     with pytest.raises(EbuError, match="all 2 run directories are damaged"):
         run_report(monkeypatch, tmp_path)
+
+
+def test_a_report_writes_nothing_outside_of_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "runs", "CartPole-v1", "ebu", 0, 1.0)
+    theirs = write_run(tmp_path / "runs", "../../pong", "../dqn", 0, None, name="theirs")
+    for protocol in ("x/../../../pwned", "paper"):
+        config = json.loads((theirs / "config.json").read_text())
+        config["settings"]["protocol"] = protocol
+        (theirs / "config.json").write_text(json.dumps(config))
+        run_report(monkeypatch, tmp_path / "runs", "--out", tmp_path / "deep/out")
+    written = {path for path in tmp_path.rglob("*") if path.is_file()}
+    outside = {path for path in written if not path.is_relative_to(tmp_path / "runs")}
+    assert {path.parent for path in outside} == {tmp_path / "deep/out"}
+    # Of runs that no directory held, too.
+    run = replace(read_run(theirs), settings={**TRAVERSING})
+    comparison = Comparison([], [], {"../pwned": {"pong": {"dqn": [run]}}}, {}, [])
+    curves = {theirs: learning_curve(theirs)}
+    assert write_pictures(comparison, [], curves, tmp_path / "deep/out") == {
+        "../pwned": "curves-pwned.png"
+    }
+
+
+def test_the_draft_of_an_evaluation_that_was_killed_is_no_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = write_run(tmp_path, "CartPole-v1", "ebu", 0, None)
+    record = write_evaluation(run_dir, evaluation(3.0))
+    record.with_name(f".{record.name}").write_text('{"game": "Cart')
+    score = read_run(run_dir).final_score
+    assert score is not None
+    assert score.mean == 3.0
+    run_report(monkeypatch, run_dir)
+    assert "left out" not in capsys.readouterr().err
 
 
 def test_the_end_of_a_log_is_read_without_a_line_still_being_written(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from ebu.commands.reporting.aggregates import Profile, Statistics
 from ebu.commands.reporting.comparison import Comparison
 from ebu.commands.reporting.runs import Curve
+from ebu.run.directory import directory_name
 from ebu.run.figures import add_legend, set_title, write_figure
 from ebu.statistics import mean_interval
 
@@ -36,12 +37,12 @@ def write_pictures(
                 if found:
                     drawn.setdefault(game, {})[name] = found
         if drawn:
-            pictures[protocol] = f"curves-{protocol}.png"
+            pictures[protocol] = f"curves-{directory_name(protocol)}.png"
             write_figure(draw_curves(drawn), out / pictures[protocol])
     for of in groups:
         if of.profiles:
             name = of.group.name
-            pictures[name] = f"profile-{name}.png"
+            pictures[name] = f"profile-{directory_name(name)}.png"
             write_figure(draw_profiles(of.thresholds, of.profiles), out / pictures[name])
     return pictures
 

@@ -28,7 +28,9 @@ from ebu.run.reading import (
     open_file,
     parse_json,
     read_file,
+    shorten,
 )
+from envs.protocols import PROTOCOLS
 
 Curve = tuple[np.ndarray, np.ndarray]
 """Frames (T,) int64 and returns (T,) float64, from `learning_curve`."""
@@ -145,6 +147,9 @@ def read_run(run_dir: Path, games: int | None = None) -> Run:
     """
     settings = read_config(run_dir)["settings"]
     require(run_dir, settings, "game", "agent", "protocol", "seed", "frames")
+    if settings["protocol"] not in PROTOCOLS:
+        named = shorten(settings["protocol"])
+        raise EbuError(f"{run_dir / CONFIG} names an unknown protocol, {named}: restore it")
     lines = tail(run_dir / METRICS)
     returns = [line[LAST_GAMES] for line in lines if line.get(LAST_GAMES) is not None]
     score = _read_score(run_dir, settings, games)

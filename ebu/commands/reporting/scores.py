@@ -120,7 +120,9 @@ def final_record(run_dir: Path, protocol: str, games: int | None = None) -> dict
 
 def read_records(run_dir: Path) -> list[dict[str, Any]]:
     """All records of evaluate.py in a run directory. Raises `EbuError` if one is damaged."""
-    paths = [run_dir / FINAL, *sorted((run_dir / FOLDER).glob("*.json"))]
+    # Hidden ones are drafts of `write_whole`, which a killed process leaves half written.
+    paths = [path for path in (run_dir / FOLDER).glob("*.json") if not path.name.startswith(".")]
+    paths = [run_dir / FINAL, *sorted(paths)]
     return [record for path in paths if (record := _read(path, run_dir)) is not None]
 
 
