@@ -35,6 +35,7 @@ from envs.protocols import Protocol
 from envs.vector import ReplayMismatchError, VectorEnvironment, VectorStep
 
 __all__ = [
+    "MOST_STEPS",
     "ActionSet",
     "AtariVector",
     "EnvironmentFault",
@@ -55,6 +56,10 @@ __all__ = [
 ENDLESS_STEPS = 27_000
 """Steps after which an evaluation game is truncated that has no limit of its own: as many as fit
 into the 30 minutes of an Atari game."""
+
+
+MOST_STEPS = (2**31 - 1) // FRAME_SKIP
+"""Steps after which an evaluation game may be truncated: the emulator counts frames in 32 bits."""
 
 
 ActionSet = Literal["minimal", "full"]
@@ -101,6 +106,10 @@ def make_vector(
     or has unsupported actions or observations.
     """
     max_steps = None if training else variant.eval_max_steps
+    if max_steps is not None and not 1 <= max_steps <= MOST_STEPS:
+        raise ValueError(
+            f"evaluation games are cut after 1 to {MOST_STEPS:,} steps, not after {max_steps:,}"
+        )
     if is_atari(game):
         if variant.env_args or variant.env_wrappers:
             raise ValueError(

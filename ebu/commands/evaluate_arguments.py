@@ -8,12 +8,14 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ebu.commands.reporting.scores import EvaluationRecord
 from ebu.errors import UsageError
 from ebu.run.cli import parse
 from ebu.run.files import check_place
-from ebu.run.reading import read_json
+from ebu.run.reading import check_fits, read_json
 from ebu.run.settings import Bounds, Device, NotNegative, OneOf, Share, Threads
 from ebu.run.video import check_video_path
+from envs import MOST_STEPS
 from envs.protocols import PROTOCOLS
 
 
@@ -37,7 +39,7 @@ class EvaluateConfig:
     epsilon: Share | None = None
     """Share of random actions [default: the protocol's, the run's final one under machado,
     otherwise 0.05]. With another number the score is not comparable under the protocol."""
-    max_steps: Annotated[int | None, Bounds(least=1)] = None
+    max_steps: Annotated[int | None, Bounds(1, MOST_STEPS)] = None
     """Agent steps after which a game is cut [default: as in the run's own evaluations]."""
     protocol: Annotated[str, OneOf(*PROTOCOLS)] | None = None
     """paper, machado or atari100k [default: the one the run was trained under, paper where that is
@@ -83,6 +85,8 @@ def check(config: EvaluateConfig) -> None:
     """Raise `UsageError` for settings, each within its range, that can be met by no run."""
     if config.random and config.epsilon is not None:
         raise UsageError("--epsilon says nothing with --random: leave one of them out")
+    if config.random and config.weights == "best":
+        raise UsageError("--weights best says nothing with --random: leave one of them out")
     for path in filter(None, (config.video, config.json)):
         if path.is_dir():
             raise UsageError(f"{path} is a directory: name a file")
@@ -105,6 +109,8 @@ def check(config: EvaluateConfig) -> None:
 def _is_result(path: Path) -> bool:
     """Whether this is the result of an evaluation, which another may replace, or empty."""
     try:
-        return not path.stat().st_size or "returns" in read_json(path)
+        if path.stat().st_size:
+            check_fits(read_json(path), EvaluationRecord)
     except (OSError, ValueError):
         return False
+    return True

@@ -10,7 +10,7 @@ import tyro
 from agents.settings import AGENTS, AgentConfig, EbuConfig, LearnerConfig, QLambdaConfig
 from ebu.run.settings import Bounds, Device, NotNegative, OneOf, Positive, Threads, flat
 from ebu.schedules import ExplorationConfig, LoopConfig
-from envs import is_atari
+from envs import MOST_STEPS, is_atari
 from envs.protocols import PROTOCOLS
 
 AGENT_HELP = (
@@ -47,7 +47,7 @@ class TrainConfig:
     """Up to this many no-ops at the start of a training game; evaluation follows the protocol."""
     life_loss_ends_segment: bool | None = None
     """Whether a lost life ends a segment as a game's end does [default: as the protocol says]."""
-    eval_max_steps: Positive | None = None
+    eval_max_steps: Annotated[int | None, Bounds(1, MOST_STEPS)] = None
     """Agent steps after which an evaluation game is cut [default: the protocol's 4,500 or 27,000;
     of a Gymnasium environment its own limit, and 27,000 where it has none]."""
     fresh_games: bool = False

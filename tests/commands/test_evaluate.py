@@ -27,7 +27,7 @@ from ebu.commands.train_arguments import parse_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.errors import EbuError, UsageError
 from ebu.evaluation import environments_for
-from envs import make_vector
+from envs import MOST_STEPS, make_vector
 from envs.film import CannotFilmError
 from envs.protocols import MACHADO, PAPER, PROTOCOLS
 
@@ -335,6 +335,8 @@ def test_a_gymnasium_run_is_scored_without_human_scores(runs: Callable[[str], Pa
         ({"episodes": 4, "num_envs": 5}, "--num-envs 5: .* --episodes is 4"),
         ({"epsilon": float("nan")}, "--epsilon must be between 0 and 1"),
         ({"epsilon": 0.1, "random": True}, "--epsilon says nothing with --random"),
+        ({"weights": "best", "random": True}, "--weights best says nothing with --random"),
+        ({"max_steps": MOST_STEPS + 1}, "--max-steps must be at most 536,870,911, not 536870912"),
         ({"device": "tpu"}, "--device tpu: choose one of auto, cpu, cuda"),
         ({"video": Path("game.avi")}, r"ends in \.gif or \.mp4"),
         ({"video": Path("/nowhere/game.gif")}, "there is no directory /nowhere"),
@@ -354,7 +356,16 @@ def test_what_cannot_be_done_is_refused_before_playing(
         run(config_for(run_dir, **options))
 
 
-@pytest.mark.parametrize("kind", ["config", "link", "pipe", "text"])
+FOREIGN = {
+    "text": "precious",
+    "number": "5",
+    "null": "null",
+    "list": '["returns", "precious"]',
+    "record": '{"returns": [1.0], "policy": "agent"}',
+}
+
+
+@pytest.mark.parametrize("kind", ["config", "link", "pipe", *FOREIGN])
 def test_a_result_takes_the_place_of_no_other_file(
     kind: str, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,8 +374,8 @@ def test_a_result_takes_the_place_of_no_other_file(
         path.symlink_to(copied / "config.json")
     elif kind == "pipe":
         os.mkfifo(path)
-    elif kind == "text":
-        path.write_text("precious")
+    elif kind in FOREIGN:
+        path.write_text(FOREIGN[kind])
     before = digests(copied)
     monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("played"))
     with pytest.raises(UsageError, match="name another"):
@@ -372,6 +383,17 @@ def test_a_result_takes_the_place_of_no_other_file(
     assert digests(copied) == before
     with pytest.raises(UsageError, match="name another" if kind in ("link", "pipe") else "ends in"):
         run(config_for(copied, video=path))
+
+
+def test_a_limit_of_games_that_no_emulator_counts_is_refused(copied: Path) -> None:
+    path = copied / "config.json"
+    config = json.loads(path.read_text())
+    config["settings"]["eval_max_steps"] = 2**62
+    path.write_text(json.dumps(config))
+    ended = command(copied, "--random", "--episodes", 1, "--threads", 1)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert "cut after 1 to 536,870,911 steps, not after 4,611,686,018,427,387,904" in line
 
 
 def test_a_result_is_replaced_by_the_next(copied: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 import tests.envs.tiny  # noqa: F401 (registers its environments)
 import tests.faulty as faulty
-from envs import AtariVector, EnvironmentFault, UnknownGameError, Variant, make_vector
+from envs import MOST_STEPS, AtariVector, EnvironmentFault, UnknownGameError, Variant, make_vector
 from envs.boundary import Environment, Recipe, parse_args
 from envs.determinism import find_difference
 from envs.gymnasium_vector import GymnasiumVector
@@ -283,6 +283,14 @@ def test_evaluation_games_without_an_end_are_cut() -> None:
     assert made("tests.faulty:Endless-v0").identity["endless_steps"] == 27_000
     # A limit of its own is shorter or longer than that, and stays.
     assert steps_of_a_game(made("TinyEndless-v0"), 20) == 6
+
+
+@pytest.mark.parametrize("game", ["pong", "TinyEndless-v0"])
+def test_evaluation_games_are_cut_after_as_many_steps_as_an_emulator_counts(game: str) -> None:
+    made(game, eval_max_steps=MOST_STEPS).close()
+    for steps in (0, MOST_STEPS + 1, 2**62):
+        with pytest.raises(ValueError, match=f"1 to 536,870,911 steps, not after {steps:,}$"):
+            made(game, eval_max_steps=steps)
 
 
 def test_no_registered_limit_lets_an_evaluation_game_last_for_ever(
