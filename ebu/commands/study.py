@@ -6,8 +6,10 @@ The same command resumes it, on another machine too where results are committed.
 for every run follow `--`.
 """
 
+import contextlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ebu.commands.reporting.published import normalised
 from ebu.commands.reporting.runs import Run, find_run_directories, read_run
@@ -43,19 +45,27 @@ def main() -> int:
     )
     check_engine(config)
     planned = plan(config, args[cut + 1 :])
-    with acquire_lock(config.out, "--out", f"another study is filling {config.out}"):
+    with contextlib.ExitStack() as locks:
+        for flag, directory in directories_of(config).items():
+            if is_there(directory / CONFIG):
+                raise UsageError(f"{flag} {directory} holds a run: choose another directory")
+            busy = f"another study is filling {directory}"
+            locks.enter_context(acquire_lock(directory, flag, busy))
+            # Logs lie next to the runs, which are checked when they are opened.
+            check_links(directory)
         return play(config, planned)
+
+
+def directories_of(config: StudyConfig) -> dict[str, Path]:
+    """The directories that a study fills, by their flags; both may be the same."""
+    results = config.results
+    if results is None or results.resolve() == config.out.resolve():
+        return {"--out": config.out}
+    return {"--out": config.out, "--results": results}
 
 
 def play(config: StudyConfig, planned: Sequence[PlannedRun]) -> int:
     """Play and score what is missing of the planned runs; returns the exit code."""
-    # Logs lie next to the runs, which are checked when they are opened.
-    for flag, directory in (("--out", config.out), ("--results", config.results)):
-        if directory is None or not directory.is_dir():
-            continue
-        check_links(directory)
-        if is_there(directory / CONFIG):
-            raise UsageError(f"{flag} {directory} holds a run: choose another directory")
     (config.out / "runs").mkdir(exist_ok=True)
     folder, flag = config.results or config.out, "--results" if config.results else "--out"
     runs = config.results or config.out / "runs"

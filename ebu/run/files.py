@@ -7,9 +7,12 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ebu.errors import EbuError
+
+with suppress(ImportError):  # missing on Windows
+    import fcntl
 
 
 def as_json(record: Mapping[str, Any]) -> bytes:
@@ -76,23 +79,43 @@ def _refuse_link(path: Path) -> None:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all, and its directory where there is none.
 
-    Raises `EbuError`, one line, where the disk is full or fails, and for a link, a pipe or a device
-    of this name; what was there is then as it was.
+    Several processes may write it at once: one waits for the other, and the last one's content
+    stays. Raises `EbuError`, one line, where the disk is full or fails, and for a link, a pipe or a
+    device of this name; what was there is then as it was.
     """
     draft = path.with_name(f".{path.name}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         check_place(path)
-        try:
-            with os.fdopen(open_to_write(draft, os.O_CREAT | os.O_TRUNC), "wb") as file:
+        with _open_draft(draft) as file:
+            try:
                 file.write(content)
-            sync(draft)
-            draft.replace(path)
-            sync(path.parent)
-        except OSError:
-            with suppress(OSError):
-                draft.unlink()
-            raise
+                file.flush()
+                sync(draft)
+                draft.replace(path)
+                sync(path.parent)
+            except OSError:
+                with suppress(OSError):
+                    draft.unlink()
+                raise
+
+
+def _open_draft(draft: Path) -> IO[bytes]:
+    """Open the draft of a file, empty and locked; one that a killed process left is used again.
+
+    A name for each process would leave a file for each that is killed.
+    """
+    while True:
+        file = os.fdopen(open_to_write(draft, os.O_CREAT), "wb")
+        # Where a file system has no locks, processes that write the same file are not kept apart.
+        with suppress(OSError, NameError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # The process that had the lock may have renamed or removed what was opened here.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.lstat(draft)):
+                file.truncate()
+                return file
+        file.close()
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from ebu.commands.studying.results import COLUMNS
 from ebu.commands.train_arguments import parse_arguments
 from ebu.errors import UsageError
 from ebu.run import machine as machine_module
+from ebu.run.directory import acquire_lock
 from ebu.run.logs import Monitor
 from ebu.run.settings import flat
 from tests.run_directories import FRAMES, as_recorded, evaluation, write_run
@@ -294,6 +295,21 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def precisions(tasks: Sequence[Task]) -> set[str]:
     return {parse_arguments(task.train[2:]).precision for task in tasks}
+
+
+def test_one_study_at_a_time_fills_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for flag in ("out", "results"):
+        args, _ = study_in(tmp_path)
+        with (
+            acquire_lock(tmp_path / flag, f"--{flag}", "busy"),
+            pytest.raises(UsageError, match=rf"another study .*/{flag}: .* another --{flag}$"),
+        ):
+            run_study(monkeypatch, args)
+    # Results may lie next to the runs.
+    same, _ = study_in(tmp_path, results=tmp_path / "out" / ".." / "out")
+    assert len(run_study(monkeypatch, same)) == 1
 
 
 def test_results_that_a_study_writes_do_not_make_its_code_another(
