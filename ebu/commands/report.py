@@ -4,6 +4,7 @@ python report.py runs/study
 python report.py runs/pong runs/other-study --out docs/results/here
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from ebu.run.cli import parse, run_command
 from ebu.run.directory import CONFIG
 from ebu.run.files import write_whole
 from ebu.run.hints import program_command
+from ebu.run.reading import read_file, read_json
+
+TEXT, RECORD = "report.md", "report.json"
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,20 @@ def main() -> None:
         command = program_command("report.py", "runs/study")
         raise UsageError(f"name run directories, or that of a study: {command}")
     first = config.run_dirs[0]
-    out = config.out or (first.parent if (first / CONFIG).exists() else first) / "report"
+    out = config.out
+    if out is None:
+        # `..` of a run's name, which may be `.`.
+        out = Path(os.path.normpath(first / ".." if (first / CONFIG).exists() else first), "report")
     write_report(config.run_dirs, out)
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> None:
-    """Report the runs in these directories. Raises `EbuError` if there is nothing to report."""
+    """Report the runs in these directories.
+
+    Raises `EbuError` if there is nothing to report, `UsageError` for an `out` with other files of a
+    report's names.
+    """
+    check_out(out)
     from ebu.commands.reporting.runs import find_run_directories, read_runs
 
     runs, curves, damaged = read_runs(find_run_directories(run_dirs))
@@ -77,10 +89,32 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
         found.group.name: milestones(found.group, curves, found.profile_table) for found in groups
     }
     text = report_text(comparison, groups, reached, damaged, pictures)
-    write_whole(out / "report.md", text.encode(errors="backslashreplace"))
-    write_whole(out / "report.json", report_record(comparison, groups, reached, damaged))
+    write_whole(out / TEXT, text.encode(errors="backslashreplace"))
+    write_whole(out / RECORD, report_record(comparison, groups, reached, damaged))
     print(text, end="")
-    print(f"{out / 'report.md'}: {len(runs)} runs", file=sys.stderr)
+    print(f"{out / TEXT}: {len(runs)} runs", file=sys.stderr)
+
+
+def check_out(out: Path) -> None:
+    """Raise `UsageError` for a report.md or report.json that is no report: it is not replaced."""
+    for path, is_report in ((out / TEXT, _is_text), (out / RECORD, _is_record)):
+        try:
+            if is_report(path):
+                continue
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError):
+            pass
+        raise UsageError(f"{path} is no report of report.py: move it away, or choose another --out")
+
+
+def _is_text(path: Path) -> bool:
+    return read_file(path).startswith(b"# Report\n")
+
+
+def _is_record(path: Path) -> bool:
+    record = read_json(path)
+    return isinstance(record, dict) and record.keys() >= {"groups", "unfinished", "damaged"}
 
 
 def command() -> None:

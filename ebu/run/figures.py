@@ -1,4 +1,7 @@
-"""Figures on which every word can be read, however many there are and however long."""
+"""Figures on which every word can be read, however many there are and however long.
+
+Words are shown as they are: names of games and methods may hold `$`, which is no formula.
+"""
 
 import io
 import textwrap
@@ -17,6 +20,8 @@ def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
     width, height = figure.get_size_inches()
     for columns in range(len(handles), 0, -1):
         legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
         needed = legend.get_window_extent().padded(legend.borderaxespad * figure.dpi / 10)
         if needed.width <= figure.bbox.width or columns == 1:
             break
@@ -27,7 +32,7 @@ def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
 
 def set_title(panel: Axes, title: str, inches: float) -> None:
     """Write a title in as many lines as it needs to be no wider than this."""
-    text = panel.set_title(title)
+    text = panel.set_title(title, parse_math=False)
     characters = len(title)
     while text.get_window_extent().width > inches * panel.figure.dpi and characters > 1:
         characters -= 1

@@ -468,6 +468,60 @@ def test_a_report_writes_nothing_outside_of_its_directory(
     }
 
 
+def test_dollars_in_names_are_no_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, "pong", "ebu", 0, 1.0)
+    write_run(tmp_path, "pong", r"$\no{$", 0, 2.0, name="agent")
+    write_run(tmp_path, "$_$-v0", "ebu", 0, 2.0, name="game")
+    run_report(monkeypatch, tmp_path)
+    for name in ("curves-paper.png", f"profile-paper-{FRAMES}.png"):
+        assert (tmp_path / "report" / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("report.md", "# Reports\n\nA page of my own.\n"),
+        ("report.md", ""),
+        ("report.json", '{"groups": []}'),
+        ("report.json", "5"),
+        ("report.json", "groups, unfinished, damaged"),
+    ],
+)
+def test_a_report_takes_the_place_of_no_other_file(
+    name: str, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "runs", "CartPole-v1", "ebu", 0, 1.0)
+    out = tmp_path / "out"
+    for _ in range(2):
+        run_report(monkeypatch, tmp_path / "runs", "--out", out)
+    (out / name).write_text(content)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(UsageError, match=rf"{name} is no report of report\.py: .* another --out"):
+        run_report(monkeypatch, tmp_path / "runs", "--out", out)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("where", "named", "report"),
+    [
+        ("runs/one", ".", "runs/report"),
+        (".", "runs/one", "runs/report"),
+        ("runs", "one", "runs/report"),
+        ("runs/one/sub", "..", "runs/report"),
+        ("runs", ".", "runs/report"),
+        (".", ".", "report"),
+    ],
+)
+def test_a_report_lies_next_to_a_run_or_in_a_directory_of_runs(
+    where: str, named: str, report: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = write_run(tmp_path / "runs", "CartPole-v1", "ebu", 0, 1.0, name="one")
+    (run_dir / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / where)
+    run_report(monkeypatch, named)
+    assert [path.parent for path in tmp_path.rglob("report.md")] == [tmp_path / report]
+
+
 def test_the_draft_of_an_evaluation_that_was_killed_is_no_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
