@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from ebu.commands.reporting.runs import Run, find_run_directories, read_run, settings_digest
-from ebu.commands.reporting.scores import final_record
 from ebu.commands.train_arguments import flags_of_run
 from ebu.commands.trust import check_trust, trust_words
 from ebu.errors import EbuError, UsageError
@@ -47,19 +46,26 @@ class Settings:
 
 
 def cells_in(results: Path) -> dict[str, list[Run]]:
-    """The scored runs of each cell, by its name.
+    """The runs of each cell that evaluate.py has scored, by its name.
 
-    Raises `UsageError` where a name holds runs of several methods, `EbuError` for damaged results.
+    Raises `UsageError` where a name holds runs of several methods or scores of several kinds,
+    `EbuError` for damaged results.
     """
     cells: dict[str, list[Run]] = {}
     for run in map(read_run, find_run_directories([results])):
-        if run.final_score is not None:
+        if run.final_score is not None and run.final_score.final:
             name = run.directory.name.removesuffix(f"-seed{run.seed}")
             cells.setdefault(name, []).append(run)
     for name, runs in cells.items():
         methods = {(run.game, run.asked_frames, settings_digest(run.settings)) for run in runs}
         if len(methods) > 1:
             raise UsageError(f"{results}: {name} has runs of several methods")
+        scores = [run.final_score for run in runs if run.final_score is not None]
+        scored = sorted({f"{score.games} games under {score.protocol}" for score in scores})
+        if len(scored) > 1:
+            raise UsageError(
+                f"{results}: {name} is scored in {' and in '.join(scored)}: score all of it alike"
+            )
     return cells
 
 
@@ -82,16 +88,18 @@ def chosen(settings: Settings) -> tuple[str, list[Run]]:
 
 def play_run(name: str, run: Run, seed: int, out: Path) -> float:
     """The score of the run's settings with another seed. Raises `EbuError` if a command fails."""
-    run_dir = out / f"{name}-seed{seed}"
-    record = final_record(run.directory, run.settings["protocol"])
-    assert record is not None  # it has a score
-    flags = [*flags_of_run(run.directory, earlier=True), f"--seed={seed}", f"--run-dir={run_dir}"]
-    score = ("--episodes", record["games"], "--device", "auto", *trust_words(run.settings))
-    for words in (("train.py", *flags), ("evaluate.py", run_dir, *score)):
-        code = subprocess.run(program_argv(*words)).returncode
+    run_dir, scored = out / f"{name}-seed{seed}", run.final_score
+    assert scored is not None  # its cell holds no others
+    # This machine might choose another precision than the one that chose it for the results.
+    own = (f"--precision={run.precision}", f"--seed={seed}", f"--run-dir={run_dir}")
+    flags = [*flags_of_run(run.directory, earlier=True), *own]
+    score = ["--episodes", scored.games, "--protocol", scored.protocol, "--device", "auto"]
+    trust = trust_words(run.settings)
+    for program, words in (("train.py", flags), ("evaluate.py", [run_dir, *score, *trust])):
+        code = subprocess.run(program_argv(program, *words)).returncode
         if code:
-            raise EbuError(f"{words[0]} failed with exit code {code}: see above")
-    final = read_run(run_dir, record["games"]).final_score
+            raise EbuError(f"{program} failed with exit code {code}: see above")
+    final = read_run(run_dir, scored.games).final_score
     assert final is not None  # it was evaluated
     return final.mean
 
@@ -125,7 +133,7 @@ def main() -> None:
         raise UsageError(f"--seed {seed} is one of those of {name}: choose another")
     # Its settings become flags, which train.py takes for typed ones.
     check_trust(runs[0].directory, runs[0].settings, settings.trust_env)
-    say(f"{name}: playing seed {seed} beside seeds {', '.join(map(str, sorted(seeds)))}")
+    say(f"{name}: playing seed {seed}; results have {', '.join(map(str, sorted(seeds)))}")
     score = play_run(name, runs[0], seed, settings.out)
     scores = [run.final_score.mean for run in runs if run.final_score]
     print(f"{name}, seed {seed}: {verdict(scores, score)}")

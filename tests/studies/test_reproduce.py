@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,58 @@ def test_a_setting_that_an_earlier_version_lacked_counts_as_off(tmp_path: Path) 
     (tmp_path / "pole-seed2" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match="several methods"):
         cells_in(tmp_path)
+
+
+def test_scores_of_one_kind_alone_make_an_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell(tmp_path, "pole", 5)
+    # Evaluated in training alone.
+    run_dir = tmp_path / "pole-seed4"
+    (run_dir / "evaluation.json").unlink()
+    line = {"frames": 1_000, "mean": 500.0, "games": 3, "interval_95": None}
+    (run_dir / "evaluations.jsonl").write_text(json.dumps(line) + "\n")
+    assert [run.seed for run in cells_in(tmp_path)["pole"]] == [0, 1, 2, 3]
+    monkeypatch.setattr(sys, "argv", ["reproduce", "--results", str(tmp_path)])
+    with pytest.raises(UsageError, match=r"seeds: pole \(4\)"):
+        main()
+    path = tmp_path / "pole-seed3" / "evaluation.json"
+    record = json.loads(path.read_text())
+    for other, words in (
+        ({"games": 30}, "in 3 games under paper and in 30 games under paper"),
+        ({"protocol": "machado"}, "in 3 games under machado and in 3 games under paper"),
+    ):
+        path.write_text(json.dumps({**record, **other}))
+        with pytest.raises(UsageError, match=f"pole is scored {words}"):
+            cells_in(tmp_path)
+
+
+def test_a_cell_is_played_and_scored_as_its_results_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell(tmp_path, "pole", 2, precision="bfloat16")
+    for run_dir in tmp_path.glob("pole-*"):
+        config = json.loads((run_dir / "config.json").read_text())
+        (run_dir / "config.json").write_text(json.dumps({**config, "automatic": ["precision"]}))
+        record = json.loads((run_dir / "evaluation.json").read_text())
+        changed = json.dumps({**record, "protocol": "machado"})
+        (run_dir / "evaluation.json").write_text(changed)
+    words: list[list[str]] = []
+
+    def run_nothing(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        words.append([*argv])
+        return subprocess.CompletedProcess(argv, int("evaluate.py" in " ".join(argv)))
+
+    monkeypatch.setattr(subprocess, "run", run_nothing)
+    typed = ["reproduce", "--results", str(tmp_path), "--cell", "pole", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", typed)
+    with pytest.raises(EbuError, match=r"evaluate\.py failed"):
+        main()
+    training, scoring = words
+    flags = training[next(at for at, word in enumerate(training) if word.startswith("--")) :]
+    assert parse_arguments(flags).precision == "bfloat16"
+    assert scoring[scoring.index("--protocol") + 1] == "machado"
+    assert scoring[scoring.index("--episodes") + 1] == "3"
 
 
 def test_the_committed_results_are_of_one_method_each() -> None:
