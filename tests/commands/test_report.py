@@ -90,15 +90,48 @@ def test_aggregates_by_hand(tmp_path: Path) -> None:
     assert (ours.name, ours.runs, ours.source) == ("ebu", 4, "here")
     # Of 0, 1, 1, 3: the mean; the median of the games' means 1/2 and 2; the middle half.
     np.testing.assert_allclose(ours.values, [1.25, 1.25, 1.0])
-    # Resampled, Pong's two runs have a mean of 0, 1/2 or 1, Breakout's of 1, 2 or 3, the extremes
-    # with probability 1/4: both at once in one of 16 resamples, more often than one in 40.
-    assert ours.low is not None
-    assert ours.high is not None
-    assert (ours.low[0], ours.high[0]) == pytest.approx((0.5, 2.0))
+    assert ours.low is None
     shares = [(18.9 + 20.7) / 30, (401.2 - 1.7) / 30.1]
     assert dqn.name == "DQN (Nature)"
     np.testing.assert_allclose(dqn.values, [np.mean(shares)] * 3)
     assert dqn.low is None
+
+
+def test_intervals_are_bootstrapped_from_five_seeds_by_hand(tmp_path: Path) -> None:
+    for seed, pong in enumerate([0.0, 0.0, 0.0, 1.0, 0.0]):
+        (group,) = compared(tmp_path).groups if seed else (None,)
+        if group is not None:
+            few = statistics_of(group)
+            assert [row.low for row in few.aggregates[0].rows[:2]] == [None, None]
+            assert [profile.low for profile in few.profiles] == [None, None]
+            assert [each.low for each in few.improvements] == [None] * (seed > 1)
+        write_run(tmp_path, "pong", "ebu", seed, PONG[pong])
+        write_run(tmp_path, "pong", "dqn", seed, PONG[0.5])
+        for agent in ("ebu", "dqn"):
+            write_run(tmp_path, "breakout", agent, seed, BREAKOUT[1.0])
+    (group,) = compared(tmp_path).groups
+    found = statistics_of(group)
+    ours = found.aggregates[0].rows[1]
+    assert ours.name == "ebu"
+    assert ours.low is not None
+    assert ours.high is not None
+    # Of five draws among Pong's runs k are the one that scores 1, by the binomial distribution of
+    # 1/5: none in 33 % of resamples, three or more in 5.8 %, four or more in 0.7 %. Breakout's runs
+    # all score 1, so that the mean over both games is from (0 + 1) / 2 to (3/5 + 1) / 2.
+    np.testing.assert_allclose([ours.low[:2], ours.high[:2]], [[0.5, 0.5], [0.8, 0.8]])
+    (better,) = found.improvements
+    # dqn wins against 5 - k of Pong's draws, and all of Breakout's are ties.
+    assert (better.name, better.games) == ("dqn", 2)
+    assert better.probability == pytest.approx((4 / 5 + 1 / 2) / 2)
+    assert (better.low, better.high) == pytest.approx(((2 / 5 + 1 / 2) / 2, (1 + 1 / 2) / 2))
+
+
+def test_one_seed_makes_no_probability_of_improvement(four_runs: Path) -> None:
+    write_run(four_runs, "breakout", "dqn", 0, BREAKOUT[0.0])
+    (group,) = compared(four_runs).groups
+    (better,) = statistics_of(group).improvements
+    # Breakout has a single run of dqn. Pong's 0 and 1 against 1/2 twice: two of four pairs.
+    assert (better.games, better.probability) == (1, 0.5)
 
 
 def test_aggregates_are_over_the_games_of_all_agents(four_runs: Path) -> None:
@@ -146,6 +179,47 @@ def test_other_settings_are_another_method(tmp_path: Path) -> None:
     comparison = compared(tmp_path)
     assert list(comparison.groups[0].methods) == ["dqn", "ebu beta=0.0", "ebu beta=0.5"]
     assert comparison.variants == {"ebu beta=0.0": {"beta": 0.0}, "ebu beta=0.5": {"beta": 0.5}}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"n_step": 10},
+        {"double": True},
+        {"prioritized": True},
+        {"n_step_start": 5},
+        {"quantiles": 5},
+    ],
+)
+def test_no_other_method_than_dqn_is_the_baseline(
+    changed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own: dict[str, Any] = {"n_step": 1, "double": False, "prioritized": False, "quantiles": 0}
+    write_run(tmp_path, "pong", "ebu", 0, PONG[0.0])
+    write_run(tmp_path, "pong", "dqn", 0, PONG[1.0], name="other", **{**own, **changed})
+    run_report(monkeypatch, tmp_path)
+    assert "relative to dqn here" not in (tmp_path / "report" / "report.md").read_text()
+    write_run(tmp_path, "pong", "dqn", 0, PONG[0.5], **own)
+    (group,) = compared(tmp_path).groups
+    rows = {row.method: row.relative_to_dqn_here for row in game_rows(group)}
+    assert rows["ebu"] == pytest.approx(-0.5)
+    assert sorted(str(value) for value in rows.values()) == ["-0.5", "0.5", "None"]
+
+
+def test_settings_that_are_not_an_agents_defaults_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours: dict[str, Any] = {"n_step": 10, "double": True, "shift_pixels": 4, "batch_size": 32}
+    ours["cuda_graphs"] = False
+    write_run(tmp_path, "pong", "dqn", 0, 1.0, **ours)
+    write_run(tmp_path, "pong", "double_dqn", 0, 1.0, double=True)
+    write_run(tmp_path, "pong", "nstep", 0, 1.0, n_step=1)
+    write_run(tmp_path, "pong", "imported", 0, 1.0, n_step=5)
+    run_report(monkeypatch, tmp_path)
+    text = (tmp_path / "report" / "report.md").read_text()
+    _, _, section = text.partition("## Settings\n")
+    rows = [line for line in section.partition("\n#")[0].splitlines() if line.startswith("| ")]
+    assert rows[2:] == ["| dqn | shift_pixels 4, n_step 10, double True |", "| nstep | n_step 1 |"]
 
 
 def test_variants_under_several_protocols_keep_their_settings(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ebu.commands.reporting.published import (
     reference_agents,
     relative,
 )
-from ebu.commands.reporting.runs import Run
+from ebu.commands.reporting.runs import Run, method_settings
 from ebu.statistics import (
     StatisticT,
     even_out,
@@ -30,6 +30,9 @@ from envs.games import ATARI100K
 from envs.protocols import PROTOCOLS
 
 BOOTSTRAP_SEED = 0
+FEWEST_SEEDS = 5
+"""Seeds of every game from which intervals are bootstrapped: of fewer they are far too narrow."""
+_BEYOND_DQN = {"n_step", "n_step_start", "double", "prioritized", "quantiles"}
 # How many human-normalised scores a performance profile is drawn at, and the highest of them.
 PROFILE_POINTS, PROFILE_END = 161, 8.0
 
@@ -44,7 +47,7 @@ class GameRow:
     | interval | [low, high] of the mean by Student's t, over seeds; None for one seed |
     | normalised | mean human-normalised score by human table; None without a human score |
     | relative_to_dqn_200m | relative score over Nature DQN; None without its score |
-    | relative_to_dqn_here | the same over the group's own one-step DQN, at the same frames |
+    | relative_to_dqn_here | the same over the group's own DQN, at the same frames: see `own_dqn` |
     | last_games | mean over runs of the return of the last 100 training games |
     """
 
@@ -62,12 +65,8 @@ class GameRow:
 
 def game_rows(group: Group) -> list[GameRow]:
     """Every method's row of every game, in their order."""
-    baselines = [
-        name
-        for name, games in group.methods.items()
-        if next(iter(games.values()))[0].agent == "dqn"
-    ]
-    baseline = group.methods[baselines[0]] if len(baselines) == 1 else {}
+    dqn = own_dqn(group)
+    baseline = {} if dqn is None else group.methods[dqn]
     rows = []
     for game in group.games:
         for name, games in group.methods.items():
@@ -77,7 +76,7 @@ def game_rows(group: Group) -> list[GameRow]:
             scores = _scores(runs)
             mean = float(scores.mean())
             own = None
-            if game in baseline and name != baselines[0]:
+            if game in baseline and name != dqn:
                 own = relative(game, mean, float(_scores(baseline[game]).mean()))
             last = [run.last_games for run in runs if run.last_games is not None]
             rows.append(
@@ -97,6 +96,19 @@ def game_rows(group: Group) -> list[GameRow]:
     return rows
 
 
+def own_dqn(group: Group) -> str | None:
+    """The method that is DQN as published: one step, not double, of the mean, uniform draws.
+
+    None unless there is one, and one alone.
+    """
+    found = []
+    for name, games in group.methods.items():
+        (run, *_), *_ = games.values()
+        if run.agent == "dqn" and not method_settings(run.settings).keys() & _BEYOND_DQN:
+            found.append(name)
+    return found[0] if len(found) == 1 else None
+
+
 def _scores(runs: Sequence[Run]) -> np.ndarray:
     return np.array([run.final_score.mean for run in runs if run.final_score is not None])
 
@@ -105,7 +117,7 @@ def _scores(runs: Sequence[Run]) -> np.ndarray:
 class AggregateRow:
     """Mean, median, interquartile mean (3,) of human-normalised scores, with their intervals.
 
-    `low` and `high` are None where a game has a single score: there is nothing to resample.
+    `low` and `high` are None where a game has fewer scores than `FEWEST_SEEDS`.
     `above_human` counts the games in which the mean score is above the human's. `runs` is None
     where it is not known, `of_means` says that the interquartile mean is of the games' means.
     """
@@ -214,8 +226,8 @@ def normalised_scores(
 def intervals(
     scores: Sequence[np.ndarray], statistic: Callable[[np.ndarray], StatisticT]
 ) -> tuple[StatisticT, StatisticT] | tuple[None, None]:
-    """Stratified bootstrap intervals of a statistic; None where a game has a single score."""
-    if min(map(len, scores)) < 2:
+    """Stratified bootstrap intervals of a statistic; None where a game has few scores."""
+    if min(map(len, scores)) < FEWEST_SEEDS:
         return None, None
     rng = np.random.default_rng(BOOTSTRAP_SEED)
     low, high = stratified_bootstrap_interval(scores, statistic, rng)
@@ -226,7 +238,7 @@ def intervals(
 class Improvement:
     """Probability that a run of one method beats a run of another in a game both have played.
 
-    `low` and `high` are None where a game has a single score.
+    `low` and `high` are None where a game has fewer scores of one of them than `FEWEST_SEEDS`.
     """
 
     name: str
@@ -238,10 +250,14 @@ class Improvement:
 
 
 def improvements(group: Group, table: str) -> list[Improvement]:
-    """Every pair of methods over the games that both have (Agarwal et al. 2021)."""
+    """Every pair of methods over the games in which both have two seeds (Agarwal et al. 2021).
+
+    A single pair of runs says one or the other, which is no probability.
+    """
     found = []
     for one, other in combinations(group.methods, 2):
-        games = [game for game in group.methods[one] if game in group.methods[other]]
+        both = (group.methods[one], group.methods[other])
+        games = [game for game in both[0] if all(len(of.get(game, ())) > 1 for of in both)]
         games = [game for game in games if normalised(game, 0.0, table) is not None]
         if not games:
             continue

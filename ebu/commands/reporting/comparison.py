@@ -1,12 +1,14 @@
 """Runs side by side: which may be compared, and under which names."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agents.settings import AGENTS
 from ebu.commands.reporting.published import normalised
 from ebu.commands.reporting.runs import Run, method_settings, settings_digest
+from ebu.run.settings import flat
 from envs.protocols import PROTOCOLS
 
 # A name lists at most this many differing settings.
@@ -97,7 +99,8 @@ class Comparison:
     | groups | finished and scored runs that may be compared |
     | unfinished | runs without a score after all their frames |
     | curves | runs by training protocol, game and method, one for each seed |
-    | variants | settings in which the methods of one agent differ, by method (and protocol) |
+    | variants | settings in which the methods of one agent differ, and those of the agent that are
+      not its defaults, by method (and protocol) |
     | repeated | runs left out: others have the same settings, seed and frames |
     """
 
@@ -159,7 +162,7 @@ def _method(run: Run) -> tuple[str, str]:
 
 
 def _names(runs: Sequence[Run]) -> tuple[dict[tuple[str, str], str], dict[str, dict[str, Any]]]:
-    """A name for each method, and the settings that tell those of one agent apart.
+    """A name for each method, and the settings that say what it is: see `Comparison.variants`.
 
     A name has what is not as in most methods of the agent: the base of variants has none.
     """
@@ -168,11 +171,12 @@ def _names(runs: Sequence[Run]) -> tuple[dict[tuple[str, str], str], dict[str, d
     protocols = sorted({str(run.settings["protocol"]) for run in runs})
     for protocol in protocols:
         for agent in sorted({run.agent for run in runs}):
-            of_agent = {
-                _method(run): method_settings(run.settings)
+            recorded = {
+                _method(run): run.settings
                 for run in runs
                 if run.agent == agent and run.settings["protocol"] == protocol
             }
+            of_agent = {method: method_settings(settings) for method, settings in recorded.items()}
             presets = {
                 _method(run): str(run.settings.get("preset"))
                 for run in runs
@@ -194,11 +198,25 @@ def _names(runs: Sequence[Run]) -> tuple[dict[tuple[str, str], str], dict[str, d
                     distinct = len(set(presets.values())) == len(presets)
                     named = [presets[method] if distinct else method[1][:6]]
                 names[method] = f"{agent} {', '.join(named)}".rstrip()
+                own |= _not_the_default(agent, recorded[method])
                 if own:
                     several = len(protocols) > 1
                     title = f"{names[method]}, {protocol}" if several else names[method]
                     variants[title] = own
     return names, variants
+
+
+def _not_the_default(agent: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The agent's own settings that are not as its name says."""
+    if agent not in AGENTS:
+        return {}
+    defaults = flat(AGENTS[agent])
+    usual, own = method_settings({"agent": agent, **defaults}), method_settings(recorded)
+    return {
+        name: recorded[name]
+        for name in defaults
+        if name in recorded and own.get(name) != usual.get(name)
+    }
 
 
 def _usual(methods: Sequence[dict[str, Any]], keys: Sequence[str]) -> dict[str, str | None]:
