@@ -18,7 +18,7 @@ from ebu.commands.studying.engine import check_engine, open_engine
 from ebu.commands.studying.jobs import run_tasks
 from ebu.commands.studying.plan import PlannedRun, StudyConfig, check_settings, plan
 from ebu.commands.studying.player import Task
-from ebu.commands.studying.precision import in_one_precision, precisions_in
+from ebu.commands.studying.precision import in_one_precision, one_precision, precisions_in
 from ebu.commands.studying.provenance import machine
 from ebu.commands.studying.results import ResultsTable
 from ebu.commands.trust import trust_words
@@ -71,8 +71,8 @@ def play(config: StudyConfig, planned: Sequence[PlannedRun]) -> int:
     runs = config.results or config.out / "runs"
     table = ResultsTable(folder, runs, config.episodes, flag=flag)
     check_settings(planned)
-    if config.collect:
-        collect(config, planned)
+    recorded = one_precision(precisions_in(runs, config.out / "runs"), folder)
+    recorded = collect(config, planned, recorded)
     for run in planned:
         if run.result_dir is not None and not run.is_done() and run.is_scored():
             write_result(run.run_dir, run.result_dir, run.games)
@@ -90,7 +90,6 @@ def play(config: StudyConfig, planned: Sequence[PlannedRun]) -> int:
             "--precision auto is one machine's choice: on a cluster name it, such as -- "
             "--precision bfloat16"
         )
-    recorded = precisions_in(runs, config.out / "runs")
     waiting = {run.run_dir: run for run in in_one_precision(unscored, recorded, folder)}
 
     def scored(task: Task) -> str:
@@ -122,28 +121,66 @@ def play(config: StudyConfig, planned: Sequence[PlannedRun]) -> int:
     return 0
 
 
-def collect(config: StudyConfig, planned: Sequence[PlannedRun]) -> None:
+def collect(
+    config: StudyConfig, planned: Sequence[PlannedRun], precision: str | None
+) -> str | None:
     """Copy the results of finished runs that were trained without the study.
 
-    A run that is unfinished, damaged, or not planned is named with the reason.
+    Returns the precision of the table, which is `precision` where it is known before. Raises
+    `UsageError`, before anything is copied, where the table would have several.
     """
-    code = {"commit": config.collect_commit, "hardware": machine()}
+    found = runs_to_collect(config, planned) if config.collect else {}
+    for _, of_run in found.values():
+        if precision not in (None, of_run.precision):
+            raise UsageError(
+                f"--collect finds {of_run.directory} in {of_run.precision}, and others of this "
+                f"table are in {precision}: add -- --precision {precision} to leave out what is "
+                "not in it"
+            )
+        precision = of_run.precision
+    code = {"commit": config.collect_commit, "hardware": machine()} if found else {}
+    for result_dir, (run, of_run) in found.items():
+        try:
+            write_result(of_run.directory, result_dir, run.games, code)
+            say(f"{of_run.directory}: collected as {result_dir}")
+        except EbuError as error:
+            say(f"warning: not collected: {error}")
+    return precision
+
+
+def runs_to_collect(
+    config: StudyConfig, planned: Sequence[PlannedRun]
+) -> dict[Path, tuple[PlannedRun, Run]]:
+    """The finished runs under --collect that are planned and have no result, by its directory.
+
+    A run that is unfinished, damaged, not planned, or a second one is named with the reason.
+    """
+    found: dict[Path, tuple[PlannedRun, Run]] = {}
     for run_dir in find_run_directories(config.collect):
         try:
-            found = read_run(run_dir, config.episodes)
-            if found.final_score is None or not found.final_score.final:
+            of_run = read_run(run_dir, config.episodes)
+            if of_run.final_score is None or not of_run.final_score.final:
                 say(f"{run_dir}: not collected, it has no score after all its frames")
                 continue
             differing, run = min(
-                ((run.differences_of(found), run) for run in planned), key=lambda pair: len(pair[0])
+                ((run.differences_of(of_run), run) for run in planned),
+                key=lambda pair: len(pair[0]),
             )
-            if differing:
-                say(f"{run_dir}: not collected, not planned: {'; '.join(differing)} in {run.name}")
-            elif run.result_dir is not None and not run.is_done():
-                write_result(run_dir, run.result_dir, run.games, code)
-                say(f"{run_dir}: collected as {run.result_dir}")
         except EbuError as error:
             say(f"warning: not collected: {error}")
+            continue
+        result_dir = run.result_dir
+        assert result_dir is not None  # --collect needs --results
+        if differing:
+            say(f"{run_dir}: not collected, not planned: {'; '.join(differing)} in {run.name}")
+        elif run.is_done():
+            say(f"{run_dir}: not collected, {result_dir} is there already")
+        elif result_dir in found:
+            first = found[result_dir][1].directory
+            say(f"{run_dir}: not collected, {first} is collected as {result_dir}")
+        else:
+            found[result_dir] = run, of_run
+    return found
 
 
 def task_of(run: PlannedRun, threads: int) -> Task:

@@ -283,6 +283,64 @@ def test_runs_trained_without_a_study_are_collected_by_their_settings(
     assert "collected as" not in capsys.readouterr().err
 
 
+def test_of_two_runs_of_one_cell_the_second_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    args, (run,) = study_in(tmp_path, collect=(elsewhere,), jobs=0)
+    for name in ("one", "two"):
+        write_run(elsewhere, score=5.0, name=name, **as_recorded(run))
+    one, two = elsewhere / "one", elsewhere / "two"
+    run_study(monkeypatch, args)
+    said = capsys.readouterr().err
+    assert f"{one}: collected as {run.result_dir}" in said
+    assert f"{two}: not collected, {one} is collected as {run.result_dir}" in said
+    run_study(monkeypatch, args)
+    said = capsys.readouterr().err
+    for path in (one, two):
+        assert f"{path}: not collected, {run.result_dir} is there already" in said
+
+
+@pytest.mark.parametrize("earlier", ["collected", "played", "committed", "nothing"])
+def test_runs_of_several_precisions_are_not_collected(
+    earlier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    options: dict[str, Any] = {"seeds": 3, "collect": (elsewhere,), "jobs": 0}
+    args, runs = study_in(tmp_path, "--precision", "auto", **options)
+    half = as_recorded(runs[1], precision="bfloat16")
+    write_run(elsewhere, score=6.0, name="half", **half)
+    single = as_recorded(runs[0], precision="float32")
+    if earlier == "collected":
+        write_run(elsewhere, score=5.0, name="also", **single)
+    elif earlier == "played":
+        write_planned(runs[0], 5.0, precision="float32")
+    elif earlier == "committed":
+        assert runs[0].result_dir is not None
+        write_result(write_run(tmp_path, score=5.0, **single), runs[0].result_dir, 30)
+    before = sorted(path for path in tmp_path.rglob("*") if path.name == "config.json")
+    if earlier != "nothing":
+        with pytest.raises(UsageError, match=r"(half|also) in .*: add -- --precision "):
+            run_study(monkeypatch, args)
+        assert before == sorted(path for path in tmp_path.rglob("*") if path.name == "config.json")
+        assert not (tmp_path / "results" / "results.csv").exists()
+        # Named, it leaves out what is in another.
+        args, runs = study_in(tmp_path, "--precision", "float32", **options)
+    run_study(monkeypatch, args)
+    assert [run.is_done() for run in runs] == [earlier != "nothing", earlier == "nothing", False]
+
+
+def test_a_table_of_two_precisions_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args, runs = study_in(tmp_path, "--precision", "auto", seeds=3, jobs=0)
+    for run, precision in zip(runs, ("float32", "bfloat16"), strict=False):
+        write_planned(run, 5.0, precision=precision)
+    with pytest.raises(UsageError, match=r"has runs in bfloat16 and float32: .* move those of one"):
+        run_study(monkeypatch, args)
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["lock"]
+
+
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes this machine one with or without instructions for bfloat16."""

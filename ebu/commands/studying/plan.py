@@ -34,6 +34,8 @@ from envs.protocols import PROTOCOLS
 
 # What the study itself says to train.py.
 OURS = ("--game", "--agent", "--preset", "--frames", "--seed", "--run-dir", "--resume")
+# What train.py reads outside of a run: in one of the study it would do nothing, or end it.
+_NO_RUNS = ("--trust-env", "--list-games", "--help", "-h", "--version")
 # More than any study has: a cluster queues what it has no room for.
 _ALL = 1_000_000
 # Names of variants become names of directories.
@@ -183,6 +185,8 @@ def plan(config: StudyConfig, passed_on: Sequence[str]) -> list[PlannedRun]:
         raise UsageError("--games and --agents need a name each")
     if config.collect and config.results is None:
         raise UsageError("--collect copies results to --results: name a directory")
+    if config.collect_commit and not config.collect:
+        raise UsageError("--collect-commit says nothing without --collect: leave it out")
     for agent in config.agents:
         one_of("--agents", agent, AGENTS)
     _check_passed_on(passed_on, "after --")
@@ -226,6 +230,8 @@ def _check_passed_on(flags: Sequence[str], where: str) -> None:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag in OURS:
             raise UsageError(f"{flag} {where} is the study's to say: use its own flags")
+        if flag in _NO_RUNS or flag.replace("--no-", "--", 1) in _NO_RUNS:
+            raise UsageError(f"{flag} {where} says nothing of a run: leave it out")
 
 
 def _check_differs(agent: str, variant: str, configs: dict[tuple[str, str], TrainConfig]) -> None:

@@ -20,15 +20,28 @@ def precisions_in(*folders: Path) -> list[str]:
     return sorted(found)
 
 
+def one_precision(found: Sequence[str], where: Path) -> str | None:
+    """The precision of a table, of those in it; None without any. Raises `UsageError` for several.
+
+    `where`: directory of the table.
+    """
+    if len(found) > 1:
+        raise UsageError(
+            f"{where} has runs in {' and '.join(found)}: a table has one precision; move those of "
+            "one away"
+        )
+    return found[0] if found else None
+
+
 def in_one_precision(
-    planned: Sequence[PlannedRun], found: Sequence[str], where: Path
+    planned: Sequence[PlannedRun], found: str | None, where: Path
 ) -> list[PlannedRun]:
     """The runs in the precision of those that exist already, or in the one asked for.
 
     | argument | meaning |
     | --- | --- |
     | planned | what is to be played |
-    | found | precisions of the runs that exist already |
+    | found | precision of the runs that exist already; None without any |
     | where | directory of the table |
 
     Raises `UsageError` where they cannot be played in the precision of the table, or were asked for
@@ -39,11 +52,6 @@ def in_one_precision(
     asked = {run.config.precision for run in planned}
     if len(asked) > 1:
         raise UsageError("variants in different --precision: a table has one; make two studies")
-    if len(found) > 1:
-        raise UsageError(
-            f"{where} has runs in {' and '.join(found)}: a table has one precision; move those of "
-            "one away"
-        )
     if not asked:
         return []
     (precision,) = asked
@@ -51,16 +59,16 @@ def in_one_precision(
     if automatic:
         has = has_bfloat16(device_named(planned[0].config.device))
         precision = "bfloat16" if has else "float32"
-    if found and found[0] != precision:
+    if found not in (None, precision):
         if automatic:
             slow = "" if has else ", where bfloat16 is emulated and slower"
             raise UsageError(
-                f"{where} is in {found[0]}, auto takes {precision} on this machine{slow}: add -- "
-                f"--precision {found[0]} to play the rest in {found[0]}"
+                f"{where} is in {found}, auto takes {precision} on this machine{slow}: add -- "
+                f"--precision {found} to play the rest in {found}"
             )
         raise UsageError(
-            f"{where} is in {found[0]}, these runs are asked for in {precision}: add "
-            f"-- --precision {found[0]}, or choose another directory"
+            f"{where} is in {found}, these runs are asked for in {precision}: add "
+            f"-- --precision {found}, or choose another directory"
         )
     return [
         replace(
