@@ -96,6 +96,11 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
         raise SystemExit(0)
     settings = flat(arguments.run)
     if run_dir is None:
+        if arguments.trust_env:
+            raise UsageError(
+                "--trust-env says nothing without --resume, since what is typed is imported: leave "
+                "it out"
+            )
         add_working_directory(modules_in(settings))
     else:
         _check_grows(Path(run_dir), settings["frames"])

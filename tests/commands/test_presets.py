@@ -77,6 +77,10 @@ def test_a_flag_of_another_agent_is_named_as_such(
     assert f"--agent {owners[0]}" in message
 
 
+def test_trust_is_for_what_a_run_names() -> None:
+    assert "--trust-env says nothing without --resume" in refusal("--trust-env")
+
+
 ORIGINAL: dict[str, Any] = {
     # Games of the authors' code: no no-ops in training, but 4 random actions.
     "protocol": "paper",
