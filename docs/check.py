@@ -174,6 +174,9 @@ def copy_tree(root: Path, to: Path) -> None:
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=root, capture_output=True, check=True)
     for name in listed.stdout.decode().rstrip("\0").split("\0"):
+        # Removed, and not yet from git's index.
+        if not os.path.lexists(root / name):
+            continue
         (to / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root / name, to / name, follow_symlinks=False)
 

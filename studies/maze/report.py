@@ -50,9 +50,7 @@ def tables(results: Sequence[dict[str, Any]]) -> str:
             rows = []
             for result, evaluation in zip(results, last, strict=True):
                 best = result["best_greedy"] if kind == "greedy" else evaluation["best_exploring"]
-                cells = [
-                    _with_interval(statistic, lengths) for lengths in evaluation[kind].values()
-                ]
+                cells = [_with_interval(statistic, evaluation[kind][name]) for name in COLOURS]
                 rows.append([*_setting(result), f"{statistic(best):.2f}", *cells])
             lines += ["", f"### {title}: {statistic.__name__}", ""]
             lines.append(table([*SETTING, "best", *COLOURS], rows))

@@ -1,6 +1,7 @@
 """docs/check.py runs what a page prints, shortened by its table and otherwise unchanged."""
 
 import re
+import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -119,6 +120,19 @@ def test_the_table_and_nothing_else_is_changed(
     only = {("play.py", "--games"), ("play.py", "--grow")}
     monkeypatch.setattr(stand_ins, "ONLY_IF_GIVEN", only)
     assert stand_ins.shorten(given.split(), TABLE) == run.split()
+
+
+def test_a_removed_file_is_not_copied(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    for name in ("kept", "removed"):
+        (root / name).touch()
+    for args in (["init", "-q"], ["add", "."]):
+        subprocess.run(["git", "-C", root, *args], check=True)
+    (root / "removed").unlink()
+    (root / "link").symlink_to("nowhere")
+    check.copy_tree(root, tmp_path / "copy")
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["kept", "link"]
 
 
 def test_lanes_have_every_page_once_in_order() -> None:

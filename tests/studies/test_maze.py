@@ -14,6 +14,7 @@ from envs.maze import GOAL, ManyMazes, ManySteps, Maze, load_digits
 from studies.maze.__main__ import main
 from studies.maze.evaluation import best_length
 from studies.maze.learners import METHODS, MazeLearners, MazeLearningConfig, Memory
+from studies.maze.report import tables
 from studies.maze.settings import Setting, StudyConfig, settings_of
 from studies.maze.study import made_with, measure, read_result, run_setting, run_settings
 
@@ -193,6 +194,30 @@ def test_a_study_resumes_and_ends_with_tables_and_a_picture(
             assert all(len(lengths) == 2 for lengths in evaluation[kind].values())
     # The same in this process, or in another one.
     assert measure(stochastic)["evaluations"] == second["evaluations"]
+
+
+def test_columns_are_named_in_whatever_order_a_result_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("studies.maze.report.RESAMPLES", 10)
+    lengths = {name: [place, place + 2.0] for place, name in enumerate(METHODS, start=1)}
+    evaluation = {"agent_steps": 1, "epsilon": 0.5, "best_exploring": [1.0, 1.0]}
+    result = {
+        "evaluations": [{**evaluation, "exploring": lengths, "greedy": lengths}],
+        "shortest_paths": [1, 1],
+        "best_greedy": [1.0, 1.0],
+        "made_with": {"setting": {"density": 30, "stochastic": False}},
+    }
+    text = tables([result])
+    lines = text.partition("### Exploring as in")[2].splitlines()
+    header, _, row = ([cell.strip() for cell in line.split("|")] for line in lines[2:5])
+    cells = dict(zip(header, row, strict=True))
+    assert [cells[name].split(" ")[0] for name in METHODS] == [
+        f"{place + 1:.2f}" for place, _ in enumerate(METHODS, start=1)
+    ]
+    turned = dict(reversed(lengths.items()))
+    result["evaluations"] = [{**evaluation, "exploring": turned, "greedy": turned}]
+    assert tables([result]) == text
 
 
 def test_what_cannot_be_written_is_said_in_one_line(
