@@ -325,7 +325,7 @@ class DistillConfig:
                 "--unshifted-labels says how to label shifted states: add --refine-labels"
             )
         if self.export:
-            require_export()
+            require_export(", or leave that out with --no-export")
         main = self._check_losses(self._main_losses())
         if self.int8_aware and (self.mutual or self.generations > 1):
             raise UsageError("--int8-aware is a procedure of its own: leave the other one out")
@@ -455,11 +455,13 @@ def refuse_factorised(procedure: str, students: Sequence[str]) -> None:
             )
 
 
-def require_export() -> None:
-    """Raise `UsageError`, one line, where packages of the extra `export` are missing."""
+def require_export(otherwise: str = "") -> None:
+    """Raise `UsageError`, one line, where packages of the extra `export` are missing.
+
+    `otherwise`: what can be done without them.
+    """
     needed = ("onnx", "onnxscript", "onnxruntime")
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         raise UsageError(
-            f"exporting needs {' and '.join(missing)}: {install_command('export')}, or leave that "
-            "out with --no-export"
+            f"exporting needs {' and '.join(missing)}: {install_command('export')}{otherwise}"
         )

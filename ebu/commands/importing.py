@@ -11,9 +11,9 @@ from typing import Annotated
 import tyro
 
 from agents.foreign.flags import PolicyFlags
+from ebu.commands.trust import evaluate_command
 from ebu.errors import UsageError
 from ebu.run.cli import parse, run_command
-from ebu.run.hints import program_command
 from ebu.run.progress import say
 
 
@@ -37,7 +37,7 @@ def main() -> int:
         description="Make a run directory of weights from Stable-Baselines3 or CleanRL.",
     )
     import_policy(config)
-    say(f"{config.out}: score it with: {program_command('evaluate.py', config.out)}")
+    say(f"{config.out}: score it with: {evaluate_command(config.out)}")
     return 0
 
 

@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ebu.commands.trust import evaluate_command
 from ebu.errors import UsageError
 from ebu.run.cli import parse, run_command
-from ebu.run.hints import program_command
 from ebu.run.progress import say
 from ebu.run.settings import Bounds, Device, Threads
 
@@ -63,13 +63,15 @@ def main() -> int:
     """Read the command line, run the command, and return its exit code."""
     config = parse_arguments(sys.argv[1:])
     # Imported when the settings are known to be right: they load torch.
+    from ebu.commands.releasing.card import WEIGHTS_FLAG
     from ebu.commands.releasing.folder import write_folder
     from ebu.commands.releasing.push import check_push, push_folder
 
     if config.push is not None:
         check_push(config.push)
     write_folder(config)
-    say(f"{config.out}: play it with: {program_command('evaluate.py', config.out)}")
+    weights = WEIGHTS_FLAG[config.weights]
+    say(f"{config.out}: play it with: {evaluate_command(config.out, *weights)}")
     if config.push is not None:
         say(f"pushed: {push_folder(config.out, config.push, private=config.private)}")
     return 0

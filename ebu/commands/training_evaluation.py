@@ -11,11 +11,11 @@ import numpy as np
 
 from agents import Agent
 from ebu.commands.showing import warn
+from ebu.commands.trust import evaluate_command
 from ebu.evaluation import Evaluation, Evaluator, seeds_at
 from ebu.interfaces import TrainingEnvironment
 from ebu.periodic_evaluation import EvaluationFault
 from ebu.run.crash_marker import CrashMarker
-from ebu.run.hints import program_command
 from ebu.run.logs import Monitor
 from ebu.run.progress import say
 from ebu.run.video import scale_down
@@ -74,7 +74,7 @@ class TrainingEvaluation:
             raise EvaluationFault(
                 f"the process crashed in it, or {MOST_STARTS} starts in a row ended there, so it "
                 "is left out: when the environment is fixed, play one with "
-                f"{program_command('evaluate.py', self._run_dir)}"
+                f"{evaluate_command(self._run_dir)}"
             )
         if ended:
             say(

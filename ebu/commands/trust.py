@@ -1,13 +1,15 @@
 """Which modules of environments are imported: those that were typed, or trusted by --trust-env."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ebu.errors import UsageError
-from ebu.run.directory import CONFIG
+from ebu.errors import EbuError, UsageError
+from ebu.run.directory import CONFIG, read_config
+from ebu.run.hints import program_command
 from envs import is_atari
 
 FLAG = "--trust-env"
@@ -22,6 +24,15 @@ def modules_in(settings: Mapping[str, Any]) -> list[str]:
 def trust_words(settings: Mapping[str, Any]) -> list[str]:
     """The flag, where a command that reads the run needs it."""
     return [FLAG] if modules_in(settings) else []
+
+
+def evaluate_command(run_dir: Path, *words: object) -> str:
+    """The command that scores a run, with the flag where it needs it."""
+    settings: Mapping[str, Any] = {}
+    # What is damaged in it, the command says.
+    with contextlib.suppress(EbuError):
+        settings = read_config(run_dir)["settings"]
+    return program_command("evaluate.py", run_dir, *words, *trust_words(settings))
 
 
 def check_trust(run_dir: Path, settings: Mapping[str, Any], trusted: bool) -> None:

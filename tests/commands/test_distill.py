@@ -16,6 +16,7 @@ from agents.distillation import training
 from agents.distillation.dataset import load_states
 from agents.distillation.deploy.rounded import RoundedStudent
 from agents.distillation.experimental.synthetic import noise
+from agents.distillation.settings import require_export
 from agents.distillation.students import Student
 from ebu.commands import distill, evaluation
 from ebu.commands.distilling.from_scratch import plan_runs
@@ -317,6 +318,9 @@ def test_missing_packages_are_told_before_anything_is_played(
     with pytest.raises(UsageError, match=r"pip install .*\[export\]', or .* --no-export"):
         distilled(teacher, tmp_path / "out", "--export")
     assert not (tmp_path / "out").exists()
+    # What has no such flag does not name it.
+    with pytest.raises(UsageError, match=r"pip install .*\[export\]'$"):
+        require_export()
 
 
 @pytest.mark.parametrize(

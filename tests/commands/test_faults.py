@@ -179,6 +179,7 @@ def test_an_evaluation_that_crashed_or_ends_the_process_again_and_again_is_left_
     (warning,) = [line for line in said.splitlines() if line.startswith("warning: ")]
     assert warning.startswith("warning: 300 frames: evaluation failed: the process crashed in it")
     assert "evaluate.py" in warning
+    assert " --trust-env" in warning
     assert [line["frames"] for line in evaluations(crashed)] == [150, 340]
     assert (crashed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     after = load_latest(crashed / "best")

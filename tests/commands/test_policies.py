@@ -1,5 +1,6 @@
 """Teachers from elsewhere on the command line: scored, distilled, imported, and what is refused."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from agents import load_agent
 from agents.distillation.settings import DistillConfig
 from agents.foreign.flags import PolicyFlags
-from ebu.commands import distill, evaluation
+from ebu.commands import distill, evaluation, importing
 from ebu.commands.distilling.run import Outcome, run
 from ebu.commands.evaluate_arguments import EvaluateConfig
 from ebu.commands.evaluation_record import as_table
@@ -72,6 +73,17 @@ def test_an_imported_agent_plays_the_games_of_its_file(tmp_path: Path) -> None:
     other = clean_rl(tmp_path / "other", CleanDqn(4, 2), env_id="CartPole-v1")
     with pytest.raises(UsageError, match="started with other settings: digest was"):
         import_policy(ImportConfig(other, tmp_path / "run"))
+
+
+def test_the_command_that_an_import_prints_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = clean_rl(tmp_path / "dqn.cleanrl_model", CleanDqn(4, 2), env_id="CartPole-v1")
+    typed = ["import.py", path, "--game", "gymnasium:CartPole-v1", "--out", tmp_path / "run"]
+    monkeypatch.setattr(sys, "argv", [*map(str, typed)])
+    assert importing.main() == 0
+    _, _, words = capsys.readouterr().err.partition("evaluate.py ")
+    assert scored(*shlex.split(words))["game"] == "gymnasium:CartPole-v1"
 
 
 def test_a_policy_from_elsewhere_is_distilled_and_resumed(zipped: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 import sys
 import types
@@ -17,7 +18,9 @@ import torch
 from agents import load_agent
 from agents.distillation.deploy.onnx_policy import OnnxPolicy
 from agents.distillation.students import build, save_student
+from ebu.commands import release as release_command
 from ebu.commands.evaluate_arguments import EvaluateConfig
+from ebu.commands.evaluate_arguments import parse_arguments as parse_evaluation
 from ebu.commands.evaluation import run
 from ebu.commands.release import parse_arguments
 from ebu.commands.releasing.folder import write_folder
@@ -26,6 +29,8 @@ from ebu.commands.reporting.runs import read_run
 from ebu.commands.train_arguments import parse_arguments as train_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.errors import EbuError, UsageError
+from ebu.evaluation import Evaluator
+from envs import EnvironmentFault
 from envs.protocols import PAPER, PROTOCOLS
 from tests.distillations import train
 
@@ -228,6 +233,54 @@ def test_a_release_is_replaced_by_one_of_the_same_agent_alone(
             release(runs["student"], out)
     with pytest.raises(UsageError, match="released already"):
         release(copied, tmp_path / "twice")
+
+
+@pytest.mark.parametrize("weights", ["final", "best"])
+def test_the_commands_it_prints_and_writes_work(
+    weights: str,
+    runs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "agent").mkdir()
+    monkeypatch.chdir(tmp_path / "agent")
+    monkeypatch.setattr("ebu.commands.releasing.folder.exportable", lambda network: False)
+    flags = ["--out", ".", "--weights", weights, "--episodes", "2", "--threads", "1"]
+    run_dir = shutil.copytree(runs["cartpole"], tmp_path / "run")
+    typed = ["release.py", str(run_dir), *flags]
+    monkeypatch.setattr(sys, "argv", typed)
+    release_command.main()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "play it with: " in line]
+    _, _, hint = line.partition("play it with: ")
+    card = Path("README.md").read_text()
+    # Its name is the folder's, however that was typed.
+    assert "\n# agent\n" in card
+    assert '- name: "agent"\n' in card
+    (used,) = [line.strip() for line in card.splitlines() if "evaluate.py FOLDER" in line]
+    for text in (hint, used.replace("FOLDER", ".")):
+        _, words = text.split("evaluate.py ")
+        config = parse_evaluation([*shlex.split(words), "--episodes", "1", "--threads", "1"])
+        assert run(config)["weights"] == weights
+
+
+def test_an_environment_that_fails_while_states_are_played_costs_no_earlier_release(
+    runs: dict[str, Path], copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play = Evaluator.play
+
+    def failing(self: Evaluator, *given: Any, **named: Any) -> Any:
+        if self.episodes == 1:
+            raise EnvironmentFault("environment 0 failed")
+        return play(self, *given, **named)
+
+    monkeypatch.setattr(Evaluator, "play", failing)
+    for name in ("replay.mp4", "model.onnx"):
+        (copied / name).touch()
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    with pytest.raises(EbuError, match=r"environment 0 failed; run the same command again$"):
+        release(runs["cartpole"], copied, onnx=True)
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
 
 class Killed(BaseException):

@@ -609,6 +609,15 @@ def test_the_draft_of_an_evaluation_that_was_killed_is_no_evaluation(
     assert "left out" not in capsys.readouterr().err
 
 
+def test_a_damaged_evaluation_names_the_command_that_plays_it_again(tmp_path: Path) -> None:
+    for game, trust in (("pong", False), ("a_module:Own-v0", True)):
+        run_dir = write_run(tmp_path, game, "ebu", 0, 1.0, name=f"run{trust}")
+        (run_dir / "evaluation.json").write_text("{")
+        with pytest.raises(EbuError, match=r"score the run again with: .*evaluate\.py ") as error:
+            read_run(run_dir)
+        assert str(error.value).endswith(" --trust-env") == trust
+
+
 def test_the_end_of_a_log_is_read_without_a_line_still_being_written(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path, "pong", "ebu", 0, None, played=3_000)
     with (run_dir / "metrics.jsonl").open("a") as metrics:

@@ -21,7 +21,7 @@ from ebu.commands.studying.player import Task
 from ebu.commands.studying.provenance import code_version, provenance_of
 from ebu.commands.studying.results import COLUMNS
 from ebu.commands.train_arguments import parse_arguments
-from ebu.errors import UsageError
+from ebu.errors import EbuError, UsageError
 from ebu.run import machine as machine_module
 from ebu.run.directory import acquire_lock
 from ebu.run.logs import Monitor
@@ -299,6 +299,14 @@ def test_of_two_runs_of_one_cell_the_second_is_named(
     said = capsys.readouterr().err
     for path in (one, two):
         assert f"{path}: not collected, {run.result_dir} is there already" in said
+
+
+def test_a_run_without_a_score_names_the_command_that_scores_it(tmp_path: Path) -> None:
+    for game, end in (("pong", ""), ("a_module:Own-v0", " --trust-env")):
+        run_dir = write_run(tmp_path, game, "ebu", 0, None, name="run" + end[:3])
+        with pytest.raises(EbuError, match=rf"evaluate\.py \S+/run.*{end}$") as error:
+            write_result(run_dir, tmp_path / "result", 30)
+        assert ("--trust-env" in str(error.value)) == bool(end)
 
 
 @pytest.mark.parametrize("earlier", ["collected", "played", "committed", "nothing"])

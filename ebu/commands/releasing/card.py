@@ -7,7 +7,7 @@ from typing import Any
 from agents import TrainedAgent
 from agents.distillation.students import num_parameters
 from agents.trained import IMPORTED, STUDENT
-from ebu.commands.trust import FLAG, modules_in
+from ebu.commands.trust import trust_words
 from ebu.run.directory import RELEASED
 from ebu.run.markdown import NONE, table
 from envs import is_atari
@@ -18,6 +18,8 @@ FILES = {
     "model.onnx": "the same network, compared with torch's outputs: play it without PyTorch",
     "replay.mp4": "the best game of the evaluation, at twice its speed",
 }
+WEIGHTS_FLAG: dict[str, tuple[str, ...]] = {"final": (), "best": ("--weights", "best")}
+"""What evaluate.py is told of released weights."""
 WHICH = {"final": "after training", "best": "at the best evaluation in training"}
 
 
@@ -85,7 +87,7 @@ def card_text(
         table(["setting", "value"], [(key, _cell(value)) for key, value in about.items()]),
         "All settings are in `config.json`.",
         "## Use",
-        _use(settings),
+        _use(settings, released["weights"]),
         "## Files",
         table(["file", "content"], [(f"`{file}`", FILES[file]) for file in files]),
         "`config.json` has the settings, the environment and the digest of the weights; "
@@ -173,17 +175,22 @@ def _rules(game: str, name: str) -> str:
     )
 
 
-def _use(settings: Mapping[str, Any]) -> str:
-    trust = f" {FLAG}" if modules_in(settings) else ""
-    return (
+def _use(settings: Mapping[str, Any], weights: str) -> str:
+    words = [*WEIGHTS_FLAG[weights], *trust_words(settings)]
+    text = (
         "In a checkout of `ebu`, with this folder downloaded as `FOLDER`:\n\n"
-        f"    .venv/bin/python evaluate.py FOLDER{trust}\n\n"
+        f"    .venv/bin/python {' '.join(['evaluate.py', 'FOLDER', *words])}\n\n"
         "```python\n"
         "from agents import load_agent\n\n"
         'agent = load_agent("FOLDER")\n'
         "action = agent.act(stack)  # (stack, *frame_shape), oldest frame first\n"
-        "```\n\n"
-        "`examples/play_agent.py FOLDER` plays a whole game so."
+        "```"
+    )
+    # The example imports no modules that a run names.
+    return (
+        text
+        if trust_words(settings)
+        else f"{text}\n\n`examples/play_agent.py FOLDER` plays a whole game so."
     )
 
 

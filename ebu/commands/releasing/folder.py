@@ -36,6 +36,7 @@ from ebu.run.directory import CONFIG, RELEASED, check_links, differences, identi
 from ebu.run.files import as_json, write_whole, writing
 from ebu.run.progress import say
 from ebu.run.released import WEIGHTS_FILE, write_weights
+from envs import EnvironmentFault
 from envs.film import CannotFilmError
 from envs.protocols import PROTOCOLS
 
@@ -90,7 +91,9 @@ def write_folder(config: ReleaseConfig) -> None:
     records = [record for record in records if _is_whole(record, played)]
     if (played := _without_paths(played)) not in records:
         records.append(played)
-    # What an earlier release has left stays whole until here, where the evaluation may be stopped.
+    name = Path(os.path.abspath(out)).name
+    onnx = _onnx(agent, name, rules_of(evaluation).evaluator)
+    # What an earlier release has left stays whole until everything is played.
     with writing(out):
         for path in (out / FILM, out / ONNX, *(out / FOLDER).glob("*.json")):
             path.unlink(missing_ok=True)
@@ -98,7 +101,8 @@ def write_folder(config: ReleaseConfig) -> None:
         write_whole(out / FILM, filmed)
     for record in records:
         write_evaluation(out, record)
-    _write_onnx(agent, out, rules_of(evaluation).evaluator)
+    if onnx is not None:
+        write_whole(out / ONNX, onnx)
     released = write_weights(
         out, agent.network.state_dict(), which=config.weights, frames=agent.frames
     )
@@ -112,7 +116,7 @@ def write_folder(config: ReleaseConfig) -> None:
     provenance = provenance_of(config.run_dir)
     write_whole(out / PROVENANCE, as_json(provenance))
     files = [name for name in (WEIGHTS_FILE, ONNX, FILM) if (out / name).exists()]
-    text = card_text(out.name, described, agent, records, provenance, files)
+    text = card_text(name, described, agent, records, provenance, files)
     write_whole(out / CARD, text.encode(errors="backslashreplace"))
     write_whole(out / CONFIG, as_json(described))
 
@@ -196,24 +200,31 @@ class _States:
         return torch.cat(self._seen)[which]
 
 
-def _write_onnx(agent: TrainedAgent, out: Path, evaluator: Evaluator) -> None:
-    """Write model.onnx, if its outputs on the states of one game are torch's."""
+def _onnx(agent: TrainedAgent, name: str, evaluator: Evaluator) -> bytes | None:
+    """The network as ONNX, compared with torch's outputs on the states of one game.
+
+    None where it cannot be exported. Raises `EbuError` where the environment or the comparison
+    fails.
+    """
     try:
         require_export()
     except UsageError as error:
         say(f"warning: there is no {ONNX}: {error}")
-        return
+        return None
     if not exportable(agent.network):
         say(f"there is no {ONNX}: {ONLY_SINGLE_NETWORKS}")
-        return
+        return None
     states = _States()
 
     def choose(stacks: Tensor, **rules: Any) -> Any:
         states.keep(stacks)
         return agent.choose(stacks.cpu(), **rules)
 
-    replace(evaluator, num_envs=1, episodes=1).play(choose)
-    content = onnx_bytes(agent, out.name)
+    try:
+        replace(evaluator, num_envs=1, episodes=1).play(choose)
+    except EnvironmentFault as fault:
+        raise EbuError(f"{fault}; run the same command again") from fault
+    content = onnx_bytes(agent, name)
     policy = OnnxPolicy(content, ONNX)
     check_parity(compare(agent, policy, states, torch.arange(len(states))), ONNX)
-    write_whole(out / ONNX, content)
+    return content

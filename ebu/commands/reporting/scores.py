@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from ebu.commands.trust import evaluate_command
 from ebu.errors import EbuError
 from ebu.run.files import as_json, write_whole
-from ebu.run.hints import program_command
 from ebu.run.reading import check_fits, read_json
 from envs.protocols import PROTOCOLS
 
@@ -137,7 +137,7 @@ def _read(path: Path, run_dir: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise EbuError(
             f"{path} cannot be read ({error!r}): remove it, and score the run again with: "
-            f"{program_command('evaluate.py', run_dir)}"
+            f"{evaluate_command(run_dir)}"
         ) from error
     return dict(record)
 

@@ -17,6 +17,7 @@ from typing import Any
 from ebu.commands.reporting.runs import method_settings
 from ebu.commands.reporting.scores import FINAL, final_record
 from ebu.commands.studying.provenance import PROVENANCE, provenance_of
+from ebu.commands.trust import evaluate_command
 from ebu.errors import EbuError
 from ebu.run.directory import (
     AUTOMATIC,
@@ -28,7 +29,6 @@ from ebu.run.directory import (
     read_config,
 )
 from ebu.run.files import as_json, write_whole
-from ebu.run.hints import program_command
 from ebu.run.reading import LARGEST_FLOAT, MOST_LOG_BYTES, read_file
 
 # Longer logs are thinned: about 700 bytes a line, so 50 kB in all.
@@ -54,8 +54,7 @@ def write_result(
     settings = config["settings"]
     record = final_record(run_dir, settings["protocol"], games)
     if record is None:
-        command = program_command("evaluate.py", run_dir)
-        raise EbuError(f"{run_dir} has no final score: score it with: {command}")
+        raise EbuError(f"{run_dir} has no final score: score it with: {evaluate_command(run_dir)}")
     provenance = provenance_of(run_dir)
     for key, value in (code or {}).items():
         provenance[key] = provenance[key] or value
