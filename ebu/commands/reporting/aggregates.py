@@ -30,8 +30,8 @@ from envs.games import ATARI100K
 from envs.protocols import PROTOCOLS
 
 BOOTSTRAP_SEED = 0
-FEWEST_SEEDS = 5
-"""Seeds of every game from which intervals are bootstrapped: of fewer they are far too narrow."""
+FEWEST_SEEDS = 3
+"""Seeds of every game from which intervals are bootstrapped: two give their own range."""
 _BEYOND_DQN = {"n_step", "n_step_start", "double", "prioritized", "quantiles"}
 # How many human-normalised scores a performance profile is drawn at, and the highest of them.
 PROFILE_POINTS, PROFILE_END = 161, 8.0
