@@ -41,7 +41,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "double ebu": {"double": True, "prioritized": True, "mix_segments": 4},
     "double nstep": {"double": True},
     "noisy ebu": {"noisy": True},
-    "quantile ebu": {"quantiles": 5, "beta_start": 1.0, "anneal_updates": 20, "reset_updates": 8},
+    "quantile ebu": {"quantiles": 5, "beta_start": 1.0, "anneal_updates": 8, "reset_updates": 8},
     "shifted nstep": {
         "shift_pixels": 4,
         "intensity": 0.05,
