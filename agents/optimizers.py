@@ -113,7 +113,7 @@ class Adam(Optimizer):
         super().__init__(weights, learning_rate)
         self.epsilon = epsilon
         self.weight_decay = weight_decay
-        self._decayed = set(decayed) if weight_decay else set()
+        self._decayed = set(decayed)
 
     def _slots_of(self, weight: Tensor) -> dict[str, Tensor]:
         return {
@@ -127,7 +127,8 @@ class Adam(Optimizer):
     ) -> None:
         with nullcontext() if weights[0].is_cuda else flush_subnormals():
             torch._foreach_add_(slots["step"], 1)
-            if decayed := [weight for weight in weights if weight in self._decayed]:
+            if self.weight_decay:
+                decayed = [weight for weight in weights if weight in self._decayed]
                 torch._foreach_mul_(decayed, 1 - self.learning_rate * self.weight_decay)
             torch._fused_adamw_(
                 weights,
