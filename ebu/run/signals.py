@@ -1,46 +1,45 @@
-"""Signals that stop a command: it saves and ends; the third Ctrl-C ends it at once."""
+"""Signals that stop a command: it saves and ends; a second Ctrl-C ends it at once."""
 
 import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 
-THIRD = "a third Ctrl-C ends at once and loses what is not saved yet (what was saved before stays)"
+SECOND = "a second Ctrl-C ends at once and loses what is not saved yet (earlier saves stay)"
 """What a program says that is stopping."""
-_ENDING = (signal.SIGINT, signal.SIGTERM)
 # A closed terminal, warnings before a time limit of Slurm and submitit, and a limit of processor
 # time, which warns every second; missing on Windows. SIGQUIT still ends at once.
-_OTHERS = tuple(
+_STOPPING = tuple(
     getattr(signal, name)
-    for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
     if hasattr(signal, name)
 )
+_ONE_PRESS = 0.5
+"""Seconds in which signals are one request: a parent may pass on what its child got, too."""
 
 
 @contextlib.contextmanager
 def stop_on_signals(stop: Callable[[int], None]) -> Iterator[None]:
-    """Call `stop` with the number of the first signal: SIGINT, SIGTERM or one of `_OTHERS`.
+    """Call `stop` with the number of the first signal, one of `_STOPPING`.
 
     For the time of this block. The signal is answered at once with a line on standard error. What
-    has been set to be ignored, by nohup or the shell's &, stays ignored. A second SIGINT or SIGTERM
-    lets what is being saved finish, a third ends the process, even in the middle of a call.
+    has been set to be ignored, by nohup or the shell's &, stays ignored. A SIGINT that comes half a
+    second later or more ends the process; other signals let what is being saved finish.
     """
-    numbers = [
-        number for number in (*_ENDING, *_OTHERS) if signal.getsignal(number) != signal.SIG_IGN
-    ]
-    came = 0
+    numbers = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    first: float | None = None
 
     def answer(number: int, _: object) -> None:
-        nonlocal came
-        came += number in _ENDING or not came
-        if came == 1:
-            _tell(f"stopping: saving; {THIRD}")
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
+            _tell(f"stopping: saving; {SECOND}")
             stop(number)
-        elif number in _ENDING:
-            for each in _ENDING:
-                signal.signal(each, signal.SIG_DFL)
-            _tell(f"still saving; {THIRD}")
+        elif number == signal.SIGINT and time.monotonic() - first >= _ONE_PRESS:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     before = {number: signal.signal(number, answer) for number in numbers}
     try:

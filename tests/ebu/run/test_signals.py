@@ -1,4 +1,4 @@
-"""Signals: the first saves, a second lets it finish, a third ends."""
+"""Signals: the first saves, a second Ctrl-C ends, all others let it finish."""
 
 import signal
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ebu.run.signals import THIRD, stop_on_signals
+from ebu.run.signals import SECOND, stop_on_signals
 from envs.faults import EnvironmentHang
 from envs.watchdog import Watchdog
 
@@ -48,32 +48,53 @@ def start(seconds: float, **options: object) -> subprocess.Popen[str]:
     "numbers",
     [
         *([signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP], [signal.SIGUSR1], [signal.SIGUSR2]),
-        *([signal.SIGINT] * 2, [signal.SIGTERM, signal.SIGINT], [signal.SIGINT] * 3),
+        *([signal.SIGINT] * 3, [signal.SIGTERM, signal.SIGINT], [signal.SIGTERM] * 3),
         *([signal.SIGXCPU], [signal.SIGXCPU] * 2),
         [signal.SIGHUP, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM],
     ],
     ids=lambda numbers: "-".join(number.name for number in numbers),
 )
-def test_what_is_being_saved_is_saved_unless_a_third_signal_ends_it(
+def test_what_is_being_saved_is_saved_however_often_one_request_comes(
     numbers: list[signal.Signals],
 ) -> None:
-    third = len(numbers) == 3
-    with start(60 if third else 0.5) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(numbers[0])
-        assert process.stdout.readline() == "saving\n"
-        for position, number in enumerate(numbers[1:], 2):
+    with start(0.4) as process:
+        said = send(process, numbers[0])
+        for number in numbers[1:]:
             process.send_signal(number)
-            if third and position == 2:
-                while "still saving" not in process.stderr.readline():
-                    pass
-        _, said = process.communicate(timeout=30)
-    assert process.returncode == (-numbers[2] if third else 128 + numbers[0])
+        said += process.communicate(timeout=30)[1]
+    assert process.returncode == 128 + numbers[0]
     assert "Traceback" not in said
-    if len(numbers) < 3:
-        assert said.count(THIRD) == len(numbers)
+    assert said.count(SECOND) == 1
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_while_it_saves_ends_it_at_once(first: signal.Signals) -> None:
+    with start(60) as process:
+        said = send(process, first)
+        time.sleep(0.6)
+        process.send_signal(signal.SIGINT)
+        said += process.communicate(timeout=30)[1]
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in said
+
+
+def test_sigterm_while_it_saves_loses_nothing() -> None:
+    with start(1.2) as process:
+        send(process, signal.SIGINT)
+        time.sleep(0.6)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGINT
+
+
+def send(process: subprocess.Popen[str], first: signal.Signals) -> str:
+    """Send the first signal once it runs; returns what it has said when it saves."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(first)
+    assert process.stdout.readline() == "saving\n"
+    return process.stderr.readline() + process.stderr.readline()
 
 
 def test_nohup_is_respected() -> None:
