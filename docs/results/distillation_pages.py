@@ -348,16 +348,16 @@ def cartpole(report: Report) -> str:
     """What the example on CartPole gave."""
     teacher, took = report["teacher"], settings_of("cartpole")
     rows = report["rows"]
-    size = next(row["parameters"] or 0 for row in rows if row["name"] == "8-8-8/16")
-    larger = next(row for row in report["methods"] if row["name"] == "8-8-8/16")
+    size = next(row["parameters"] or 0 for row in rows if row["name"] == "16-16-16/32")
+    larger = next(row for row in report["methods"] if row["name"] == "16-16-16/32")
     least = [row for row in rows if (row["name"], row["kind"]) == ("1-1-1/1", "student")]
     int8 = next(row for row in rows if (row["name"], row["kind"]) == ("teacher", "int8"))
     shares = [f"{row['retention'] or 0:.0%}" for row in least]
     text = (
         f"The teacher balances for {teacher['evaluation']['mean']:.0f} of 500 steps and random "
         f"play for {teacher['random']['mean']:.0f}. Over three seeds and "
-        f"{teacher['evaluation']['games']} games of each, 8-8-8/16, {size / size_of(teacher):.0%} "
-        "of the teacher's parameters, retains "
+        f"{teacher['evaluation']['games']} games of each, 16-16-16/32, "
+        f"{size / size_of(teacher):.0%} of the teacher's parameters, retains "
         f"{share_cell(larger['retention'], larger['retention_95'])}. The three seeds of "
         f"1-1-1/1, with a single unit in each layer, retain {', '.join(shares[:-1])} and "
         f"{shares[-1]}: a single seed shows nothing, and the "
@@ -365,7 +365,7 @@ def cartpole(report: Report) -> str:
         "seeds. Look at the int8 files too: the teacher's "
         f"retains {share_cell(int8['retention'], int8['retention_95'])}. Training took "
         f"{took['train_seconds']} and distilling {took['distill_seconds']} seconds of processor "
-        "time on an Intel Xeon with AMX."
+        f"time on one core of an {took['processor']}."
     )
     return textwrap.fill(text, 104, break_long_words=False, break_on_hyphens=False)
 
