@@ -1,6 +1,6 @@
 """An agent: acts epsilon-greedily on its Q-network and learns from a replay memory."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from torch import Tensor
@@ -14,7 +14,7 @@ from agents.log_averages import Averages
 from agents.noisy import without_noise
 from agents.settings import AgentConfig
 from agents.target import Target
-from ebu.interfaces import VectorStep
+from ebu.interfaces import Exploration, VectorStep
 from ebu.replay import EpisodicReplay
 from ebu.sampling import Sampler
 from ebu.staging import Staging
@@ -106,21 +106,14 @@ class Agent:
         return self.sampler.needs_segments
 
     def act(
-        self,
-        stacks: Tensor,
-        *,
-        epsilon: float,
-        rng: np.random.Generator,
-        forced_random: np.ndarray | None = None,
+        self, stacks: Tensor, **exploration: Unpack[Exploration]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Choose an action for each of N environments from stacks (N, stack, *frame_shape).
 
         Returns actions (N,) int64 and their probabilities (N,) float32 under this policy.
         """
         self.last_values = self.acting_values(stacks.to(self.learner.device))
-        return epsilon_greedy(
-            self.last_values, epsilon=epsilon, rng=rng, forced_random=forced_random
-        )
+        return epsilon_greedy(self.last_values, **exploration)
 
     def acting_values(self, stacks: Tensor) -> Tensor:
         """Action values (N, A) float32 to act on in training, of a noisy network with new noise."""
@@ -132,16 +125,11 @@ class Agent:
         return self._playing_values(stacks)
 
     def play(
-        self,
-        stacks: Tensor,
-        *,
-        epsilon: float,
-        rng: np.random.Generator,
-        forced_random: np.ndarray | None = None,
+        self, stacks: Tensor, **exploration: Unpack[Exploration]
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `act`, with the evaluation weights: averaged ones, or the best learner's."""
         values = self.evaluation_values(stacks.to(self.learner.device))
-        return epsilon_greedy(values, epsilon=epsilon, rng=rng, forced_random=forced_random)
+        return epsilon_greedy(values, **exploration)
 
     def observe(self, step: VectorStep) -> None:
         """Observe a step of the training environments, or their reset."""

@@ -1,7 +1,7 @@
 """A trained agent, ready to act."""
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from agents.agent import epsilon_greedy, policy_weights
 from agents.finiteness import all_finite
 from agents.networks import build_network
 from ebu.errors import EbuError, UsageError
+from ebu.interfaces import Exploration
 from ebu.run.checkpoint import load_latest
 from ebu.run.directory import CONFIG, identity_of, read_config, require
 from ebu.run.machine import arithmetic
@@ -96,17 +97,10 @@ class TrainedAgent:
         return int(self.outputs_of(torch.as_tensor(stack)[None]).argmax())
 
     def choose(
-        self,
-        stacks: Tensor,
-        *,
-        epsilon: float,
-        rng: np.random.Generator,
-        forced_random: np.ndarray | None = None,
+        self, stacks: Tensor, **exploration: Unpack[Exploration]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Epsilon-greedy actions (N,) int64 for N stacks, and their probabilities (N,) float32."""
-        return epsilon_greedy(
-            self.outputs_of(stacks), epsilon=epsilon, rng=rng, forced_random=forced_random
-        )
+        return epsilon_greedy(self.outputs_of(stacks), **exploration)
 
 
 def load_agent(

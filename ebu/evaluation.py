@@ -3,14 +3,14 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ebu.frames import FrameStack, torch_dtype
-from ebu.interfaces import Act, TrainingEnvironment, VectorEnvironment
+from ebu.interfaces import Act, Exploration, TrainingEnvironment, VectorEnvironment
 from ebu.run.progress import starting
 from ebu.statistics import human_normalised, mean_interval
 
@@ -154,14 +154,8 @@ class Evaluator:
 def random_play(num_actions: int) -> Act:
     """A policy of uniformly random actions."""
 
-    def act(
-        stacks: Tensor,
-        *,
-        epsilon: float,
-        rng: np.random.Generator,
-        forced_random: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        actions = rng.integers(num_actions, size=len(stacks))
+    def act(stacks: Tensor, **exploration: Unpack[Exploration]) -> tuple[np.ndarray, np.ndarray]:
+        actions = exploration["rng"].integers(num_actions, size=len(stacks))
         return actions, np.full(len(stacks), 1 / num_actions, dtype=np.float32)
 
     return act

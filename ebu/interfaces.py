@@ -1,6 +1,6 @@
 """What the method asks of environments and agents, which satisfy it without importing it."""
 
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol, TypedDict, Unpack
 
 import numpy as np
 from torch import Tensor
@@ -91,25 +91,30 @@ class TrainingEnvironment(VectorEnvironment, Protocol):
         ...
 
 
+class Exploration(TypedDict):
+    """How a policy explores.
+
+    | key | shape, dtype | meaning |
+    | --- | --- | --- |
+    | epsilon | | share of random actions |
+    | rng | | draws them |
+    | forced_random | (N,) bool | forced random regardless of epsilon; default: none |
+    """
+
+    epsilon: float
+    rng: np.random.Generator
+    forced_random: NotRequired[np.ndarray | None]
+
+
 class Act(Protocol):
     """A policy: chooses an action for each of N environments, greedily but for ε.
 
-    | argument | shape, dtype | meaning |
-    | --- | --- | --- |
-    | stacks | (N, stack, *frame_shape) | what the environments show |
-    | epsilon | | share of random actions |
-    | forced_random | (N,) bool | forced random regardless of epsilon; default: none |
-
-    Returns actions (N,) int64 and the probabilities (N,) float32 with which each was chosen.
+    Called with stacks (N, stack, *frame_shape), what the environments show. Returns actions (N,)
+    int64 and the probabilities (N,) float32 with which each was chosen.
     """
 
     def __call__(
-        self,
-        stacks: Tensor,
-        *,
-        epsilon: float,
-        rng: np.random.Generator,
-        forced_random: np.ndarray | None = None,
+        self, stacks: Tensor, **exploration: Unpack[Exploration]
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
 

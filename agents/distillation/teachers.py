@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from agents.distillation.records import Constant, GameScores
 from agents.distillation.settings import DistillConfig, load_experimental, read_temperature
 from agents.trained import Outputs, TrainedAgent
 from ebu.errors import EbuError, UsageError
-from ebu.interfaces import Act, VectorEnvironment
+from ebu.interfaces import Act, Exploration, VectorEnvironment
 
 SAME_SHARE = 0.1
 """Actions whose outputs differ by less, as a share of a state's range, do the same."""
@@ -186,19 +186,8 @@ def constant_play(action: int, num_actions: int) -> Act:
     """A policy of one action, apart from the share of random ones."""
     outputs = functional.one_hot(torch.tensor([action]), num_actions)
 
-    def act(
-        stacks: Tensor,
-        *,
-        epsilon: float,
-        rng: np.random.Generator,
-        forced_random: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        return epsilon_greedy(
-            outputs.expand(len(stacks), -1),
-            epsilon=epsilon,
-            rng=rng,
-            forced_random=forced_random,
-        )
+    def act(stacks: Tensor, **exploration: Unpack[Exploration]) -> tuple[np.ndarray, np.ndarray]:
+        return epsilon_greedy(outputs.expand(len(stacks), -1), **exploration)
 
     return act
 

@@ -3,7 +3,7 @@
 import importlib.util
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from agents.agent import epsilon_greedy
 from agents.trained import TrainedAgent
 from ebu.errors import EbuError, UsageError
+from ebu.interfaces import Exploration
 from ebu.run.hints import install_command
 from ebu.run.reading import read_file
 
@@ -112,16 +113,11 @@ class OnnxPolicy:
         return int(self.outputs_of(stack[None]).argmax())
 
     def choose(
-        self,
-        stacks: Tensor,
-        *,
-        epsilon: float,
-        rng: np.random.Generator,
-        forced_random: np.ndarray | None = None,
+        self, stacks: Tensor, **exploration: Unpack[Exploration]
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `TrainedAgent.choose`, with the same draws: `ebu.evaluation.evaluate` plays by it."""
         outputs = torch.from_numpy(self.outputs_of(stacks.cpu().numpy()))
-        return epsilon_greedy(outputs, epsilon=epsilon, rng=rng, forced_random=forced_random)
+        return epsilon_greedy(outputs, **exploration)
 
 
 class Parity(TypedDict):
