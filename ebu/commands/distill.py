@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from agents.architectures import LADDER
 from agents.distillation.records import REPORT, StudentRecord, TeacherRecord, retention
@@ -120,10 +121,7 @@ def announce_smallest(
     return 0
 
 
-def command() -> None:
-    """Run the command with the words of the command line, and exit."""
-    run_command(main)
-
+command = partial(run_command, main)
 
 if __name__ == "__main__":
     command()

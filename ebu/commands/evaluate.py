@@ -1,6 +1,7 @@
 """Score a trained agent under a named protocol, film its best game, show it live."""
 
 import sys
+from functools import partial
 from typing import Any
 
 from ebu.commands.evaluate_arguments import parse_arguments
@@ -29,10 +30,7 @@ def main() -> int:
     return 0
 
 
-def command() -> None:
-    """Run the command with the words of the command line, and exit."""
-    run_command(main)
-
+command = partial(run_command, main)
 
 if __name__ == "__main__":
     command()

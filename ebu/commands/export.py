@@ -5,6 +5,7 @@ python export.py runs/pong --out runs/pong-onnx
 
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -74,10 +75,7 @@ def main() -> int:
     return 0
 
 
-def command() -> None:
-    """Run the command with the words of the command line, and exit."""
-    run_command(main)
-
+command = partial(run_command, main)
 
 if __name__ == "__main__":
     command()

@@ -5,6 +5,7 @@ python import.py dqn_breakout.zip --game breakout --out runs/sb3-breakout
 
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -86,10 +87,7 @@ def import_policy(config: ImportConfig) -> None:
         )
 
 
-def command() -> None:
-    """Run the command with the words of the command line, and exit."""
-    run_command(main)
-
+command = partial(run_command, main)
 
 if __name__ == "__main__":
     command()

@@ -7,6 +7,7 @@ python release.py runs/pong --out hub/pong --push USER/pong-ebu
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -77,10 +78,7 @@ def main() -> int:
     return 0
 
 
-def command() -> None:
-    """Run the command with the words of the command line, and exit."""
-    run_command(main)
-
+command = partial(run_command, main)
 
 if __name__ == "__main__":
     command()

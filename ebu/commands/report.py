@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -117,10 +118,7 @@ def _is_record(path: Path) -> bool:
     return isinstance(record, dict) and record.keys() >= {"groups", "unfinished", "damaged"}
 
 
-def command() -> None:
-    """Run the command with the words of the command line, and exit."""
-    run_command(main)
-
+command = partial(run_command, main)
 
 if __name__ == "__main__":
     command()

@@ -9,6 +9,7 @@ for every run follow `--`.
 import contextlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ebu.commands.reporting.published import normalised
@@ -211,10 +212,7 @@ def describe_score(run: Run) -> str:
     return line if share is None else f"{line}, human-normalised {share:.1%} ({table})"
 
 
-def command() -> None:
-    """Run the command with the words of the command line, and exit."""
-    run_command(main)
-
+command = partial(run_command, main)
 
 if __name__ == "__main__":
     command()

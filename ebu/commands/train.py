@@ -147,10 +147,7 @@ def start_command(ranks: Ranks, *words: object) -> str:
     return f"{started} (with torchrun's flags for several machines)" if machines else started
 
 
-def command() -> None:
-    """Run the command with the words of the command line, and exit."""
-    run_command(main)
-
+command = partial(run_command, main)
 
 if __name__ == "__main__":
     command()
