@@ -180,7 +180,7 @@ def _aggregate(group: Group, table: str, games: list[str], with_published: bool)
                 low,
                 high,
                 protocol=group.protocol,
-                above_human=games_above_human(group, name, games, table),
+                above_human=sum(float(of_game.mean()) > 1.0 for of_game in scores),
             )
         )
     if with_published:
@@ -272,12 +272,6 @@ def _improvement(scores: np.ndarray) -> float:
     """Probability of improvement of the first half of the rows over the second."""
     half = len(scores) // 2
     return probability_of_improvement(scores[:half], scores[half:])
-
-
-def games_above_human(group: Group, name: str, games: Sequence[str], table: str) -> int:
-    """Games in which the mean of a method's runs is above the human's score."""
-    scores = normalised_scores(group, name, games, table)
-    return sum(float(of_game.mean()) > 1.0 for of_game in scores)
 
 
 @dataclass(frozen=True)
