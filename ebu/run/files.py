@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -15,9 +15,12 @@ with suppress(ImportError):  # missing on Windows
     import fcntl
 
 
-def as_json(record: Mapping[str, Any]) -> bytes:
-    """A record as its file holds it. Raises `ValueError` for a number that is not finite."""
-    return (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
+def as_json(record: Mapping[str, Any], default: Callable[[Any], Any] | None = None) -> bytes:
+    """A record as its file holds it; `default` as of `json.dumps`.
+
+    Raises `ValueError` for a number that is not finite.
+    """
+    return (json.dumps(record, indent=1, allow_nan=False, default=default) + "\n").encode()
 
 
 def sync(path: Path) -> None:

@@ -42,7 +42,7 @@ def report_record(
         "published_26": [asdict(row) for row in PUBLISHED_26],
         "reference_agents": [asdict(agent) for agent in (*REFERENCE_AGENTS, *AGENTS_100K)],
     }
-    return as_json(_plain(record))
+    return as_json(record, default=np.ndarray.tolist)
 
 
 def _group_record(found: Statistics) -> dict[str, Any]:
@@ -80,12 +80,3 @@ def _run_record(run: Run) -> dict[str, Any]:
         "score": None if run.score is None else asdict(run.score),
         "settings": run.settings,
     }
-
-
-def _plain(value: Any) -> Any:
-    """Arrays as lists."""
-    if isinstance(value, dict):
-        return {key: _plain(element) for key, element in value.items()}
-    if isinstance(value, list):
-        return [_plain(element) for element in value]
-    return value.tolist() if isinstance(value, np.ndarray) else value
