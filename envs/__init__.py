@@ -26,7 +26,6 @@ from envs.games import (
     is_atari,
     nearest_games,
     quote,
-    reference_scores,
     registered_elsewhere,
     unknown_game,
 )
@@ -49,7 +48,6 @@ __all__ = [
     "check_game",
     "is_atari",
     "make_vector",
-    "random_and_human",
 ]
 
 
@@ -152,15 +150,6 @@ def _make_gymnasium(
         return GymnasiumVector(recipe, num_envs, seed=seed)
     except EnvironmentFault as fault:
         raise ValueError(str(fault)) from None
-
-
-def random_and_human(game: str, human_table: str) -> tuple[float | None, float | None]:
-    """The scores of random play and of the table's human, which normalise the scores of a game.
-
-    None where there is none: outside the 57 games, and for games that a table leaves out.
-    """
-    scores = reference_scores(game) if is_atari(game) else None
-    return (None, None) if scores is None else (scores.random, scores.human(human_table))
 
 
 def check_game(game: str) -> None:

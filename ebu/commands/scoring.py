@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
+from ebu.commands.reporting.published import references
 from ebu.evaluation import Evaluator, Seeds, environments_for
 from ebu.run.progress import starting
-from envs import Variant, VectorEnvironment, is_atari, make_vector, random_and_human
+from envs import Variant, VectorEnvironment, is_atari, make_vector
 from envs.protocols import Protocol
 
 
@@ -34,7 +35,7 @@ def evaluator_for(
     | final_epsilon | the run's, which a protocol may ask for |
     | variant | what the run changes in its environments |
     """
-    random_score, human_score = random_and_human(game, protocol.human_table)
+    known = references(game)
     return Evaluator(
         new_env=env_maker(game, protocol, threads=threads, training=False, variant=variant),
         num_envs=environments_for(episodes) if num_envs is None else num_envs,
@@ -42,8 +43,8 @@ def evaluator_for(
         seeds=seeds,
         epsilon=(protocol.evaluation_epsilon(game, final_epsilon) if epsilon is None else epsilon),
         random_start_actions=random_start_actions,
-        random_score=random_score,
-        human_score=human_score,
+        random_score=None if known is None else known.random,
+        human_score=None if known is None else known.human(protocol.human_table),
         human_table=protocol.human_table,
         device=device,
     )
