@@ -25,7 +25,6 @@ from typing import Any
 
 from ebu.errors import EbuError
 from ebu.run.checkpoint_manifest import (
-    DamagedError,
     ForeignError,
     part_name,
     sync_files,
@@ -221,7 +220,7 @@ def _load_first(
         try:
             part, logs = verify(directory, directory.name.removesuffix(REPLACED), state_only, run)
             return Checkpoint(read_state(part), part, directory.name, logs), passed_over
-        except (DamagedError, RefusedFileError) as damage:
+        except RefusedFileError as damage:
             passed_over.append((directory.name, str(damage)))
         except ForeignError as foreign:
             raise EbuError(

@@ -10,13 +10,10 @@ from ebu.run.checkpoint_state import TENSORS, VALUES
 from ebu.run.directory import differences
 from ebu.run.files import sync
 from ebu.run.reading import RefusedFileError, check_fits, open_file, read_json, shorten
+from ebu.state_checks import require
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-
-
-class DamagedError(Exception):
-    """What is wrong with a checkpoint, in a few words."""
 
 
 class ForeignError(Exception):
@@ -85,22 +82,22 @@ def verify(
     """Compare the files of the checkpoint `name` with its manifest.
 
     `state_only`, `run`: as in `load_latest`. Returns where the first rank's files lie, and the
-    lengths of the logs. Raises `DamagedError`, `ForeignError`, or as `read_json` and `open_file`.
+    lengths of the logs. Raises `RefusedFileError`, in a few words, for what is damaged, otherwise
+    `ForeignError`, or as `open_file`.
     """
-    if directory.is_symlink() or not directory.is_dir():
-        raise DamagedError("not a directory")
+    require(not directory.is_symlink() and directory.is_dir(), "not a directory")
     try:
         manifest = read_json(directory / MANIFEST)
     except FileNotFoundError as error:
-        raise DamagedError(f"{MANIFEST}: missing") from error
+        raise RefusedFileError(f"{MANIFEST}: missing") from error
     except RefusedFileError as error:
-        raise DamagedError(f"{MANIFEST}: cannot be read, {error}") from error
+        raise RefusedFileError(f"{MANIFEST}: cannot be read, {error}") from error
     if not isinstance(manifest, dict) or manifest.get("sha256") != _digest_of(
         {key: value for key, value in manifest.items() if key != "sha256"}
     ):
-        raise DamagedError(f"{MANIFEST}: digest differs")
-    if manifest.get("format") != FORMAT:
-        raise DamagedError(f"{MANIFEST}: format {shorten(manifest.get('format'))}, not {FORMAT}")
+        raise RefusedFileError(f"{MANIFEST}: digest differs")
+    format_ = manifest.get("format")
+    require(format_ == FORMAT, f"{MANIFEST}: format {shorten(format_)}, not {FORMAT}")
     check_fits(manifest, _Manifest, MANIFEST)
     files, logs = manifest["files"], manifest["logs"]
     ranks = manifest.get("ranks", 1)
@@ -108,24 +105,19 @@ def verify(
     if ranks > 1:
         parts = [Path(part_name(rank)) for rank in range(min(ranks, len(files) + 1))]
     states = [str(part / file) for part in parts for file in (TENSORS, VALUES)]
-    if not files.keys() >= set(states):
-        raise DamagedError(f"{MANIFEST}: names no state")
-    if manifest["name"] != name:
-        raise DamagedError(f"{MANIFEST}: it is a copy of {shorten(manifest['name'])}")
+    require(files.keys() >= set(states), f"{MANIFEST}: names no state")
+    own = manifest["name"]
+    require(own == name, f"{MANIFEST}: it is a copy of {shorten(own)}")
     for relative, file in files.items():
-        path = directory / relative
-        if ".." in Path(relative).parts or Path(relative).is_absolute():
-            raise DamagedError(f"{MANIFEST}: names {shorten(relative)}")
+        path, written = directory / relative, file["bytes"]
+        inside = ".." not in Path(relative).parts and not Path(relative).is_absolute()
+        require(inside, f"{MANIFEST}: names {shorten(relative)}")
         if state_only and relative not in states[:2]:
             continue
-        if not path.is_file():
-            raise DamagedError(f"{relative}: missing")
-        if path.stat().st_size != file["bytes"]:
-            raise DamagedError(
-                f"{relative}: {path.stat().st_size} bytes instead of {file['bytes']}"
-            )
-        if _digest(path) != file["sha256"]:
-            raise DamagedError(f"{relative}: digest differs")
+        require(path.is_file(), f"{relative}: missing")
+        size = path.stat().st_size
+        require(size == written, f"{relative}: {size} bytes instead of {written}")
+        require(_digest(path) == file["sha256"], f"{relative}: digest differs")
     if run is not None and "run" in manifest:
         _compare_runs(manifest["run"], run)
     return directory / parts[0], dict(logs)
@@ -134,8 +126,8 @@ def verify(
 def _compare_runs(of_checkpoint: _Run, run: Mapping[str, Any]) -> None:
     """Raise `ForeignError` unless they agree: later versions may have further settings."""
     settings = of_checkpoint["settings"]
-    if of_checkpoint["sha256"] != _digest_of(settings):
-        raise DamagedError(f"{MANIFEST}: digest of its settings differs")
+    same = of_checkpoint["sha256"] == _digest_of(settings)
+    require(same, f"{MANIFEST}: digest of its settings differs")
     both = settings.keys() & run.keys()
     differing = differences(
         {name: settings[name] for name in both}, {name: run[name] for name in both}
