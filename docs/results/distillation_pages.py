@@ -217,9 +217,6 @@ def int8(report: Report) -> str:
         method = plain[name]["method"]
         return report["exports"][name if method is None else f"{name}-{method}"]
 
-    def smaller(record: ExportRecord) -> float:
-        return record["bytes"] / record["int8"]["bytes"]
-
     def gap(name: str) -> str:
         by_file, by_torch = (each[name]["evaluation"]["returns"] for each in (small, plain))
         gaps = np.subtract(by_file, by_torch)
