@@ -35,8 +35,6 @@ from ebu.run.reading import (
 from ebu.run.tensorboard import (
     EVAL_HIGH,
     EVAL_LOW,
-    EVAL_MEAN,
-    RETURN,
     Curves,
     Point,
     hyperparameters_row,
@@ -100,13 +98,8 @@ class Monitor:
     def hyperparameters(
         self, first: Mapping[str, str | float], more: Mapping[str, str | float | None]
     ) -> None:
-        """A row of TensorBoard's HPARAMS tab, with the scores so far.
-
-        `first`: at most five settings, shown at once. `more`: others; None for a number that this
-        run does not have and others have.
-        """
-        metrics = (EVAL_MEAN, RETURN)
-        self._summary(0, hyperparameters_row(first, more, metrics))
+        """A row of TensorBoard's HPARAMS tab, with the scores so far: see `hyperparameters_row`."""
+        self._summary(0, hyperparameters_row(first, more))
 
     def animation(self, frames: int, tag: str, images: np.ndarray, fps: float = 30.0) -> None:
         """An animated picture. images: (T, H, W, 3) or (T, H, W) uint8."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -104,9 +104,9 @@ def _lines(*tags: str) -> list[Any]:
 
 
 def hyperparameters_row(
-    first: Mapping[str, str | float], more: Mapping[str, str | float | None], metrics: Sequence[str]
+    first: Mapping[str, str | float], more: Mapping[str, str | float | None]
 ) -> Any:
-    """A row of the HPARAMS tab.
+    """A row of the HPARAMS tab: settings, and the last scores.
 
     TensorBoard reads the columns from one of the runs and shows no more than five settings until
     one is ticked: the first ones are marked as differing between runs, which puts them in front.
@@ -115,7 +115,6 @@ def hyperparameters_row(
     | --- | --- |
     | first | settings shown at once, at most five |
     | more | settings to be ticked; None: a number that this run does not have and others have |
-    | metrics | tags of the scalars whose last values are shown |
     """
     experiment = api_pb2.Experiment(
         hparam_infos=[
@@ -128,7 +127,9 @@ def hyperparameters_row(
             )
             for name, value in {**first, **more}.items()
         ],
-        metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics],
+        metric_infos=[
+            api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in (EVAL_MEAN, RETURN)
+        ],
     )
     start = plugin_data_pb2.SessionStartInfo()
     for name, value in {**first, **more}.items():
