@@ -116,7 +116,9 @@ class Supervision:
 
 
 class StudentTrainer:
-    """Trains students together, in a directory for their checkpoint and logs; here a single one.
+    """Trains students together, in a directory for their checkpoint and logs.
+
+    Each update is of one of them, in turn.
 
     | argument | meaning |
     | --- | --- |
@@ -227,9 +229,7 @@ class StudentTrainer:
 
     def _losses(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw a minibatch: the total loss (), and each loss () by its name, without gradient."""
-        return self._losses_of(0)
-
-    def _losses_of(self, k: int) -> tuple[Tensor, dict[str, Tensor]]:
+        k = self.updates % len(self.pairs)
         indices = self._draw(k)
         minibatch = self._minibatch(k, indices, self.pairs[k][1].show(indices, self._rng))
         losses: tuple[Tensor, dict[str, Tensor]] = self._objectives[k](minibatch)

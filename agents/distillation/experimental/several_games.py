@@ -8,15 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from agents.architectures import TEACHER
 from agents.distillation.dataset import Dataset
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import StudentRecord
 from agents.distillation.settings import DistillConfig, StudentSpec, refuse_factorised
 from agents.distillation.students import Student
-from agents.distillation.trainer import StudentTrainer, Supervision
+from agents.distillation.trainer import StudentTrainer
 from agents.distillation.training import Member, rng_of_student, train_together
 from agents.networks import PlainHead, QNetwork
 from agents.trained import TrainedAgent
@@ -34,18 +32,10 @@ class JointTrainer(StudentTrainer):
     """
 
     def __init__(
-        self,
-        directory: Path,
-        students: Sequence[Student],
-        supervisions: Sequence[Supervision],
-        config: DistillConfig,
-        **options: Any,
+        self, directory: Path, students: Sequence[Student], *others: Any, **options: Any
     ) -> None:
         share_trunk([student.network for student in students])
-        super().__init__(directory, students, supervisions, config, **options)
-
-    def _losses(self) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._losses_of(self.updates % len(self.pairs))
+        super().__init__(directory, students, *others, **options)
 
 
 def share_trunk(networks: Sequence[QNetwork]) -> None:
