@@ -34,8 +34,8 @@ STATES = ("tensor(uint8)", "tensor(float)")
 MOST_BYTES = 1 << 30
 
 
-def open_session(content: bytes, name: str, *, threads: int = 1) -> "InferenceSession":
-    """An ONNX file in onnxruntime, on the CPU; `name` is what messages call it.
+def open_session(content: bytes, name: str) -> "InferenceSession":
+    """An ONNX file in onnxruntime, on one thread of the CPU; `name` is what messages call it.
 
     Raises `UsageError` where onnxruntime is missing, `EbuError` for what is no ONNX file.
     """
@@ -44,7 +44,7 @@ def open_session(content: bytes, name: str, *, threads: int = 1) -> "InferenceSe
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     # A file is whole: weights that it says lie elsewhere are not read.
     options.add_session_config_entry(
@@ -59,13 +59,12 @@ def open_session(content: bytes, name: str, *, threads: int = 1) -> "InferenceSe
 
 
 class OnnxPolicy:
-    """The policy of an ONNX file, computed by onnxruntime on the CPU.
+    """The policy of an ONNX file, computed by onnxruntime on one thread of the CPU.
 
     | argument | meaning |
     | --- | --- |
     | file | a path, or the content of a file |
     | name | what messages call it; the path if not given |
-    | threads | of each call |
 
     | attribute | meaning |
     | --- | --- |
@@ -78,7 +77,7 @@ class OnnxPolicy:
     that cannot be read or is no such network.
     """
 
-    def __init__(self, file: str | Path | bytes, name: str = "", *, threads: int = 1) -> None:
+    def __init__(self, file: str | Path | bytes, name: str = "") -> None:
         name = name or ("the file" if isinstance(file, bytes) else str(file))
         if not isinstance(file, bytes):
             if not Path(file).is_file():
@@ -87,7 +86,7 @@ class OnnxPolicy:
                 file = read_file(Path(file), MOST_BYTES)
             except (OSError, ValueError) as error:
                 raise EbuError(f"{name} is refused: {error}") from error
-        self._session = open_session(file, name, threads=threads)
+        self._session = open_session(file, name)
         try:
             (stacks,), (outputs,) = self._session.get_inputs(), self._session.get_outputs()
             if stacks.type not in STATES or outputs.name not in ("values", "logits"):
