@@ -1,6 +1,7 @@
 """Published scores, each with its source, protocol and budget, and scores relative to them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from ebu.statistics import human_normalised, relative_score
 from envs import is_atari
@@ -79,26 +80,6 @@ REFERENCE_AGENTS = (
 )
 
 
-def _at_100k(name: str, column: str, source: str, runs: int | None = None) -> ReferenceAgent:
-    return ReferenceAgent(name, column, FRAMES_100K, PROTOCOL_100K, source, runs)
-
-
-AGENTS_100K = (
-    _at_100k("DER", "der", "van Hasselt et al. (2019)"),
-    _at_100k("OTRainbow", "otrainbow", "Kielak (2020)"),
-    _at_100k("CURL", "curl", "Agarwal et al. (2021)", 100),
-    _at_100k("DrQ(ε)", "drq_eps", "Agarwal et al. (2021)", 100),
-    _at_100k("SPR", "spr", "Agarwal et al. (2021)", 100),
-    _at_100k("SR-SPR", "sr_spr", "D'Oro et al. (2023)"),
-    _at_100k("BBF", "bbf", "Schwarzer et al. (2023)"),
-)
-
-
-def reference_agents(protocol: str) -> tuple[ReferenceAgent, ...]:
-    """The agents whose scores stand beside those of runs under a protocol."""
-    return AGENTS_100K if protocol == "atari100k" else REFERENCE_AGENTS
-
-
 @dataclass(frozen=True)
 class Published100k:
     """Human-normalised aggregates over the 26 games, table of 57 games, as published.
@@ -116,16 +97,28 @@ class Published100k:
     above_human: int
 
 
-_AGGREGATES_100K = {
-    "DER": (0.285, 0.161, 0.142, 2),
-    "OTRainbow": (0.264, 0.204, 0.186, 1),
-    "CURL": (0.261, 0.092, 0.113, 2),
-    "DrQ(ε)": (0.465, 0.313, 0.280, 3),
-    "SPR": (0.616, 0.396, 0.337, 6),
-    "SR-SPR": (1.271, 0.684, 0.700, 9),
-    "BBF": (2.247, 0.917, 1.139, 12),
-}
-PUBLISHED_26 = tuple(Published100k(agent, *_AGGREGATES_100K[agent.name]) for agent in AGENTS_100K)
+def _at_100k(
+    name: str, column: str, source: str, runs: int | None, *aggregates: Any
+) -> Published100k:
+    agent = ReferenceAgent(name, column, FRAMES_100K, PROTOCOL_100K, source, runs)
+    return Published100k(agent, *aggregates)
+
+
+PUBLISHED_26 = (
+    _at_100k("DER", "der", "van Hasselt et al. (2019)", None, 0.285, 0.161, 0.142, 2),
+    _at_100k("OTRainbow", "otrainbow", "Kielak (2020)", None, 0.264, 0.204, 0.186, 1),
+    _at_100k("CURL", "curl", "Agarwal et al. (2021)", 100, 0.261, 0.092, 0.113, 2),
+    _at_100k("DrQ(ε)", "drq_eps", "Agarwal et al. (2021)", 100, 0.465, 0.313, 0.280, 3),
+    _at_100k("SPR", "spr", "Agarwal et al. (2021)", 100, 0.616, 0.396, 0.337, 6),
+    _at_100k("SR-SPR", "sr_spr", "D'Oro et al. (2023)", None, 1.271, 0.684, 0.700, 9),
+    _at_100k("BBF", "bbf", "Schwarzer et al. (2023)", None, 2.247, 0.917, 1.139, 12),
+)
+AGENTS_100K = tuple(row.agent for row in PUBLISHED_26)
+
+
+def reference_agents(protocol: str) -> tuple[ReferenceAgent, ...]:
+    """The agents whose scores stand beside those of runs under a protocol."""
+    return AGENTS_100K if protocol == "atari100k" else REFERENCE_AGENTS
 
 
 @dataclass(frozen=True)
