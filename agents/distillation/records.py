@@ -7,7 +7,7 @@ from typing import Any, NotRequired, TypedDict, TypeVar, cast
 
 from ebu.errors import EbuError
 from ebu.run.files import as_json, write_whole
-from ebu.run.reading import check_fits, read_json
+from ebu.run.reading import read_json
 
 TEACHER_FILE, ENSEMBLE_FILE, RESULT_FILE = "teacher.json", "ensemble.json", "result.json"
 REPORT = "report.md"
@@ -176,8 +176,7 @@ def read_record(path: Path, kind: type[RecordT]) -> RecordT | None:
     Raises `EbuError`, one line, for a file that is no record of this kind.
     """
     try:
-        record = read_json(path)
-        check_fits(record, kind)
+        record = read_json(path, kind)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -12,7 +12,7 @@ from ebu.commands.reporting.scores import EvaluationRecord
 from ebu.errors import UsageError
 from ebu.run.cli import parse
 from ebu.run.files import check_place
-from ebu.run.reading import check_fits, read_json
+from ebu.run.reading import read_json
 from ebu.run.settings import Bounds, Device, NotNegative, OneOf, Share, Threads
 from ebu.run.video import check_video_path
 from envs import MOST_STEPS
@@ -110,7 +110,7 @@ def _is_result(path: Path) -> bool:
     """Whether this is the result of an evaluation, which another may replace, or empty."""
     try:
         if path.stat().st_size:
-            check_fits(read_json(path), EvaluationRecord)
+            read_json(path, EvaluationRecord)
     except (OSError, ValueError):
         return False
     return True

@@ -12,7 +12,7 @@ from typing import IO, Any, Literal, NotRequired, TypedDict
 
 from ebu.errors import EbuError, UsageError
 from ebu.run.files import is_there, open_to_write, write_whole
-from ebu.run.reading import RefusedFileError, check_directory, check_fits, read_json, shorten
+from ebu.run.reading import RefusedFileError, check_directory, read_json, shorten
 
 with contextlib.suppress(ImportError):  # missing on Windows: `acquire_lock` says so
     import fcntl
@@ -120,8 +120,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
             lack = f"has no {CONFIG}" if run_dir.is_dir() else "is a file"
             raise UsageError(f"{run_dir} is not a run directory: it {lack}")
         check_links(run_dir)
-        config = read_json(path)
-        check_fits(config, Config)
+        config = read_json(path, Config)
         _check_sizes(config["environment"])
     except (OSError, ValueError) as error:
         raise EbuError(

@@ -63,16 +63,16 @@ def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
         return file.read()
 
 
-def read_json(path: Path, *, finite: bool = True) -> Any:
-    """The value in a file of JSON; raises as `open_file` and `parse_json`."""
-    return parse_json(read_file(path), finite=finite)
+def read_json(path: Path, kind: Any = Any, *, finite: bool = True) -> Any:
+    """The value in a file of JSON, of this type; raises as `open_file` and `parse_json`."""
+    return parse_json(read_file(path), kind, finite=finite)
 
 
-def parse_json(text: bytes | str, *, finite: bool = True) -> Any:
-    """The value in a text of JSON.
+def parse_json(text: bytes | str, kind: Any = Any, *, finite: bool = True) -> Any:
+    """The value in a text of JSON, of this type: see `check_fits`.
 
-    Raises `RefusedFileError` for what is no JSON or nested too deep, and, if `finite`, for numbers
-    that are not.
+    Raises `RefusedFileError` for what is no JSON, nested too deep or of another type, and, if
+    `finite`, for numbers that are not.
     """
     try:
         value = json.loads(text)
@@ -91,6 +91,7 @@ def parse_json(text: bytes | str, *, finite: bool = True) -> Any:
                     raise RefusedFileError("a number in it is not finite")
         level = inner
         if not level:
+            check_fits(value, kind)
             return value
     raise RefusedFileError("it is nested too deep")
 

@@ -39,7 +39,7 @@ from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import load_latest
 from ebu.run.directory import read_config
 from ebu.run.hints import program_argv
-from ebu.run.reading import check_fits, read_json
+from ebu.run.reading import read_json
 from ebu.run.settings import flat
 
 # Settings of the teacher's run that are not taken over: the run's own, the machine's, and what gave
@@ -186,8 +186,7 @@ def _record(supervision: Supervision, run: ScratchRun) -> StudentRecord:
     checkpoint = load_latest(run_dir / "checkpoints", state_only=True)
     assert checkpoint is not None
     try:
-        evaluation = read_json(run_dir / _DRAFT)
-        check_fits(evaluation, GameScores)
+        evaluation = read_json(run_dir / _DRAFT, GameScores)
     except (OSError, ValueError) as error:
         raise EbuError(f"{run_dir / _DRAFT} cannot be read ({error}): score it again") from error
     settings, environment = agent.config["settings"], agent.config["environment"]

@@ -24,7 +24,6 @@ from ebu.run.progress import say
 from ebu.run.reading import (
     MOST_LOG_BYTES,
     RefusedFileError,
-    check_fits,
     open_file,
     parse_json,
     read_file,
@@ -232,8 +231,7 @@ def _parse(path: Path, lines: list[str], first: int | None) -> list[dict[str, An
     records = []
     for index, line in enumerate(lines):
         try:
-            record = parse_json(line)
-            check_fits(record, Line)
+            record = parse_json(line, Line)
             if record["frames"] < 0:
                 raise RefusedFileError("frames is negative")
         except RefusedFileError as error:

@@ -8,7 +8,7 @@ from typing import Any, NotRequired, TypedDict
 from ebu.commands.trust import evaluate_command
 from ebu.errors import EbuError
 from ebu.run.files import as_json, write_whole
-from ebu.run.reading import check_fits, read_json
+from ebu.run.reading import read_json
 from envs.protocols import PROTOCOLS
 
 FOLDER = "evaluations"
@@ -128,8 +128,7 @@ def read_records(run_dir: Path) -> list[dict[str, Any]]:
 
 def _read(path: Path, run_dir: Path) -> dict[str, Any] | None:
     try:
-        record = read_json(path)
-        check_fits(record, EvaluationRecord)
+        record = read_json(path, EvaluationRecord)
         if record["policy"] == "agent" and record["weights"] == "final":
             score_of(record)
     except FileNotFoundError:

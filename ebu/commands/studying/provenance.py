@@ -15,7 +15,6 @@ from ebu.run.hints import PROJECT
 from ebu.run.reading import (
     MOST_LOG_BYTES,
     RefusedFileError,
-    check_fits,
     parse_json,
     read_file,
     read_json,
@@ -95,8 +94,7 @@ def read_processes(run_dir: Path) -> list[dict[str, Any]]:
         raise EbuError(f"{path} cannot be read ({error}): restore it") from error
     for line in text.splitlines():
         with contextlib.suppress(RefusedFileError):
-            record = parse_json(line)
-            check_fits(record, Process)
+            record = parse_json(line, Process)
             processes.append({**_UNKNOWN, **record})
     return processes
 
@@ -117,8 +115,7 @@ def provenance_of(run_dir: Path) -> dict[str, Any]:
     path = run_dir / PROVENANCE
     if is_there(path):
         try:
-            record = read_json(path)
-            check_fits(record, Provenance)
+            record = read_json(path, Provenance)
             return {key: record[key] for key in Provenance.__annotations__}
         except (OSError, ValueError) as error:
             raise EbuError(f"{path} cannot be read ({error}): restore it") from error
