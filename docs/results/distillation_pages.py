@@ -24,12 +24,11 @@ from agents.distillation.report.text import (
     interval_cell,
     score_cell,
     share_cell,
-    table,
     verdict,
     write_files,
 )
 from docs.results.marked import replace_marked
-from ebu.run.markdown import NONE
+from ebu.run.markdown import NONE, table_of
 from ebu.statistics import mean_interval
 
 DATA = Path(__file__).parent / "distillation"
@@ -187,7 +186,7 @@ def sizes(report: Report) -> str:
     def relative(row: MethodRow) -> float:
         return latency(f"{row['name']}-{row['method']}") / latency("teacher")
 
-    made = table(
+    made = table_of(
         rows,
         ("student", lambda row: row["name"]),
         (
@@ -223,7 +222,7 @@ def int8(report: Report) -> str:
         low, high = mean_interval(gaps) or (np.nan, np.nan)
         return f"{gaps.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
 
-    made = table(
+    made = table_of(
         list(small),
         ("agent", lambda name: name),
         (
@@ -247,7 +246,7 @@ def method_table(report: Report) -> str:
         found = compared.get((row["name"], row["method"]))
         return NONE if found is None else f"{gap_cell(found)}, {verdict(found)}"
 
-    return table(
+    return table_of(
         report["methods"],
         ("student", lambda row: f"`{row['name']}`"),
         ("method", lambda row: f"`{row['method']}`"),
@@ -319,7 +318,7 @@ def synthetic(reports: dict[str, Report]) -> str:
         "mixed": "[mixed](mixed/report.md): states of play, blended or cut together",
     }
     rows = {name: reports[name]["methods"][0] for name in names}
-    made = table(
+    made = table_of(
         list(rows),
         ("states", lambda name: names[name]),
         ("score", lambda name: f"{rows[name]['score']:.2f}"),

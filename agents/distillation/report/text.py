@@ -7,7 +7,6 @@ DIR/pareto.png     score retention against inference cost
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from agents.architectures import TEACHER
 from agents.distillation.deploy.deployment import (
@@ -27,13 +26,11 @@ from agents.distillation.records import (
 from agents.distillation.report.picture import picture
 from agents.distillation.report.retention import MethodDifference, MethodRow, weakness
 from agents.distillation.report.rows import Report, Row, compose, read_records
-from ebu.run import markdown
 from ebu.run.files import write_whole
-from ebu.run.markdown import NONE
+from ebu.run.markdown import NONE, table_of
 from ebu.statistics import CONFIDENCE
 
 DATA, PICTURE = "report.json", "pareto.png"
-ItemT = TypeVar("ItemT")
 HOW_TO_READ = """\
 *Retained* is (score − random) / (teacher − random) of mean scores: 0 % is random play, 100 % the
 teacher. All have played the same games, and every interval is of differences within a game; this
@@ -128,7 +125,7 @@ def _setting(teacher: TeacherRecord) -> str:
 
 def _members(members: Sequence[MemberRecord]) -> str:
     """The members of an ensemble of teachers."""
-    return table(
+    return table_of(
         members,
         ("member of the ensemble", lambda member: f"`{member['member']}`"),
         ("frames", lambda member: _count(member["frames"])),
@@ -139,7 +136,7 @@ def _members(members: Sequence[MemberRecord]) -> str:
 
 def _scores(rows: Sequence[Row]) -> str:
     above = {None: NONE, True: "yes", False: "no"}
-    return table(
+    return table_of(
         rows,
         ("policy", _policy),
         ("method", lambda row: _cell(row["method"])),
@@ -162,7 +159,7 @@ def _policy(row: Row) -> str:
 
 
 def _methods(methods: Sequence[MethodRow]) -> str:
-    return table(
+    return table_of(
         methods,
         ("student", lambda row: _code(row["name"])),
         ("method", lambda row: row["method"]),
@@ -178,7 +175,7 @@ def _methods(methods: Sequence[MethodRow]) -> str:
 
 
 def _comparisons(comparisons: Sequence[MethodDifference]) -> str:
-    return table(
+    return table_of(
         comparisons,
         ("student", lambda row: _code(row["name"])),
         ("method", lambda row: row["method"]),
@@ -207,7 +204,7 @@ def _sizes(rows: Sequence[Row]) -> str:
     order = [(row["name"], row["parameters"], row["multiply_adds"]) for row in networks]
     # The teacher comes first.
     _, parameters, multiply_adds = order[0]
-    return table(
+    return table_of(
         list(dict.fromkeys(order)),
         ("network", lambda size: _code(size[0])),
         ("parameters", lambda size: _count(size[1])),
@@ -241,7 +238,7 @@ def _latencies(exports: dict[str, ExportRecord]) -> str:
                 lambda each: _of(each[1]["int8"]["p50_us"], whole),
             ),
         ]
-    return table([(name, export["latency"]) for name, export in exports.items()], *columns)
+    return table_of([(name, export["latency"]) for name, export in exports.items()], *columns)
 
 
 def _machine(exports: dict[str, ExportRecord]) -> str:
@@ -250,7 +247,7 @@ def _machine(exports: dict[str, ExportRecord]) -> str:
 
 
 def _files(exports: dict[str, ExportRecord]) -> str:
-    return table(
+    return table_of(
         list(exports.values()),
         ("file", lambda export: _code(export["onnx"])),
         ("bytes", lambda export: f"{export['bytes']:,}"),
@@ -265,12 +262,6 @@ def _files(exports: dict[str, ExportRecord]) -> str:
 
 
 # --- cells ----------------------------------------------------------------------------------
-
-
-def table(items: Sequence[ItemT], *columns: tuple[str, Callable[[ItemT], str]]) -> str:
-    """A table from columns: each a header, and the cell of an item."""
-    header = [name for name, _ in columns]
-    return markdown.table(header, ([cell(item) for _, cell in columns] for item in items))
 
 
 def _code(name: str) -> str:

@@ -1,6 +1,6 @@
 """The words and tables of a report, as Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from ebu.commands.reporting.published import (
     reference_agents,
     references,
 )
-from ebu.run.markdown import NONE, table
+from ebu.run.markdown import NONE, table, table_of
 
 METHOD = """\
 Raw scores are means over the games of a run's evaluation, then over seeds; their interval is
@@ -127,28 +127,21 @@ def mixed_precisions(group: Group) -> str | None:
 
 
 def _scores(rows: Sequence[GameRow]) -> str:
-    here = any(row.relative_to_dqn_here is not None for row in rows)
-    header = ["game", "agent", "seeds", "score", "95 % over seeds"]
-    header += ["human-normalised, nature2015", "57table", "relative to DQN (Nature, 200M)"]
-    header += ["relative to dqn here"] if here else []
-    header += ["return of last 100 training games"]
-    return table(
-        header,
-        [
-            [
-                row.game,
-                row.method,
-                _seeds(row.seeds),
-                _number(row.mean),
-                _interval(row.interval),
-                _share(row.normalised["nature2015"]),
-                _share(row.normalised["57table"]),
-                _share(row.relative_to_dqn_200m),
-                *([_share(row.relative_to_dqn_here)] if here else []),
-                _number(row.last_games),
-            ]
-            for row in rows
-        ],
+    here: list[tuple[str, Callable[[GameRow], str]]] = []
+    if any(row.relative_to_dqn_here is not None for row in rows):
+        here.append(("relative to dqn here", lambda row: _share(row.relative_to_dqn_here)))
+    return table_of(
+        rows,
+        ("game", lambda row: row.game),
+        ("agent", lambda row: row.method),
+        ("seeds", lambda row: _seeds(row.seeds)),
+        ("score", lambda row: _number(row.mean)),
+        ("95 % over seeds", lambda row: _interval(row.interval)),
+        ("human-normalised, nature2015", lambda row: _share(row.normalised["nature2015"])),
+        ("57table", lambda row: _share(row.normalised["57table"])),
+        ("relative to DQN (Nature, 200M)", lambda row: _share(row.relative_to_dqn_200m)),
+        *here,
+        ("return of last 100 training games", lambda row: _number(row.last_games)),
     )
 
 
@@ -220,44 +213,37 @@ def _reference_scores(group: Group) -> str:
 
 
 def _published_26() -> list[str]:
-    rows = [
-        [
-            row.agent.name,
-            _share(row.mean),
-            _share(row.median),
-            _share(row.iqm) + ("" if row.agent.runs else OF_MEANS),
-            str(row.above_human),
-            str(row.agent.runs or NONE),
-            row.agent.source,
-        ]
-        for row in PUBLISHED_26
-    ]
-    header = ["agent", "mean", "median", "IQM", "games above human", "runs of each game", "source"]
     return [
         "## Published human-normalised scores over the 26 games of Atari 100k",
         "400,000 frames, human table 57table. To be compared with runs of all 26 games only.",
-        table(header, rows),
+        table_of(
+            PUBLISHED_26,
+            ("agent", lambda row: row.agent.name),
+            ("mean", lambda row: _share(row.mean)),
+            ("median", lambda row: _share(row.median)),
+            ("IQM", lambda row: _share(row.iqm) + ("" if row.agent.runs else OF_MEANS)),
+            ("games above human", lambda row: row.above_human),
+            ("runs of each game", lambda row: row.agent.runs or NONE),
+            ("source", lambda row: row.agent.source),
+        ),
     ]
 
 
 def _published_49() -> list[str]:
-    rows = [
-        [
-            row.name,
-            f"{row.frames:,}",
-            NONE if row.mean is None else f"{row.mean:g} %",
-            f"{row.median:g} %",
-            row.human_table or "not known",
-            row.protocol,
-            row.source + (", **recalled, not read**" if row.recalled else ""),
-        ]
-        for row in PUBLISHED_49
-    ]
-    header = ["agent", "frames", "mean", "median", "human table", "protocol", "source"]
+    recalled = {True: ", **recalled, not read**", False: ""}
     return [
         "## Published human-normalised scores over the 49 games",
         "To be compared with runs of all 49 games only.",
-        table(header, rows),
+        table_of(
+            PUBLISHED_49,
+            ("agent", lambda row: row.name),
+            ("frames", lambda row: f"{row.frames:,}"),
+            ("mean", lambda row: NONE if row.mean is None else f"{row.mean:g} %"),
+            ("median", lambda row: f"{row.median:g} %"),
+            ("human table", lambda row: row.human_table or "not known"),
+            ("protocol", lambda row: row.protocol),
+            ("source", lambda row: row.source + recalled[row.recalled]),
+        ),
     ]
 
 
