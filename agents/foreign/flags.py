@@ -1,6 +1,5 @@
 """What is said on the command line of a policy from elsewhere; imports no torch."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -25,11 +24,11 @@ class PolicyFlags:
     unit_pixels: bool = False
     """An ONNX file takes pixels from 0 to 1, not from 0 to 255."""
 
-    def check_unused(self, run_dirs: Sequence[Path]) -> None:
-        """Raise `UsageError` for a flag that says of runs what their config.json says."""
+    def check_unused(self, run_dir: Path) -> None:
+        """Raise `UsageError` for a flag that says of a run what its config.json says."""
         for entry in fields(self):
             if getattr(self, entry.name) not in (None, False):
                 raise UsageError(
                     f"--{entry.name.replace('_', '-')} is for policies from elsewhere, and "
-                    f"{run_dirs[0]} is a run directory, which has its own: leave it out"
+                    f"{run_dir} is a run directory, which has its own: leave it out"
                 )

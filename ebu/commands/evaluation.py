@@ -137,7 +137,7 @@ def load_foreign(config: EvaluateConfig) -> TrainedAgent | None:
         game=config.game, action_set=config.action_set, unit_pixels=config.unit_pixels
     )
     if not is_foreign(config.run_dir):
-        given.check_unused([config.run_dir])
+        given.check_unused(config.run_dir)
         return None
     return load_policy(
         config.run_dir,

@@ -41,7 +41,7 @@ def load_policy(
     damaged run or file.
     """
     if not is_foreign(path):
-        flags.check_unused([path])
+        flags.check_unused(path)
         return load_agent(path, weights, device)
     if weights != "final":
         raise UsageError(f"--weights {weights} is for runs, and {path} is one policy: leave it out")
