@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from ebu.errors import UsageError
 from ebu.run.hints import install_command
-from ebu.run.settings import did_you_mean
+from ebu.run.settings import did_you_mean, read_float
 
 KERNELS = (8, 4, 3)
 STRIDES = (4, 2, 1)
@@ -158,7 +158,7 @@ def read_ranks(how: str) -> RankRule | Ranks:
         found = how
     elif how.startswith("energy="):
         try:
-            found = float(how.removeprefix("energy="))
+            found = read_float(how.removeprefix("energy="))
         except ValueError:
             found = math.nan
         if not 0 < found <= 1:

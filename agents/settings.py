@@ -224,6 +224,11 @@ class LearnerConfig:
         """Raise `UsageError` for a setting that would change nothing."""
         if self.weight_decay and self.optimizer == "rmsprop":
             raise UsageError(f"--weight-decay {self.weight_decay} is for --optimizer adam")
+        if self.weight_decay * self.learning_rate >= 1:
+            raise UsageError(
+                f"--weight-decay {self.weight_decay} leaves nothing of the weights: its product "
+                f"with --learning-rate {self.learning_rate} must be below 1"
+            )
 
 
 AGENTS: dict[str, AgentConfig] = {

@@ -145,10 +145,9 @@ class Trainer:
                 # A run that has results and no checkpoint is not started again.
                 if self.checkpoints.last is None:
                     self.save()
-                self._evaluate(progress)
-            if self.ranks.is_single:
-                self._stopping = self.stop_requested
-            if self._stopping or self.frames >= until_frames:
+                if not self._is_stopping():
+                    self._evaluate(progress)
+            if self._is_stopping() or self.frames >= until_frames:
                 break
             if self._saving:
                 self.save()
@@ -164,6 +163,10 @@ class Trainer:
         if self.profile is not None:
             self.profile.finish()
         return self.finished(until_frames)
+
+    def _is_stopping(self) -> bool:
+        """Several ranks stop together, after a step, or where an evaluation was stopped."""
+        return self._stopping or (self.ranks.is_single and self.stop_requested)
 
     def finished(self, until_frames: int) -> bool:
         """Whether everything up to `until_frames` is played and evaluated."""

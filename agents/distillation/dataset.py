@@ -257,13 +257,23 @@ def save_states(directory: Path, states: Dataset) -> None:
     )
 
 
+def saved_states(directory: Path) -> list[Path]:
+    """Where a directory holds states: in its round-0, round-1, …, or in itself.
+
+    Raises `UsageError` where it holds none.
+    """
+    rounds = sorted(path for path in directory.glob("round-*") if path.is_dir())
+    for path in (found := rounds or [directory]):
+        _require_states(path)
+    return found
+
+
 def load_states(directory: Path) -> Dataset:
     """Read a dataset that `save_states` wrote, on the CPU; nothing on the disk changes.
 
     Raises `UsageError` if there is none, `EbuError`, one line, if it is damaged.
     """
-    if not _holds_states(directory):
-        raise UsageError(f"{directory} holds no states: name a directory that they were saved in")
+    _require_states(directory)
     try:
         saved = load_latest(directory, state_only=True, kind=_NAME)
         assert saved is not None
@@ -315,6 +325,11 @@ def load_or_make(
 
 def _holds_states(directory: Path) -> bool:
     return any(is_there(directory / name) for name in (_NAME, _NAME + REPLACED))
+
+
+def _require_states(directory: Path) -> None:
+    if not _holds_states(directory):
+        raise UsageError(f"{directory} holds no states: name a directory that they were saved in")
 
 
 def _refuse_foreign(directory: Path) -> None:

@@ -15,7 +15,14 @@ import numpy as np
 
 from agents.architectures import TEACHER
 from agents.distillation.collect import EPSILON, collect, from_replay
-from agents.distillation.dataset import Dataset, hard_targets, join, load_or_make, load_states
+from agents.distillation.dataset import (
+    Dataset,
+    hard_targets,
+    join,
+    load_or_make,
+    load_states,
+    saved_states,
+)
 from agents.distillation.records import (
     STUDENTS,
     TEACHER_FILE,
@@ -342,11 +349,10 @@ class Pipeline:
         return self.load_or_make("round-0", REPLAY, read, count=self.config.states)
 
     def _from_directory(self, directory: Path) -> Dataset:
-        """The states saved in a directory, or in its round-0, round-1, …, with new labels."""
+        """The states saved in a directory, or its rounds, with new labels."""
 
         def read() -> Dataset:
-            parts = sorted(path for path in directory.glob("round-*") if path.is_dir())
-            loaded = [load_states(path) for path in parts or [directory]]
+            loaded = [load_states(path) for path in saved_states(directory)]
             for part in loaded:
                 check_states(self.teacher, self.teacher_dir, part, directory)
             dataset = join(loaded)

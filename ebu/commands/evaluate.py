@@ -24,8 +24,9 @@ def main() -> int:
     try:
         run(config, announce)
     except KeyboardInterrupt:
-        if not scored:
-            print("interrupted: no result", file=sys.stderr)
+        if not scored or config.video is not None:
+            what = f"{config.video} is not written" if scored else "no result"
+            print(f"interrupted: {what}", file=sys.stderr)
         return 130
     return 0
 

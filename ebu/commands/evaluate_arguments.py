@@ -104,6 +104,8 @@ def check(config: EvaluateConfig) -> None:
         )
     if config.video is not None:
         check_video_path(config.video)
+        if config.json is not None and config.json.resolve() == config.video.resolve():
+            raise UsageError(f"--json and --video are both {config.video}: name two files")
 
 
 def _is_result(path: Path) -> bool:

@@ -17,7 +17,7 @@ import tyro
 from ebu.errors import EbuError, UsageError
 from ebu.run.cli import parse, run_command
 from ebu.run.directory import CONFIG
-from ebu.run.files import write_whole
+from ebu.run.files import is_there, write_whole
 from ebu.run.hints import program_command
 from ebu.run.reading import read_file, read_json
 
@@ -97,7 +97,9 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
 
 
 def check_out(out: Path) -> None:
-    """Raise `UsageError` for a report.md or report.json that is no report: it is not replaced."""
+    """Raise `UsageError` where the directory, or a report.md or report.json in it, is none."""
+    if is_there(out) and not out.is_dir():
+        raise UsageError(f"--out {out} is no directory: choose another place")
     for path, is_report in ((out / TEXT, _is_text), (out / RECORD, _is_record)):
         try:
             if is_report(path):

@@ -62,6 +62,8 @@ def directories_of(config: StudyConfig) -> dict[str, Path]:
     results = config.results
     if results is None or results.resolve() == config.out.resolve():
         return {"--out": config.out}
+    if results.resolve() == (config.out / "runs").resolve():
+        raise UsageError(f"--results {results} holds the runs of --out: choose another directory")
     return {"--out": config.out, "--results": results}
 
 

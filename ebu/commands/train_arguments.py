@@ -19,7 +19,7 @@ from ebu.commands.presets import (
 )
 from ebu.commands.trust import add_working_directory, check_trust, modules_in
 from ebu.errors import EbuError, UsageError
-from ebu.run.cli import parse
+from ebu.run.cli import parse, refuse_empty
 from ebu.run.directory import (
     AUTOMATIC,
     CONFIG,
@@ -73,6 +73,7 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
     """
     run_dir = _value_of("--resume", args, None)
     if run_dir is not None:
+        refuse_empty(args, "train.py")
         _check_with_resume(run_dir, args)
         args = [*flags_of_run(Path(run_dir)), *args, f"--run-dir={run_dir}"]
     preset = _value_of("--preset", args, DEFAULT.preset)

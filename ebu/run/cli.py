@@ -45,10 +45,7 @@ def parse(
     if "--version" in args:
         print(f"{prog} {__version__}")
         raise SystemExit(0)
-    if "" in args:
-        raise UsageError(
-            f"an argument is empty: give it a value, or leave it out (see {prog} --help)"
-        )
+    refuse_empty(args, prog)
     for name in switches(config_type if default is None else default):
         on, off = (f"--{prefix}{name.replace('_', '-')}" for prefix in ("", "no-"))
         for each in args:
@@ -75,6 +72,19 @@ def parse(
         raise UsageError(_one_line(said, prog, refused[-1] if refused else "")) from None
     check_settings(config)
     return config
+
+
+def refuse_empty(args: Sequence[str], prog: str) -> None:
+    """Raise `UsageError` for an empty word and for a flag without the value after its `=`.
+
+    An empty path would be the working directory.
+    """
+    for each in args:
+        if not each or re.fullmatch(r"--[A-Za-z][\w-]*=", each):
+            raise UsageError(
+                f"{each or 'an argument'} is empty: give it a value, or leave it out "
+                f"(see {prog} --help)"
+            )
 
 
 def count(text: str) -> int:

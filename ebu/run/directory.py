@@ -232,10 +232,11 @@ def open_run_directory(
         check_links(run_dir)
     lock = acquire_lock(run_dir, flag, f"another process is training in {run_dir}")
     try:
-        if CONFIG in names:
+        # Looked at again: another start may have written it since.
+        if is_there(run_dir / CONFIG):
             _check(run_dir, config, may_change, may_grow, flag)
         write_config(run_dir, config)
-    except EbuError:
+    except (EbuError, OSError):
         lock.close()
         raise
     return lock

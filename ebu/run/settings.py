@@ -87,7 +87,7 @@ def _limits(annotation: Any) -> Iterator[Bounds | OneOf]:
 
 
 def read_float(text: str) -> float:
-    """As `float`, which also takes the digits of other scripts. Raises `ValueError`."""
+    """As `float`, without the digits of other scripts. Raises `ValueError`."""
     return float(text.encode("ascii"))
 
 

@@ -358,7 +358,11 @@ def test_saved_states_must_be_of_the_teachers_game(
         with pytest.raises(UsageError, match=said) as error:
             distilled(other, tmp_path / "out", "--states-from", directory)
         assert "\n" not in str(error.value)
-        shutil.rmtree(tmp_path / "out")
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    # Found before anything is played.
+    with pytest.raises(UsageError, match="holds no states"):
+        distilled(other, tmp_path / "out", "--states-from", tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_teacher_of_numbers_is_distilled(tmp_path: Path) -> None:

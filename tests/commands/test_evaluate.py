@@ -342,6 +342,7 @@ def test_a_gymnasium_run_is_scored_without_human_scores(runs: Callable[[str], Pa
         ({"video": Path("/nowhere/game.gif")}, "there is no directory /nowhere"),
         ({"json": Path("/nowhere/e.json")}, "there is no directory /nowhere"),
         ({"json": Path("/")}, "is a directory"),
+        ({"json": Path("e.gif"), "video": Path("e.gif")}, "--json and --video are both e.gif"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_playing(
@@ -473,3 +474,21 @@ def test_an_interrupted_evaluation_has_no_result(
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "somewhere"])
     assert evaluate.main() == 130
     assert capsys.readouterr() == ("", "interrupted: no result\n")
+
+
+def test_a_film_that_was_interrupted_is_named_next_to_the_score(
+    runs: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ebu.commands.evaluation.film_best", interrupted)
+    words = [runs("breakout"), "--episodes", 1, "--threads", 1, "--video", tmp_path / "best.gif"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, words)])
+    assert evaluate.main() == 130
+    output, messages = capsys.readouterr()
+    assert "raw mean" in output
+    assert messages.endswith(f"interrupted: {tmp_path / 'best.gif'} is not written\n")

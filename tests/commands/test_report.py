@@ -644,13 +644,14 @@ def test_what_cannot_be_reported_is_refused_in_one_line(
         ([tmp_path / "empty"], "no run directory"),
         ([tmp_path / "none"], "is not a directory"),
         ([run_dir, "--nonsense"], "--nonsense"),
+        ([run_dir, "--out", tmp_path / "file"], "is no directory: choose another place"),
     ):
         with pytest.raises(UsageError) as refusal:
             run_report(monkeypatch, *args)
         assert complaint in str(refusal.value)
         assert "\n" not in str(refusal.value)
     with pytest.raises(EbuError, match="cannot write"):
-        run_report(monkeypatch, run_dir, "--out", tmp_path / "file")
+        run_report(monkeypatch, run_dir, "--out", tmp_path / "file" / "below")
 
 
 def test_directories_are_found_once_and_not_inside_runs(tmp_path: Path) -> None:

@@ -217,6 +217,20 @@ def test_a_study_does_not_fill_a_run(
     assert not (run_dir / "results.csv").exists()
 
 
+def test_results_do_not_replace_the_runs_they_are_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = write_run(tmp_path / "out" / "runs", "pong", "ebu", 0, 1.0)
+    before = {path: path.read_bytes() for path in run_dir.iterdir()}
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for results in (run_dir.parent, tmp_path / "link" / "runs"):
+        with pytest.raises(UsageError, match=r"--results .* holds the runs of --out"):
+            run_study(
+                monkeypatch, "--games", "pong", "--out", tmp_path / "out", "--results", results
+            )
+    assert {path: path.read_bytes() for path in run_dir.iterdir()} == before
+
+
 def test_a_damaged_run_is_named_and_left_out_of_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -201,6 +201,8 @@ def test_a_flag_overrides_its_preset_wherever_it_is() -> None:
         ("--num-envs 3 --frames 8", "--num-envs 3"),
         ("--mix-segments 5", "must divide"),
         ("--optimizer rmsprop --weight-decay 0.1", "--optimizer adam"),
+        ("--weight-decay 1e4", "--weight-decay 10000.0 leaves nothing"),
+        ("--resume=", "--resume= is empty"),
         ("--preset papers", "did you mean paper"),
         ("--preset=", "choose one of default"),
         ("--agent=", "choose one of ebu"),

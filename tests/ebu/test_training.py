@@ -334,6 +334,24 @@ def test_a_run_stopped_in_its_evaluation_of_the_end_is_not_finished(tmp_path: Pa
     assert [line["frames"] for line in lines(tmp_path, "evaluations.jsonl")] == [100]
 
 
+def test_a_run_stopped_while_it_saves_begins_no_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge()
+    trainer = trainer_in(
+        tmp_path, MadeUpGames(1, games_of([9])), Onlooker(), evaluate=judge, eval_every_frames=200
+    )
+    save = trainer.save
+
+    def stopped() -> Path:
+        trainer.stop_requested = True
+        return save()
+
+    monkeypatch.setattr(trainer, "save", stopped)
+    assert not trainer.run(1000)
+    assert (trainer.frames, judge.asked) == (200, [])
+
+
 def test_a_stopped_evaluation_is_repeated_on_resume(tmp_path: Path) -> None:
     env = MadeUpGames(1, games_of([9]))
     stopped = Judge()

@@ -13,6 +13,7 @@ import torch
 
 from agents import TrainedAgent
 from agents.architectures import LADDER
+from agents.distillation.dataset import saved_states
 from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import file_name
 from agents.distillation.settings import (
@@ -244,6 +245,8 @@ def _check_inside(
             f"--states-from {KEGNET} needs gradients, which {where} does not give: choose {PLAY}, "
             f"{NOISE} or {MIXED}"
         )
+    if (source := Path(config.states_from)).is_dir():
+        saved_states(source)
     if len(teacher.config["environment"]["frame_shape"]) == 2:
         return
     if config.states_from in SYNTHETIC:

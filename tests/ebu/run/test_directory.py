@@ -13,6 +13,7 @@ import pytest
 
 from ebu.errors import EbuError, UsageError
 from ebu.run.directory import (
+    acquire_lock,
     differences,
     directory_name,
     is_locked,
@@ -127,6 +128,21 @@ def test_other_settings_are_refused_and_all_of_them_named(tmp_path: Path) -> Non
         open_run(tmp_path, config)
     assert read_config(tmp_path) == config_of()
     start_and_leave(tmp_path)  # The refusals have let the directory go.
+
+
+def test_a_start_that_was_overtaken_is_refused_like_a_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process starts and ends between the first look and the lock."""
+
+    def overtaken(*args: Any) -> Any:
+        monkeypatch.undo()
+        start_and_leave(tmp_path)
+        return acquire_lock(*args)
+
+    monkeypatch.setattr("ebu.run.directory.acquire_lock", overtaken)
+    assert "beta was 0.5, is 0.25" in refusal(tmp_path, beta=0.25)
+    assert read_config(tmp_path) == config_of()
 
 
 def test_frames_may_grow_and_not_shrink(tmp_path: Path) -> None:
