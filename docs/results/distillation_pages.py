@@ -167,7 +167,7 @@ def teacher_text(first: TeacherRecord, second: TeacherRecord) -> str:
         f"{again['games']} games of the comparison of methods, which are other games. Random play: "
         f"{score_cell(first['random'])} and {score_cell(second['random'])}; the best constant "
         f"action: {constant[0]} and {constant[1]}. It is not the run of [the results]"
-        f"(../README.md), which has {other['trained_frames']:,} frames and scores "
+        f"(../ebu_dqn.md), which has {other['trained_frames']:,} frames and scores "
         f"{other['mean']:.2f}. It is a weak player: students of a strong one may differ. The "
         f"median gap between its two best actions is {first['gap']:.2f}; softened by it, its "
         f"policy has an entropy of {first['entropy']:.2f} nats."

@@ -2,7 +2,7 @@
 
     .venv/bin/python -m docs.results.million
 
-Replaces in the README.md of the project and of this folder what stands between `<!-- million -->`,
+Replaces in README.md and docs/results/million.md what stands between `<!-- million -->`,
 `<!-- defaults -->` or `<!-- learning -->` and `<!-- end -->`.
 """
 
@@ -22,7 +22,7 @@ from ebu.run.markdown import NONE, table
 from ebu.statistics import difference_interval, mean_interval
 
 RESULTS = Path(__file__).parent
-PAGES = (RESULTS.parents[1] / "README.md", RESULTS / "README.md")
+PAGES = (RESULTS.parents[1] / "README.md", RESULTS / "million.md")
 COMPARED = ("breakout", "pong")
 """The games that both defaults have played."""
 GAMES = (*COMPARED, "freeway", "seaquest")
