@@ -5,7 +5,7 @@ float32 action values, those with quantiles the means of their distributions. Im
 255 inside.
 
 The modules compute what torch's own do, in the forms that run fastest: benchmarks and reasons are
-in docs/performance.md.
+in docs/performance_design.md.
 """
 
 import math

@@ -22,7 +22,7 @@ class Optimizer(ABC):
     """Changes weights by their gradients; weights without one are left as they are.
 
     Not a `torch.optim.Optimizer`: making one imports torch's compiler, a second of every start, and
-    its bookkeeping is a fifth of an update of a small network (docs/performance.md).
+    its bookkeeping is a fifth of an update of a small network (docs/performance_design.md).
 
     | attribute | meaning |
     | --- | --- |

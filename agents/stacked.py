@@ -19,8 +19,8 @@ IN_TURN = {"cpu"}
 """Kinds of device on which K networks compute one after the other instead of in one pass.
 
 A processor that is busy with the arithmetic of one network gains nothing from fewer launches, and
-loses in bfloat16 and with many networks (docs/performance.md). In turn each network learns what it
-would alone, to the last bit.
+loses in bfloat16 and with many networks (docs/performance_design.md). In turn each network learns
+what it would alone, to the last bit.
 """
 
 
