@@ -1,4 +1,4 @@
-"""The pages on agents: the code of docs/extending.md runs, and every default is documented."""
+"""The pages on extensions and agents: their code runs, and every default is documented."""
 
 import dataclasses
 import json
@@ -13,20 +13,21 @@ import pytest
 from agents.settings import AGENTS, AgentConfig
 
 ROOT = Path(__file__).parent.parent
-EXTENDING = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+PAGES = [ROOT / f"docs/{name}.md" for name in ("extending", "custom_environment")]
 FLAGS = "--frames 300 --num-envs 2 --threads 1 --device cpu --learning-starts 100 "
 FLAGS += "--replay-capacity 1000 --eval-every-frames 0 --updates-per-step 0.25"
 
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project to which everything on the page was added, in its order."""
+    """A copy of the project to which everything on the pages was added, in their order."""
     copy = tmp_path_factory.mktemp("extended")
     for package in ("ebu", "agents", "envs"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / package, copy / package, ignore=ignored)
     shutil.copy(ROOT / "train.py", copy)
-    for language, path, code in re.findall(r"```(\w+) ?(\S*)\n(.*?)```", EXTENDING, re.S):
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for language, path, code in re.findall(r"```(\w+) ?(\S*)\n(.*?)```", text, re.S):
         if language == "diff":
             subprocess.run(["git", "apply"], cwd=copy, input=code, text=True, check=True)
         else:
