@@ -2,8 +2,8 @@
 
     .venv/bin/python -m docs.results.distillation_pages
 
-Reads docs/results/distillation/**/report.json and writes each report again beside it, report.md and
-pareto.png, by today's statistics, the page docs/results/distillation/README.md, and the figures of
+Reads docs/results/distillation/**/report.json and writes next to it, by today's statistics,
+report.md and pareto.png; then the page docs/results/distillation/README.md, and the figures of
 CartPole in docs/distillation_teachers.md. Settings that reports do not record are in settings.json.
 Run twice it changes nothing.
 """
