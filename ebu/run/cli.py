@@ -79,11 +79,12 @@ def refuse_empty(args: Sequence[str], prog: str) -> None:
 
     An empty path would be the working directory.
     """
-    for each in args:
+    for before, each in zip(["", *args], args, strict=False):
         if not each or re.fullmatch(r"--[A-Za-z][\w-]*=", each):
+            flag = before if each == "" else each[:-1]
+            what = flag if flag.startswith("--") else "an argument"
             raise UsageError(
-                f"{each or 'an argument'} is empty: give it a value, or leave it out "
-                f"(see {prog} --help)"
+                f"{what} is empty: give it a value, or leave it out (see {prog} --help)"
             )
 
 

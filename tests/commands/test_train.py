@@ -202,7 +202,7 @@ def test_a_flag_overrides_its_preset_wherever_it_is() -> None:
         ("--mix-segments 5", "must divide"),
         ("--optimizer rmsprop --weight-decay 0.1", "--optimizer adam"),
         ("--weight-decay 1e4", "--weight-decay 10000.0 leaves nothing"),
-        ("--resume=", "--resume= is empty"),
+        ("--resume=", "--resume is empty"),
         ("--preset papers", "did you mean paper"),
         ("--preset=", "choose one of default"),
         ("--agent=", "choose one of ebu"),

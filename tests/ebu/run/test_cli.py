@@ -100,8 +100,9 @@ def test_an_error_is_whole_in_every_encoding(
 
 
 def test_an_empty_argument_is_refused() -> None:
-    assert "an argument is empty" in complaint("--run-dir", "")
-    assert "--run-dir= is empty" in complaint("--run-dir=")
+    assert "an argument is empty" in complaint("")
+    assert "--run-dir is empty" in complaint("--run-dir", "")
+    assert "--run-dir is empty" in complaint("--run-dir=")
 
 
 @pytest.mark.parametrize(
