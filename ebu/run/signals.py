@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 SECOND = "a second Ctrl-C ends at once and loses what is not saved yet (earlier saves stay)"
-"""What a program says that is stopping."""
+"""What a program says of its stop, where nothing else is said."""
 # A closed terminal, warnings before a time limit of Slurm and submitit, and a limit of processor
 # time, which warns every second; missing on Windows. SIGQUIT still ends at once.
 _STOPPING = tuple(
@@ -21,12 +21,13 @@ _ONE_PRESS = 0.5
 
 
 @contextlib.contextmanager
-def stop_on_signals(stop: Callable[[int], None]) -> Iterator[None]:
+def stop_on_signals(stop: Callable[[int], None], second: str = SECOND) -> Iterator[None]:
     """Call `stop` with the number of the first signal, one of `_STOPPING`.
 
-    For the time of this block. The signal is answered at once with a line on standard error. What
-    has been set to be ignored, by nohup or the shell's &, stays ignored. A SIGINT that comes half a
-    second later or more ends the process; other signals let what is being saved finish.
+    For the time of this block. The signal is answered at once with a line on standard error, which
+    ends with what a `second` Ctrl-C does. What has been set to be ignored, by nohup or the shell's
+    &, stays ignored. A SIGINT that comes half a second later or more ends the process; other
+    signals let what is being saved finish.
     """
     numbers = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]
     first: float | None = None
@@ -35,7 +36,7 @@ def stop_on_signals(stop: Callable[[int], None]) -> Iterator[None]:
         nonlocal first
         if first is None:
             first = time.monotonic()
-            _tell(f"stopping: saving; {SECOND}")
+            _tell(f"stopping: saving; {second}")
             stop(number)
         elif number == signal.SIGINT and time.monotonic() - first >= _ONE_PRESS:
             signal.signal(number, signal.SIG_DFL)

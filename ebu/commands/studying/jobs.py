@@ -61,7 +61,8 @@ def run_tasks(
     own cannot be written; no process is left behind then.
     """
     signals: list[int] = []
-    with stop_on_signals(signals.append):
+    second = "a second Ctrl-C ends the study at once, without waiting for its runs"
+    with stop_on_signals(signals.append, second):
         failed = _run(tasks, at_a_time, engine, scored, signals)
     return failed, signals[0] if signals else None
 
