@@ -221,7 +221,7 @@ class LearnerConfig:
     (Polyak, Juditsky 1992); 0 takes the newest. adaptive_ebu takes its best learner's newest."""
 
     def check(self) -> None:
-        """Raise `UsageError` for a setting that would change nothing."""
+        """Raise `UsageError` for a weight decay that would change nothing, or leave nothing."""
         if self.weight_decay and self.optimizer == "rmsprop":
             raise UsageError(f"--weight-decay {self.weight_decay} is for --optimizer adam")
         if self.weight_decay * self.learning_rate >= 1:

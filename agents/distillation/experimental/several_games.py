@@ -14,7 +14,7 @@ from agents.distillation.pipeline import Pipeline
 from agents.distillation.records import StudentRecord
 from agents.distillation.settings import DistillConfig, StudentSpec, refuse_factorised
 from agents.distillation.students import Student
-from agents.distillation.trainer import StudentTrainer
+from agents.distillation.trainer import StudentTrainer, Supervision
 from agents.distillation.training import Member, rng_of_student, train_together
 from agents.networks import PlainHead, QNetwork
 from agents.trained import TrainedAgent
@@ -32,10 +32,15 @@ class JointTrainer(StudentTrainer):
     """
 
     def __init__(
-        self, directory: Path, students: Sequence[Student], *others: Any, **options: Any
+        self,
+        directory: Path,
+        students: Sequence[Student],
+        supervisions: Sequence[Supervision],
+        config: DistillConfig,
+        **options: Any,
     ) -> None:
         share_trunk([student.network for student in students])
-        super().__init__(directory, students, *others, **options)
+        super().__init__(directory, students, supervisions, config, **options)
 
 
 def share_trunk(networks: Sequence[QNetwork]) -> None:

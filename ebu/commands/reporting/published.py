@@ -117,7 +117,7 @@ AGENTS_100K = tuple(row.agent for row in PUBLISHED_26)
 
 
 def reference_agents(protocol: str) -> tuple[ReferenceAgent, ...]:
-    """The agents whose scores stand beside those of runs under a protocol."""
+    """The agents whose scores stand next to those of runs under a protocol."""
     return AGENTS_100K if protocol == "atari100k" else REFERENCE_AGENTS
 
 
