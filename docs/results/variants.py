@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 
 from docs.results.marked import replace_marked
 from ebu.commands.report import write_report
-from ebu.commands.reporting.published import AGENTS_100K, references
+from ebu.commands.reporting.published import AGENTS_100K, normalised, references
 from ebu.run.markdown import NONE, table
 from ebu.statistics import mean_interval
 
@@ -111,6 +111,7 @@ def tables(folder: Path) -> str:
         "Weights at the end of a run, 100 games: mean and 95 % interval, over seeds where there\n"
         f"are several, over games for a single one:\n\n{table(header, scores)}\n\n"
         f"{rank_table(runs)}"
+        f"{gain_table(runs)}"
         f"Values in the last {WINDOW:,} frames, predicted / earned, and evaluation games, of 100,\n"
         f"that were cut at the protocol's limit:\n\n{table(header, values)}\n"
     )
@@ -165,6 +166,60 @@ def ranks(runs: Sequence[Run]) -> dict[tuple[str, int], dict[str, float]]:
         for cell, of_cell in sorted(scores.items())
         if of_cell.keys() == variants
     }
+
+
+def gain_table(runs: Sequence[Run]) -> str:
+    """What ingredients gain, added alone to `base` and left out of `all`, in ranks and scores.
+
+    An ingredient has two variants, its name and `no_` before it. Seeds of a variant count by their
+    mean. A game in which a variant is missing does not count; empty if none is left.
+    """
+    played: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        name = run.variant.removeprefix("ebu-")
+        played.setdefault(run.game, {}).setdefault(name, []).append(mean(run.returns))
+    names = {name for of_game in played.values() for name in of_game}
+    ingredients = sorted(name for name in names if f"no_{name}" in names)
+    compared = ["base", "all", *ingredients, *(f"no_{name}" for name in ingredients)]
+    scores = {
+        game: np.array([mean(of_game[name]) for name in compared])
+        for game, of_game in played.items()
+        if of_game.keys() >= set(compared)
+    }
+    if not ingredients or not scores:
+        return ""
+    ranked = [(rankdata(of_game) - 1) / (len(compared) - 1) for of_game in scores.values()]
+    shares = [human_shares(game, of_game) for game, of_game in scores.items()]
+    columns = []
+    for measured in (np.array(ranked), np.array(shares)):
+        base, everything, alone, without = np.split(measured, [1, 2, 2 + len(ingredients)], axis=1)
+        columns += [alone - base, everything - without]
+    rows = [
+        [
+            f"`{name}`",
+            *(gain(games[:, row]) for games in columns),
+            "yes" if min(games[:, row].mean() for games in columns[:2]) > 0 else "no",
+        ]
+        for row, name in enumerate(ingredients)
+    ]
+    header = ["", "added", "left out", "added, score", "left out, score", "kept"]
+    return (
+        f"Gains in {len(scores)} games: differences of ranks, from 0 to 1 within a game, and of\n"
+        "human-normalised scores, with 95 % intervals over games:\n\n"
+        f"{table(header, rows)}\n\n"
+    )
+
+
+def human_shares(game: str, scores: np.ndarray) -> np.ndarray:
+    """Scores (n,) as shares of the way from random play to the human of the 57-game table."""
+    return np.array([normalised(game, score, "57table") for score in scores], float)
+
+
+def gain(games: np.ndarray) -> str:
+    """The mean of differences (games,) and its interval."""
+    interval = mean_interval(games)
+    limits = "" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]"
+    return f"{games.mean():+.2f}{limits}"
 
 
 def number(score: float | None) -> str:

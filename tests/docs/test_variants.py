@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 import docs.results.variants
-from docs.results.variants import RESULTS, ROOT, rank_table, read_runs, tables, with_tables
+from docs.results.variants import (
+    RESULTS,
+    ROOT,
+    gain_table,
+    rank_table,
+    read_runs,
+    tables,
+    with_tables,
+)
 from ebu.commands.report import write_report
 
 PAGES = [path for path in sorted(RESULTS.glob("*.md")) if "<!-- variants: " in path.read_text()]
@@ -74,3 +82,39 @@ def test_ranks_by_hand(tmp_path: Path) -> None:
     ]
     write_run(tmp_path / "pong-ebu-d-seed1", [0.0, 0.0], [(20_000, 0, 0)])
     assert not rank_table(read_runs(tmp_path))
+
+
+def test_gains_by_hand(tmp_path: Path) -> None:
+    scores = {
+        "pong-ebu-base-seed0": -21.0,
+        "pong-ebu-base-seed1": -19.0,  # Third of six, by the mean of both.
+        "pong-ebu-all-seed0": 14.0,
+        "pong-ebu-shift-seed0": 0.0,
+        "pong-ebu-no_shift-seed0": -20.5,
+        "pong-ebu-noisy-seed0": -20.7,
+        "pong-ebu-no_noisy-seed0": 15.0,
+        "boxing-ebu-base-seed0": 0.0,
+        "boxing-ebu-all-seed0": 4.0,
+        "boxing-ebu-shift-seed0": 1.0,
+        "boxing-ebu-no_shift-seed0": 2.0,
+        "boxing-ebu-noisy-seed0": 3.0,
+        "boxing-ebu-no_noisy-seed0": 5.0,
+        # Without the other variants a game does not count.
+        "freeway-ebu-base-seed0": 9.0,
+        "freeway-ebu-shift-seed0": 0.0,
+    }
+    for name, score in scores.items():
+        write_run(tmp_path / name, [score, score], [(20_000, 0, 0)])
+    assert gain_table(read_runs(tmp_path)).splitlines()[3:-1] == [
+        "|  | added | left out | added, score | left out, score | kept |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| `noisy` | +0.10 [-6.25, +6.45] | -0.20 [-0.20, -0.20] "
+        "| +0.12 [-1.60, +1.83] | -0.06 [-0.41, +0.29] | no |",
+        "| `shift` | +0.20 [+0.20, +0.20] | +0.50 [-0.77, +1.77] "
+        "| +0.32 [-2.75, +3.40] | +0.57 [-4.58, +5.72] | yes |",
+    ]
+
+
+def test_no_gains_without_ingredients(tmp_path: Path) -> None:
+    write_run(tmp_path / "pong-ebu-base-seed0", [1.0, 1.0], [(20_000, 0, 0)])
+    assert not gain_table(read_runs(tmp_path))
