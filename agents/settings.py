@@ -108,7 +108,7 @@ class OptimalityTighteningConfig(AgentConfig):
 class SegmentConfig(AgentConfig):
     """Whole segments, trained on from the end backward."""
 
-    mix_segments: Positive = 1
+    mix_segments: Positive = 4
     """Segments in a minibatch; 1 is the original of EBU."""
 
     def check(self) -> None:

@@ -323,8 +323,8 @@ def agent_of(name: str, learner: Any, seed: int = 0, **config: Any) -> Agent:
 
 
 def ebu_of(learner: Any, seed: int = 0, **config: Any) -> Agent:
-    """An EBU agent with minibatches of 32 unless told otherwise."""
-    return agent_of("ebu", learner, seed, **{"batch_size": 32, **config})
+    """An EBU agent with minibatches of 32 from one segment, unless told otherwise."""
+    return agent_of("ebu", learner, seed, **{"batch_size": 32, "mix_segments": 1, **config})
 
 
 def trained(

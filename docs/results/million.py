@@ -1,4 +1,4 @@
-"""Compare today's default with the former one after a million frames, from committed runs.
+"""Compare the second default with the first after a million frames, from committed runs.
 
     .venv/bin/python -m docs.results.million
 
@@ -26,10 +26,10 @@ PAGES = (RESULTS.parents[1] / "README.md", RESULTS / "million.md")
 COMPARED = ("breakout", "pong")
 """The games that both defaults have played."""
 GAMES = (*COMPARED, "freeway", "seaquest")
-FORMER, TODAYS = "`ebu`, former default", "`ebu`, today's default"
+FIRST, SECOND = "`ebu`, first default", "`ebu`, second default"
 FILES = {
-    FORMER: ("data/{}-ebu-seed*.evaluation.json", "million_former/{}-*/evaluation.json"),
-    TODAYS: ("million/{}-ebu-*/evaluation.json",),
+    FIRST: ("data/{}-ebu-seed*.evaluation.json", "million_former/{}-*/evaluation.json"),
+    SECOND: ("million/{}-ebu-*/evaluation.json",),
     "`dqn`, today's default": ("million/{}-dqn-*/evaluation.json",),
 }
 """Where the evaluations of each agent are, by game."""
@@ -82,22 +82,22 @@ def comparison(folder: Path) -> str:
     """A Markdown table: the difference between the defaults."""
     rows = []
     for game in COMPARED:
-        former, todays = (
+        first, second = (
             [mean(each["returns"]) for each in read_evaluations(folder, game, name).values()]
-            for name in (FORMER, TODAYS)
+            for name in (FIRST, SECOND)
         )
-        interval = difference_interval(np.array(todays), np.array(former))
+        interval = difference_interval(np.array(second), np.array(first))
         difference = NONE
         if interval is not None:
-            difference = f"{mean(todays) - mean(former):+.2f} {brackets(interval)}"
-        seeds = f"{len(former)} and {len(todays)}"
-        rows.append([game.title(), seeds, *map(score, (former, todays)), difference])
-    header = ["game", "seeds", "former default", "today's default", "difference, Welch's interval"]
+            difference = f"{mean(second) - mean(first):+.2f} {brackets(interval)}"
+        seeds = f"{len(first)} and {len(second)}"
+        rows.append([game.title(), seeds, *map(score, (first, second)), difference])
+    header = ["game", "seeds", "first default", "second default", "difference, Welch's interval"]
     return f"{table(header, rows)}\n"
 
 
 def learning(folder: Path) -> str:
-    """Markdown tables: evaluations of today's default in training, and what was published."""
+    """Markdown tables: evaluations of the second default in training, and what was published."""
     curves, at_100k, games = [], [], []
     for game in GAMES:
         runs = by_seed(folder, [f"million/{game}-ebu-*/evaluations.jsonl"])
@@ -111,7 +111,7 @@ def learning(folder: Path) -> str:
             ours = score([curve[FRAMES_100K] for curve in means.values()])
             at_100k.append([game.title(), *(agent.score(game) for agent in AGENTS_100K), ours])
     points = [f"{frames / 1e6:g}M" for frames in POINTS]
-    agents = ["game", *(agent.name for agent in AGENTS_100K), "today's default"]
+    agents = ["game", *(agent.name for agent in AGENTS_100K), "second default"]
     return (
         f"{table(['game', 'seed', *points], curves)}\n\n{table(agents, at_100k)}\n\n"
         f"{early(games)}\n"

@@ -77,8 +77,8 @@ if __name__ == "__main__":
     )
     draw_games(
         "defaults.png",
-        ("million/{}-ebu-*/metrics.jsonl", "tab:blue", "today's default"),
-        ("data/{}-ebu-seed*.jsonl", "tab:orange", "former default"),
+        ("million/{}-ebu-*/metrics.jsonl", "tab:blue", "second default"),
+        ("data/{}-ebu-seed*.jsonl", "tab:orange", "first default"),
         ("million_former/{}-*/metrics.jsonl", "tab:orange", ""),
     )
     draw_comparison("agents", rows=2, size=(13, 6))

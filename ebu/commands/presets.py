@@ -88,6 +88,7 @@ PAPER = replace(
     preset="paper",
     train_noops=0,
     num_envs=1,
+    method=EbuConfig(mix_segments=1),
     learner=replace(
         DEFAULT.learner,
         output_scale=1.0,

@@ -37,8 +37,8 @@ def test_tables_by_hand(tmp_path: Path) -> None:
     write_evaluation(tmp_path / "million/breakout-dqn-seed0/evaluation.json", 1.0, 1.0)
     lines = [*scores(tmp_path).splitlines(), *comparison(tmp_path).splitlines()]
     # Of games 1 and 3: 2 +- 12.706.
-    assert "| Pong | `ebu`, former default | 0 | 2.00 [-10.71, 14.71] | 50.0 % |" in lines
-    assert "| Pong | `ebu`, today's default | 7 | 8.00 [8.00, 8.00] | 50.0 % |" in lines
+    assert "| Pong | `ebu`, first default | 0 | 2.00 [-10.71, 14.71] | 50.0 % |" in lines
+    assert "| Pong | `ebu`, second default | 7 | 8.00 [8.00, 8.00] | 50.0 % |" in lines
     assert "| Breakout | `dqn`, today's default | 0 | 1.00 [1.00, 1.00] | 50.0 % |" in lines
     # Means 2 and 4, 6 and 8: 4 +- 4.303 * sqrt(2), with two degrees of freedom.
     assert (
