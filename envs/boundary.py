@@ -53,6 +53,7 @@ class Recipe:
         # What Gymnasium's own checker warns of is refused here.
         made = gymnasium.make(self.game, disable_env_checker=True, **self.args, **options)
         for wrapper in self.wrappers:
+            flag = f"--env-wrappers {wrapper}"
             module, _, name = wrapper.partition(":")
             try:
                 made = getattr(importlib.import_module(module), name)(made)
@@ -62,11 +63,11 @@ class Recipe:
                     "function of your own that does, module:function"
                 )
                 raise gymnasium.error.Error(
-                    f"{wrapper}: {reason(error)}{alone if isinstance(error, TypeError) else ''}"
+                    f"{flag}: {reason(error)}{alone if isinstance(error, TypeError) else ''}"
                 ) from error
             if not all(callable(getattr(made, name, None)) for name in ("reset", "step")):
                 raise gymnasium.error.Error(
-                    f"{wrapper} returned {abbreviate_value(made)}, not an environment"
+                    f"{flag} returned {abbreviate_value(made)}, not an environment"
                 )
         return made
 

@@ -116,6 +116,8 @@ def build_trainer(config: TrainConfig, ranks: Ranks = SINGLE) -> Trainer:
                 checkpoint = newest_checkpoint(
                     run_dir, identity, environment, fresh_games=config.fresh_games
                 )
+                if config.fresh_games and checkpoint is None:
+                    say("warning: --fresh-games changes nothing in a run that starts")
                 logs = open_logs(run_dir, checkpoint, config, description, asdict(protocol))
                 monitor = on_failure.enter_context(contextlib.closing(logs))
         with ranks.together():

@@ -74,9 +74,10 @@ def test_a_fault_in_play_is_saved_and_new_games_go_on(tmp_path: Path, run: Comma
 
 def test_a_game_that_is_no_function_of_its_seed_is_said_to_be(tmp_path: Path, run: Command) -> None:
     game, run_dir = "tests.faulty:GlobalRandom-v0", tmp_path / "run"
-    code, _, messages = run(train, *words_for(run_dir, game, 200))
+    code, _, messages = run(train, *words_for(run_dir, game, 200, "--fresh-games"))
     assert code == 0
     assert "warning: tests.faulty:GlobalRandom-v0 is no function of its seed" in messages
+    assert "warning: --fresh-games changes nothing" in messages
     assert json.loads((run_dir / "config.json").read_text())["environment"]["differs"]
     code, _, messages = run(train, *words_for(run_dir, game, 260))
     assert code == 2

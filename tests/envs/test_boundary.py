@@ -168,7 +168,7 @@ def test_without_a_list_of_its_render_modes_an_environment_has_no_pictures(metad
 @pytest.mark.parametrize(("name", "value"), [("nothing", "None"), ("some_words", "'wrapped'")])
 def test_a_wrapper_that_returns_no_environment_is_named(name: str, value: str) -> None:
     wrapper = f"{__name__}:{name}"
-    with pytest.raises(ValueError, match=f"{wrapper} returned {value}, not an environment"):
+    with pytest.raises(ValueError, match=f"--env-wrappers {wrapper} returned {value}, not an"):
         made("CartPole-v1", env_wrappers=(wrapper,))
 
 
