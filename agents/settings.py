@@ -184,8 +184,8 @@ class LearnerConfig:
 
     network: str = "nature"
     """Q-network: nature, dueling, impala, the small net1, net2, net3, or widths such as
-    16-32-32/256. Flat observations get a hidden layer for the convolutions, grids a single
-    convolution (grid)."""
+    16-32-32/256. Flat observations get a hidden layer for the convolutions. auto: nature on Atari,
+    elsewhere a single convolution for grids (grid) and 32-32-32/64 for all else."""
     output_scale: PositiveFloat = 0.1
     """Factor on the initial weights and biases of the output layer. Small ones start all action
     values near 0; 1 is the initialisation of the EBU paper's code."""

@@ -1,18 +1,22 @@
 """Every setting of a training run, and the presets: lists of what differs from the default."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from agents.architectures import GRID
 from agents.settings import AGENTS, AgentConfig, EbuConfig, LearnerConfig, QLambdaConfig
 from ebu.run.settings import Bounds, Device, NotNegative, OneOf, Positive, Threads, flat
 from ebu.schedules import ExplorationConfig, LoopConfig
 from envs import MOST_STEPS, is_atari
 from envs.protocols import PROTOCOLS
 
+AUTO = "auto"
+"""As a network: that for the observations of the game."""
 AGENT_HELP = (
     f"What learns, and from which targets: {', '.join(AGENTS)}. Each has flags of its own, which "
     "--agent NAME --help shows."
@@ -122,7 +126,7 @@ GYMNASIUM = replace(
     method=EbuConfig(batch_size=64, mix_segments=16, clip_rewards=False),
     learner=replace(
         DEFAULT.learner,
-        network="32-32-32/64",
+        network=AUTO,
         learning_rate=2e-3,
         huber_delta=100.0,
         target_sync_updates=50,
@@ -149,6 +153,18 @@ FEW_FRAMES = replace(
 """What pilots on two games of `atari100k-5` suggest, not frozen: docs/results/few_frames.md."""
 
 PRESETS = {"default": DEFAULT, "paper": PAPER, "few_frames": FEW_FRAMES}
+
+
+def with_network(config: TrainConfig, frame_shape: Sequence[int]) -> TrainConfig:
+    """A run with the network that `auto` is for its game, whose frames have this shape."""
+    if config.learner.network != AUTO:
+        return config
+    if is_atari(config.game):
+        network = DEFAULT.learner.network
+    else:
+        # Of all networks only this one takes small grids.
+        network = GRID if len(frame_shape) == 3 else "32-32-32/64"
+    return replace(config, learner=replace(config.learner, network=network))
 
 
 def preset_for(game: str, preset: str) -> TrainConfig:

@@ -117,7 +117,7 @@ def first_lines(config: TrainConfig, trainer: "Trainer", ranks: Ranks) -> Iterat
         for line in (*without_effect(config), *unlike_the_protocol(config)):
             yield f"warning: {line}"
     if not is_atari(config.game):
-        yield gymnasium_defaults(config)
+        yield gymnasium_defaults(config, trainer.env.frame_shape)
         yield f"observations are {trainer.env.observation}"
     started = f"resuming at frame {trainer.frames:,}" if trainer.frames else "starting"
     if not ranks.is_single:

@@ -1,7 +1,7 @@
 """Parse and check the flags of train.py, and write settings as flags, without loading torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,6 +9,7 @@ from agents.architectures import architecture
 from agents.settings import AGENTS, check_learner
 from ebu.commands.game_names import about_game
 from ebu.commands.presets import (
+    AUTO,
     DEFAULT,
     FEW_FRAMES,
     GYMNASIUM,
@@ -16,6 +17,7 @@ from ebu.commands.presets import (
     TrainConfig,
     for_agent,
     preset_for,
+    with_network,
 )
 from ebu.commands.trust import add_working_directory, check_trust, modules_in
 from ebu.errors import EbuError, UsageError
@@ -113,6 +115,16 @@ def parse_arguments(args: Sequence[str]) -> TrainConfig:
 def without_effect(config: TrainConfig) -> list[str]:
     """The flags of settings that differ from the preset's and change nothing in this run."""
     usual = for_agent(preset_for(config.game, config.preset), config.agent)
+    ours, theirs = flat(config), flat(usual)
+    return [
+        f"--{name.replace('_', '-')} {ours[name]} changes nothing {why}"
+        for name, why in _ineffective(config).items()
+        if ours[name] != theirs[name]
+    ]
+
+
+def _ineffective(config: TrainConfig) -> dict[str, str]:
+    """The settings that change nothing in this run, and why."""
     where = {}
     if not is_atari(config.game):
         where["train_noops"] = where["life_loss_ends_segment"] = "in a Gymnasium environment"
@@ -120,12 +132,7 @@ def without_effect(config: TrainConfig) -> list[str]:
         where["target_sync_updates"] = "with --target-average"
     if config.agent == "adaptive_ebu":
         where["average_updates"] = "with adaptive_ebu, whose best learner plays"
-    ours, theirs = flat(config), flat(usual)
-    return [
-        f"--{name.replace('_', '-')} {ours[name]} changes nothing {why}"
-        for name, why in where.items()
-        if ours[name] != theirs[name]
-    ]
+    return where
 
 
 def unlike_the_protocol(config: TrainConfig) -> list[str]:
@@ -138,14 +145,20 @@ def unlike_the_protocol(config: TrainConfig) -> list[str]:
     ]
 
 
-def gymnasium_defaults(config: TrainConfig) -> str:
+def gymnasium_defaults(config: TrainConfig, frame_shape: Sequence[int]) -> str:
     """One line on the settings that a run has because its game is a Gymnasium environment."""
     line = f"{config.game} is a Gymnasium environment: evaluated without random actions"
+    if first := config.exploration.random_start_actions:
+        line += f" after the first {first}"
     if config.preset != "default":
         return line
-    atari, own = flat(for_agent(DEFAULT, config.agent)), flat(for_agent(GYMNASIUM, config.agent))
+    usual = replace(for_agent(GYMNASIUM, config.agent), game=config.game)
+    ours, own = (flat(with_network(each, frame_shape)) for each in (config, usual))
+    atari = flat(for_agent(DEFAULT, config.agent))
     settings = {
-        name: value for name, value in flat(config).items() if value == own[name] != atari[name]
+        name: value
+        for name, value in ours.items()
+        if value == own[name] != atari[name] and name not in {"game", *_ineffective(config)}
     }
     return f"{line}; defaults of its own: {' '.join(flags_of(settings, atari))}"
 
@@ -267,7 +280,8 @@ def _check(config: TrainConfig) -> None:
     config.learner.check()
     check_learner(config.method, config.learner)
     students = config.distill or ()
-    for flag, names in (("--network", (config.learner.network,)), ("--distill", students)):
+    network = {config.learner.network} - {AUTO}
+    for flag, names in (("--network", network), ("--distill", students)):
         for name in names:
             try:
                 architecture(name)

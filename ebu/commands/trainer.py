@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from agents import build_agent, build_learner
-from agents.architectures import GRID
-from ebu.commands.presets import GYMNASIUM, TrainConfig
+from ebu.commands.presets import TrainConfig, with_network
 from ebu.commands.rank_parts import build_replay, check_gpus, check_ranks, of_rank, part_of_rank
 from ebu.commands.resuming import newest_checkpoint, resume
 from ebu.commands.run_logs import open_logs
@@ -71,9 +70,7 @@ def build_trainer(config: TrainConfig, ranks: Ranks = SINGLE) -> Trainer:
             seed = int(env_rng.integers(2**31))
             env = make_env(config, game, protocol, machine.threads, variant, seed=seed, ranks=ranks)
             on_failure.callback(env.close)
-            # Of all networks only this one takes small grids; a network that was chosen stays.
-            if len(env.frame_shape) == 3 and config.learner.network == GYMNASIUM.learner.network:
-                config = replace(config, learner=replace(config.learner, network=GRID))
+            config = with_network(config, env.frame_shape)
             replay = build_replay(own.replay_capacity, env, machine.device, ranks)
             learner = build_learner(
                 own.method,

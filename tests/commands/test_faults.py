@@ -338,5 +338,10 @@ def test_a_grid_is_trained_by_a_network_for_grids(tmp_path: Path, run: Command) 
     config = json.loads((run_dir / "config.json").read_text())
     assert config["settings"]["network"] == "grid"
     assert config["environment"]["frame_shape"] == [4, 10, 10]
+    typed = ("--network", "32-32-32/64")
+    words = words_for(tmp_path / "typed", "tests.envs.tiny:TinyGrid-v0", 160, *typed)
+    assert run(train, *words)[0] == 0
+    config = json.loads((tmp_path / "typed/config.json").read_text())
+    assert config["settings"]["network"] == "32-32-32/64"
     assert run(train, "--resume", run_dir, "--frames", 220, "--trust-env")[0] == 0
     assert run(evaluate, run_dir, "--episodes", 2, "--trust-env")[0] == 0

@@ -17,6 +17,7 @@ import pytest
 from ebu.commands import evaluation as evaluation_command
 from ebu.commands import study
 from ebu.commands.evaluate_arguments import EvaluateConfig
+from ebu.commands.presets import with_network
 from ebu.commands.reporting.runs import read_run, settings_digest
 from ebu.commands.reporting.scores import final_record
 from ebu.commands.studying.engine import LocalEngine
@@ -89,7 +90,18 @@ def test_environments_are_made_with_the_arguments_and_wrappers_of_their_runs() -
     wrapper = ("--env-wrappers", "gymnasium.wrappers:FlattenObservation")
     runs += planned(*wrapper, games=("Blackjack-v1",), agents=("ebu",))
     for run in runs:
-        assert parse_arguments(run.flags) == run.config
+        assert with_network(parse_arguments(run.flags), (4,)) == run.config
+
+
+def test_a_run_is_planned_with_the_network_that_its_observations_get() -> None:
+    grid, numbers = "tests.envs.tiny:TinyGrid-v0", "CartPole-v1"
+    for typed, games, expected in (
+        ((), (grid, numbers, "pong"), ["grid", "32-32-32/64", "nature"]),
+        (("--network", "auto"), ("pong",), ["nature"]),
+        (("--network", "32-32-32/64"), (grid,), ["32-32-32/64"]),
+    ):
+        runs = planned(*typed, games=games, agents=("ebu",))
+        assert [run.config.learner.network for run in runs] == expected
 
 
 def test_threads_are_shared_unless_asked_for_or_recorded(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from agents import AGENTS, load_agent
-from ebu.commands.presets import DEFAULT, FEW_FRAMES, PAPER, PRESETS
+from ebu.commands.presets import DEFAULT, FEW_FRAMES, PAPER, PRESETS, with_network
 from ebu.commands.train_arguments import flags_of, gymnasium_defaults, parse_arguments
 from ebu.commands.trainer import build_trainer
 from ebu.errors import EbuError, UsageError
@@ -112,8 +112,11 @@ def test_the_defaults_learn_to_balance_a_pole(agent: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("agent", AGENTS)
 def test_the_printed_defaults_of_a_gymnasium_environment_are_all_there_are(agent: str) -> None:
     own = parse_arguments(["--game", "CartPole-v1", "--agent", agent])
-    printed = gymnasium_defaults(own).partition("own: ")[2].split()
-    assert parse_arguments(["--agent", agent, *printed]) == replace(own, game=DEFAULT.game)
+    printed = gymnasium_defaults(own, (4,)).partition("own: ")[2].split()
+    # No-ops are for Atari, and the averages of adaptive_ebu's weights play no games.
+    printed += ["--train-noops=0", f"--average-updates={own.learner.average_updates}"]
+    run = replace(with_network(own, (4,)), game=DEFAULT.game)
+    assert parse_arguments(["--agent", agent, *printed]) == run
     assert not own.method.clip_rewards
     assert own.threads == 1
     assert own.train_noops == 0
@@ -131,7 +134,10 @@ def test_typed_settings_win_over_the_defaults_of_gymnasium_environments() -> Non
     for args in (["--game=CartPole-v1", *flags], [*flags, "--game", "CartPole-v1"]):
         config = parse_arguments(args)
         assert config == replace(DEFAULT, game="CartPole-v1", train_noops=0)
-        assert "--" not in gymnasium_defaults(config).replace("--train-noops=0", "")
+        assert "--" not in gymnasium_defaults(config, (4,))
+    assert "after the first 7" in gymnasium_defaults(
+        parse_arguments(["--game=CartPole-v1", "--random-start-actions=7"]), (4,)
+    )
 
 
 def test_the_preset_paper_is_the_same_for_every_game() -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from agents import AGENTS
 from agents.settings import check_frames
 from ebu.commands.game_names import about_game
-from ebu.commands.presets import TrainConfig
+from ebu.commands.presets import TrainConfig, with_network
 from ebu.commands.reporting.runs import Run, read_run
 from ebu.commands.reporting.scores import RunScore, final_record, score_of
 from ebu.commands.studying.committed import result_differences
@@ -192,7 +192,7 @@ def plan(config: StudyConfig, passed_on: Sequence[str]) -> list[PlannedRun]:
     _check_passed_on(passed_on, "after --")
     variants = variants_of(config.variants)
     configs: dict[bool, dict[tuple[str, str], TrainConfig]] = {True: {}, False: {}}
-    planned, checked = [], set[tuple[str, str, str]]()
+    planned, networks = [], dict[tuple[str, str, str], str]()
     cells = product(
         seeds_of(config), games_of(config.games), dict.fromkeys(config.agents), variants
     )
@@ -216,9 +216,9 @@ def plan(config: StudyConfig, passed_on: Sequence[str]) -> list[PlannedRun]:
                 raise UsageError(f"{of} cannot be trained so: {error}") from None
             _check_differs(agent, variant, of_kind)
         run = replace(of_kind[agent, variant], game=game, seed=seed, run_dir=run_dir)
-        if (game, agent, variant) not in checked:
-            _check_environment(run)
-            checked.add((game, agent, variant))
+        if (game, agent, variant) not in networks:
+            networks[game, agent, variant] = _network_of(run)
+        run = replace(run, learner=replace(run.learner, network=networks[game, agent, variant]))
         games = config.episodes or PROTOCOLS[run.protocol].eval_episodes
         result_dir = None if config.results is None else config.results / name
         planned.append(PlannedRun(run_dir, run, flags, games, result_dir))
@@ -309,11 +309,14 @@ def _check_name(name: str, key: str) -> None:
         raise UsageError(f"--games: {about_game(error)}; sets are {', '.join(GAME_SETS)}") from None
 
 
-def _check_environment(run: TrainConfig) -> None:
-    """Raise `UsageError` for an environment that cannot be made with its arguments and wrappers."""
+def _network_of(run: TrainConfig) -> str:
+    """The network of a run, which may be that for what its environment shows.
+
+    Raises `UsageError` for an environment that cannot be made with its arguments and wrappers.
+    """
     variant = Variant(run.env_args or (), run.env_wrappers or ())
     if is_atari(run.game) and variant == Variant():
-        return
+        return with_network(run, ()).learner.network
     protocol = PROTOCOLS[run.protocol]
     try:
         env = make_vector(run.game, 1, seed=0, protocol=protocol, training=True, variant=variant)
@@ -324,6 +327,7 @@ def _check_environment(run: TrainConfig) -> None:
         check_frames(run.method, env.frame_shape)
     except UsageError as error:
         raise UsageError(f"{run.agent} cannot be trained on {run.game} so: {error}") from None
+    return with_network(run, env.frame_shape).learner.network
 
 
 def check_settings(planned: Sequence[PlannedRun]) -> None:
