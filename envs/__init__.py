@@ -51,9 +51,9 @@ __all__ = [
 ]
 
 
-ENDLESS_STEPS = 27_000
-"""Steps after which an evaluation game is truncated that has no limit of its own: as many as fit
-into the 30 minutes of an Atari game."""
+ENDLESS_STEPS = 1_000
+"""Steps after which an evaluation game is truncated that has no limit of its own: ten such games of
+an agent that runs in a circle then take a tenth of the training between two evaluations."""
 
 
 MOST_STEPS = (2**31 - 1) // FRAME_SKIP

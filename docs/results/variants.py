@@ -188,17 +188,18 @@ def gain_table(runs: Sequence[Run]) -> str:
     }
     if not ingredients or not scores:
         return ""
-    ranked = [(rankdata(of_game) - 1) / (len(compared) - 1) for of_game in scores.values()]
+    ranked = [rankdata(of_game) for of_game in scores.values()]
     shares = [human_shares(game, of_game) for game, of_game in scores.items()]
     columns = []
-    for measured in (np.array(ranked), np.array(shares)):
+    for measured, highest in ((np.array(ranked), len(compared) - 1), (np.array(shares), 1)):
         base, everything, alone, without = np.split(measured, [1, 2, 2 + len(ingredients)], axis=1)
-        columns += [alone - base, everything - without]
+        columns += [(alone - base, highest), (everything - without, highest)]
     rows = [
         [
             f"`{name}`",
-            *(gain(games[:, row]) for games in columns),
-            "yes" if min(games[:, row].mean() for games in columns[:2]) > 0 else "no",
+            *(gain(games[:, row] / highest) for games, highest in columns),
+            # Sums of ranks, which are exact: gains that cancel are none.
+            "yes" if min(games[:, row].sum() for games, _ in columns[:2]) > 0 else "no",
         ]
         for row, name in enumerate(ingredients)
     ]

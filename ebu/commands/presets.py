@@ -53,7 +53,7 @@ class TrainConfig:
     """Whether a lost life ends a segment as a game's end does [default: as the protocol says]."""
     eval_max_steps: Annotated[int | None, Bounds(1, MOST_STEPS)] = None
     """Agent steps after which an evaluation game is cut [default: the protocol's 4,500 or 27,000;
-    of a Gymnasium environment its own limit, and 27,000 where it has none]."""
+    of a Gymnasium environment its own limit, and 1,000 where it has none]."""
     fresh_games: bool = False
     """Resume with new games instead of those that were played: after an environment has failed, or
     for one that is no function of its seed and actions."""

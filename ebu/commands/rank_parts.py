@@ -55,9 +55,10 @@ def part_of_rank(config: TrainConfig, ranks: Ranks) -> TrainConfig:
     replay_capacity = ranks.part_of(config.replay_capacity, "--replay-capacity")
     batch_size = ranks.part_of(config.method.batch_size, "--batch-size")
     method = replace(config.method, batch_size=batch_size)
-    # One segment in a minibatch becomes one for each rank.
-    if isinstance(method, SegmentConfig) and method.mix_segments > 1:
-        mix_segments = ranks.part_of(method.mix_segments, "--mix-segments")
+    if isinstance(method, SegmentConfig):
+        # Fewer segments than ranks become one for each rank.
+        mix_segments = max(method.mix_segments, ranks.world_size)
+        mix_segments = ranks.part_of(mix_segments, "--mix-segments")
         method = replace(method, mix_segments=mix_segments)
     return replace(config, num_envs=num_envs, replay_capacity=replay_capacity, method=method)
 

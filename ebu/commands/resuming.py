@@ -10,7 +10,7 @@ from ebu.commands.training_environments import DIFFERS
 from ebu.errors import EbuError, UsageError
 from ebu.run.checkpoint import Checkpoint, load_latest
 from ebu.run.directory import CHECKPOINTS
-from ebu.run.progress import say
+from ebu.run.progress import say, starting
 from ebu.run.reading import RefusedFileError
 from ebu.state_checks import MOST_COUNTED, REFUSED, check_range, check_state, require
 from ebu.training import Trainer
@@ -58,7 +58,8 @@ def resume(trainer: Trainer, checkpoint: Checkpoint, *, fresh_games: bool) -> No
     say(f"{trainer.run_dir}: {games} frame {checkpoint.state['frames']:,}")
     try:
         _check_games(checkpoint.state["env"], trainer)
-        trainer.load(checkpoint, fresh_games=fresh_games)
+        with starting(trainer.env.num_envs, "games again"):
+            trainer.load(checkpoint, fresh_games=fresh_games)
     except ReplayMismatchError as error:
         raise EbuError(str(error)) from error
     except EnvironmentFault as fault:

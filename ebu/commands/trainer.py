@@ -176,7 +176,7 @@ def _prepare_machine(config: TrainConfig, earlier: dict[str, Any] | None, ranks:
     check_gpus(machine.device, ranks)
     for line in machine.warnings:
         say(f"warning: {line}")
-    if not ranks.is_single and getattr(config.method, "mix_segments", 0) == 1:
+    if getattr(config.method, "mix_segments", ranks.world_size) < ranks.world_size:
         say(
             f"each of {ranks.world_size} processes trains on a segment of its own, as with "
             f"--mix-segments {ranks.world_size}"

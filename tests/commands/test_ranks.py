@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from agents import load_agent
+from agents.settings import EbuConfig
 from ebu.commands.presets import GYMNASIUM, TrainConfig
 from ebu.commands.rank_parts import check_ranks, part_of_rank
 from ebu.commands.train_arguments import parse_arguments
@@ -243,6 +244,10 @@ def test_each_rank_has_an_equal_part() -> None:
     assert (own.num_envs, own.replay_capacity) == (4, 50_000)
     assert (own.method.batch_size, own.method.mix_segments) == (32, 8)  # type: ignore[attr-defined]
     assert part_of_rank(GYMNASIUM, Ranks()) == GYMNASIUM
+    for mix, parts in ((1, 1), (4, 1), (8, 1), (16, 2)):
+        method = EbuConfig(mix_segments=mix)
+        own = part_of_rank(config_of(num_envs=8, method=method), Ranks(1, 8, 1, 8))
+        assert own.method.mix_segments == parts  # type: ignore[attr-defined]
 
 
 def test_what_several_processes_cannot_train_is_refused(tmp_path: Path) -> None:

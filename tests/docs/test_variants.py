@@ -115,6 +115,18 @@ def test_gains_by_hand(tmp_path: Path) -> None:
     ]
 
 
+def test_gains_that_cancel_keep_no_ingredient(tmp_path: Path) -> None:
+    # Scores are ranks; those of shift less those of base are 1, 2 and -3.
+    variants = ("base", "shift", "no_shift", "all", "noisy", "no_noisy")
+    ranks = {"pong": "012345", "boxing": "021345", "freeway": "301245"}
+    for game, of_game in ranks.items():
+        for variant, rank in zip(variants, of_game, strict=True):
+            write_run(tmp_path / f"{game}-ebu-{variant}-seed0", [float(rank)] * 2, [(1, 0, 0)])
+    (line,) = (line for line in gain_table(read_runs(tmp_path)).splitlines() if "`shift`" in line)
+    assert line.startswith("| `shift` | +0.00 [")
+    assert line.endswith("| no |")
+
+
 def test_no_gains_without_ingredients(tmp_path: Path) -> None:
     write_run(tmp_path / "pong-ebu-base-seed0", [1.0, 1.0], [(20_000, 0, 0)])
     assert not gain_table(read_runs(tmp_path))

@@ -12,7 +12,15 @@ from gymnasium import spaces
 
 import tests.envs.tiny  # noqa: F401 (registers its environments)
 import tests.faulty as faulty
-from envs import MOST_STEPS, AtariVector, EnvironmentFault, UnknownGameError, Variant, make_vector
+from envs import (
+    ENDLESS_STEPS,
+    MOST_STEPS,
+    AtariVector,
+    EnvironmentFault,
+    UnknownGameError,
+    Variant,
+    make_vector,
+)
 from envs.boundary import Environment, Recipe, parse_args
 from envs.determinism import find_difference
 from envs.gymnasium_vector import GymnasiumVector
@@ -280,7 +288,7 @@ def test_evaluation_games_without_an_end_are_cut() -> None:
         steps_of_a_game(made("tests.faulty:Endless-v0", training=True, eval_max_steps=30), 100)
         is None
     )
-    assert made("tests.faulty:Endless-v0").identity["endless_steps"] == 27_000
+    assert made("tests.faulty:Endless-v0").identity["endless_steps"] == ENDLESS_STEPS
     # A limit of its own is shorter or longer than that, and stays.
     assert steps_of_a_game(made("TinyEndless-v0"), 20) == 6
 
