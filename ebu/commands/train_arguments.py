@@ -35,6 +35,7 @@ from ebu.run.settings import flat, one_of
 from envs import UnknownGameError, check_game, is_atari
 from envs.boundary import parse_args
 from envs.games import list_games
+from envs.protocols import PROTOCOLS
 
 
 @dataclass(frozen=True)
@@ -137,12 +138,20 @@ def _ineffective(config: TrainConfig) -> dict[str, str]:
 
 def unlike_the_protocol(config: TrainConfig) -> list[str]:
     """What of a run's settings is not as the agents of its protocol are compared."""
-    if config.protocol != FEW_FRAMES.protocol or config.frames == FEW_FRAMES.frames:
+    if config.protocol != FEW_FRAMES.protocol:
         return []
-    return [
-        f"under {config.protocol} agents are compared after {FEW_FRAMES.frames:,} frames, not "
-        f"{config.frames:,}: --frames 400k"
-    ]
+    found, protocol = [], PROTOCOLS[config.protocol]
+    if config.frames != FEW_FRAMES.frames:
+        found.append(f"after {FEW_FRAMES.frames:,} frames, not {config.frames:,}: --frames 400k")
+    if config.train_noops != protocol.train_noop_max:
+        found.append(
+            f"with up to {protocol.train_noop_max} no-ops in training, not {config.train_noops}: "
+            f"--train-noops {protocol.train_noop_max}"
+        )
+    ends = protocol.life_loss_ends_segment
+    if config.life_loss_ends_segment not in {None, ends}:
+        found.append("with segments that end with a life: leave out --life-loss-ends-segment")
+    return [f"under {config.protocol} agents are compared {each}" for each in found]
 
 
 def gymnasium_defaults(config: TrainConfig, frame_shape: Sequence[int]) -> str:

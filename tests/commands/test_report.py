@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import trim_mean
 
 from ebu.commands import report
 from ebu.commands.reporting.aggregates import Profile, aggregates, game_rows, statistics_of
@@ -364,6 +365,10 @@ def test_published_rows_of_atari_100k_are_those_of_the_published_scores(
     # Some papers rounded other scores, and aggregates over runs are not of the games' means.
     assert row.mean == pytest.approx(shares.mean(), abs=0.006)
     assert row.above_human == (shares > 1).sum()
+    if row.agent.runs is None:
+        assert row.iqm == pytest.approx(trim_mean(shares, 0.25), abs=0.006)
+    if row.agent.runs is None or row.agent.runs == 5:
+        assert row.median == pytest.approx(np.median(shares), abs=0.006)
 
 
 def test_runs_of_atari_100k_stand_beside_agents_of_the_same_budget(

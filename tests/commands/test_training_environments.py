@@ -72,18 +72,24 @@ def test_other_flags_are_not_named(flags: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "warned"),
+    ("flags", "named"),
     [
-        ("--protocol atari100k", True),
-        ("--protocol atari100k --frames 400k", False),
-        ("--preset few_frames", False),
-        ("", False),
+        ("--protocol atari100k", ["--frames 400k"]),
+        ("--protocol atari100k --frames 400k", []),
+        ("--preset few_frames", []),
+        ("--preset few_frames --train-noops 3", ["--train-noops 30"]),
+        ("--preset few_frames --life-loss-ends-segment True", []),
+        ("--preset few_frames --life-loss-ends-segment False", ["--life-loss-ends-segment"]),
+        ("--preset paper --protocol atari100k", ["--frames 400k", "--train-noops 30"]),
+        ("", []),
     ],
 )
-def test_frames_that_are_not_the_protocols_are_named(flags: str, warned: bool) -> None:
+def test_what_is_not_as_the_protocols_agents_are_compared_is_named(
+    flags: str, named: list[str]
+) -> None:
     found = unlike_the_protocol(parse_arguments(flags.split()))
-    assert len(found) == warned
-    assert all("400,000" in line for line in found)
+    assert len(found) == len(named)
+    assert all(flag in line for flag, line in zip(named, found, strict=True))
 
 
 def test_a_run_that_recorded_no_ops_without_effect_is_resumed(tmp_path: Path) -> None:

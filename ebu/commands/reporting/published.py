@@ -112,6 +112,9 @@ PUBLISHED_26 = (
     _at_100k("SPR", "spr", "Agarwal et al. (2021)", 100, 0.616, 0.396, 0.337, 6),
     _at_100k("SR-SPR", "sr_spr", "D'Oro et al. (2023)", None, 1.271, 0.684, 0.700, 9),
     _at_100k("BBF", "bbf", "Schwarzer et al. (2023)", None, 2.247, 0.917, 1.139, 12),
+    _at_100k("DreamerV3", "dreamerv3", "Hafner et al. (2023)", 5, 1.282, 0.487, 0.541, 7),
+    _at_100k("STORM", "storm", "Zhang et al. (2023)", 5, 1.222, 0.425, 0.561, 9),
+    _at_100k("DIAMOND", "diamond", "Alonso et al. (2024)", 5, 1.459, 0.373, 0.641, 11),
 )
 AGENTS_100K = tuple(row.agent for row in PUBLISHED_26)
 

@@ -54,8 +54,9 @@ def report_text(
         if protocol in pictures:
             parts += [
                 f"## Learning curves, trained under protocol {protocol}",
-                "Mean raw return of the last 100 training games: the mean over seeds with its 95 % "
-                "interval (Student's t, cut at the panel's edge), thin lines for single seeds.",
+                "Mean raw return of the last 100 training games, or of all so far: the mean over "
+                "seeds with its 95 % interval (Student's t, cut at the panel's edge), thin lines "
+                "for single seeds.",
                 f"![learning curves]({pictures[protocol]})",
             ]
     parts += _left_out(comparison, damaged)
@@ -85,8 +86,8 @@ def _group(found: Statistics, reached: Sequence[Milestones], profile: str | None
     if reached:
         parts += [
             "### Frames to reach a share of the human's score",
-            "Until the mean return of the last 100 training games first was there: the median over "
-            "the seeds that reached it, and how many did.",
+            "Until the mean return of the last 100 training games, or of all so far, first was "
+            "there: the median over the seeds that reached it, and how many did.",
             _milestones(reached),
         ]
     if found.improvements:
@@ -224,6 +225,7 @@ def _published_26() -> list[str]:
             ("IQM", lambda row: _share(row.iqm) + ("" if row.agent.runs else OF_MEANS)),
             ("games above human", lambda row: row.above_human),
             ("runs of each game", lambda row: row.agent.runs or NONE),
+            ("protocol", lambda row: row.agent.protocol),
             ("source", lambda row: row.agent.source),
         ),
     ]
