@@ -45,6 +45,12 @@ def write_run(
     (directory / "metrics.jsonl").write_text("\n".join(lines))
 
 
+def write_scores(folder: Path, scores: dict[str, float]) -> None:
+    """A run of each name whose games all have the same score."""
+    for name, score in scores.items():
+        write_run(folder / name, [score, score], [(20_000, 0, 0)])
+
+
 def test_a_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path / "pong-ebu-a-seed0", [1.0, 3.0], [(1_000, 9, 9), (101_000, 1, 3)])
     write_run(tmp_path / "pong-ebu-a-seed1", [4.0, 4.0], [(20_000, 2, 5), (25_000, 4, 7)])
@@ -71,8 +77,7 @@ def test_ranks_by_hand(tmp_path: Path) -> None:
         "boxing-ebu-a-seed0": 9.0,
         "boxing-ebu-b-seed0": 1.0,
     }
-    for name, score in scores.items():
-        write_run(tmp_path / name, [score, score], [(20_000, 0, 0)])
+    write_scores(tmp_path, scores)
     assert rank_table(read_runs(tmp_path)).splitlines()[2:-1] == [
         "|  | mean | `boxing`, seed 1 | `pong`, seed 0 |",
         "| --- | --- | --- | --- |",
@@ -103,8 +108,7 @@ def test_gains_by_hand(tmp_path: Path) -> None:
         "freeway-ebu-base-seed0": 9.0,
         "freeway-ebu-shift-seed0": 0.0,
     }
-    for name, score in scores.items():
-        write_run(tmp_path / name, [score, score], [(20_000, 0, 0)])
+    write_scores(tmp_path, scores)
     assert gain_table(read_runs(tmp_path)).splitlines()[3:-1] == [
         "|  | added | left out | added, score | left out, score | kept |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -120,8 +124,9 @@ def test_gains_that_cancel_keep_no_ingredient(tmp_path: Path) -> None:
     variants = ("base", "shift", "no_shift", "all", "noisy", "no_noisy")
     ranks = {"pong": "012345", "boxing": "021345", "freeway": "301245"}
     for game, of_game in ranks.items():
-        for variant, rank in zip(variants, of_game, strict=True):
-            write_run(tmp_path / f"{game}-ebu-{variant}-seed0", [float(rank)] * 2, [(1, 0, 0)])
+        scores = map(float, of_game)
+        names = (f"{game}-ebu-{variant}-seed0" for variant in variants)
+        write_scores(tmp_path, dict(zip(names, scores, strict=True)))
     (line,) = (line for line in gain_table(read_runs(tmp_path)).splitlines() if "`shift`" in line)
     assert line.startswith("| `shift` | +0.00 [")
     assert line.endswith("| no |")

@@ -12,15 +12,7 @@ from gymnasium import spaces
 
 import tests.envs.tiny  # noqa: F401 (registers its environments)
 import tests.faulty as faulty
-from envs import (
-    ENDLESS_STEPS,
-    MOST_STEPS,
-    AtariVector,
-    EnvironmentFault,
-    UnknownGameError,
-    Variant,
-    make_vector,
-)
+from envs import MOST_STEPS, AtariVector, EnvironmentFault, UnknownGameError, Variant, make_vector
 from envs.boundary import Environment, Recipe, parse_args
 from envs.determinism import find_difference
 from envs.gymnasium_vector import GymnasiumVector
@@ -176,7 +168,8 @@ def test_without_a_list_of_its_render_modes_an_environment_has_no_pictures(metad
 @pytest.mark.parametrize(("name", "value"), [("nothing", "None"), ("some_words", "'wrapped'")])
 def test_a_wrapper_that_returns_no_environment_is_named(name: str, value: str) -> None:
     wrapper = f"{__name__}:{name}"
-    with pytest.raises(ValueError, match=f"--env-wrappers {wrapper} returned {value}, not an"):
+    words = f"--env-wrappers {wrapper} returned {value}, not an environment"
+    with pytest.raises(ValueError, match=words):
         made("CartPole-v1", env_wrappers=(wrapper,))
 
 
@@ -288,7 +281,7 @@ def test_evaluation_games_without_an_end_are_cut() -> None:
         steps_of_a_game(made("tests.faulty:Endless-v0", training=True, eval_max_steps=30), 100)
         is None
     )
-    assert made("tests.faulty:Endless-v0").identity["endless_steps"] == ENDLESS_STEPS
+    assert made("tests.faulty:Endless-v0").identity["endless_steps"] == 1_000
     # A limit of its own is shorter or longer than that, and stays.
     assert steps_of_a_game(made("TinyEndless-v0"), 20) == 6
 
