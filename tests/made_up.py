@@ -370,6 +370,13 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+def assert_are_best(actions: Sequence[int], values: Tensor) -> None:
+    """Each action has the highest of its row's values, up to rounding."""
+    taken = values[range(len(actions)), actions]
+    best, worst = values.amax(dim=1), values.amin(dim=1)
+    assert (best - taken <= 1e-3 * (best - worst)).all()
+
+
 MIXED = (Game(9), Game(6, truncated=True), Game(12, life_losses=(4, 7)), Game(1))
 """Games that end, are cut, lose lives, and end at once."""
 

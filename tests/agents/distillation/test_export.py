@@ -226,7 +226,9 @@ def test_bytes_enter_an_int8_file_as_they_are(content: bytes) -> None:
 
 
 def test_a_file_plays_with_the_draws_of_its_agent(agent: TrainedAgent, content: bytes) -> None:
-    policy, stacks = OnnxPolicy(content), STATES.stacks(EVERY[:50])
+    best, second = agent.outputs_of(STATES.stacks(EVERY)).topk(2).values.unbind(dim=1)
+    # Where two outputs are nearly equal, rounding decides.
+    policy, stacks = OnnxPolicy(content), STATES.stacks(EVERY[best - second > 1e-3][:50])
     forced = np.arange(50) < 5
     played = [
         each.choose(stacks, epsilon=0.3, rng=np.random.default_rng(4), forced_random=forced)
