@@ -29,6 +29,8 @@ NAMED = re.compile(r"(?P<game>\w+?)-(?P<variant>.+)-seed(?P<seed>\d+)")
 """The directory of a run: game, agent and variant, seed."""
 WINDOW = 100_000
 """Frames at the end of a run over which predicted and earned values are averaged."""
+LONGEST = 410_000
+"""Published agents played 400,000 frames: next to longer runs they are left out."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Run:
     game: str
     variant: str
     seed: int
+    frames: int
     returns: tuple[float, ...]
     cut: int
     predicted: float
@@ -78,6 +81,7 @@ def run_of(directory: Path, named: dict[str, Any]) -> Run:
         named["game"],
         named["variant"],
         int(named["seed"]),
+        evaluation["trained_frames"],
         tuple(evaluation["returns"]),
         evaluation["capped_games"],
         mean(line["q/predicted"] for line in last if "q/predicted" in line),
@@ -100,10 +104,11 @@ def tables(folder: Path) -> str:
     randoms = [None if one is None else one.random for one in known.values()]
     humans = [None if one is None else one.human("57table") for one in known.values()]
     scores.append(["random play", *map(number, randoms)])
-    scores += [
-        [f"{agent.name}, published", *(number(agent.score(game)) for game in games)]
-        for agent in AGENTS_100K
-    ]
+    if all(run.frames <= LONGEST for run in runs):
+        scores += [
+            [f"{agent.name}, published", *(number(agent.score(game)) for game in games)]
+            for agent in AGENTS_100K
+        ]
     scores.append(["human", *map(number, humans)])
     values = [[f"`{name}`", *(value(cells[name, game]) for game in games)] for name in variants]
     header = ["", *(f"`{game}`" for game in games)]

@@ -36,7 +36,11 @@ def write_run(
     directory: Path, returns: list[float], values: list[tuple[int, float, float]]
 ) -> None:
     directory.mkdir()
-    evaluation = {"returns": returns, "capped_games": int(returns[0])}
+    evaluation = {
+        "returns": returns,
+        "capped_games": int(returns[0]),
+        "trained_frames": values[-1][0],
+    }
     (directory / "evaluation.json").write_text(json.dumps(evaluation))
     lines = [
         json.dumps({"frames": frames, "q/predicted": predicted, "q/earned": earned})
@@ -63,6 +67,13 @@ def test_a_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     # Predicted 1 and the mean of 2 and 4; earned 3 and the mean of 5 and 7; 1 and 4 games cut.
     assert "| `ebu-a` | 2.0 / 4.5, 2.5 cut |" in lines
     assert "| random play | -21 |" in lines
+
+
+def test_published_agents_stand_only_next_to_runs_of_their_length(tmp_path: Path) -> None:
+    write_run(tmp_path / "pong-ebu-a-seed0", [1.0, 3.0], [(400_028, 0, 0)])
+    assert "| DER, published | -19 |" in tables(tmp_path)
+    write_run(tmp_path / "pong-ebu-a-seed1", [1.0, 3.0], [(1_000_004, 0, 0)])
+    assert "published" not in tables(tmp_path)
 
 
 def test_ranks_by_hand(tmp_path: Path) -> None:
