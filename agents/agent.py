@@ -117,6 +117,8 @@ class Agent:
 
     def acting_values(self, stacks: Tensor) -> Tensor:
         """Action values (N, A) float32 to act on in training, of a noisy network with new noise."""
+        if self.learner.config.average_acts:
+            return self.evaluation_values(stacks)
         self.learner.noise.renew(self._staging)
         return self._values(stacks)
 

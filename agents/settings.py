@@ -216,12 +216,18 @@ class LearnerConfig:
     """Updates between two resets: the head gets new random weights, convolutions move a fifth of
     the way to new ones, the optimizer's averages are cleared (D'Oro et al. 2023); 0 never
     resets."""
-    average_updates: NotNegative = 0
+    average_updates: NotNegative = 2_000
     """Updates over which the weights that play evaluations, and that load_agent loads, are averaged
     (Polyak, Juditsky 1992); 0 takes the newest. adaptive_ebu takes its best learner's newest."""
+    average_acts: bool = False
+    """The averaged weights choose actions in training, too."""
 
     def check(self) -> None:
-        """Raise `UsageError` for a weight decay that would change nothing, or leave nothing."""
+        """Raise `UsageError` for settings that change nothing, or leave nothing of the weights."""
+        if self.average_acts and not self.average_updates:
+            raise UsageError("--average-acts is for averaged weights: add --average-updates 2000")
+        if self.average_acts and self.noisy:
+            raise UsageError("--average-acts acts without noise: leave it out, or --noisy")
         if self.weight_decay and self.optimizer == "rmsprop":
             raise UsageError(f"--weight-decay {self.weight_decay} is for --optimizer adam")
         if self.weight_decay * self.learning_rate >= 1:
@@ -255,7 +261,7 @@ def check_learner(config: AgentConfig, learner: LearnerConfig) -> None:
     if learner.quantiles and not isinstance(config, TransitionConfig | EbuConfig):
         raise UsageError("--quantiles is for ebu, dqn, double_dqn, nstep and prioritized alone")
     if isinstance(config, AdaptiveEbuConfig):
-        for flag in ("quantiles", "reset_updates", "target_average", "noisy"):
+        for flag in ("quantiles", "reset_updates", "target_average", "noisy", "average_acts"):
             if getattr(learner, flag):
                 raise UsageError(
                     f"--{flag.replace('_', '-')} is not for adaptive_ebu: leave it out"

@@ -101,6 +101,7 @@ PAPER = replace(
         optimizer_epsilon=0.01,
         loss_reduction="sum",
         target_sync_updates=10_000,
+        average_updates=0,
     ),
     exploration=replace(
         DEFAULT.exploration, epsilon_end=0.1, epsilon_decay_steps=1_000_000, random_start_actions=4
@@ -130,7 +131,6 @@ GYMNASIUM = replace(
         learning_rate=2e-3,
         huber_delta=100.0,
         target_sync_updates=50,
-        average_updates=2_000,
     ),
     exploration=replace(DEFAULT.exploration, epsilon_decay_steps=5_000),
     loop=replace(
@@ -146,7 +146,6 @@ FEW_FRAMES = replace(
     frames=400_000,
     protocol="atari100k",
     method=QLambdaConfig(mix_segments=32, trace_lambda=0.9, shift_pixels=4),
-    learner=replace(DEFAULT.learner, average_updates=2_000),
     exploration=replace(DEFAULT.exploration, epsilon_decay_steps=10_000),
     loop=replace(DEFAULT.loop, learning_starts=1_600),
 )

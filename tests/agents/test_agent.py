@@ -8,7 +8,9 @@ import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
+from agents import LearnerConfig
 from agents.agent import epsilon_greedy
 from tests.made_up import TableLearner, agent_of, table_values
 
@@ -94,6 +96,28 @@ def test_an_agent_acts_on_its_online_values() -> None:
     )
     assert np.array_equal(actions, table_values(stacks).argmax(dim=1).numpy())
     assert (probabilities == 1).all()
+
+
+class TwoWeights(TableLearner):
+    """Its averaged weights have other values than its newest."""
+
+    def playing_values(self, states: Tensor) -> Tensor:
+        return table_values(states, salt=1)
+
+
+@pytest.mark.parametrize(("average_acts", "salt"), [(False, 0), (True, 1)])
+def test_the_averaged_weights_act_in_training_if_they_are_asked_to(
+    average_acts: bool, salt: int
+) -> None:
+    learner, stacks = TwoWeights(), torch.randint(1, 50, (40, 3, 3)).float()
+    learner.config = LearnerConfig(average_acts=average_acts)
+    agent = agent_of("dqn", learner)
+    actions, _ = agent.act(stacks, epsilon=0.0, rng=np.random.default_rng(0))
+    expected = table_values(stacks, salt)
+    assert np.array_equal(actions, expected.argmax(dim=1).numpy())
+    # What `q/predicted` is taken from.
+    assert torch.equal(agent.last_values, expected)
+    assert not torch.equal(table_values(stacks, 0).argmax(1), table_values(stacks, 1).argmax(1))
 
 
 def test_acting_draws_from_the_generator_it_is_given_and_from_no_other() -> None:

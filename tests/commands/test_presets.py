@@ -117,6 +117,7 @@ ORIGINAL: dict[str, Any] = {
     "eval_every_frames": 250_000,
     "eval_episodes": 30,
     # Not in the original.
+    "average_acts": False,
     "average_updates": 0,
     "beta_start": None,
     "gamma_start": None,

@@ -229,7 +229,7 @@ def test_a_result_from_before_agents_could_be_combined_is_of_the_same_method(
     planned = flat(parse_arguments(["--agent", agent]))
     later = {"prioritized", "double", "n_step", "priority_exponent"}
     later |= {"importance_exponent", "importance_updates", "shift_pixels", "intensity"}
-    later |= {"quantiles", "target_average", "reset_updates", "weight_decay"}
+    later |= {"quantiles", "target_average", "reset_updates", "weight_decay", "average_acts"}
     later |= {"gamma_start", "n_step_start", "beta_start", "anneal_updates", "noisy", "cuda_graphs"}
     old = {name: value for name, value in planned.items() if name not in later - recorded}
     assert result_differences(old, planned) == []

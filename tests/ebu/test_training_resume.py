@@ -107,7 +107,7 @@ COMPARED = [
     "retrace+prioritized",
     "ebu+quantiles=5+double+reset_updates=70+weight_decay=0.1",
     "nstep+quantiles=5+double+prioritized+target_average=0.05",
-    "ebu+target_average=0.05+average_updates=50",
+    "ebu+target_average=0.05+average_updates=50+average_acts",
     "ebu+noisy+double+average_updates=50+reset_updates=70",
 ]
 QUICK = [
