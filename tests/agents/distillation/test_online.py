@@ -164,14 +164,14 @@ def test_the_best_evaluation_so_far_is_followed(tmp_path: Path) -> None:
     run = run_in(tmp_path, eval_every_frames=400, evaluate=means(5.0, 1.0, 5.0, 9.0))
     followed: list[dict[str, Tensor]] = []
     for until in (400, 800, 1200, 1600):
-        run.run(until + STEP_FRAMES * 20)
+        run.run(until + STEP_FRAMES * 40)
         followed.append(teacher(run))
     assert same(followed[0], followed[1])
     assert same(followed[0], followed[2])
     assert not same(followed[0], followed[3])
     best = load_latest(tmp_path / "best", state_only=True)
     assert best is not None
-    assert same(dict(best.state["agent"]["learner"]["online"]), followed[3])
+    assert same(dict(policy_weights(best.state["agent"])), followed[3])
     assert not same(playing(run), followed[3])
 
 
@@ -209,7 +209,7 @@ def test_updates_are_adams_on_the_divergence_from_the_teacher(tmp_path: Path) ->
     for update in range(3):
         places = run.replay.transitions.draw(rng, online.BATCH_SIZE)
         states = run.replay.read(*places).states
-        labels = agent.learner.values(states)
+        labels = agent.learner.playing_values(states)
         gap = float(median_gap(labels))
         temperature = gap if update == 0 else 0.99 * temperature + 0.01 * gap
         adam.zero_grad()
@@ -225,9 +225,8 @@ def test_a_teacher_to_which_all_actions_are_alike_teaches_nothing(tmp_path: Path
     run = run_in(tmp_path, distill=False)
     run.run(STEP_FRAMES * 60)
     agent: Any = run.agent
-    with torch.no_grad():
-        for weight in agent.learner.online.parameters():
-            weight.zero_()
+    for weight in policy_weights(agent.state_dict()).values():
+        weight.zero_()
     students = Students(NAMES, agent, CONFIG, tmp_path, seed=3)
     before = [weight.clone() for weight in _weights(students)]
     students.learn(run.replay, 40)
