@@ -109,9 +109,11 @@ def load_agent(
     device: str | torch.device = "cpu",
     precision: Precision = "float32",
 ) -> TrainedAgent:
-    """Load a student, or the agent a run has trained: its newest weights, or the best evaluated.
+    """Load a student, or the agent a run has trained: its last weights, or the best evaluated.
 
-    Without `weights` the newest, and of a folder that release.py wrote those that it holds. It
+    Both are averaged where the run averages weights (`average_updates`).
+
+    Without `weights` the last, and of a folder that release.py wrote those that it holds. It
     computes in float32 unless told otherwise, whatever the run was trained in.
 
         agent = load_agent("runs/pong")
