@@ -116,7 +116,10 @@ class Agent:
         return epsilon_greedy(self.last_values, **exploration)
 
     def acting_values(self, stacks: Tensor) -> Tensor:
-        """Action values (N, A) float32 to act on in training, of a noisy network with new noise."""
+        """Action values (N, A) float32 to act on in training.
+
+        Of the averaged weights if they act, otherwise of the newest; a noisy network has new noise.
+        """
         if self.learner.config.average_acts:
             return self.evaluation_values(stacks)
         self.learner.noise.renew(self._staging)

@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 
 from docs.results.marked import replace_marked
 from ebu.commands.report import write_report
-from ebu.commands.reporting.published import AGENTS_100K, normalised, references
+from ebu.commands.reporting.published import AGENTS_100K, FRAMES_100K, normalised, references
 from ebu.run.markdown import NONE, table
 from ebu.statistics import mean_interval
 
@@ -29,8 +29,8 @@ NAMED = re.compile(r"(?P<game>\w+?)-(?P<variant>.+)-seed(?P<seed>\d+)")
 """The directory of a run: game, agent and variant, seed."""
 WINDOW = 100_000
 """Frames at the end of a run over which predicted and earned values are averaged."""
-LONGEST = 410_000
-"""Published agents played 400,000 frames: next to longer runs they are left out."""
+LONGEST = FRAMES_100K + 10_000
+"""Published agents are left out next to longer runs; a run ends with a step of all its games."""
 
 
 @dataclass(frozen=True)

@@ -113,8 +113,8 @@ def test_the_defaults_learn_to_balance_a_pole(agent: str, tmp_path: Path) -> Non
 def test_the_printed_defaults_of_a_gymnasium_environment_are_all_there_are(agent: str) -> None:
     own = parse_arguments(["--game", "CartPole-v1", "--agent", agent])
     printed = gymnasium_defaults(own, (4,)).partition("own: ")[2].split()
-    # No-ops are for Atari, and the averages of adaptive_ebu's weights play no games.
-    printed += ["--train-noops=0", f"--average-updates={own.learner.average_updates}"]
+    # No-ops are for Atari.
+    printed += ["--train-noops=0"]
     run = replace(with_network(own, (4,)), game=DEFAULT.game)
     assert parse_arguments(["--agent", agent, *printed]) == run
     assert not own.method.clip_rewards

@@ -53,7 +53,6 @@ _FIXED: dict[str, Any] = {
     "target_average": 0.0,
     "reset_updates": 0,
     "weight_decay": 0.0,
-    "average_acts": False,
 }
 _OFF: tuple[Any, ...] = (None, "", [], ())
 _FIXED_BY_AGENT: dict[str, dict[str, Any]] = {

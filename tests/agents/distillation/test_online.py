@@ -171,7 +171,7 @@ def test_the_best_evaluation_so_far_is_followed(tmp_path: Path) -> None:
     assert not same(followed[0], followed[3])
     best = load_latest(tmp_path / "best", state_only=True)
     assert best is not None
-    assert same(dict(policy_weights(best.state["agent"])), followed[3])
+    assert same(dict(best.state["agent"]["learner"]["average"]), followed[3])
     assert not same(playing(run), followed[3])
 
 
